@@ -1,0 +1,43 @@
+# Two commands: `make run` searches the embedded default and exports the winner,
+# `make test` runs the whole suite. Both set everything up in .venv first.
+PYTHON ?= python3
+NAME ?= dformer
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: run test lint format bench clean
+
+run: $(VENV)/installed
+	$(BIN)/tune run search_spaces/dformer.yaml --name $(NAME) --export bundle
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; choose one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Our console script `tune` must be the last one written: Ray's wheel has one of its own.
+$(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

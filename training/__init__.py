@@ -1,0 +1,1 @@
+"""Lightning segmentation library: networks, losses, metrics, data and training."""

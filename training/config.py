@@ -1,0 +1,340 @@
+"""The one configuration of a training run: flat, typed, and validated whenever it changes.
+
+This module imports neither torch nor ray, so that a search space can be checked in
+milliseconds on a machine that has no GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+ModelName = Literal["dformer3d", "unet3d", "swin_unetr", "segresnet"]
+OptimizerName = Literal["adam", "adamw", "sgd"]
+SchedulerName = Literal["none", "step", "plateau", "cosine", "poly"]
+LossName = Literal["cross_entropy", "dice_ce"]
+ClassWeightPreset = Literal["uniform", "inverse_frequency"]
+AugmentationName = Literal["none", "flip", "default"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+Mode = Literal["min", "max"]
+
+
+def _reject_bool(value: Any) -> Any:
+    """Refuse a boolean where a number is meant: YAML's `yes` would otherwise be 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed here, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_reject_bool)]
+Float = Annotated[float, BeforeValidator(_reject_bool)]
+PositiveWeight = Annotated[Float, Field(ge=0)]
+Size3d = tuple[
+    Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)]
+]
+Spacing3d = tuple[
+    Annotated[Float, Field(gt=0)], Annotated[Float, Field(gt=0)], Annotated[Float, Field(gt=0)]
+]
+
+NOT_SEARCHABLE: dict[str, Any] = {"searchable": False}
+
+
+class ModelTrainingConfig(BaseModel):
+    """Every hyperparameter and setting of one training run, one field each.
+
+    The config is validated on construction and on every assignment; unknown fields are
+    refused. Spatial triples are in array order: depth, height, width, which is the order
+    (superior, anterior, right) of a volume in the preprocessed cache.
+
+    Raises:
+        pydantic.ValidationError: (a `ValueError`) names each field that is wrong and why.
+
+    Example:
+        >>> config = ModelTrainingConfig(model_name="dformer3d", learning_rate=1e-4)
+        >>> config.target_label = 2
+        >>> config.gpus = -1
+        Traceback (most recent call last):
+        ...
+        pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelTrainingConfig
+        ...
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    # Network
+    model_name: ModelName = "dformer3d"
+    """Network to train, a key of `training.models.MODELS`."""
+
+    model_params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the network, e.g. `model_params.embed_dim`."""
+
+    num_classes: Annotated[Int, Field(ge=2)] = 3
+    """Output channels of the network, background included."""
+
+    input_channels: Annotated[Int, Field(ge=1)] = 1
+    """Image channels of a case (MR sequences, or 1 for CT)."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    # Data
+    data_dir: Path = Field(default=Path("data_preprocessed"), json_schema_extra=NOT_SEARCHABLE)
+    """Folder of the data; `phantom` in a search space is the embedded liver phantom."""
+
+    target_spacing: Spacing3d | None = Field(default=None, json_schema_extra=NOT_SEARCHABLE)
+    """Voxel spacing in mm that cases are resampled to; null takes the data's own median."""
+
+    intensity_window: tuple[Float, Float] | None = Field(
+        default=None, json_schema_extra=NOT_SEARCHABLE
+    )
+    """CT window in Hounsfield units; null takes foreground percentiles 0.5 and 99.5."""
+
+    val_fraction: Annotated[Float, Field(gt=0, lt=1)] = Field(
+        default=0.2, json_schema_extra=NOT_SEARCHABLE
+    )
+    """Share of the cases that trials are judged on."""
+
+    test_fraction: Annotated[Float, Field(ge=0, lt=1)] = Field(
+        default=0.2, json_schema_extra=NOT_SEARCHABLE
+    )
+    """Share of the cases that no trial ever sees."""
+
+    split_seed: Annotated[Int, Field(ge=0)] = Field(default=0, json_schema_extra=NOT_SEARCHABLE)
+    """Seed of the split into training, validation and test cases."""
+
+    patch_size: Size3d = (32, 64, 64)
+    """Voxels of a training patch and of a sliding window (depth, height, width)."""
+
+    train_batch_size: Annotated[Int, Field(ge=1)] = 2
+    """Patches a training step sees."""
+
+    val_batch_size: Annotated[Int, Field(ge=1)] = 1
+    """Windows predicted at once when a whole case is segmented; it changes speed alone."""
+
+    num_workers: Annotated[Int, Field(ge=0)] = Field(default=0, json_schema_extra=NOT_SEARCHABLE)
+    """Loader processes of the training data; 0 loads in the training process."""
+
+    steps_per_epoch: Annotated[Int, Field(ge=1)] | None = None
+    """Training steps in an epoch; null is one patch a training case."""
+
+    foreground_fraction: Annotated[Float, Field(ge=0, le=1)] = 1 / 3
+    """Share of the patches that are centred on a foreground voxel."""
+
+    augmentation: AugmentationName = "default"
+    """Augmentation of training patches: none, flips, or flips and intensity changes."""
+
+    # Task
+    target_label: Annotated[Int, Field(ge=1)] | None = None
+    """Train background against this one label; null trains all classes."""
+
+    loss: LossName = "cross_entropy"
+    """Training loss, a key of `training.losses.LOSSES`."""
+
+    class_weights: ClassWeightPreset | list[PositiveWeight] = "uniform"
+    """Weight of each class in the loss: a list, or a preset computed from the labels.
+
+    With `target_label` the list still has one entry a class; background's and the
+    target's are used.
+    """
+
+    # Optimisation
+    optimizer: OptimizerName = "adamw"
+    """Optimizer, a key of `training.optimizers.OPTIMIZERS`."""
+
+    learning_rate: Annotated[Float, Field(gt=0)] = 1e-4
+    """Learning rate at the end of the warm-up."""
+
+    weight_decay: Annotated[Float, Field(ge=0)] = 1e-5
+    """Weight decay: decoupled for adamw, L2 for adam and sgd."""
+
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
+
+    nesterov: bool = False
+    """Nesterov's form of momentum, for sgd."""
+
+    scheduler: SchedulerName = "none"
+    """Learning-rate scheduler, a key of `training.optimizers.SCHEDULERS`."""
+
+    warmup_epochs: Annotated[Int, Field(ge=0)] = 0
+    """Epochs of linear warm-up before the cosine scheduler's decay."""
+
+    step_size: Annotated[Int, Field(ge=1)] = 30
+    """Epochs between two decays of the step scheduler."""
+
+    lr_decay: Annotated[Float, Field(gt=0, lt=1)] = 0.1
+    """Factor of a decay of the step and plateau schedulers."""
+
+    plateau_patience: Annotated[Int, Field(ge=0)] = 5
+    """Epochs without improvement before the plateau scheduler decays."""
+
+    poly_power: Annotated[Float, Field(gt=0)] = 0.9
+    """Exponent of the poly scheduler: lr = lr0 * (1 - epoch / max_epochs) ** power."""
+
+    gradient_clip: Annotated[Float, Field(gt=0)] | None = None
+    """Largest norm of the gradient; null does not clip."""
+
+    max_epochs: Annotated[Int, Field(ge=1)] = 100
+    """Epochs of a full training run."""
+
+    # Run
+    monitor: str = Field(default="val_dice", json_schema_extra=NOT_SEARCHABLE)
+    """Logged metric that picks the best checkpoint and drives plateau and early stopping."""
+
+    monitor_mode: Mode = Field(default="max", json_schema_extra=NOT_SEARCHABLE)
+    """Whether a greater or a smaller monitored metric is better."""
+
+    early_stopping_patience: Annotated[Int, Field(ge=1)] | None = Field(
+        default=50, json_schema_extra=NOT_SEARCHABLE
+    )
+    """Epochs without improvement after which training stops; null never stops early."""
+
+    boundary_tolerance: Annotated[Float, Field(ge=0)] = Field(
+        default=1.0, json_schema_extra=NOT_SEARCHABLE
+    )
+    """Distance in voxels within which two boundary voxels count as matching."""
+
+    window_overlap: Annotated[Float, Field(ge=0, lt=1)] = Field(
+        default=0.5, json_schema_extra=NOT_SEARCHABLE
+    )
+    """Overlap of neighbouring sliding windows, as a share of the window."""
+
+    precision: Precision = Field(default="32-true", json_schema_extra=NOT_SEARCHABLE)
+    """Arithmetic of the training: full, or mixed with fp16 or bf16."""
+
+    gpus: Annotated[Int, Field(ge=0)] = Field(default=1, json_schema_extra=NOT_SEARCHABLE)
+    """GPUs to train on; where there is none, as many processes on the CPU. 0 forces the CPU."""
+
+    seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
+    """Seed of weights, patches and augmentation."""
+
+    deterministic: bool = Field(default=False, json_schema_extra=NOT_SEARCHABLE)
+    """Refuse GPU operations that may differ from run to run; slower."""
+
+    log_dir: Path = Field(default=Path("logs"), json_schema_extra=NOT_SEARCHABLE)
+    """Folder of the TensorBoard events."""
+
+    checkpoint_dir: Path = Field(default=Path("checkpoints"), json_schema_extra=NOT_SEARCHABLE)
+    """Folder of the best and the last checkpoint."""
+
+    debug: bool = Field(default=False, json_schema_extra=NOT_SEARCHABLE)
+    """Log shapes, outputs and progress of every step."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign and validate; a refused value leaves the config as it was."""
+        if name not in type(self).model_fields:
+            super().__setattr__(name, value)
+            return
+        before = dict(self.__dict__)
+        before_set = set(self.model_fields_set)
+        try:
+            super().__setattr__(name, value)
+        except ValueError:
+            self.__dict__.update(before)
+            object.__setattr__(self, "__pydantic_fields_set__", before_set)
+            raise
+
+    @model_validator(mode="after")
+    def _check_fields_together(self) -> Self:
+        for check in (self._check_classes, self._check_schedule, self._check_data):
+            check()
+        return self
+
+    def _check_classes(self) -> None:
+        if self.target_label is not None and self.target_label >= self.num_classes:
+            raise ValueError(
+                f"target_label={self.target_label} must be below num_classes={self.num_classes}: "
+                f"labels are 0 (background) to {self.num_classes - 1}"
+            )
+        if isinstance(self.class_weights, list):
+            if len(self.class_weights) != self.num_classes:
+                raise ValueError(
+                    f"class_weights has {len(self.class_weights)} entries "
+                    f"({self.class_weights}) but num_classes={self.num_classes}: "
+                    "give one weight a class, background first"
+                )
+            if not math.fsum(self.class_weights) > 0:
+                raise ValueError("class_weights are all 0: at least one class must count")
+
+    def _check_schedule(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs momentum > 0, but got momentum=0")
+        if self.scheduler == "cosine" and self.warmup_epochs >= self.max_epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} must be below max_epochs={self.max_epochs}"
+            )
+
+    def _check_data(self) -> None:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction={self.val_fraction} and test_fraction={self.test_fraction} "
+                "leave no case for training: together they must be below 1"
+            )
+        if self.intensity_window is not None:
+            low, high = self.intensity_window
+            if low >= high:
+                raise ValueError(f"intensity_window needs low < high, but got [{low}, {high}]")
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Self:
+        """Build a config from flat values in which nested parts have dotted keys.
+
+        `model_params.embed_dim` sets one network argument. `class_weights.2` sets the
+        weight of class 2; the other classes keep their weight from `class_weights`, or 1.
+
+        Raises:
+            pydantic.ValidationError: for unknown fields and wrong values.
+            ValueError: for a dotted key that does not fit its field.
+        """
+        plain = {key: value for key, value in values.items() if "." not in key}
+        if isinstance(plain.get("model_params"), Mapping):
+            plain["model_params"] = dict(plain["model_params"])
+        for key in sorted(key for key in values if "." in key):
+            field, _, entry = key.partition(".")
+            if field == "model_params":
+                plain.setdefault("model_params", {})[entry] = values[key]
+            elif field == "class_weights":
+                default = cls.model_fields["num_classes"].default
+                num_classes = int(plain.get("num_classes", default))
+                plain["class_weights"] = _with_weight(
+                    plain.get("class_weights", "uniform"), num_classes, entry, values[key]
+                )
+            else:
+                raise ValueError(
+                    f"{key!r} is no field: only model_params and class_weights take dotted keys"
+                )
+        return cls(**plain)
+
+    def flat(self) -> dict[str, Any]:
+        """The config as plain values (JSON and YAML types), one entry a field."""
+        return self.model_dump(mode="json")
+
+
+def _with_weight(base: Any, num_classes: int, entry: str, weight: Any) -> list[Any]:
+    """The class weights `base` with the weight of class `entry` replaced."""
+    if base == "uniform":
+        weights: list[Any] = [1.0] * num_classes
+    elif isinstance(base, list | tuple):
+        weights = list(base)
+    else:
+        raise ValueError(
+            f"class_weights.{entry}={weight} cannot change one entry of the preset "
+            f"class_weights={base!r}: use a list or 'uniform', or a `when` condition"
+        )
+    if not entry.isdecimal() or int(entry) >= len(weights):
+        raise ValueError(
+            f"class_weights.{entry} names no class: classes are 0 to {len(weights) - 1}"
+        )
+    weights[int(entry)] = weight
+    return weights

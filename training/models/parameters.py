@@ -1,0 +1,52 @@
+"""Checks of `model_params`, the keyword arguments that a user gives to a network."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+from training.config import ModelName
+
+CHECKPOINTING: tuple[ModelName, ...] = ("dformer3d", "swin_unetr")
+"""Networks that can recompute activations in the backward pass."""
+
+
+def check_model_params(
+    network: ModelName,
+    constructor: Callable[..., nn.Module],
+    model_params: Mapping[str, Any],
+    fixed: Collection[str],
+) -> None:
+    """Refuse arguments that the constructor does not take or that other fields decide.
+
+    Args:
+        network: name of the network, for the message.
+        constructor: class of the network.
+        model_params: arguments as given.
+        fixed: arguments of the constructor that its builder sets.
+
+    Raises:
+        ValueError: names each unknown argument and the nearest valid ones.
+    """
+    valid = [name for name in inspect.signature(constructor).parameters if name not in fixed]
+    for name in model_params:
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ValueError(
+                f"model_params.{name} is no parameter of {network}: {hint}"
+                f"It takes {', '.join(sorted(valid))}"
+            )
+
+
+def refuse_checkpointing(network: ModelName, gradient_checkpointing: bool) -> None:
+    """Raise a ValueError where checkpointing is asked of a network that has none."""
+    if gradient_checkpointing:
+        raise ValueError(
+            f"gradient_checkpointing=true is not possible with {network}: "
+            f"turn it off or use {' or '.join(CHECKPOINTING)}"
+        )
