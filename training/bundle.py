@@ -1,0 +1,264 @@
+"""The exported model: a folder that predicts NIfTI files without Ray or the training data.
+
+A bundle holds `weights.pt` (a state dict that loads with `weights_only=True`),
+`config.yaml` (the training config), `preprocessing.json`, and `bundle.json` (labels,
+channels, metrics, provenance).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from training.config import ModelTrainingConfig
+from training.data import Preprocessing
+from training.lightning_module import SegmentationLightningModule
+from training.models import build_model
+
+WEIGHTS = "weights.pt"
+CONFIG = "config.yaml"
+PREPROCESSING = "preprocessing.json"
+MANIFEST = "bundle.json"
+FORMAT_VERSION = 1
+
+
+class BundleError(ValueError):
+    """A folder is no bundle, or a bundle does not predict what its trial predicted."""
+
+
+class Manifest(BaseModel):
+    """What a bundle says of itself.
+
+    Attributes:
+        format_version: Version of this layout.
+        labels: Name of each label value, background first.
+        channels: Name of each image channel.
+        metrics: Metrics of the exported checkpoint, on the validation and test cases.
+        provenance: Data fingerprint, versions, seed, commit and study of the training.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    labels: list[str]
+    channels: list[str]
+    metrics: dict[str, float | None]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model that is ready to predict.
+
+    Attributes:
+        folder: Where it was read from.
+        config: The config it was trained with.
+        preprocessing: How an image becomes the network's input, and back.
+        manifest: Labels, channels, metrics and provenance.
+        module: The network, on its device, in evaluation mode.
+    """
+
+    folder: Path
+    config: ModelTrainingConfig
+    preprocessing: Preprocessing
+    manifest: Manifest
+    module: SegmentationLightningModule
+
+    @classmethod
+    def load(cls, folder: Path, device: str | None = None) -> Bundle:
+        """Read a bundle from `folder`.
+
+        Args:
+            folder: What `write_bundle` wrote.
+            device: Torch device; a GPU if there is one, by default.
+
+        Raises:
+            BundleError: if the folder is no complete bundle.
+        """
+        missing = [
+            name
+            for name in (WEIGHTS, CONFIG, PREPROCESSING, MANIFEST)
+            if not (folder / name).is_file()
+        ]
+        if missing:
+            raise BundleError(
+                f"{folder} is no exported model: it lacks {', '.join(missing)}; "
+                "make one with `tune export NAME -o DIR`"
+            )
+        try:
+            config = ModelTrainingConfig(**yaml.safe_load((folder / CONFIG).read_text()))
+            preprocessing = Preprocessing.model_validate_json((folder / PREPROCESSING).read_text())
+            manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
+            state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+            module = _module(config)
+            module.model.load_state_dict(state)
+        except (ValidationError, yaml.YAMLError, RuntimeError, EOFError, TypeError) as error:
+            raise BundleError(
+                f"the exported model {folder} is damaged: {str(error).splitlines()[0]}; "
+                "export it again"
+            ) from error
+        if manifest.format_version != FORMAT_VERSION:
+            raise BundleError(
+                f"{folder} has format {manifest.format_version}, this version reads "
+                f"{FORMAT_VERSION}: export it again"
+            )
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(folder, config, preprocessing, manifest, module.to(chosen).eval())
+
+    def probabilities(self, image: Float[Tensor, "c d h w"]) -> Float[Tensor, "k d h w"]:
+        """Class probabilities of one preprocessed case; two classes with a target label."""
+        return case_probabilities(self.module, image)
+
+    def label_map(self, images: Sequence[Path]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Label map of one case, in the voxel grid of its image file.
+
+        Args:
+            images: The case's files: one, or one a channel.
+
+        Raises:
+            ValueError: if the files are no readable volume with the right channels.
+        """
+        case = self.preprocessing.apply(images)
+        if case.image.shape[0] != self.config.input_channels:
+            raise BundleError(
+                f"{images[0]} has {case.image.shape[0]} channels, but the model was trained on "
+                f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
+            )
+        probabilities = self.probabilities(torch.from_numpy(case.image)).cpu().numpy()
+        label = self.preprocessing.invert(probabilities, case.info)
+        return (label * (self.config.target_label or 1)).astype(np.uint8)
+
+    def predict(self, images: Sequence[Path], output: Path) -> Path:
+        """Segment one case and write the label map as NIfTI, in the image's own geometry.
+
+        Args:
+            images: The case's files: one, or one a channel.
+            output: NIfTI file to write; its folder is made.
+
+        Returns:
+            `output`.
+        """
+        label = self.label_map(images)
+        source = nib.load(images[0])
+        header = source.header.copy()
+        header.set_data_dtype(np.uint8)
+        header.set_slope_inter(1, 0)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(label, source.affine, header), output)
+        return output
+
+
+def case_probabilities(
+    module: SegmentationLightningModule, image: Float[Tensor, "c d h w"]
+) -> Float[Tensor, "k d h w"]:
+    """Class probabilities of one preprocessed case."""
+    with torch.inference_mode():
+        logits = module.predict_logits(image[None].to(module.device))
+    return torch.softmax(logits.float(), dim=1)[0]
+
+
+def load_checkpoint(checkpoint: Path, config: ModelTrainingConfig) -> SegmentationLightningModule:
+    """The module of a training checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        BundleError: if the checkpoint is missing, damaged, or of another network.
+    """
+    module = _module(config)
+    prefix = "model."
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        module.model.load_state_dict(
+            {
+                name.removeprefix(prefix): tensor
+                for name, tensor in state.items()
+                if name.startswith(prefix)
+            }
+        )
+    except (OSError, RuntimeError, EOFError, KeyError) as error:
+        raise BundleError(
+            f"the checkpoint {checkpoint} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    return module.eval()
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    module: SegmentationLightningModule,
+    config: ModelTrainingConfig,
+    preprocessing: Preprocessing,
+    manifest: Manifest,
+) -> None:
+    """Write a bundle, whole or not at all; an older bundle in its place is replaced.
+
+    Raises:
+        BundleError: if `folder` exists and holds something else.
+    """
+    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise BundleError(
+            f"{folder} exists and is no exported model: choose another folder with -o"
+        )
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    torch.save(module.model.state_dict(), partial / WEIGHTS)
+    (partial / CONFIG).write_text(yaml.safe_dump(config.flat(), sort_keys=False))
+    (partial / PREPROCESSING).write_text(preprocessing.model_dump_json(indent=2))
+    (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2))
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def verify_bundle(
+    folder: Path,
+    module: SegmentationLightningModule,
+    images: Sequence[Path],
+    cached: Float[Tensor, "c d h w"],
+) -> None:
+    """Check that the written bundle predicts what the trial's model predicts.
+
+    The bundle is read back and segments the case from its image files; the trial's model
+    segments the same case from the preprocessed cache.
+
+    Raises:
+        BundleError: if the two differ.
+    """
+    bundle = Bundle.load(folder, device="cpu")
+    case = bundle.preprocessing.apply(images)
+    expected = case_probabilities(module, cached)
+    written = bundle.probabilities(torch.from_numpy(case.image))
+    if written.shape != expected.shape:
+        raise BundleError(
+            f"the exported model {folder} predicts a grid of {tuple(written.shape)} for "
+            f"{images[0]}, the trial's model {tuple(expected.shape)}: the data has changed "
+            "since it was preprocessed"
+        )
+    difference = float((written - expected).abs().max())
+    if not difference <= 1e-4:
+        raise BundleError(
+            f"the exported model {folder} does not predict what its trial predicted for "
+            f"{images[0]}: probabilities differ by {difference:.3g} (limit 1e-4)"
+        )
+
+
+def _module(config: ModelTrainingConfig) -> SegmentationLightningModule:
+    """An untrained module of `config`; its loss is not used, so it needs no data."""
+    plain = config.model_copy(update={"class_weights": "uniform"})
+    return SegmentationLightningModule(build_model(plain), plain)
+
+
+def clean_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as JSON can hold them: null for a value that is not defined."""
+    return {name: value if np.isfinite(value) else None for name, value in metrics.items()}

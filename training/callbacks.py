@@ -1,0 +1,108 @@
+"""Callbacks of a training run: checkpoints, early stopping, learning rate, divergence."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+if TYPE_CHECKING:
+    from training.config import ModelTrainingConfig
+
+BEST_CHECKPOINT = "best"
+LAST_CHECKPOINT = "last"
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss or the monitored metric is NaN or infinite."""
+
+
+class StopOnDivergence(Callback):
+    """Raise `TrainingDivergedError` as soon as the loss or the monitored metric is not finite."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Check the loss of a training step."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is not None and not torch.isfinite(loss).all():
+            raise TrainingDivergedError(
+                f"the training loss is {float(loss)} at step {trainer.global_step} "
+                f"(epoch {trainer.current_epoch})"
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the monitored metric of an epoch."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and not math.isfinite(value):
+            raise TrainingDivergedError(
+                f"{self.monitor} is {float(value)} at epoch {trainer.current_epoch}"
+            )
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """Saves the best and the last checkpoint between two epochs, where a run can be cut cleanly.
+
+    Lightning's own ModelCheckpoint saves before the schedulers are stepped, so a resumed run
+    trains its first epoch with the learning rate of the epoch before, and it renews the last
+    checkpoint only together with the best one. Here everything that belongs to an epoch has
+    happened when its checkpoint is written.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: the epoch is not over."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: the schedulers are stepped after this."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the epoch before."""
+        self._save_epoch(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last epoch."""
+        self._save_epoch(trainer)
+
+    def _save_epoch(self, trainer: Trainer) -> None:
+        nothing_new = self.monitor not in trainer.callback_metrics
+        if nothing_new or self._should_skip_saving_checkpoint(trainer):
+            return
+        candidates = self._monitor_candidates(trainer)
+        self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
+
+
+def get_callbacks(config: ModelTrainingConfig) -> list[Callback]:
+    """ModelCheckpoint (best and last), EarlyStopping and LearningRateMonitor of `config`.
+
+    The best checkpoint by `config.monitor` is `best.ckpt` and the newest is `last.ckpt`, in
+    `config.checkpoint_dir`. EarlyStopping is left out when
+    `config.early_stopping_patience` is null.
+    """
+    checkpoint = EpochCheckpoint(
+        dirpath=config.checkpoint_dir,
+        filename=BEST_CHECKPOINT,
+        monitor=config.monitor,
+        mode=config.monitor_mode,
+        save_top_k=1,
+        save_last=True,
+        enable_version_counter=False,
+    )
+    checkpoint.CHECKPOINT_NAME_LAST = LAST_CHECKPOINT
+    callbacks: list[Callback] = [checkpoint]
+    if config.early_stopping_patience is not None:
+        callbacks.append(
+            EarlyStopping(
+                monitor=config.monitor,
+                mode=config.monitor_mode,
+                patience=config.early_stopping_patience,
+            )
+        )
+    callbacks.append(LearningRateMonitor(logging_interval="epoch"))
+    return callbacks

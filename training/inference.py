@@ -1,0 +1,50 @@
+"""Prediction of whole cases: a sliding window over the volume, blended by a gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Predictor = Callable[[Tensor], Tensor]
+
+
+def predict_case(
+    network: Predictor,
+    image: Float[Tensor, "b c *spatial"],
+    *,
+    patch_size: Sequence[int],
+    overlap: float = 0.5,
+    windows_per_batch: int = 1,
+) -> Float[Tensor, "b k *spatial"]:
+    """Logits of a whole case, predicted window by window.
+
+    Windows overlap and are blended with a gaussian importance map, as in nnU-Net
+    (Isensee et al., 2021), by MONAI's `sliding_window_inference`. A case smaller than the
+    window is padded and cropped back.
+
+    Args:
+        network: Maps windows `(n, c, *patch)` to logits `(n, k, *patch)`.
+        image: The preprocessed case.
+        patch_size: Size of a window in voxels; of a 2D image its last two entries count.
+        overlap: Overlap of neighbouring windows as a share of the window, in [0, 1).
+        windows_per_batch: Windows predicted at once.
+
+    Returns:
+        Logits of the case, at the resolution of `image`.
+    """
+    # MONAI takes seconds to import, which a user of the losses or metrics never needs.
+    from monai.inferers import sliding_window_inference
+
+    spatial_dims = image.ndim - 2
+    logits: Tensor = sliding_window_inference(
+        image,
+        roi_size=tuple(patch_size)[-spatial_dims:],
+        sw_batch_size=windows_per_batch,
+        predictor=network,
+        overlap=overlap,
+        mode="gaussian",
+    )
+    return torch.as_tensor(logits)

@@ -1,0 +1,213 @@
+"""The Lightning module that trains, validates and tests a segmentation network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, Int
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from training.config import ModelTrainingConfig
+from training.inference import predict_case
+from training.losses import DeepSupervisionLoss, build_loss
+from training.metrics import SegmentationMetrics
+from training.optimizers import get_optimizer
+
+logger = logging.getLogger(__name__)
+
+Stage = Literal["train", "val", "test"]
+Batch = Mapping[str, Any] | Sequence[Tensor]
+
+
+class SegmentationLightningModule(pl.LightningModule):
+    """Trains `model` as `config` says.
+
+    A training batch is a mapping `{"image": (b, c, *spatial), "label": (b, *spatial)}` or a
+    pair of those. Training computes loss and metrics on patches. An evaluation batch is one
+    such batch of whole cases, or a list of them; each case is predicted by a sliding window
+    and metrics are averaged over cases.
+
+    Logged for each stage, once an epoch and over all ranks: `{stage}_loss`,
+    `{stage}_dice` (mean over the foreground classes), `{stage}_dice_{class}`,
+    `{stage}_iou`, `{stage}_boundary_f1`, `{stage}_accuracy`.
+
+    To extend it, override a step, call the inherited one, and `self.log` what you add.
+
+    Args:
+        model: Network mapping images `(b, c, *spatial)` to logits `(b, k, *spatial)`; while
+            training it may return a list of logits of decreasing resolution.
+        config: Settings of the run. With `target_label = k` only the channels 0 and k of
+            the logits are used, as a binary problem.
+        voxel_counts: Voxels of each class in the training labels; needed when
+            `config.class_weights` is `inverse_frequency`. Left out, they are read from
+            `config.data_dir`.
+
+    Raises:
+        ValueError: if class weights are to be computed and `config.data_dir` is no
+            preprocessed folder.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: ModelTrainingConfig,
+        voxel_counts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        if voxel_counts is None and config.class_weights == "inverse_frequency":
+            from training.data import PreprocessedDataset
+
+            voxel_counts = PreprocessedDataset.load(config.data_dir).voxel_counts("train")
+        self.loss = build_loss(config, voxel_counts)
+        self.training_loss = DeepSupervisionLoss(self.loss)
+        num_classes = config.num_classes if config.target_label is None else 2
+        self.metrics = nn.ModuleDict(
+            {
+                f"{stage}_metrics": SegmentationMetrics(
+                    num_classes, tolerance=config.boundary_tolerance
+                )
+                for stage in ("train", "val", "test")
+            }
+        )
+
+    def forward(self, image: Float[Tensor, "b c *spatial"]) -> Any:
+        """Logits of the network."""
+        return self.model(image)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch of patches; logs the training metrics."""
+        image, label = _image_and_label(batch)
+        outputs = self.model(image)
+        scales = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+        return self._step("train", [self._task_logits(scale) for scale in scales], label)
+
+    def validation_step(self, batch: Batch | list[Batch], batch_idx: int) -> None:
+        """Predict whole cases and log the validation metrics."""
+        self._evaluation_step("val", batch)
+
+    def test_step(self, batch: Batch | list[Batch], batch_idx: int) -> None:
+        """Predict whole cases and log the test metrics."""
+        self._evaluation_step("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Int[Tensor, b * spatial]:
+        """Label map of each case in the batch, in the labels of the data."""
+        image, _ = _image_and_label(batch)
+        return self.to_labels(self.predict_logits(image))
+
+    def predict_logits(self, image: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *spatial"]:
+        """Logits of whole cases, by sliding window; two channels with a target label."""
+        logits = predict_case(
+            self.model,
+            image,
+            patch_size=self.config.patch_size,
+            overlap=self.config.window_overlap,
+            windows_per_batch=self.config.val_batch_size,
+        )
+        return self._task_logits(logits)
+
+    def to_labels(self, logits: Float[Tensor, "b k *spatial"]) -> Int[Tensor, b * spatial]:
+        """Label map of logits; with a target label the foreground has that label."""
+        return logits.argmax(dim=1) * (self.config.target_label or 1)
+
+    def _evaluation_step(self, stage: Stage, batch: Batch | list[Batch]) -> None:
+        cases = batch if isinstance(batch, list) and _holds_batches(batch) else [batch]
+        for case in cases:
+            image, label = _image_and_label(case)
+            self._step(stage, [self.predict_logits(image)], label)
+
+    def _step(self, stage: Stage, scales: list[Tensor], label: Int[Tensor, b * spatial]) -> Tensor:
+        """Loss and metrics of one batch; the first of `scales` has full resolution."""
+        target = self._task_target(label)
+        loss: Tensor = self.training_loss(scales, target)
+        with torch.no_grad():
+            self._stage_metrics(stage).update(scales[0].argmax(dim=1), target)
+        self.log(
+            f"{stage}_loss",
+            loss.detach(),
+            on_step=False,
+            on_epoch=True,
+            batch_size=label.shape[0],
+            sync_dist=True,
+        )
+        if self.config.debug:
+            logger.info(
+                "%s step: logits %s in [%.4g, %.4g], target %s, loss %.6g",
+                stage,
+                tuple(scales[0].shape),
+                scales[0].min().item(),
+                scales[0].max().item(),
+                tuple(target.shape),
+                loss.item(),
+            )
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training metrics of the epoch."""
+        self._log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics of the epoch."""
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_epoch("test")
+
+    def _log_epoch(self, stage: Stage) -> None:
+        metrics = self._stage_metrics(stage)
+        scores = metrics.compute()
+        metrics.reset()
+        if self.config.target_label is not None:
+            scores[f"dice_{self.config.target_label}"] = scores.pop("dice_1")
+        # compute() has already gathered the ranks; the values are the same on each
+        self.log_dict(
+            {f"{stage}_{name}": value.float() for name, value in scores.items()},
+            rank_zero_only=False,
+            sync_dist=False,
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and scheduler of the config; plateau with its monitor."""
+        optimizer, scheduler = get_optimizer(self.config, self.model)
+        if scheduler is None:
+            return optimizer
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "monitor": self.config.monitor},
+            }
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _stage_metrics(self, stage: Stage) -> SegmentationMetrics:
+        metrics = self.metrics[f"{stage}_metrics"]
+        assert isinstance(metrics, SegmentationMetrics)
+        return metrics
+
+    def _task_logits(self, logits: Tensor) -> Tensor:
+        if self.config.target_label is None:
+            return logits
+        return logits[:, [0, self.config.target_label]]
+
+    def _task_target(self, label: Tensor) -> Tensor:
+        if self.config.target_label is None:
+            return label
+        return (label == self.config.target_label).to(label.dtype)
+
+
+def _holds_batches(batch: list[Any]) -> bool:
+    return bool(batch) and not isinstance(batch[0], Tensor)
+
+
+def _image_and_label(batch: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, Mapping):
+        return batch["image"], batch["label"]
+    image, label = batch
+    return image, label

@@ -1,0 +1,189 @@
+"""Fits and tests a segmentation network with Lightning, as a config says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
+
+from training.callbacks import (
+    BEST_CHECKPOINT,
+    LAST_CHECKPOINT,
+    StopOnDivergence,
+    get_callbacks,
+)
+from training.lightning_module import SegmentationLightningModule
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from training.config import ModelTrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+def choose_devices(config: ModelTrainingConfig) -> dict[str, Any]:
+    """Lightning's device arguments for `config.gpus` on this machine.
+
+    GPUs are used when there are any; otherwise `config.gpus` processes train on the CPU.
+
+    Raises:
+        ValueError: if the machine has GPUs, but fewer than asked for.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = config.gpus
+    if wanted == 0 or available == 0:
+        accelerator, devices = "cpu", max(wanted, 1)
+    elif wanted > available:
+        raise ValueError(
+            f"gpus={wanted} but this machine has {available}: "
+            f"choose gpus between 0 (train on the CPU) and {available}"
+        )
+    else:
+        accelerator, devices = "gpu", wanted
+    strategy = "ddp" if devices > 1 else "auto"
+    return {"accelerator": accelerator, "devices": devices, "strategy": strategy}
+
+
+class SegmentationTrainer:
+    """Trains one network: TensorBoard under `config.log_dir`, best and last checkpoint kept.
+
+    Args:
+        config: Settings of the run.
+        model: A network, or a `SegmentationLightningModule` (or subclass) around one.
+        train_loader: Batches of patches, see `training.data.get_dataloader`.
+        val_loader: Whole cases that the monitored metric is computed on.
+        test_loader: Whole cases for `test`.
+        callbacks: Further Lightning callbacks, after those of `get_callbacks`.
+        progress_bar: Whether Lightning shows its progress bar.
+
+    Raises:
+        ValueError: if the machine has fewer GPUs than `config.gpus`.
+
+    Example:
+        >>> config = ModelTrainingConfig(data_dir="data_preprocessed", max_epochs=100)
+        >>> train, val, test = get_dataloaders(config)
+        >>> trainer = SegmentationTrainer(config, build_model(config), train, val, test)
+        >>> trainer.fit()
+        >>> trainer.test()["test_dice"]
+    """
+
+    def __init__(
+        self,
+        config: ModelTrainingConfig,
+        model: nn.Module,
+        train_loader: DataLoader[Any],
+        val_loader: DataLoader[Any],
+        test_loader: DataLoader[Any] | None = None,
+        *,
+        callbacks: Sequence[Callback] = (),
+        progress_bar: bool = True,
+    ) -> None:
+        self.config = config
+        self.module = (
+            model
+            if isinstance(model, SegmentationLightningModule)
+            else SegmentationLightningModule(model, config)
+        )
+        self.train_loader = train_loader
+        self.val_loader = val_loader
+        self.test_loader = test_loader
+        if config.debug:
+            logging.getLogger("training").setLevel(logging.INFO)
+        self.lightning = pl.Trainer(
+            **choose_devices(config),
+            precision=config.precision,
+            max_epochs=config.max_epochs,
+            gradient_clip_val=config.gradient_clip,
+            deterministic=config.deterministic,
+            logger=TensorBoardLogger(str(config.log_dir), name=None, version=""),
+            callbacks=[*get_callbacks(config), StopOnDivergence(config.monitor), *callbacks],
+            # our own loaders know their rank and repeat no case
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=max(1, min(50, len(train_loader))),
+            enable_progress_bar=progress_bar,
+            enable_model_summary=config.debug,
+        )
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Where the checkpoint that is best by the monitored metric is kept."""
+        return self.config.checkpoint_dir / f"{BEST_CHECKPOINT}.ckpt"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where the newest checkpoint is kept."""
+        return self.config.checkpoint_dir / f"{LAST_CHECKPOINT}.ckpt"
+
+    def fit(self, *, resume: bool | Path = False) -> dict[str, float]:
+        """Train to `config.max_epochs` and return the metrics of the last epoch.
+
+        Args:
+            resume: A checkpoint to go on from, with its optimizer, scheduler and epoch; or
+                True for the last checkpoint of this run, if there is one.
+
+        Raises:
+            FileNotFoundError: if `resume` is a path and no file.
+            TrainingDivergedError: if the loss or the monitored metric is not finite.
+        """
+        checkpoint = self._checkpoint_to_resume(resume)
+        pl.seed_everything(self.config.seed, workers=True, verbose=False)
+        if self.config.debug:
+            logger.info("training %s", self.config)
+        self._log_hyperparameters()
+        self.lightning.fit(
+            self.module,
+            self.train_loader,
+            self.val_loader,
+            ckpt_path=checkpoint,
+            weights_only=True if checkpoint else None,
+        )
+        return self._metrics()
+
+    def test(self, *, checkpoint: Path | None = None) -> dict[str, float]:
+        """Metrics on the test cases, of the best checkpoint if there is one.
+
+        Args:
+            checkpoint: Weights to test instead.
+
+        Raises:
+            ValueError: if the trainer has no `test_loader`.
+        """
+        if self.test_loader is None:
+            raise ValueError(
+                "test() needs test cases, but test_loader is None: give the trainer a test_loader"
+            )
+        if checkpoint is None and self.best_checkpoint.is_file():
+            checkpoint = self.best_checkpoint
+        self.lightning.test(
+            self.module,
+            self.test_loader,
+            ckpt_path=checkpoint,
+            weights_only=True if checkpoint else None,
+            verbose=False,
+        )
+        return self._metrics()
+
+    def _checkpoint_to_resume(self, resume: bool | Path) -> Path | None:
+        if resume is False:
+            return None
+        if resume is True:
+            return self.last_checkpoint if self.last_checkpoint.is_file() else None
+        if not resume.is_file():
+            raise FileNotFoundError(f"there is no checkpoint {resume} to resume from")
+        return resume
+
+    def _metrics(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.lightning.callback_metrics.items()}
+
+    def _log_hyperparameters(self) -> None:
+        for experiment_logger in self.lightning.loggers:
+            experiment_logger.log_hyperparams(self.config.flat())

@@ -1,0 +1,1 @@
+"""Hyperparameter search for 3D medical image segmentation on Ray Tune."""

@@ -1,0 +1,277 @@
+"""The command `tune`: parse the arguments, call what they name, choose the exit code.
+
+Exit codes: 0 done, 1 no usable result, 2 a mistake in the input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.errors import TunerError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuner.study import Study
+
+DONE, NO_RESULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+Command = Callable[[argparse.Namespace, "Console"], int]
+
+NAMED_OPTIONS: dict[str, str] = {
+    "data_dir": "config.data_dir",
+    "max_epochs": "config.max_epochs",
+    "num_trials": "search.num_trials",
+    "time_budget": "search.time_budget",
+    "seed": "search.seed",
+    "max_concurrent": "resources.max_concurrent",
+    "gpus_per_trial": "resources.gpu",
+    "cpus_per_trial": "resources.cpu",
+}
+"""Options that are short for `--set KEY=VALUE`, and their keys."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Command line without the program's name; `sys.argv` by default.
+
+    Returns:
+        The exit code.
+    """
+    options = build_parser().parse_args(arguments)
+    from rich.console import Console
+
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out = Console(highlight=False, width=140, soft_wrap=True)
+    command: Command = options.command
+    try:
+        return command(options, out)
+    except KeyboardInterrupt:
+        errors.print("interrupted", markup=False)
+        return INTERRUPTED
+    except ValueError as error:
+        if not _is_user_error(error):
+            raise
+        errors.print(f"error: {error}", markup=False, style="red" if errors.is_terminal else "")
+        return USER_ERROR
+
+
+def _is_user_error(error: ValueError) -> bool:
+    if isinstance(error, TunerError):
+        return True
+    # imported here, after the fact: `tune check` needs neither torch nor MONAI
+    from training.bundle import BundleError
+    from training.data import DatasetError
+
+    return isinstance(error, BundleError | DatasetError)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="tune",
+        description="Hyperparameter search for 3D medical image segmentation.",
+    )
+    parser.add_argument("--version", action="version", version=f"segtune {version('segtune')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="search a space, or go on with the study of that name")
+    run.add_argument("space", type=Path, metavar="SPACE.yaml", help="the search space")
+    run.add_argument("--name", help="name of the study; file name and time by default")
+    run.add_argument("--export", type=Path, metavar="DIR", help="export the winner to DIR")
+    _add_space_options(run)
+    _add_study_options(run, address=True)
+    run.set_defaults(command=_run)
+
+    resume = commands.add_parser("resume", help="go on with a study that was cut off")
+    resume.add_argument("name", help="name of the study")
+    _add_study_options(resume, address=True)
+    resume.set_defaults(command=_resume)
+
+    listing = commands.add_parser("list", help="list the studies")
+    _add_study_options(listing)
+    listing.set_defaults(command=_list)
+
+    status = commands.add_parser("status", help="show the trials of a study")
+    status.add_argument("name", help="name of the study")
+    _add_study_options(status)
+    status.set_defaults(command=_status)
+
+    check = commands.add_parser("check", help="validate a search space; print it and its budget")
+    check.add_argument("space", type=Path, metavar="SPACE.yaml", help="the search space")
+    _add_space_options(check)
+    check.set_defaults(command=_check)
+
+    export = commands.add_parser("export", help="export a study's best model, ready to predict")
+    export.add_argument("name", help="name of the study")
+    export.add_argument("--trial", type=int, metavar="ID", help="a trial instead of the best")
+    export.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write")
+    _add_study_options(export)
+    export.set_defaults(command=_export)
+
+    predict = commands.add_parser("predict", help="segment NIfTI images with an exported model")
+    predict.add_argument("bundle", type=Path, metavar="DIR", help="the exported model")
+    predict.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="NIfTI images, or folders of them"
+    )
+    predict.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    predict.add_argument("--device", help="torch device; a GPU if there is one by default")
+    predict.set_defaults(command=_predict)
+    return parser
+
+
+def _add_study_options(parser: argparse.ArgumentParser, *, address: bool = False) -> None:
+    parser.add_argument(
+        "--studies-dir", type=Path, default=Path("studies"), help="folder of the studies"
+    )
+    if address:
+        parser.add_argument("--address", help="Ray cluster to join, e.g. auto")
+
+
+def _add_space_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data")
+    parser.add_argument("--num-trials", metavar="N", help="trials of the study")
+    parser.add_argument("--max-epochs", metavar="N", help="epochs of a full training")
+    parser.add_argument("--max-concurrent", metavar="N", help="trials at once")
+    parser.add_argument("--gpus-per-trial", metavar="X", help="GPUs of a trial, e.g. 0.5")
+    parser.add_argument("--cpus-per-trial", metavar="X", help="CPU cores of a trial")
+    parser.add_argument("--time-budget", metavar="T", help="end after T, e.g. 30m or 2h")
+    parser.add_argument("--seed", metavar="N", help="seed of the search")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="replace one value of the search space, e.g. --set optimizer=sgd",
+    )
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Options of the command line as overrides of the search space, in YAML text."""
+    from tuner.errors import SpecError
+
+    overrides: dict[str, Any] = {}
+    for option, key in NAMED_OPTIONS.items():
+        value = getattr(options, option)
+        if value is not None:
+            overrides[key] = value
+    for setting in options.settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise SpecError(f"--set {setting}: write --set KEY=VALUE, e.g. --set optimizer=sgd")
+        overrides[key.strip()] = value
+    return overrides
+
+
+def _run(options: argparse.Namespace, out: Console) -> int:
+    from tuner.spec import load_spec
+
+    spec = load_spec(options.space, _overrides(options))
+    from tuner.study import create_study
+
+    study = create_study(spec, options.studies_dir, options.name)
+    code = _go_on(study, options, out)
+    if code == DONE and options.export is not None:
+        return _export_to(study, options.export, None, out)
+    return code
+
+
+def _resume(options: argparse.Namespace, out: Console) -> int:
+    from tuner.study import open_study
+
+    return _go_on(open_study(options.studies_dir, options.name), options, out)
+
+
+def _go_on(study: Study, options: argparse.Namespace, out: Console) -> int:
+    from tuner.report import print_summary
+    from tuner.study import run_study
+
+    if study.finished:
+        out.print(f"the study {study.name} has finished already", markup=False)
+        print_summary(out, study.folder, study.record, study.spec)
+        return DONE if study.record.best() else NO_RESULT
+    interrupted = run_study(study, options.address, out)
+    print_summary(out, study.folder, study.record, study.spec)
+    if interrupted:
+        return INTERRUPTED
+    return DONE if study.record.best() else NO_RESULT
+
+
+def _list(options: argparse.Namespace, out: Console) -> int:
+    from tuner.report import studies_table
+    from tuner.study import open_study, study_folders
+
+    folders = study_folders(options.studies_dir)
+    if not folders:
+        out.print(f"no studies in {options.studies_dir}", markup=False)
+        return DONE
+    studies = [open_study(folder.parent, folder.name) for folder in folders]
+    out.print(studies_table([(study.folder, study.record, study.spec) for study in studies]))
+    return DONE
+
+
+def _status(options: argparse.Namespace, out: Console) -> int:
+    from tuner.report import print_summary
+    from tuner.study import open_study
+
+    study = open_study(options.studies_dir, options.name)
+    print_summary(out, study.folder, study.record, study.spec)
+    return DONE
+
+
+def _check(options: argparse.Namespace, out: Console) -> int:
+    from tuner.check import print_spec
+    from tuner.spec import load_spec
+
+    print_spec(out, load_spec(options.space, _overrides(options)))
+    return DONE
+
+
+def _export(options: argparse.Namespace, out: Console) -> int:
+    from tuner.study import open_study
+
+    study = open_study(options.studies_dir, options.name)
+    return _export_to(study, options.output or study.folder / "export", options.trial, out)
+
+
+def _export_to(study: Study, folder: Path, trial: int | None, out: Console) -> int:
+    from tuner.export import export_trial
+
+    exported = export_trial(study, folder.absolute(), trial)
+    out.print(
+        f"exported trial {exported.trial} (epoch {exported.epoch}) to {folder}; it predicts the "
+        f"case {exported.verified_case} as the trial's model does",
+        markup=False,
+    )
+    for name, value in sorted(exported.metrics.items()):
+        if "dice" in name:
+            out.print(f"  {name:<16} {value:.4f}", markup=False)
+    out.print(f"next    tune predict {folder} IMAGE.nii.gz -o predictions", markup=False)
+    return DONE
+
+
+def _predict(options: argparse.Namespace, out: Console) -> int:
+    from training.prediction import predict_images
+
+    failed = predict_images(
+        options.bundle,
+        options.images,
+        options.output,
+        device=options.device,
+        on_case=lambda line: out.print(line, markup=False),
+    )
+    return NO_RESULT if failed else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

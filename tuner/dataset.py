@@ -1,0 +1,76 @@
+"""The data of a study: prepared once by the driver, read by every trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.config import ModelTrainingConfig
+from training.data import PreprocessedDataset, prepare_dataset, resolve_data_dir
+from tuner.errors import StudyError
+from tuner.spec import StudySpec, parse_spec
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Prepared data and the spec that was completed from them.
+
+    Attributes:
+        spec: The spec with `num_classes` and `input_channels` of the data.
+        source: The folder of the user's files.
+        preprocessed: The preprocessed folder in the cache.
+        fingerprint: Of data and preprocessing settings.
+        summary: One line about cases, classes and spacing.
+    """
+
+    spec: StudySpec
+    source: Path
+    preprocessed: Path
+    fingerprint: str
+    summary: str
+
+
+def prepare_data(spec: StudySpec) -> StudyData:
+    """Preprocess the data of a study, or find them in the cache.
+
+    Raises:
+        training.data.DatasetError: listing every problem of the data, by file.
+        StudyError: if the spec contradicts the data.
+    """
+    config = spec.base_config()
+    source = resolve_data_dir(config.data_dir)
+    preprocessed = prepare_dataset(source, config)
+    dataset = PreprocessedDataset.load(preprocessed)
+    _check_against(dataset, config, spec)
+    completed = parse_spec(
+        spec.to_yaml(),
+        source=str(spec.source),
+        overrides={
+            "num_classes": dataset.num_classes,
+            "input_channels": len(dataset.channels),
+        },
+    )
+    splits = {name: len(cases) for name, cases in dataset.splits.items()}
+    summary = (
+        f"{dataset.name}: {dataset.modality}, {splits['train']} training, "
+        f"{splits['val']} validation and {splits['test']} test cases; "
+        f"labels {', '.join(dataset.labels)}"
+    )
+    return StudyData(completed, source, preprocessed, dataset.fingerprint, summary)
+
+
+def _check_against(
+    dataset: PreprocessedDataset, config: ModelTrainingConfig, spec: StudySpec
+) -> None:
+    for field, found in (
+        ("num_classes", dataset.num_classes),
+        ("input_channels", len(dataset.channels)),
+    ):
+        given = getattr(config, field)
+        if field in spec.config and given != found:
+            raise StudyError(
+                f"config.{field}={given} but the data in {config.data_dir} have {found} "
+                f"({', '.join(dataset.labels)}): correct it, or leave it out"
+            )
+    if not dataset.splits["val"]:
+        raise StudyError(f"the data in {config.data_dir} have no case left for validation")

@@ -1,0 +1,153 @@
+"""Which trial and which checkpoint of a study become the exported model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+
+from training.bundle import (
+    BundleError,
+    Manifest,
+    clean_metrics,
+    load_checkpoint,
+    verify_bundle,
+    write_bundle,
+)
+from training.callbacks import BEST_CHECKPOINT
+from training.config import ModelTrainingConfig
+from training.data import PreprocessedDataset, get_dataloaders
+from training.trainer import SegmentationTrainer
+from tuner.errors import ExportError
+from tuner.record import TrialEntry
+from tuner.trial import CONFIG_FILE, trial_folder
+
+if TYPE_CHECKING:
+    from tuner.study import Study
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported.
+
+    Attributes:
+        folder: The bundle.
+        trial: Number of the exported trial.
+        epoch: Epoch of its best checkpoint.
+        verified_case: Case on which the bundle was compared with the trial's model.
+        metrics: Validation metrics of the checkpoint, and test metrics if there are test cases.
+    """
+
+    folder: Path
+    trial: int
+    epoch: int
+    verified_case: str
+    metrics: dict[str, float]
+
+
+def export_trial(study: Study, folder: Path, number: int | None = None) -> Exported:
+    """Export a trial's best checkpoint as a bundle, and check that the bundle predicts alike.
+
+    Args:
+        study: The study.
+        folder: Where the bundle goes; an older bundle there is replaced.
+        number: The trial; the study's best by default.
+
+    Raises:
+        ExportError: if there is no such trial, it has no checkpoint, or the bundle differs.
+    """
+    entry = _entry(study, number)
+    best = entry.best(study.record.mode)
+    source = trial_folder(study.folder, entry.number)
+    checkpoint = source / f"{BEST_CHECKPOINT}.ckpt"
+    if best is None or not checkpoint.is_file():
+        raise ExportError(
+            f"trial {entry.number} of the study {study.name!r} has no checkpoint "
+            f"({entry.state}: {entry.reason}): choose another with --trial"
+        )
+    provenance = study.provenance()
+    config = _config(study, source, provenance)
+    dataset = _dataset(study, config)
+    try:
+        module = load_checkpoint(checkpoint, config)
+        metrics = {**entry.metrics, **_test_metrics(config, checkpoint, source)}
+        manifest = Manifest(
+            labels=list(dataset.labels),
+            channels=list(dataset.channels),
+            metrics=clean_metrics(metrics),
+            provenance={
+                **provenance,
+                "study": study.name,
+                "trial": entry.number,
+                "epoch": best[0],
+                "values": entry.values,
+            },
+        )
+        write_bundle(
+            folder,
+            module=module,
+            config=config,
+            preprocessing=dataset.preprocessing,
+            manifest=manifest,
+        )
+        case = dataset.splits["val"][0]
+        cached = torch.from_numpy(np.array(dataset.image(case)))
+        verify_bundle(folder, module, dataset.image_paths(case), cached)
+    except BundleError as error:
+        raise ExportError(str(error)) from error
+    return Exported(folder, entry.number, best[0], case, metrics)
+
+
+def _entry(study: Study, number: int | None) -> TrialEntry:
+    if number is None:
+        entry = study.record.best()
+        if entry is None:
+            raise ExportError(
+                f"the study {study.name!r} has no trial with a score yet: "
+                f"go on with `tune resume {study.name}`"
+            )
+        return entry
+    if number not in study.record.entries:
+        last = len(study.record.entries) - 1
+        raise ExportError(f"the study {study.name!r} has no trial {number}: they are 0 to {last}")
+    return study.record.entries[number]
+
+
+def _config(study: Study, source: Path, provenance: dict[str, Any]) -> ModelTrainingConfig:
+    """The trial's config; paths inside it are where the study folder is now."""
+    config = ModelTrainingConfig(**yaml.safe_load((source / CONFIG_FILE).read_text()))
+    config.log_dir = source
+    config.checkpoint_dir = source
+    config.data_dir = Path(provenance["data"]["preprocessed"])
+    config.gpus = 1
+    return config
+
+
+def _dataset(study: Study, config: ModelTrainingConfig) -> PreprocessedDataset:
+    if not config.data_dir.is_dir():
+        from tuner.dataset import prepare_data
+
+        config.data_dir = prepare_data(study.spec).preprocessed
+    return PreprocessedDataset.load(config.data_dir)
+
+
+def _test_metrics(config: ModelTrainingConfig, checkpoint: Path, folder: Path) -> dict[str, float]:
+    """Metrics on the cases that no trial has seen, {} if there are none."""
+    train_loader, val_loader, test_loader = get_dataloaders(config)
+    if test_loader is None:
+        return {}
+    module = load_checkpoint(checkpoint, config)
+    trainer = SegmentationTrainer(
+        config, module, train_loader, val_loader, test_loader, progress_bar=False
+    )
+    metrics = trainer.test(checkpoint=checkpoint)
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name.startswith("test_") and not math.isinf(value)
+    }

@@ -1,0 +1,160 @@
+"""The study as one web page that needs no network: trials, learning curves, best config."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
+
+if TYPE_CHECKING:
+    from tuner.spec import StudySpec
+
+COLOURS = {
+    TrialState.RUNNING: "#0e7490",
+    TrialState.COMPLETED: "#15803d",
+    TrialState.STOPPED: "#ca8a04",
+    TrialState.DIVERGED: "#dc2626",
+    TrialState.OUT_OF_MEMORY: "#dc2626",
+    TrialState.FAILED: "#dc2626",
+    TrialState.INTERRUPTED: "#9333ea",
+}
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
+       padding: 0 1rem; color: #1e293b }
+h1, h2 { font-weight: 600 }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #e2e8f0;
+         vertical-align: top }
+.scroll { overflow-x: auto }
+svg text { font: 12px system-ui, sans-serif; fill: #475569 }
+.figures { display: flex; gap: 2.5rem; flex-wrap: wrap }
+.figures b { display: block; font-size: 1.6rem }
+"""
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 900, 340, 60, 40, 12
+
+
+def write_html_report(path: Path, name: str, record: StudyRecord, spec: StudySpec) -> None:
+    """Write the report of a study to `path`."""
+    entries = sorted(record.entries.values(), key=lambda entry: entry.number)
+    spent = epochs_spent(entries)
+    full = max(1, len(entries) * spec.max_epochs)
+    best = record.best()
+    score = best.best(record.mode) if best else None
+    figures = [
+        (f"best {spec.metric}", f"{score[1]:.4f}" if score else "none"),
+        ("best trial", str(best.number) if best else "none"),
+        ("trials", str(len(entries))),
+        ("epochs spent", f"{spent} of {full} ({spent / full:.0%})"),
+    ]
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        f"<title>{escape(name)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>Study {escape(name)}</h1><div class='figures'>",
+        *(f"<div>{escape(title)}<b>{escape(value)}</b></div>" for title, value in figures),
+        f"</div><h2>{escape(spec.metric)} by epoch</h2>",
+        _legend(entries),
+        _curves(entries, best),
+        "<h2>Best config</h2>",
+        _table(["field", "value"], [[k, str(v)] for k, v in (best.values if best else {}).items()]),
+        "<h2>Trials</h2>",
+        _trials(entries, record.mode, spec),
+        "</body></html>",
+    ]
+    path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _legend(entries: list[TrialEntry]) -> str:
+    states = [state for state in TrialState if any(entry.state is state for entry in entries)]
+    return (
+        "<p>"
+        + " ".join(
+            f"<span style='color:{COLOURS[state]}'>&#9632;</span> {state}&ensp;" for state in states
+        )
+        + "</p>"
+    )
+
+
+def _curves(entries: list[TrialEntry], best: TrialEntry | None) -> str:
+    """Learning curves as SVG: a line a trial, the best one thick."""
+    finite = [
+        (entry, [(e, s) for e, s in sorted(entry.scores.items()) if math.isfinite(s)])
+        for entry in entries
+    ]
+    points = [point for _, curve in finite for point in curve]
+    if not points:
+        return "<p>No scores yet.</p>"
+    last = max(epoch for epoch, _ in points)
+    low, high = min(score for _, score in points), max(score for _, score in points)
+    span = (high - low) or 1.0
+
+    def x(epoch: int) -> float:
+        return LEFT + (epoch - 1) / max(1, last - 1) * (WIDTH - LEFT - 20)
+
+    def y(score: float) -> float:
+        return TOP + (high - score) / span * (HEIGHT - TOP - BOTTOM)
+
+    shapes = []
+    for tick in range(5):
+        score = low + span * tick / 4
+        shapes.append(
+            f"<line x1='{LEFT}' x2='{WIDTH - 20}' y1='{y(score):.1f}' y2='{y(score):.1f}' "
+            f"stroke='#e2e8f0'/><text x='{LEFT - 8}' y='{y(score) + 4:.1f}' "
+            f"text-anchor='end'>{score:.3f}</text>"
+        )
+    for epoch in sorted({1, *range(0, last + 1, max(1, last // 8)), last} - {0}):
+        shapes.append(
+            f"<text x='{x(epoch):.1f}' y='{HEIGHT - 14}' text-anchor='middle'>{epoch}</text>"
+        )
+    for entry, curve in finite:
+        line = " ".join(f"{x(epoch):.1f},{y(score):.1f}" for epoch, score in curve)
+        width = 3 if entry is best else 1.3
+        title = f"<title>trial {entry.number}: {escape(entry.reason)}</title>"
+        shapes.append(
+            f"<polyline points='{line}' fill='none' stroke='{COLOURS[entry.state]}' "
+            f"stroke-width='{width}'>{title}</polyline>"
+        )
+        if curve:
+            epoch, score = curve[-1]
+            shapes.append(
+                f"<circle cx='{x(epoch):.1f}' cy='{y(score):.1f}' r='3' "
+                f"fill='{COLOURS[entry.state]}'>{title}</circle>"
+            )
+    return (
+        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' width='100%' role='img'>{''.join(shapes)}"
+        f"<text x='{WIDTH / 2}' y='{HEIGHT}' text-anchor='middle'>epoch</text></svg>"
+    )
+
+
+def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
+    names = [name for name, _ in spec.space.items()]
+    rows = []
+    for entry in entries:
+        best = entry.best(mode)
+        rows.append(
+            [
+                str(entry.number),
+                entry.state.value,
+                str(entry.epochs),
+                f"{best[1]:.4f}" if best else "",
+                entry.reason,
+                *(_value(entry.values.get(name, "")) for name in names),
+            ]
+        )
+    return _table(["trial", "state", "epochs", f"best {spec.metric}", "why it ended", *names], rows)
+
+
+def _value(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"

@@ -1,0 +1,54 @@
+"""Where a study comes from: data, versions, commit, command."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuner.dataset import StudyData
+
+PACKAGES = ("segtune", "torch", "pytorch-lightning", "monai", "ray", "optuna", "nibabel", "numpy")
+
+
+def provenance(data: StudyData, *, seed: int) -> dict[str, Any]:
+    """What is needed to tell later how a study was made."""
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "seed": seed,
+        "data": {
+            "source": str(data.source),
+            "preprocessed": str(data.preprocessed),
+            "fingerprint": data.fingerprint,
+            "summary": data.summary,
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": platform.platform(),
+        "git": _git(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {package: metadata.version(package) for package in PACKAGES}
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working folder, None outside a repository."""
+    try:
+        commit = _run_git("rev-parse", "HEAD")
+        changed = _run_git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "modified": bool(changed)}
+
+
+def _run_git(*arguments: str) -> str:
+    result = subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+    )
+    return result.stdout.strip()

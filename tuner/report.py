@@ -1,0 +1,338 @@
+"""What a person sees of a study: the live view, the tables, `results.csv`."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ray.tune import Callback
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+
+from tuner.html_report import write_html_report
+from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
+from tuner.searchers import TRIAL_NUMBER
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+    from tuner.resources import TrialResources
+    from tuner.spec import StudySpec
+
+RESULTS = "results.csv"
+REPORT = "report.html"
+
+STYLES = {
+    TrialState.RUNNING: "cyan",
+    TrialState.COMPLETED: "green",
+    TrialState.STOPPED: "yellow",
+    TrialState.DIVERGED: "red",
+    TrialState.OUT_OF_MEMORY: "red",
+    TrialState.FAILED: "red",
+    TrialState.INTERRUPTED: "magenta",
+}
+
+
+class StudyView(Callback):  # type: ignore[misc]
+    """Shows a study while it runs: one live picture, or plain lines outside a terminal.
+
+    Args:
+        record: The study's record.
+        spec: Its spec.
+        folder: Its folder.
+        resources: Share of a trial.
+        dashboard: Address of the Ray dashboard, if there is one.
+        console: Where to show it; nowhere if None.
+    """
+
+    def __init__(
+        self,
+        record: StudyRecord,
+        spec: StudySpec,
+        folder: Path,
+        resources: TrialResources,
+        dashboard: str | None,
+        console: Console | None,
+    ) -> None:
+        self._record = record
+        self._spec = spec
+        self._folder = folder
+        self._resources = resources
+        self._dashboard = dashboard
+        self._console = console or Console(quiet=True)
+        self._started = time.monotonic()
+        self._epochs_before = epochs_spent(record.entries.values())
+        self._refreshed = 0.0
+        self._live: Live | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles its callbacks; a view has nothing to keep."""
+        return {}
+
+    def __enter__(self) -> Self:
+        """Say where to look, and start the live picture in a terminal."""
+        share = self._resources
+        dashboard = f"http://{self._dashboard}" if self._dashboard else "of the joined cluster"
+        self._console.print(f"study          {self._folder}")
+        self._console.print(f"Ray dashboard  {dashboard}")
+        self._console.print(
+            f"trials         {self._spec.search.num_trials} of up to {self._spec.max_epochs} "
+            f"epochs, {share.max_concurrent} at once, {share.cpu:g} CPU and {share.gpu:g} GPU each"
+        )
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the live picture."""
+        if self._live is not None:
+            self._live.stop()
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Refresh the picture, at most twice a second."""
+        if self._live is not None and time.monotonic() - self._refreshed > 0.5:
+            self._refreshed = time.monotonic()
+            self._live.update(self._picture(), refresh=True)
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Announce a trial."""
+        entry = self._entry(trial)
+        self._line(entry, "started" if not entry.scores else f"goes on after {entry.epochs}")
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        """Announce an epoch."""
+        if "epoch" in result:
+            entry = self._entry(trial)
+            self._line(
+                entry,
+                f"epoch {result['epoch']}/{self._spec.max_epochs}  "
+                f"{self._spec.metric} {result['score']:.4f}",
+            )
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Announce the end of a trial."""
+        entry = self._entry(trial)
+        self._line(entry, f"{entry.state}: {entry.reason}", always=True)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Announce the end of a trial whose process died."""
+        self.on_trial_complete(iteration, trials, trial)
+
+    def _entry(self, trial: Trial) -> TrialEntry:
+        return self._record.entries[trial.config[TRIAL_NUMBER]]
+
+    def _line(self, entry: TrialEntry, text: str, *, always: bool = False) -> None:
+        if self._live is None:
+            self._console.print(f"[{self._clock()}] trial {entry.number:>3}  {text}", markup=False)
+        elif always:
+            style = STYLES[entry.state]
+            self._live.console.print(f"[{style}]trial {entry.number}[/] {text}")
+
+    def _clock(self) -> str:
+        return duration(time.monotonic() - self._started)
+
+    def _picture(self) -> RenderableType:
+        record, spec = self._record, self._spec
+        spent = epochs_spent(record.entries.values())
+        full = spec.search.num_trials * spec.max_epochs
+        lines = [
+            "trials  " + _counts(record, spec.search.num_trials),
+            "best    " + _best_line(record, spec.metric),
+            f"epochs  {spent} of {full} that full training would take ({spent / full:.0%})",
+            f"time    {self._clock()}, {self._time_left(spent)}",
+        ]
+        running = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("trial", "epoch", spec.metric, "config"):
+            running.add_column(column, no_wrap=True, overflow="ellipsis")
+        for entry in record.with_state(TrialState.RUNNING):
+            last = entry.scores.get(entry.epochs)
+            running.add_row(
+                str(entry.number),
+                f"{entry.epochs}/{spec.max_epochs}",
+                "" if last is None else f"{last:.4f}",
+                short_values(entry.values),
+            )
+        return Panel(Group("\n".join(lines), "", running), title=self._folder.name)
+
+    def _time_left(self, spent: int) -> str:
+        """A guess from the epochs so far and what early stopping is expected to save."""
+        trained = spent - self._epochs_before
+        if not trained:
+            return "time left not known yet"
+        ended = [entry.epochs for entry in self._record.entries.values() if entry.state.finished]
+        per_trial = (
+            sum(ended) / len(ended)
+            if ended
+            else self._spec.expected_epochs() / self._spec.search.num_trials
+        )
+        left = max(0.0, per_trial * self._spec.search.num_trials - spent)
+        seconds = left * (time.monotonic() - self._started) / trained
+        if self._spec.search.time_budget is not None:
+            budget_left = self._spec.search.time_budget - (time.monotonic() - self._started)
+            seconds = min(seconds, max(0.0, budget_left))
+        return f"about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def short_values(values: dict[str, Any]) -> str:
+    """Sampled values on one line, floats with three digits."""
+    return "  ".join(f"{name}={short_value(value)}" for name, value in values.items())
+
+
+def short_value(value: Any) -> str:
+    """One value, floats with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _counts(record: StudyRecord, num_trials: int) -> str:
+    parts = [
+        f"[{STYLES[state]}]{len(entries)} {state}[/]"
+        for state in TrialState
+        if (entries := record.with_state(state))
+    ]
+    waiting = num_trials - len(record.entries)
+    if waiting > 0:
+        parts.append(f"{waiting} to come")
+    return " · ".join(parts)
+
+
+def _best_line(record: StudyRecord, metric: str) -> str:
+    entry = record.best()
+    if entry is None or (best := entry.best(record.mode)) is None:
+        return "none yet"
+    return f"{metric} {best[1]:.4f} (trial {entry.number}, epoch {best[0]})"
+
+
+def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table:
+    """Every trial with its state, its score and the reason of its end."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column, justify in (
+        ("trial", "right"),
+        ("state", "left"),
+        ("epochs", "right"),
+        (f"best {metric}", "right"),
+        ("time", "right"),
+        ("why it ended", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for entry in entries:
+        best = entry.best(mode)
+        table.add_row(
+            str(entry.number),
+            f"[{STYLES[entry.state]}]{entry.state}[/]",
+            str(entry.epochs),
+            "" if best is None else f"{best[1]:.4f}",
+            duration(entry.seconds),
+            entry.reason,
+        )
+    return table
+
+
+def studies_table(studies: Iterable[tuple[Path, StudyRecord, StudySpec]]) -> Table:
+    """One line a study: its trials, its best score, its folder."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("study", "trials", "best", "folder"):
+        table.add_column(column)
+    for folder, record, spec in studies:
+        table.add_row(
+            folder.name,
+            _counts(record, spec.search.num_trials),
+            _best_line(record, spec.metric),
+            str(folder),
+        )
+    return table
+
+
+def print_summary(
+    console: Console, folder: Path, record: StudyRecord, spec: StudySpec, *, next_steps: bool = True
+) -> None:
+    """The end of a study: trials, best config, epochs against full training, what to type."""
+    entries = sorted(record.entries.values(), key=lambda entry: entry.number)
+    console.print()
+    console.print(trials_table(entries, spec.metric, record.mode))
+    spent = epochs_spent(entries)
+    full = len(entries) * spec.max_epochs
+    console.print()
+    console.print("trials  " + _counts(record, spec.search.num_trials))
+    if full:
+        console.print(
+            f"epochs  {spent}; training all {len(entries)} trials to the end would take "
+            f"{full} ({full / max(spent, 1):.1f} times as many)"
+        )
+    best = record.best()
+    console.print("best    " + _best_line(record, spec.metric))
+    if best is not None:
+        for name, value in best.values.items():
+            console.print(f"          {name}: {short_value(value)}", markup=False)
+    console.print(f"files   {folder / RESULTS}, {folder / REPORT}")
+    if next_steps:
+        for step in next_commands(folder, record, spec):
+            console.print(f"next    {step}", markup=False)
+
+
+def next_commands(folder: Path, record: StudyRecord, spec: StudySpec) -> list[str]:
+    """What a person would type next."""
+    where = f" --studies-dir {folder.parent}" if folder.parent != Path("studies").absolute() else ""
+    unfinished = record.unfinished() or len(record.entries) < spec.search.num_trials
+    steps = [f"tune resume {folder.name}{where}"] if unfinished else []
+    if record.best() is not None:
+        steps.append(f"tune export {folder.name}{where} -o bundle")
+        steps.append(f"tensorboard --logdir {folder / 'trials'}")
+    return steps
+
+
+def write_results(folder: Path, record: StudyRecord, spec: StudySpec) -> None:
+    """Write `results.csv` and `report.html`: every trial, its ending, metrics and values."""
+    entries = sorted(record.entries.values(), key=lambda entry: entry.number)
+    rows = [_row(entry, spec.metric, record.mode) for entry in entries]
+    names = [name for name, _ in spec.space.items()]
+    metrics = sorted({name for entry in entries for name in entry.metrics})
+    columns = [*_FIXED_COLUMNS, f"best_{spec.metric}", *names, *metrics]
+    with (folder / RESULTS).open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_html_report(folder / REPORT, folder.name, record, spec)
+
+
+_FIXED_COLUMNS: Sequence[str] = ("trial", "state", "reason", "epochs", "best_epoch", "seconds")
+
+
+def _row(entry: TrialEntry, metric: str, mode: str) -> dict[str, Any]:
+    best = entry.best(mode)
+    return {
+        "trial": entry.number,
+        "state": entry.state.value,
+        "reason": entry.reason,
+        "epochs": entry.epochs,
+        "best_epoch": best[0] if best else "",
+        f"best_{metric}": best[1] if best else "",
+        "seconds": round(entry.seconds, 1),
+        **entry.values,
+        **entry.metrics,
+    }

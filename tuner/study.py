@@ -1,0 +1,310 @@
+"""A study from start to end: its folder, its Ray Tune run, resuming and listing it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import ray
+from filelock import FileLock, Timeout
+from ray import tune
+from ray.tune.stopper import Stopper
+
+from tuner.dataset import StudyData, prepare_data
+from tuner.errors import ResourceError, StudyError
+from tuner.provenance import provenance
+from tuner.record import StudyRecord
+from tuner.report import StudyView, write_results
+from tuner.resources import TrialResources, nodes_of, plan_resources
+from tuner.schedulers import build_scheduler
+from tuner.searchers import RecordSearcher
+from tuner.spec import StudySpec, load_spec
+from tuner.trial import StudyContext, TrialTrainable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+GIVEN_SPEC = "spec.yaml"
+RESOLVED_SPEC = "spec.resolved.yaml"
+PROVENANCE = "provenance.json"
+LOCK = "driver.lock"
+RAY_FOLDER = "ray"
+
+RAY_SETTINGS = {
+    # medical data: nothing about a study leaves the machine
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # the record, the trial folders and our own view replace Tune's loggers and tables
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # Ctrl-C is handled here, where it can be told apart from the end of the study
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study folder that was opened.
+
+    Attributes:
+        folder: The study folder.
+        spec: Its resolved spec.
+        record: Its trials.
+    """
+
+    folder: Path
+    spec: StudySpec
+    record: StudyRecord
+
+    @property
+    def name(self) -> str:
+        """Name of the study: that of its folder."""
+        return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trial of the study has ended."""
+        entries = self.record.entries.values()
+        return len(entries) >= self.spec.search.num_trials and not self.record.unfinished()
+
+    def provenance(self) -> dict[str, Any]:
+        """Versions, commit and data of the study."""
+        values: dict[str, Any] = json.loads((self.folder / PROVENANCE).read_text())
+        return values
+
+
+def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
+    """Make the folder of a new study, or open the study of that name and the same spec.
+
+    Raises:
+        StudyError: if the name is not usable, or belongs to a study of another spec.
+    """
+    name = name or f"{spec.source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise StudyError(
+            f"the study name {name!r} must start with a letter or digit and "
+            "hold only letters, digits, '.', '_' and '-'"
+        )
+    folder = studies_dir.absolute() / name
+    if (folder / RESOLVED_SPEC).is_file():
+        existing = load_spec(folder / RESOLVED_SPEC)
+        if existing.to_yaml() != spec.to_yaml():
+            raise StudyError(
+                f"the study {name!r} exists in {studies_dir} with another search space: "
+                f"choose another --name, or go on with it by `tune resume {name}`"
+            )
+        return open_study(studies_dir, name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / GIVEN_SPEC).write_text(spec.source_text)
+        (folder / RESOLVED_SPEC).write_text(spec.to_yaml())
+    except OSError as error:
+        raise StudyError(
+            f"the study folder {folder} cannot be written ({error.strerror}): "
+            "choose another --studies-dir"
+        ) from error
+    return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode))
+
+
+def open_study(studies_dir: Path, name: str) -> Study:
+    """Open an existing study.
+
+    Raises:
+        StudyError: if there is no study of that name, or its record cannot be read.
+    """
+    folder = studies_dir.absolute() / name
+    if not (folder / RESOLVED_SPEC).is_file():
+        known = [path.name for path in study_folders(studies_dir)]
+        there = f"there are: {', '.join(known)}" if known else "there is none yet"
+        raise StudyError(f"no study {name!r} in {studies_dir} ({there})")
+    spec = load_spec(folder / RESOLVED_SPEC)
+    return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode))
+
+
+def study_folders(studies_dir: Path) -> list[Path]:
+    """Folders of all studies, the oldest first."""
+    return sorted(
+        (path.parent for path in studies_dir.glob(f"*/{RESOLVED_SPEC}")),
+        key=lambda folder: (folder / RESOLVED_SPEC).stat().st_mtime,
+    )
+
+
+def run_study(study: Study, address: str | None = None, console: Console | None = None) -> bool:
+    """Run a study to its end, or go on with one that was cut off.
+
+    Args:
+        study: The study; its record says which trials are left.
+        address: Ray cluster to join; a cluster of this machine is started without one.
+        console: Where the study is shown.
+
+    Returns:
+        Whether the study was interrupted (Ctrl-C or SIGTERM) before its end.
+
+    Raises:
+        StudyError: if another process runs this study, or the data have changed.
+        ResourceError: if no node can hold a trial, or the cluster cannot be reached.
+    """
+    with _only_driver(study):
+        data = prepare_data(study.spec)
+        _write_provenance(study, data)
+        spec = data.spec
+        with _ray_cluster(address) as dashboard:
+            resources = plan_resources(
+                spec.resources, nodes_of(ray.nodes()), spec.search.num_trials
+            )
+            view = StudyView(study.record, spec, study.folder, resources, dashboard, console)
+            stopper = StudyStopper(spec.search.time_budget)
+            with _signals_stop(stopper), view:
+                _tune(study, data, resources, view, stopper)
+        study.record.interrupt_running(stopper.reason)
+        write_results(study.folder, study.record, spec)
+        return stopper.interrupted
+
+
+def _tune(
+    study: Study,
+    data: StudyData,
+    resources: TrialResources,
+    view: StudyView,
+    stopper: StudyStopper,
+) -> None:
+    spec, record = data.spec, study.record
+    context = StudyContext(study.folder, spec.to_yaml(), data.preprocessed, resources.gpu)
+    trainable = tune.with_resources(
+        tune.with_parameters(TrialTrainable, study=context),
+        {"cpu": resources.cpu, "gpu": resources.gpu},
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=RecordSearcher(record, spec.search),
+            scheduler=build_scheduler(record, spec),
+            num_samples=spec.search.num_trials,
+            max_concurrent_trials=resources.max_concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=RAY_FOLDER,
+            storage_path=str(study.folder),
+            callbacks=[view],
+            stop=stopper,
+            verbose=0,
+            # an exception ends a trial with its reason; only a lost process is tried again
+            failure_config=tune.FailureConfig(max_failures=1),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    tuner.fit()
+
+
+class StudyStopper(Stopper):  # type: ignore[misc]
+    """Ends the study when its time is over or the user says so.
+
+    Args:
+        time_budget: Seconds that the study may take, None for no limit.
+    """
+
+    def __init__(self, time_budget: float | None) -> None:
+        self._deadline = time.monotonic() + (math.inf if time_budget is None else time_budget)
+        self.interrupted = False
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Never stop a single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all trials are to end now."""
+        return self.interrupted or time.monotonic() >= self._deadline
+
+    @property
+    def reason(self) -> str:
+        """Why trials that are still running were cut off."""
+        return "interrupted by the user" if self.interrupted else "the time budget ended"
+
+
+@contextmanager
+def _signals_stop(stopper: StudyStopper) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the study in order; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        if stopper.interrupted:
+            raise KeyboardInterrupt
+        stopper.interrupted = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _only_driver(study: Study) -> Iterator[None]:
+    lock = FileLock(study.folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StudyError(
+            f"another process runs the study {study.name!r} already: "
+            f"watch it with `tune status {study.name}`"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _ray_cluster(address: str | None) -> Iterator[str | None]:
+    """Start or join a Ray cluster; yields the address of its dashboard."""
+    os.environ.update(RAY_SETTINGS)
+    if ray.is_initialized():
+        yield None
+        return
+    try:
+        context = ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="error",
+            configure_logging=True,
+            include_dashboard=None if address else True,
+        )
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise ResourceError(
+            f"no Ray cluster at address {address!r}: {str(error).splitlines()[0]}; "
+            "start one with `ray start --head`, or leave --address out to use this machine"
+        ) from error
+    try:
+        yield context.dashboard_url
+    finally:
+        ray.shutdown()
+
+
+def _write_provenance(study: Study, data: StudyData) -> None:
+    """Write where the study comes from, or check that it still has the same data."""
+    path = study.folder / PROVENANCE
+    if path.is_file():
+        fingerprint = study.provenance()["data"]["fingerprint"]
+        if fingerprint != data.fingerprint:
+            raise StudyError(
+                f"the data in {data.source} have changed since the study {study.name!r} "
+                f"began (fingerprint {data.fingerprint}, was {fingerprint}): "
+                "its trials cannot be compared any more; start a new study"
+            )
+    values = provenance(data, seed=study.spec.search.seed)
+    path.write_text(json.dumps(values, indent=2))

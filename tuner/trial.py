@@ -1,0 +1,247 @@
+"""One trial: sampled values become a config, the config is trained, every epoch reported.
+
+This is the only file that trains. A trial runs in a Ray actor; training goes on in a thread
+of that actor, which waits after every epoch until Tune asks for the next one.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray import tune
+
+from training.config import ModelTrainingConfig
+from tuner.record import TrialState
+from tuner.searchers import TRIAL_NUMBER
+from tuner.spec import StudySpec, parse_spec
+
+TRIALS_FOLDER = "trials"
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.csv"
+PLACEMENT_FILE = "placement.yaml"
+ERROR_FILE = "error.txt"
+
+
+@dataclass(frozen=True)
+class StudyContext:
+    """What every trial of a study needs to know.
+
+    Attributes:
+        folder: The study folder, an absolute path that every node can write.
+        spec_text: The resolved search space.
+        data_dir: The preprocessed data.
+        gpus: GPUs of a trial, 0 for none; a fraction is one shared GPU.
+    """
+
+    folder: Path
+    spec_text: str
+    data_dir: Path
+    gpus: float
+
+    def trial_folder(self, number: int) -> Path:
+        """Folder of one trial."""
+        return trial_folder(self.folder, number)
+
+    def trial_config(self, spec: StudySpec, number: int, values: Mapping[str, Any]) -> Any:
+        """The config of one trial: where sampled values meet fixed ones."""
+        config = spec.trial_config(values)
+        folder = self.trial_folder(number)
+        config.data_dir = self.data_dir
+        config.log_dir = folder
+        config.checkpoint_dir = folder
+        config.gpus = 1 if self.gpus else 0
+        return config
+
+
+def trial_folder(study_folder: Path, number: int) -> Path:
+    """Folder of trial `number` in a study folder."""
+    return study_folder / TRIALS_FOLDER / f"{number:04d}"
+
+
+class TrialTrainable(tune.Trainable):  # type: ignore[misc]
+    """Tune's view of a trial: `step` is one epoch; the actor is reused by the next trial."""
+
+    def setup(self, config: dict[str, Any], study: StudyContext) -> None:
+        """Start training the first trial of this actor."""
+        self._study = study
+        self._spec = parse_spec(study.spec_text, source="the study's resolved search space")
+        self._run = self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End the trial before and start the next one in the same process."""
+        self._run.close()
+        self._run = self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train until the end of an epoch and report it, or how the trial ended."""
+        return self._run.next_report()
+
+    def cleanup(self) -> None:
+        """End the training thread."""
+        self._run.close()
+
+    def _begin(self, sampled: dict[str, Any]) -> TrialRun:
+        values = dict(sampled)
+        number = values.pop(TRIAL_NUMBER)
+        return TrialRun(self._study, self._spec, number, values)
+
+
+class TrialRun:
+    """The training thread of one trial, and the gate that it stops at after every epoch.
+
+    Args:
+        study: The study that the trial belongs to.
+        spec: The study's spec.
+        number: The trial's number.
+        values: Its sampled values.
+    """
+
+    def __init__(
+        self, study: StudyContext, spec: StudySpec, number: int, values: Mapping[str, Any]
+    ) -> None:
+        self._study = study
+        self._spec = spec
+        self._number = number
+        self._values = values
+        self._reports: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._turn = threading.Semaphore(0)
+        self._closing = False
+        self._thread = threading.Thread(
+            target=self._train_and_report_end, name=f"trial-{number}", daemon=True
+        )
+        self._thread.start()
+
+    def next_report(self) -> dict[str, Any]:
+        """Let training go on and wait for its next report."""
+        self._turn.release()
+        return self._reports.get()
+
+    def close(self) -> None:
+        """End training where it stands and free what it held."""
+        self._closing = True
+        self._turn.release()
+        self._thread.join()
+        _free_memory()
+
+    def report_epoch(self, row: Mapping[str, float]) -> None:
+        """Hand over the metrics of an epoch and wait for the next turn.
+
+        Raises:
+            TrialClosed: if the trial is not to go on.
+        """
+        metrics = {key: value for key, value in row.items() if key not in {"epoch", "seconds"}}
+        self._reports.put(
+            {
+                "epoch": int(row["epoch"]),
+                "score": metrics[self._spec.metric],
+                "metrics": metrics,
+                "epoch_seconds": row["seconds"],
+            }
+        )
+        self.wait_for_turn()
+
+    def wait_for_turn(self) -> None:
+        """Wait until Tune asks for the next report.
+
+        Raises:
+            TrialClosed: if the trial is not to go on.
+        """
+        self._turn.acquire()
+        if self._closing:
+            raise TrialClosed
+
+    def _train_and_report_end(self) -> None:
+        try:
+            self.wait_for_turn()
+            self._train()
+            ending = (TrialState.COMPLETED, f"trained {self._spec.max_epochs} epochs")
+        except TrialClosed:
+            return
+        except Exception as error:
+            folder = self._study.trial_folder(self._number)
+            if folder.is_dir():
+                (folder / ERROR_FILE).write_text(traceback.format_exc())
+            ending = ending_of(error)
+        self._reports.put({"done": True, "outcome": ending[0].value, "reason": ending[1]})
+
+    def _train(self) -> None:
+        # torch, Lightning and MONAI load once, in the worker; the driver never needs them
+        from training.data import get_dataloaders
+        from training.models import build_model
+        from training.trainer import SegmentationTrainer
+        from tuner.epoch_gate import EpochGate
+
+        if not self._study.folder.is_dir():
+            raise FileNotFoundError(
+                f"node {socket.gethostname()} does not see the study folder "
+                f"{self._study.folder}: put --studies-dir on storage that every node mounts"
+            )
+        config = self._study.trial_config(self._spec, self._number, self._values)
+        folder = self._study.trial_folder(self._number)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write_settings(folder, config)
+        train_loader, val_loader, _ = get_dataloaders(config)
+        gate = EpochGate(self.report_epoch, folder / METRICS_FILE)
+        trainer = SegmentationTrainer(
+            config,
+            build_model(config),
+            train_loader,
+            val_loader,
+            callbacks=[gate],
+            progress_bar=False,
+        )
+        trainer.fit(resume=True)
+
+    def _write_settings(self, folder: Path, config: ModelTrainingConfig) -> None:
+        (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.flat(), sort_keys=False))
+        placement = {
+            "node": socket.gethostname(),
+            "node_ip": ray.util.get_node_ip_address(),
+            "node_id": ray.get_runtime_context().get_node_id(),
+            "pid": os.getpid(),
+            "gpu_ids": [str(gpu) for gpu in ray.get_gpu_ids()],
+            "started": time.time(),
+        }
+        (folder / PLACEMENT_FILE).write_text(yaml.safe_dump(placement, sort_keys=False))
+
+
+class TrialClosed(BaseException):
+    """The trial is not to go on; not an `Exception`, so that no handler takes it for one."""
+
+
+def ending_of(error: Exception) -> tuple[TrialState, str]:
+    """State and reason of a trial that `error` ended."""
+    import torch
+
+    from training.callbacks import TrainingDivergedError
+
+    summary = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    if isinstance(error, TrainingDivergedError):
+        return TrialState.DIVERGED, str(error)
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+    if out_of_memory:
+        return TrialState.OUT_OF_MEMORY, summary
+    return TrialState.FAILED, summary
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
