@@ -69,6 +69,16 @@ class EpochCheckpoint(ModelCheckpoint):
         """Save the last epoch."""
         self._save_epoch(trainer)
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write the state between two epochs, in which the next one has not begun."""
+        # Lightning counts an epoch as ready before on_train_epoch_start and would take the
+        # checkpoint for one of an epoch that was cut off after its last batch
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["started"] = counts["completed"]
+
     def _save_epoch(self, trainer: Trainer) -> None:
         nothing_new = self.monitor not in trainer.callback_metrics
         if nothing_new or self._should_skip_saving_checkpoint(trainer):
