@@ -137,7 +137,7 @@ class Bundle:
             )
         probabilities = self.probabilities(torch.from_numpy(case.image)).cpu().numpy()
         label = self.preprocessing.invert(probabilities, case.info)
-        return (label * (self.config.target_label or 1)).astype(np.uint8)
+        return np.asarray(label * (self.config.target_label or 1), dtype=np.uint8)
 
     def predict(self, images: Sequence[Path], output: Path) -> Path:
         """Segment one case and write the label map as NIfTI, in the image's own geometry.

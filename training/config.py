@@ -79,10 +79,10 @@ class ModelTrainingConfig(BaseModel):
     model_params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the network, e.g. `model_params.embed_dim`."""
 
-    num_classes: Annotated[Int, Field(ge=2)] = 3
+    num_classes: Annotated[Int, Field(ge=2)] = Field(default=3, json_schema_extra=NOT_SEARCHABLE)
     """Output channels of the network, background included."""
 
-    input_channels: Annotated[Int, Field(ge=1)] = 1
+    input_channels: Annotated[Int, Field(ge=1)] = Field(default=1, json_schema_extra=NOT_SEARCHABLE)
     """Image channels of a case (MR sequences, or 1 for CT)."""
 
     gradient_checkpointing: bool = False
@@ -135,7 +135,9 @@ class ModelTrainingConfig(BaseModel):
     """Augmentation of training patches: none, flips, or flips and intensity changes."""
 
     # Task
-    target_label: Annotated[Int, Field(ge=1)] | None = None
+    target_label: Annotated[Int, Field(ge=1)] | None = Field(
+        default=None, json_schema_extra=NOT_SEARCHABLE
+    )
     """Train background against this one label; null trains all classes."""
 
     loss: LossName = "cross_entropy"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuner.errors import TunerError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.study import Study
+    from tuner.yaml_source import Override
 
 DONE, NO_RESULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -156,20 +157,21 @@ def _add_space_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+def _overrides(options: argparse.Namespace) -> dict[str, Override]:
     """Options of the command line as overrides of the search space, in YAML text."""
     from tuner.errors import SpecError
+    from tuner.yaml_source import Override
 
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Override] = {}
     for option, key in NAMED_OPTIONS.items():
         value = getattr(options, option)
         if value is not None:
-            overrides[key] = value
+            overrides[key] = Override(value, f"--{option.replace('_', '-')} {value}")
     for setting in options.settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise SpecError(f"--set {setting}: write --set KEY=VALUE, e.g. --set optimizer=sgd")
-        overrides[key.strip()] = value
+        overrides[key.strip()] = Override(value, f"--set {setting}")
     return overrides
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, prepare_dataset, resolve_data_dir
 from tuner.errors import StudyError
-from tuner.spec import StudySpec, parse_spec
+from tuner.spec import Override, StudySpec, parse_spec
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def prepare_data(spec: StudySpec) -> StudyData:
         spec.to_yaml(),
         source=str(spec.source),
         overrides={
-            "num_classes": dataset.num_classes,
-            "input_channels": len(dataset.channels),
+            "num_classes": Override(dataset.num_classes, "the data"),
+            "input_channels": Override(len(dataset.channels), "the data"),
         },
     )
     splits = {name: len(cases) for name, cases in dataset.splits.items()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray.tune.search import Searcher
 
@@ -24,7 +26,10 @@ def tpe(seed: int) -> BaseSampler:
     Conditional parameters are modelled by groups, and running trials are counted as bad so
     that concurrent trials spread out.
     """
-    return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    with warnings.catch_warnings():
+        # grouping is Optuna's only way to model conditional parameters together
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
 def random(seed: int) -> BaseSampler:

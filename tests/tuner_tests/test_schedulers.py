@@ -62,7 +62,7 @@ def test_decisions_equal_ray_asha_where_ray_is_right(record: StudyRecord) -> Non
 def test_the_best_third_goes_on(record: StudyRecord) -> None:
     scheduler = AshaScheduler(record, (1, 3), 3)
     decisions = []
-    for number, score in enumerate((0.5, 0.4, 0.6, 0.55, 0.7, 0.1)):
+    for number, score in enumerate((0.5, 0.4, 0.6, 0.45, 0.7, 0.1)):
         record.propose(SEARCHERS["random"])
         decisions.append(report(scheduler, number, 1, score))
     assert decisions == ["CONTINUE", "STOP", "CONTINUE", "STOP", "CONTINUE", "STOP"]

@@ -1,0 +1,350 @@
+"""What may vary in a study: domains, conditions between them, and sampling."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import ItemsView, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = [
+    "DOMAINS",
+    "Choice",
+    "Condition",
+    "Domain",
+    "LogUniform",
+    "QUniform",
+    "RandInt",
+    "Space",
+    "Uniform",
+]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values.
+
+    A value that is no plain number, text or boolean, such as a list of class weights, is
+    known to the searcher by a label: its name, if the values were given by name, or its text.
+
+    Attributes:
+        values: What may be chosen.
+        names: A name for each value, None to label each by itself.
+
+    Raises:
+        ValueError: if there is nothing to choose from, or a value comes twice.
+    """
+
+    values: tuple[Any, ...]
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("choice needs at least one value, but got []")
+        labels = [repr(label) for label in self.labels]
+        twice = {label for label in labels if labels.count(label) > 1}
+        if twice:
+            raise ValueError(f"choice has {', '.join(sorted(twice))} more than once")
+
+    @property
+    def labels(self) -> list[Any]:
+        """What the searcher sees for each value."""
+        if self.names is not None:
+            return list(self.names)
+        return [value if _is_plain(value) else str(value) for value in self.values]
+
+    def value_of(self, label: Any) -> Any:
+        """The value that a label stands for."""
+        return self.values[self.labels.index(label)]
+
+    def contains(self, value: Any) -> bool:
+        """Whether `value` may be chosen."""
+        return any(value == known and _same_kind(value, known) for known in self.values)
+
+    def sample(self, rng: random.Random) -> Any:
+        """A value, each as likely as another."""
+        return rng.choice(self.values)
+
+    def examples(self) -> tuple[Any, ...]:
+        """Values that must all be valid for the domain to be."""
+        return self.values
+
+    def describe(self) -> str:
+        """The domain in one line."""
+        return " | ".join(str(label) for label in self.labels)
+
+    def to_yaml(self) -> dict[str, Any]:
+        """As it is written in a search space."""
+        if self.names is not None:
+            return {"choice": dict(zip(self.names, self.values, strict=True))}
+        return {"choice": list(self.values)}
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A number from `low` to `high`, each as likely as another.
+
+    Raises:
+        ValueError: unless `low < high`.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.low, self.high)
+
+    def contains(self, value: Any) -> bool:
+        """Whether `value` lies between the bounds."""
+        return _is_number(value) and self.low <= value <= self.high
+
+    def sample(self, rng: random.Random) -> float:
+        """A number between the bounds."""
+        return rng.uniform(self.low, self.high)
+
+    def examples(self) -> tuple[Any, ...]:
+        """The bounds, and a number between them that is not whole."""
+        return self.low, self.high, self.low + (self.high - self.low) / math.pi
+
+    def describe(self) -> str:
+        """The domain in one line."""
+        return f"{self.low:g} to {self.high:g}"
+
+    def to_yaml(self) -> dict[str, Any]:
+        """As it is written in a search space."""
+        return {"uniform": [self.low, self.high]}
+
+
+@dataclass(frozen=True)
+class LogUniform(Uniform):
+    """A number from `low` to `high` whose logarithm is uniform.
+
+    Raises:
+        ValueError: unless `0 < low < high`.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low <= 0:
+            raise ValueError(
+                f"loguniform needs low > 0, but got (low={self.low:g}, high={self.high:g})"
+            )
+
+    def sample(self, rng: random.Random) -> float:
+        """A number between the bounds."""
+        drawn = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        return min(max(drawn, self.low), self.high)
+
+    def describe(self) -> str:
+        """The domain in one line."""
+        return f"{self.low:g} to {self.high:g}, logarithmic"
+
+    def to_yaml(self) -> dict[str, Any]:
+        """As it is written in a search space."""
+        return {"loguniform": [self.low, self.high]}
+
+
+@dataclass(frozen=True)
+class RandInt:
+    """A whole number from `low` to `high`, both included.
+
+    Raises:
+        ValueError: unless both are whole numbers and `low < high`.
+    """
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.low, self.high)
+        if not (float(self.low).is_integer() and float(self.high).is_integer()):
+            raise ValueError(
+                f"randint needs whole numbers, but got (low={self.low}, high={self.high})"
+            )
+        object.__setattr__(self, "low", int(self.low))
+        object.__setattr__(self, "high", int(self.high))
+
+    def contains(self, value: Any) -> bool:
+        """Whether `value` is a whole number between the bounds."""
+        return _is_number(value) and float(value).is_integer() and self.low <= value <= self.high
+
+    def sample(self, rng: random.Random) -> int:
+        """A whole number, each as likely as another."""
+        return rng.randint(self.low, self.high)
+
+    def examples(self) -> tuple[Any, ...]:
+        """The bounds."""
+        return self.low, self.high
+
+    def describe(self) -> str:
+        """The domain in one line."""
+        return f"{self.low} to {self.high}, whole"
+
+    def to_yaml(self) -> dict[str, Any]:
+        """As it is written in a search space."""
+        return {"randint": [self.low, self.high]}
+
+
+@dataclass(frozen=True)
+class QUniform:
+    """A number from `low` to `high` in steps of `step`, each as likely as another.
+
+    Raises:
+        ValueError: unless `low < high`, `step > 0`, and the steps end at `high`.
+    """
+
+    low: float
+    high: float
+    step: float
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.low, self.high)
+        if not _is_number(self.step) or self.step <= 0:
+            raise ValueError(f"quniform needs step > 0, but got step={self.step!r}")
+        steps = (self.high - self.low) / self.step
+        if round(steps) < 1 or abs(steps - round(steps)) > 1e-6:
+            reached = self.low + self.step * max(1, round(steps))
+            raise ValueError(
+                f"steps of {self.step:g} from {self.low:g} do not end at high={self.high:g}: "
+                f"choose high={reached:g} or another step"
+            )
+
+    @property
+    def _steps(self) -> int:
+        return round((self.high - self.low) / self.step)
+
+    def contains(self, value: Any) -> bool:
+        """Whether `value` is one of the steps."""
+        if not _is_number(value) or not self.low - 1e-9 <= value <= self.high + 1e-9:
+            return False
+        steps = (value - self.low) / self.step
+        return bool(abs(steps - round(steps)) <= 1e-6)
+
+    def sample(self, rng: random.Random) -> float:
+        """One of the steps."""
+        return self.low + self.step * rng.randint(0, self._steps)
+
+    def examples(self) -> tuple[Any, ...]:
+        """The bounds, and the first step."""
+        return self.low, self.high, self.low + self.step
+
+    def describe(self) -> str:
+        """The domain in one line."""
+        return f"{self.low:g} to {self.high:g} in steps of {self.step:g}"
+
+    def to_yaml(self) -> dict[str, Any]:
+        """As it is written in a search space."""
+        return {"quniform": [self.low, self.high, self.step]}
+
+
+Domain = Choice | Uniform | LogUniform | RandInt | QUniform
+
+DOMAINS: dict[str, type[Domain]] = {
+    "choice": Choice,
+    "uniform": Uniform,
+    "loguniform": LogUniform,
+    "randint": RandInt,
+    "quniform": QUniform,
+}
+"""Domains by the name that a search space gives them."""
+
+Condition = Mapping[str, Sequence[Any]]
+"""Accepted values of other fields; a field takes part only where all of them hold."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The fields that a study varies.
+
+    Args:
+        domains: Domain of each field.
+        conditions: Condition of each field that has one, on other fields of the space.
+
+    Raises:
+        ValueError: if conditions go round in a circle.
+    """
+
+    domains: Mapping[str, Domain]
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ordered: dict[str, Domain] = {}
+        waiting = dict(self.domains)
+        while waiting:
+            ready = [
+                name
+                for name in waiting
+                if not any(parent in waiting for parent in self.conditions.get(name, {}))
+            ]
+            if not ready:
+                raise ValueError(f"the conditions of {', '.join(waiting)} go round in a circle")
+            for name in ready:
+                ordered[name] = waiting.pop(name)
+        object.__setattr__(self, "domains", ordered)
+
+    def items(self) -> ItemsView[str, Domain]:
+        """Fields and domains, each after those that its condition names."""
+        return self.domains.items()
+
+    def active(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether a field takes part, given the `values` of those before it."""
+        return all(
+            parent in values
+            and any(values[parent] == value and _same_kind(values[parent], value) for value in good)
+            for parent, good in self.conditions.get(name, {}).items()
+        )
+
+    def sample(self, rng: random.Random) -> dict[str, Any]:
+        """A point of the space, drawn at random."""
+        values: dict[str, Any] = {}
+        for name, domain in self.items():
+            if self.active(name, values):
+                values[name] = domain.sample(rng)
+        return values
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """Field, domain and condition of each field, for a person to read."""
+        return [
+            (
+                name,
+                domain.describe(),
+                " and ".join(
+                    f"{parent} is {' or '.join(str(value) for value in values)}"
+                    for parent, values in self.conditions.get(name, {}).items()
+                ),
+            )
+            for name, domain in self.items()
+        ]
+
+    def to_yaml(self) -> dict[str, Any]:
+        """As it is written in a search space."""
+        written: dict[str, Any] = {}
+        for name, domain in self.items():
+            written[name] = domain.to_yaml()
+            if name in self.conditions:
+                written[name]["when"] = {
+                    parent: list(values) for parent, values in self.conditions[name].items()
+                }
+        return written
+
+
+def _check_bounds(low: Any, high: Any) -> None:
+    for name, value in (("low", low), ("high", high)):
+        if not _is_number(value) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, but got {value!r}")
+    if not low < high:
+        raise ValueError(f"`low < high` must hold, but got (low={low:g}, high={high:g})")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _same_kind(one: Any, other: Any) -> bool:
+    """True and 1 are equal in Python, but not in a search space."""
+    return isinstance(one, bool) == isinstance(other, bool)
