@@ -1,0 +1,16 @@
+"""The error of data that cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+
+class DatasetError(ValueError):
+    """A folder or file of images that cannot be used, with every reason, by file."""
+
+    @classmethod
+    def of(cls, folder: object, problems: Sequence[str]) -> Self:
+        """One error of all problems of a data folder."""
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        return cls("\n  ".join([f"the data in {folder} have {count}:", *problems]))

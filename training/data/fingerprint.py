@@ -1,0 +1,52 @@
+"""Fingerprints of files, remembered so that a large dataset is read once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from training.data.layouts import DATASET_JSON, RawDataset
+
+MEMO = "fingerprints.json"
+
+
+def dataset_fingerprint(dataset: RawDataset, settings: Any, cache: Path) -> str:
+    """SHA-256 over the content of every file and the settings, as 16 hexadecimal digits.
+
+    Args:
+        dataset: The data.
+        settings: What else the preprocessed data depend on, as JSON values.
+        cache: Folder that remembers the digest of a file by path, size and time.
+    """
+    files = [dataset.folder / DATASET_JSON]
+    for case in dataset.cases:
+        files += [*case.images, case.label]
+    whole = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path, digest in zip(files, _digests(files, cache), strict=True):
+        whole.update(f"{path.relative_to(dataset.folder)}:{digest}\n".encode())
+    return whole.hexdigest()[:16]
+
+
+def _digests(files: Iterable[Path], cache: Path) -> list[str]:
+    memo_file = cache / MEMO
+    try:
+        memo: dict[str, str] = json.loads(memo_file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        memo = {}
+    known = len(memo)
+    digests = []
+    for path in files:
+        status = path.stat()
+        key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        if key not in memo:
+            with path.open("rb") as file:
+                memo[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        digests.append(memo[key])
+    if len(memo) > known:
+        partial = memo_file.with_suffix(".partial")
+        partial.write_text(json.dumps(memo))
+        partial.replace(memo_file)
+    return digests
