@@ -6,7 +6,9 @@ Exit codes: 0 done, 1 no usable result, 2 a mistake in the input, 130 interrupte
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = build_parser().parse_args(arguments)
+    _quieten_libraries()
     from rich.console import Console
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -64,6 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         errors.print(f"error: {error}", markup=False, style="red" if errors.is_terminal else "")
         return USER_ERROR
+
+
+def _quieten_libraries() -> None:
+    """Keep advice meant for programmers away from people who type commands."""
+    # Lightning sets the level of its top logger on import, but not of those that speak
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.ERROR)
+    for library in ("pytorch_lightning", "monai", "torch", "ray", "optuna"):
+        warnings.filterwarnings("ignore", module=library)
 
 
 def _is_user_error(error: ValueError) -> bool:
@@ -205,6 +217,7 @@ def _go_on(study: Study, options: argparse.Namespace, out: Console) -> int:
     interrupted = run_study(study, options.address, out)
     print_summary(out, study.folder, study.record, study.spec)
     if interrupted:
+        out.print("interrupted: every finished epoch is kept", markup=False)
         return INTERRUPTED
     return DONE if study.record.best() else NO_RESULT
 
@@ -256,7 +269,7 @@ def _export_to(study: Study, folder: Path, trial: int | None, out: Console) -> i
         markup=False,
     )
     for name, value in sorted(exported.metrics.items()):
-        if "dice" in name:
+        if "dice" in name and not name.startswith("train_"):
             out.print(f"  {name:<16} {value:.4f}", markup=False)
     out.print(f"next    tune predict {folder} IMAGE.nii.gz -o predictions", markup=False)
     return DONE

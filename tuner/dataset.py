@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,12 @@ class StudyData:
     summary: str
 
 
-def prepare_data(spec: StudySpec) -> StudyData:
+def prepare_data(spec: StudySpec, on_progress: Callable[[str], None] | None = None) -> StudyData:
     """Preprocess the data of a study, or find them in the cache.
+
+    Args:
+        spec: The study's spec.
+        on_progress: Told a line about each step.
 
     Raises:
         training.data.DatasetError: listing every problem of the data, by file.
@@ -39,7 +44,7 @@ def prepare_data(spec: StudySpec) -> StudyData:
     """
     config = spec.base_config()
     source = resolve_data_dir(config.data_dir)
-    preprocessed = prepare_dataset(source, config)
+    preprocessed = prepare_dataset(source, config, on_progress=on_progress)
     dataset = PreprocessedDataset.load(preprocessed)
     _check_against(dataset, config, spec)
     completed = parse_spec(

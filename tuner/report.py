@@ -161,8 +161,9 @@ class StudyView(Callback):  # type: ignore[misc]
             f"time    {self._clock()}, {self._time_left(spent)}",
         ]
         running = Table(box=None, padding=(0, 2, 0, 0))
-        for column in ("trial", "epoch", spec.metric, "config"):
-            running.add_column(column, no_wrap=True, overflow="ellipsis")
+        for column in ("trial", "epoch", spec.metric):
+            running.add_column(column, no_wrap=True, min_width=max(6, len(column)))
+        running.add_column("config", no_wrap=True, overflow="ellipsis")
         for entry in record.with_state(TrialState.RUNNING):
             last = entry.scores.get(entry.epochs)
             running.add_row(

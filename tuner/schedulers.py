@@ -90,9 +90,9 @@ class AshaScheduler(RecordScheduler):
         self._record.finish(
             number,
             TrialState.STOPPED,
-            f"stopped by ASHA at rung {self._rungs.index(epoch) + 1} (epoch {epoch}): "
-            f"{score:.4g} is not among the best 1/{self._reduction_factor} "
-            f"(cutoff {sign * cutoff:.4g}, {len(rung)} trials)",
+            f"by ASHA at rung {self._rungs.index(epoch) + 1} (epoch {epoch}): {score:.4g} misses "
+            f"the best 1/{self._reduction_factor} of {len(rung)} trials "
+            f"(cutoff {sign * cutoff:.4g})",
         )
         return str(TrialScheduler.STOP)
 

@@ -156,7 +156,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         ResourceError: if no node can hold a trial, or the cluster cannot be reached.
     """
     with _only_driver(study):
-        data = prepare_data(study.spec)
+        data = prepare_data(study.spec, console.print if console else None)
         _write_provenance(study, data)
         spec = data.spec
         with _ray_cluster(address) as dashboard:

@@ -166,8 +166,9 @@ class TrialRun:
     def _train_and_report_end(self) -> None:
         try:
             self.wait_for_turn()
-            self._train()
-            ending = (TrialState.COMPLETED, f"trained {self._spec.max_epochs} epochs")
+            epochs = self._train()
+            early = "" if epochs == self._spec.max_epochs else ", then stopped improving"
+            ending = (TrialState.COMPLETED, f"trained {epochs} epochs{early}")
         except TrialClosed:
             return
         except Exception as error:
@@ -177,7 +178,8 @@ class TrialRun:
             ending = ending_of(error)
         self._reports.put({"done": True, "outcome": ending[0].value, "reason": ending[1]})
 
-    def _train(self) -> None:
+    def _train(self) -> int:
+        """Train to the end; the number of epochs trained."""
         # torch, Lightning and MONAI load once, in the worker; the driver never needs them
         from training.data import get_dataloaders
         from training.models import build_model
@@ -204,6 +206,7 @@ class TrialRun:
             progress_bar=False,
         )
         trainer.fit(resume=True)
+        return trainer.lightning.current_epoch
 
     def _write_settings(self, folder: Path, config: ModelTrainingConfig) -> None:
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.flat(), sort_keys=False))
