@@ -30,6 +30,14 @@ def _reject_bool(value: Any) -> Any:
     return value
 
 
+def _require_bool(value: Any) -> Any:
+    """Refuse words: pydantic takes `yes` and `off` for booleans, YAML 1.2 does not."""
+    if not isinstance(value, bool):
+        raise ValueError("write true or false")
+    return value
+
+
+Bool = Annotated[bool, BeforeValidator(_require_bool)]
 Int = Annotated[int, BeforeValidator(_reject_bool)]
 Float = Annotated[float, BeforeValidator(_reject_bool)]
 PositiveWeight = Annotated[Float, Field(ge=0)]
@@ -85,7 +93,7 @@ class ModelTrainingConfig(BaseModel):
     input_channels: Annotated[Int, Field(ge=1)] = Field(default=1, json_schema_extra=NOT_SEARCHABLE)
     """Image channels of a case (MR sequences, or 1 for CT)."""
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
     # Data
@@ -163,7 +171,7 @@ class ModelTrainingConfig(BaseModel):
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
     """Momentum of sgd."""
 
-    nesterov: bool = False
+    nesterov: Bool = False
     """Nesterov's form of momentum, for sgd."""
 
     scheduler: SchedulerName = "none"
@@ -221,7 +229,7 @@ class ModelTrainingConfig(BaseModel):
     seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
     """Seed of weights, patches and augmentation."""
 
-    deterministic: bool = Field(default=False, json_schema_extra=NOT_SEARCHABLE)
+    deterministic: Bool = Field(default=False, json_schema_extra=NOT_SEARCHABLE)
     """Refuse GPU operations that may differ from run to run; slower."""
 
     log_dir: Path = Field(default=Path("logs"), json_schema_extra=NOT_SEARCHABLE)
@@ -230,7 +238,7 @@ class ModelTrainingConfig(BaseModel):
     checkpoint_dir: Path = Field(default=Path("checkpoints"), json_schema_extra=NOT_SEARCHABLE)
     """Folder of the best and the last checkpoint."""
 
-    debug: bool = Field(default=False, json_schema_extra=NOT_SEARCHABLE)
+    debug: Bool = Field(default=False, json_schema_extra=NOT_SEARCHABLE)
     """Log shapes, outputs and progress of every step."""
 
     def __setattr__(self, name: str, value: Any) -> None:

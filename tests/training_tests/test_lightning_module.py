@@ -10,12 +10,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from training.metrics import dice_coefficient
 
 from training.callbacks import StopOnDivergence, TrainingDivergedError, get_callbacks
 from training.config import ModelTrainingConfig
 from training.inference import predict_case
 from training.lightning_module import SegmentationLightningModule
+from training.metrics import dice_coefficient
 from training.models import build_model
 from training.trainer import SegmentationTrainer, choose_devices
 

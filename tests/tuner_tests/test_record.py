@@ -8,12 +8,12 @@ from typing import Any
 
 import optuna
 import pytest
-from tuner.errors import StudyError
-from tuner.space import Space
-from tuner.spec import SearchSettings, parse_spec
 
+from tuner.errors import StudyError
 from tuner.record import StudyRecord, TrialState, epochs_spent
 from tuner.searchers import SEARCHERS, RecordSearcher, report_result
+from tuner.space import Space
+from tuner.spec import SearchSettings, parse_spec
 
 SPACE = """
 config: {max_epochs: 9}

@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tuner.errors import ResourceError
-from tuner.spec import ResourceSettings
 
+from tuner.errors import ResourceError
 from tuner.resources import Node, nodes_of, plan_resources
+from tuner.spec import ResourceSettings
 
 GIB = 2**30
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
-from tuner.spec import parse_spec
 
 from tuner.record import StudyRecord, TrialState
 from tuner.schedulers import AshaScheduler, build_scheduler
 from tuner.searchers import SEARCHERS
+from tuner.spec import parse_spec
 
 SPEC = """
 config: {max_epochs: 27}

@@ -94,7 +94,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
                 voxels = by_class[int(rng.choice(sorted(by_class)))]
                 centre = voxels[rng.integers(len(voxels))]
                 corner = np.clip(centre - self._patch_size // 2, 0, np.maximum(room, 0))
-        centred = np.floor_divide(room, 2)
+        # half of the padding first, as sliding windows over a small case have it
+        centred = -(-room // 2)
         return np.asarray(np.where(room < 0, centred, corner))
 
     def _cut(self, volume: NDArray[Any], corner: NDArray[np.int64]) -> NDArray[Any]:

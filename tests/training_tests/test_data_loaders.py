@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from training.config import ModelTrainingConfig
+from training.data import (
+    AUGMENTATIONS,
+    DatasetError,
+    PreprocessedDataset,
+    generate_phantom,
+    get_dataloader,
+    get_dataloaders,
+    prepare_dataset,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("loaders")
+    raw = generate_phantom(base / "raw", num_cases=6, seed=0)
+    return prepare_dataset(raw, ModelTrainingConfig(), cache_dir=base / "cache")
+
+
+def batches(folder: Path, epoch: int = 0, **options: Any) -> list[dict[str, torch.Tensor]]:
+    settings = {"patch_size": (8, 16, 16), "steps_per_epoch": 3, **options}
+    loader = get_dataloader(
+        folder,
+        "train",
+        settings.pop("batch_size", 2),
+        settings.pop("num_workers", 0),
+        settings.pop("shuffle", True),
+        **settings,
+    )
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    return list(loader)
+
+
+def equal(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a[name], b[name])
+        for a, b in zip(one, other, strict=True)
+        for name in ("image", "label")
+    )
+
+
+@pytest.mark.parametrize("augmentation", sorted(AUGMENTATIONS))
+def test_training_batches(folder: Path, augmentation: str) -> None:
+    found = batches(folder, augmentation=augmentation)
+    assert len(found) == 3
+    for batch in found:
+        assert type(batch["image"]) is torch.Tensor
+        assert (batch["image"].shape, batch["image"].dtype) == ((2, 1, 8, 16, 16), torch.float32)
+        assert (batch["label"].shape, batch["label"].dtype) == ((2, 8, 16, 16), torch.int64)
+        assert torch.isfinite(batch["image"]).all()
+
+
+def test_patches_depend_on_seed_and_epoch_alone(folder: Path) -> None:
+    reference = batches(folder, epoch=1, seed=5)
+    assert equal(reference, batches(folder, epoch=1, seed=5))
+    assert equal(reference, batches(folder, epoch=1, seed=5, num_workers=2))
+    assert not equal(reference, batches(folder, epoch=2, seed=5))
+    assert not equal(reference, batches(folder, epoch=1, seed=6))
+
+
+def test_an_epoch_takes_every_case_once(folder: Path) -> None:
+    dataset = PreprocessedDataset.load(folder)
+    loader = get_dataloader(folder, "train", 1, 0, True, patch_size=(40, 80, 80))
+    cases = dataset.splits["train"]
+    assert len(loader) == len(cases)
+    tumours = sorted(int((batch["label"] == 2).sum()) for batch in loader)
+    assert tumours == sorted(dataset.cases[case].voxel_counts[2] for case in cases)
+
+
+def test_a_small_case_is_padded_with_0_around_it(folder: Path) -> None:
+    dataset = PreprocessedDataset.load(folder)
+    case = dataset.splits["train"][0]
+    size = (48, 80, 80)
+    batch = batches(
+        folder, patch_size=size, batch_size=1, shuffle=False, augmentation="none", steps_per_epoch=1
+    )[0]
+    shape = dataset.cases[case].shape[1:]
+    first = [(big - small) // 2 for big, small in zip(size, shape, strict=True)]
+    box = tuple(slice(f, f + s) for f, s in zip(first, shape, strict=True))
+    np.testing.assert_array_equal(batch["image"][0, 0][box], dataset.image(case)[0])
+    assert batch["image"].double().sum() == pytest.approx(
+        float(dataset.image(case).astype(np.float64).sum())
+    )
+    assert torch.equal(
+        torch.bincount(batch["label"].flatten(), minlength=3)[1:],
+        torch.tensor(dataset.cases[case].voxel_counts[1:]),
+    )
+
+
+def test_foreground_fraction_centres_patches_on_each_class(folder: Path) -> None:
+    def share(fraction: float, label: int) -> float:
+        found = batches(
+            folder,
+            foreground_fraction=fraction,
+            patch_size=(4, 6, 6),
+            steps_per_epoch=60,
+            augmentation="none",
+        )
+        labels = torch.cat([batch["label"] for batch in found])
+        return float((labels == label).flatten(1).any(dim=1).float().mean())
+
+    assert share(1.0, 2) > 0.3 > share(0.0, 2)
+    assert share(1.0, 1) > 0.6 > share(0.0, 1)
+
+
+def test_augmentation_moves_image_and_label_together(folder: Path) -> None:
+    plain = batches(folder, augmentation="none", steps_per_epoch=6, foreground_fraction=1.0)
+    flipped = batches(folder, augmentation="flip", steps_per_epoch=6, foreground_fraction=1.0)
+    changed = 0
+    for one, other in zip(plain, flipped, strict=True):
+        for index in range(2):
+            image, label = one["image"][index], one["label"][index]
+            options = [
+                axes
+                for axes in ([], [0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2])
+                if torch.equal(torch.flip(image, [a + 1 for a in axes]), other["image"][index])
+            ]
+            assert len(options) == 1
+            assert torch.equal(torch.flip(label, options[0]), other["label"][index])
+            changed += bool(options[0])
+    assert changed > 0
+
+
+def test_evaluation_gives_whole_cases(folder: Path) -> None:
+    dataset = PreprocessedDataset.load(folder)
+    for split in ("val", "test"):
+        found = [case for batch in get_dataloader(folder, split, 1, 0, False) for case in batch]
+        assert [case["case_id"] for case in found] == dataset.splits[split]
+        for case in found:
+            np.testing.assert_array_equal(case["image"][0], dataset.image(case["case_id"]))
+            np.testing.assert_array_equal(case["label"][0], dataset.label(case["case_id"]))
+
+
+def test_ranks_share_the_patches_and_cases(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = batches(folder, batch_size=1, steps_per_epoch=4)
+    labels = []
+    cases = []
+    for rank in range(2):
+        monkeypatch.setattr("training.data.sampling._world", lambda rank=rank: (rank, 2))
+        labels.append(batches(folder, batch_size=1, steps_per_epoch=4))
+        loader = get_dataloader(folder, "val", 1, 0, False)
+        cases.append([batch[0]["case_id"] for batch in loader])
+    assert equal(whole, [labels[0][0], labels[1][0], labels[0][1], labels[1][1]])
+    assert sorted(cases[0] + cases[1]) == PreprocessedDataset.load(folder).splits["val"]
+
+
+def test_loaders_of_a_config(folder: Path) -> None:
+    config = ModelTrainingConfig(data_dir=folder, patch_size=(8, 16, 16), steps_per_epoch=5)
+    train, val, test = get_dataloaders(config)
+    assert (len(train), len(val)) == (5, 1)
+    assert test is not None
+    assert len(test) == 1
+
+
+def test_wrong_splits_and_folders_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no split 'validation': choose train, val, test"):
+        get_dataloader(folder, "validation", 1, 0, False)
+    with pytest.raises(DatasetError, match="no preprocessed folder"):
+        get_dataloader(tmp_path, "train", 1, 0, False)
