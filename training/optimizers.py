@@ -57,6 +57,8 @@ def plateau(config: ModelTrainingConfig, optimizer: Optimizer) -> Scheduler:
         mode=config.monitor_mode,
         factor=config.lr_decay,
         patience=config.plateau_patience,
+        # torch's relative threshold takes standing still for progress below zero
+        threshold_mode="abs",
     )
 
 
