@@ -7,6 +7,7 @@ channels, metrics, provenance).
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ CONFIG = "config.yaml"
 PREPROCESSING = "preprocessing.json"
 MANIFEST = "bundle.json"
 FORMAT_VERSION = 1
+
+READ_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
+"""What `torch.load` and `load_state_dict` raise for damaged files and other networks."""
 
 
 class BundleError(ValueError):
@@ -103,10 +107,9 @@ class Bundle:
             state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
             module = _module(config)
             module.model.load_state_dict(state)
-        except (ValidationError, yaml.YAMLError, RuntimeError, EOFError, TypeError) as error:
+        except (ValidationError, yaml.YAMLError, TypeError, *READ_ERRORS) as error:
             raise BundleError(
-                f"the exported model {folder} is damaged: {str(error).splitlines()[0]}; "
-                "export it again"
+                f"the exported model {folder} is damaged: {_first_line(error)}; export it again"
             ) from error
         if manifest.format_version != FORMAT_VERSION:
             raise BundleError(
@@ -185,9 +188,9 @@ def load_checkpoint(checkpoint: Path, config: ModelTrainingConfig) -> Segmentati
                 if name.startswith(prefix)
             }
         )
-    except (OSError, RuntimeError, EOFError, KeyError) as error:
+    except (KeyError, *READ_ERRORS) as error:
         raise BundleError(
-            f"the checkpoint {checkpoint} cannot be read: {str(error).splitlines()[0]}"
+            f"the checkpoint {checkpoint} cannot be read: {_first_line(error)}"
         ) from error
     return module.eval()
 
@@ -257,6 +260,10 @@ def _module(config: ModelTrainingConfig) -> SegmentationLightningModule:
     """An untrained module of `config`; its loss is not used, so it needs no data."""
     plain = config.model_copy(update={"class_weights": "uniform"})
     return SegmentationLightningModule(build_model(plain), plain)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def clean_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
