@@ -1,0 +1,169 @@
+"""How trials end that do not go well, and studies that are cut off."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training.data import prepare_dataset
+from training.lightning_module import SegmentationLightningModule
+from tuner.cli import main
+from tuner.record import TrialState
+from tuner.spec import load_spec
+from tuner.study import open_study
+from tuner.trial import StudyContext, TrialRun
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(280),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+ENDINGS = {
+    "good": TrialState.COMPLETED,
+    "raises": TrialState.FAILED,
+    "diverges": TrialState.DIVERGED,
+    "out of memory": TrialState.OUT_OF_MEMORY,
+}
+
+
+def bad_space(space_file: Path, folder: Path) -> Path:
+    """A space whose points train, raise, diverge or ask for more memory than there is."""
+    text = space_file.read_text()
+    head, _, _ = text.partition("space:\n")
+    head = head.replace("{embed_dim: 4, ", "{").replace("max_epochs: 4", "max_epochs: 2")
+    path = folder / "bad.yaml"
+    path.write_text(
+        head
+        + "space:\n"
+        + "  model_params.embed_dim: {choice: [4, 5, 40000000]}\n"
+        + "  learning_rate: {choice: [1e-3, 1e+30], when: {model_params.embed_dim: 4}}\n"
+        + "search: {num_trials: 7, searcher: random, seed: 11}\n"
+        + "asha: false\n"
+    )
+    return path
+
+
+def expected_ending(values: dict[str, object]) -> TrialState:
+    if values["model_params.embed_dim"] == 5:
+        return ENDINGS["raises"]
+    if values["model_params.embed_dim"] == 40000000:
+        return ENDINGS["out of memory"]
+    return ENDINGS["good"] if values["learning_rate"] == 1e-3 else ENDINGS["diverges"]
+
+
+def test_a_bad_trial_ends_as_what_it_is_and_the_study_goes_on(
+    cluster: str, space_file: Path, tmp_path: Path
+) -> None:
+    path = bad_space(space_file, tmp_path)
+    assert main(["run", str(path), "--name", "bad", "--studies-dir", str(tmp_path)]) == 0
+    study = open_study(tmp_path, "bad")
+    found = set()
+    for number, entry in study.record.entries.items():
+        assert entry.state is expected_ending(entry.values), entry
+        found.add(entry.state)
+        error_file = study.folder / "trials" / f"{number:04d}" / "error.txt"
+        assert error_file.is_file() == (entry.state is not TrialState.COMPLETED)
+    assert found == set(ENDINGS.values())
+    reasons = {entry.state: entry.reason for entry in study.record.entries.values()}
+    assert "embed_dim" in reasons[TrialState.FAILED]
+    assert "allocate" in reasons[TrialState.OUT_OF_MEMORY]
+    assert "is nan" in reasons[TrialState.DIVERGED] or "is inf" in reasons[TrialState.DIVERGED]
+    best = study.record.best()
+    assert best is not None
+    assert best.state is TrialState.COMPLETED
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("cut", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_study_that_is_cut_off_goes_on_where_it_was(
+    cluster: str, space_file: Path, tmp_path: Path, cut: signal.Signals
+) -> None:
+    where = ["--studies-dir", str(tmp_path)]
+    options = ["--num-trials", "2", "--max-epochs", "6", "--set", "asha=false"]
+    command = [sys.executable, "-m", "tuner"]
+    run = [*command, "run", str(space_file), "--name", "cut", "--address", cluster]
+    process = subprocess.Popen(
+        [*run, *where, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    trials = tmp_path / "cut" / "trials"
+    wait_for(lambda: bool(list(trials.glob("*/last.ckpt"))), 120)
+    process.send_signal(cut)
+    output = process.communicate(timeout=60)[0]
+    before = {
+        number: dict(entry.scores)
+        for number, entry in open_study(tmp_path, "cut").record.entries.items()
+    }
+    if cut is not signal.SIGKILL:
+        assert process.returncode == 130, output
+        assert "tune resume cut" in output
+        assert any(
+            entry.state is TrialState.INTERRUPTED
+            for entry in open_study(tmp_path, "cut").record.entries.values()
+        )
+    assert main(["resume", "cut", *where]) == 0
+    study = open_study(tmp_path, "cut")
+    assert study.finished
+    assert sorted(study.record.entries) == [0, 1]
+    for number, entry in study.record.entries.items():
+        assert entry.state is TrialState.COMPLETED
+        assert list(entry.scores) == [1, 2, 3, 4, 5, 6]
+        # what was scored before is kept, not trained again
+        assert {epoch: entry.scores[epoch] for epoch in before.get(number, {})} == before.get(
+            number, {}
+        )
+        with (trials / f"{number:04d}" / "metrics.csv").open() as file:
+            assert [int(row["epoch"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_time_budget_ends_a_study(cluster: str, space_file: Path, tmp_path: Path) -> None:
+    where = ["--studies-dir", str(tmp_path), "--name", "brief"]
+    begun = time.monotonic()
+    code = main(["run", str(space_file), *where, "--time-budget", "1s", "--max-epochs", "500"])
+    assert time.monotonic() - begun < 120
+    study = open_study(tmp_path, "brief")
+    reasons = {entry.reason for entry in study.record.entries.values()}
+    assert code in (0, 1)
+    assert "the time budget ended" in reasons
+
+
+def test_a_trial_leaves_nothing_behind_in_its_process(
+    cluster: str, space_file: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    spec = load_spec(space_file)
+    data = prepare_dataset(data_dir, spec.base_config())
+    context = StudyContext(tmp_path, spec.to_yaml(), data, gpus=0)
+
+    def modules() -> int:
+        gc.collect()
+        return sum(isinstance(held, SegmentationLightningModule) for held in gc.get_objects())
+
+    for number in range(3):
+        run = TrialRun(context, spec, number, {"learning_rate": 1e-3, "optimizer": "adamw"})
+        assert run.next_report()["epoch"] == 1
+        assert modules() == 1
+        run.close()
+        assert modules() == 0
