@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, prepare_dataset, resolve_data_dir
+from training.models import build_model
 from tuner.errors import StudyError
 from tuner.spec import Override, StudySpec, parse_spec
+
+NETWORKS_CHECKED = 10
+"""Points of the space whose networks are tried before a study starts."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ def prepare_data(spec: StudySpec, on_progress: Callable[[str], None] | None = No
             "input_channels": Override(len(dataset.channels), "the data"),
         },
     )
+    _check_networks(completed)
     splits = {name: len(cases) for name, cases in dataset.splits.items()}
     summary = (
         f"{dataset.name}: {dataset.modality}, {splits['train']} training, "
@@ -62,6 +70,26 @@ def prepare_data(spec: StudySpec, on_progress: Callable[[str], None] | None = No
         f"labels {', '.join(dataset.labels)}"
     )
     return StudyData(completed, source, preprocessed, dataset.fingerprint, summary)
+
+
+def _check_networks(spec: StudySpec) -> None:
+    """Build the networks of some points of the space, without memory for their weights.
+
+    Raises:
+        StudyError: if none can be built, with the reason; a part that fails is left to its
+            trials, which end with that reason.
+    """
+    rng = random.Random(0)
+    problems: list[str] = []
+    for _ in range(NETWORKS_CHECKED):
+        try:
+            with torch.device("meta"):
+                build_model(spec.trial_config(spec.space.sample(rng)))
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return
+    raise StudyError(f"no network of this space can be built: {problems[0]}")
 
 
 def _check_against(

@@ -98,13 +98,16 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
         )
     folder = studies_dir.absolute() / name
     if (folder / RESOLVED_SPEC).is_file():
-        existing = load_spec(folder / RESOLVED_SPEC)
-        if existing.to_yaml() != spec.to_yaml():
+        existing = open_study(studies_dir, name)
+        if existing.spec.to_yaml() == spec.to_yaml():
+            return existing
+        # a study that never got as far as a trial, for wrong data say, may be given again
+        if existing.record.entries:
             raise StudyError(
                 f"the study {name!r} exists in {studies_dir} with another search space: "
                 f"choose another --name, or go on with it by `tune resume {name}`"
             )
-        return open_study(studies_dir, name)
+        (folder / PROVENANCE).unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / GIVEN_SPEC).write_text(spec.source_text)

@@ -1,0 +1,95 @@
+"""Every command and example of the README works as printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tuner.cli import main
+from tuner.spec import parse_spec
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(280),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+SHORTER = {
+    "run": ["--num-trials", "2", "--max-epochs", "1", "--set", "steps_per_epoch=1"],
+}
+"""What the test adds to a command, so that it ends soon."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = "\n".join(blocks("bash")).splitlines()
+    parsed = [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in parsed if words and words[0] == program]
+
+
+def test_make_targets_exist() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert [words[0] for words in commands("make")] == ["run", "test"]
+    assert {"run", "test"} <= set(targets)
+
+
+def test_own_data_in_five_lines(
+    cluster: str, shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Task04_Hippocampus").symlink_to(shared_dir / "data" / "Task04_Hippocampus")
+    (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
+    monkeypatch.chdir(tmp_path)
+    own_data = [words for words in commands("tune") if "search_spaces/dformer.yaml" not in words]
+    assert [words[0] for words in own_data] == [
+        "check",
+        "run",
+        "status",
+        "export",
+        "predict",
+        "list",
+        "resume",
+    ]
+    for words in own_data:
+        assert main([*words, *SHORTER.get(words[0], [])]) == 0, words
+    assert (tmp_path / "predictions" / "hippocampus_001.nii.gz").is_file()
+
+
+def test_the_space_in_the_readme_is_valid() -> None:
+    (text,) = blocks("yaml")
+    assert parse_spec(text, source="README.md").rungs() == (4, 12, 36)
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    (code,) = blocks("python")
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert 0 <= float(result.stdout.split()[-1]) <= 1
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from tuner.cli import build_parser, main
+
+SPACE = """\
+config: {data_dir: phantom}
+space: {learning_rate: {loguniform: [1e-5, 1e-2]}}
+"""
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+@pytest.mark.parametrize("name", ["tune", "segtune"])
+def test_the_installed_script_is_ours(name: str) -> None:
+    """Ray's wheel has a script `tune` too; the last one installed wins."""
+    script = Path(sys.executable).parent / name
+    assert "from tuner.cli import main" in script.read_text(), (
+        f"{script} is another program; take the name back with "
+        "pip install --force-reinstall --no-deps ."
+    )
+    ours = {point.value for point in entry_points(group="console_scripts", name=name)}
+    assert "tuner.cli:main" in ours
+
+
+@pytest.mark.parametrize("program", [["tune"], ["segtune"], ["-m", "tuner"]])
+def test_all_three_names_are_one_program(program: list[str], space: Path) -> None:
+    folder = Path(sys.executable).parent
+    start = [sys.executable, *program] if program[0] == "-m" else [str(folder / program[0])]
+    result = subprocess.run(
+        [*start, "check", str(space)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "is valid: max val_dice" in result.stdout
+
+
+def test_check_prints_space_and_budget(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(space), "--max-epochs", "9", "--num-trials", "10"]) == 0
+    printed = capsys.readouterr().out
+    assert "1e-05 to 0.01, logarithmic" in printed
+    assert "compares at epochs 1, 3" in printed
+    assert "training every trial to epoch 9 would take 90" in printed
+    assert main(["check", str(space), "--set", "asha=false"]) == 0
+    assert "every trial trains 100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "none.yaml"], "there is no search space none.yaml"),
+        (["check", "SPACE", "--max-epochs", "0"], "--max-epochs 0: max_epochs=0: input should be"),
+        (["check", "SPACE", "--num-trials", "x"], "--num-trials x: num_trials='x'"),
+        (["check", "SPACE", "--gpus-per-trial", "2"], "--gpus-per-trial 2: gpu=2: a trial uses on"),
+        (["check", "SPACE", "--time-budget", "soon"], "is no duration"),
+        (["check", "SPACE", "--set", "optimizer"], "write --set KEY=VALUE"),
+        (["check", "SPACE", "--set", "optimizr=sgd"], "did you mean 'optimizer'?"),
+        (["run", "SPACE", "--data-dir", "nowhere", "STUDIES"], "there is no data folder"),
+        (["run", "SPACE", "--name", "../x", "STUDIES"], "must start with a letter or digit"),
+        (["run", "SPACE", "--set", "num_classes=5", "STUDIES"], "have 3 (background, liver, tum"),
+        (["run", "SPACE", "--set", "model_params.embed=5", "STUDIES"], "did you mean embed_dim"),
+        (["resume", "none", "STUDIES"], "no study 'none'"),
+        (["status", "none", "STUDIES"], "there is none yet"),
+        (["export", "none", "STUDIES"], "no study 'none'"),
+        (["predict", "none", "image.nii.gz", "-o", "out"], "none is no exported model"),
+    ],
+)
+def test_a_mistake_gets_one_clear_message(
+    space: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(space) if word == "SPACE" else word for word in arguments]
+    if arguments[-1] == "STUDIES":
+        arguments[-1:] = ["--studies-dir", str(tmp_path / "studies")]
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("error: ")
+    assert "Traceback" not in printed.err
+
+
+def test_list_without_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--studies-dir", str(tmp_path)]) == 0
+    assert "no studies" in capsys.readouterr().out
+
+
+def test_wrong_commands_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["fly"], ["run"]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+    assert "usage: tune" in capsys.readouterr().err
+
+
+def test_every_command_has_help() -> None:
+    for command in ("run", "resume", "list", "status", "check", "export", "predict"):
+        with pytest.raises(SystemExit) as end:
+            build_parser().parse_args([command, "--help"])
+        assert end.value.code == 0
