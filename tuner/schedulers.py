@@ -18,6 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuner.record import TrialState
 from tuner.searchers import TRIAL_NUMBER, report_result
+from tuner.worker_death import WorkerOutOfMemoryError
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -104,7 +105,7 @@ def _death_of(trial: Trial) -> tuple[TrialState, str]:
         return TrialState.FAILED, "its worker process died"
     error = cloudpickle.loads(Path(error_file).read_bytes())
     reason = str(error).strip().splitlines()[0]
-    if isinstance(error, OutOfMemoryError):
+    if isinstance(error, OutOfMemoryError | WorkerOutOfMemoryError):
         return TrialState.OUT_OF_MEMORY, f"Ray ended its worker to free memory: {reason}"
     return TrialState.FAILED, f"its worker process died: {reason}"
 

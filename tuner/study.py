@@ -31,6 +31,7 @@ from tuner.schedulers import build_scheduler
 from tuner.searchers import RecordSearcher
 from tuner.spec import StudySpec, load_spec
 from tuner.trial import StudyContext, TrialTrainable
+from tuner.worker_death import out_of_memory_ends_one_trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -168,7 +169,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             )
             view = StudyView(study.record, spec, study.folder, resources, dashboard, console)
             stopper = StudyStopper(spec.search.time_budget)
-            with _signals_stop(stopper), view:
+            with _signals_stop(stopper), out_of_memory_ends_one_trial(), view:
                 _tune(study, data, resources, view, stopper)
         study.record.interrupt_running(stopper.reason)
         write_results(study.folder, study.record, spec)

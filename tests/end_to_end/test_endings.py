@@ -49,7 +49,7 @@ def bad_space(space_file: Path, folder: Path) -> Path:
     path.write_text(
         head
         + "space:\n"
-        + "  model_params.embed_dim: {choice: [4, 5, 40000000]}\n"
+        + "  model_params.embed_dim: {choice: [4, 5, 1000000000000]}\n"
         + "  learning_rate: {choice: [1e-3, 1e+30], when: {model_params.embed_dim: 4}}\n"
         + "search: {num_trials: 7, searcher: random, seed: 11}\n"
         + "asha: false\n"
@@ -60,7 +60,7 @@ def bad_space(space_file: Path, folder: Path) -> Path:
 def expected_ending(values: dict[str, object]) -> TrialState:
     if values["model_params.embed_dim"] == 5:
         return ENDINGS["raises"]
-    if values["model_params.embed_dim"] == 40000000:
+    if values["model_params.embed_dim"] == 1000000000000:
         return ENDINGS["out of memory"]
     return ENDINGS["good"] if values["learning_rate"] == 1e-3 else ENDINGS["diverges"]
 
