@@ -35,7 +35,7 @@ svg text { font: 12px system-ui, sans-serif; fill: #475569 }
 .figures b { display: block; font-size: 1.6rem }
 """
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 900, 340, 60, 40, 12
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 900, 346, 60, 46, 12
 
 
 def write_html_report(path: Path, name: str, record: StudyRecord, spec: StudySpec) -> None:
@@ -108,7 +108,7 @@ def _curves(entries: list[TrialEntry], best: TrialEntry | None) -> str:
         )
     for epoch in sorted({1, *range(0, last + 1, max(1, last // 8)), last} - {0}):
         shapes.append(
-            f"<text x='{x(epoch):.1f}' y='{HEIGHT - 14}' text-anchor='middle'>{epoch}</text>"
+            f"<text x='{x(epoch):.1f}' y='{HEIGHT - 20}' text-anchor='middle'>{epoch}</text>"
         )
     for entry, curve in finite:
         line = " ".join(f"{x(epoch):.1f},{y(score):.1f}" for epoch, score in curve)
@@ -126,7 +126,7 @@ def _curves(entries: list[TrialEntry], best: TrialEntry | None) -> str:
             )
     return (
         f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' width='100%' role='img'>{''.join(shapes)}"
-        f"<text x='{WIDTH / 2}' y='{HEIGHT}' text-anchor='middle'>epoch</text></svg>"
+        f"<text x='{WIDTH / 2}' y='{HEIGHT - 4}' text-anchor='middle'>epoch</text></svg>"
     )
 
 

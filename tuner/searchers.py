@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray.tune.search import Searcher
@@ -90,7 +91,9 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         """Nothing: the record is the state."""
 
     def _sampler(self, number: int) -> BaseSampler:
-        return SEARCHERS[self._settings.searcher](self._settings.seed + number)
+        # not their sum: studies of neighbouring seeds would share most of their trials
+        seed = np.random.SeedSequence((self._settings.seed, number)).generate_state(1)[0]
+        return SEARCHERS[self._settings.searcher](int(seed))
 
 
 def report_result(record: StudyRecord, number: int, result: dict[str, Any]) -> bool:

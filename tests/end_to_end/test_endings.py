@@ -51,7 +51,7 @@ def bad_space(space_file: Path, folder: Path) -> Path:
         + "space:\n"
         + "  model_params.embed_dim: {choice: [4, 5, 1000000000000]}\n"
         + "  learning_rate: {choice: [1e-3, 1e+30], when: {model_params.embed_dim: 4}}\n"
-        + "search: {num_trials: 7, searcher: random, seed: 11}\n"
+        + "search: {num_trials: 5, searcher: random, seed: 2}\n"
         + "asha: false\n"
     )
     return path

@@ -89,6 +89,17 @@ def test_proposals_depend_on_the_record_alone(name: str, tmp_path: Path, space: 
     assert propose(tmp_path / "a", restart_every=100) == propose(tmp_path / "b", restart_every=3)
 
 
+def test_neighbouring_seeds_share_no_trial(tmp_path: Path, space: Space) -> None:
+    proposals = []
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        settings = SearchSettings(searcher="random", num_trials=8, seed=seed)
+        searcher = RecordSearcher(StudyRecord(tmp_path / str(seed), space, "max"), settings)
+        found = [searcher.suggest(str(number)) for number in range(8)]
+        proposals.append({values["learning_rate"] for values in found})  # type: ignore[index]
+    assert not proposals[0] & proposals[1]
+
+
 def test_a_reopened_record_knows_everything(reopen: Callable[[], StudyRecord]) -> None:
     record = reopen()
     for number in range(4):
