@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint format bench clean
+.PHONY: run test lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/tune run search_spaces/dformer.yaml --name $(NAME) --export bundle
