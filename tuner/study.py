@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -159,7 +160,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         StudyError: if another process runs this study, or the data have changed.
         ResourceError: if no node can hold a trial, or the cluster cannot be reached.
     """
-    with _only_driver(study):
+    with _only_driver(study), _nothing_left_of_a_false_start(study):
         data = prepare_data(study.spec, console.print if console else None)
         _write_provenance(study, data)
         spec = data.spec
@@ -255,6 +256,17 @@ def _signals_stop(stopper: StudyStopper) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _nothing_left_of_a_false_start(study: Study) -> Iterator[None]:
+    """Remove the folder of a study that an error kept from its first trial."""
+    try:
+        yield
+    except ValueError:
+        if not study.record.entries:
+            shutil.rmtree(study.folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

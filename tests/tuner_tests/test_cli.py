@@ -92,6 +92,7 @@ def test_a_mistake_gets_one_clear_message(
     assert message in printed.err
     assert printed.err.startswith("error: ")
     assert "Traceback" not in printed.err
+    assert not list((tmp_path / "studies").glob("*"))
 
 
 def test_list_without_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
