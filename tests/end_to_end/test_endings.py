@@ -45,6 +45,7 @@ def bad_space(space_file: Path, folder: Path) -> Path:
     text = space_file.read_text()
     head, _, _ = text.partition("space:\n")
     head = head.replace("{embed_dim: 4, ", "{").replace("max_epochs: 4", "max_epochs: 2")
+    head = head.replace("num_heads: [1, 2]", "num_heads: [2, 4]")  # a width of 5 has no 2 heads
     path = folder / "bad.yaml"
     path.write_text(
         head
