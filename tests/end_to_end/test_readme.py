@@ -27,8 +27,12 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
+SETTINGS = ("steps_per_epoch=1", "warmup_epochs=0", "asha=false")
 SHORTER = {
-    "run": ["--num-trials", "2", "--max-epochs", "1", "--set", "steps_per_epoch=1"],
+    "run": [
+        *("--num-trials", "2", "--max-epochs", "1"),
+        *(word for setting in SETTINGS for word in ("--set", setting)),
+    ]
 }
 """What the test adds to a command, so that it ends soon."""
 
