@@ -31,6 +31,25 @@ asha: {grace_period: 1, reduction_factor: 2}
 """
 
 
+QUIET = (
+    # Ray, Optuna and Lightning warn of each other's versions; sockets close when Ray shuts down
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore::ResourceWarning",
+    "ignore::UserWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder: they use Ray, and its libraries warn."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.ray)
+            for warning in QUIET:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+
+
 @pytest.fixture(scope="session")
 def cluster(private_cache: Path) -> Iterator[str]:
     """Address of a cluster of two nodes with 2 CPU cores and 2 GPUs each."""

@@ -22,16 +22,6 @@ from tuner.spec import load_spec
 from tuner.study import open_study
 from tuner.trial import StudyContext, TrialRun
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.timeout(280),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
-
 ENDINGS = {
     "good": TrialState.COMPLETED,
     "raises": TrialState.FAILED,

@@ -14,16 +14,6 @@ import pytest
 from tuner.cli import main
 from tuner.spec import parse_spec
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.timeout(280),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
-
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 

@@ -19,16 +19,6 @@ from tuner.cli import main
 from tuner.record import TrialState
 from tuner.study import Study, open_study
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.timeout(280),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
-
 
 @pytest.fixture(scope="module")
 def study(cluster: str, space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
