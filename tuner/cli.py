@@ -147,7 +147,7 @@ def _add_study_options(parser: argparse.ArgumentParser, *, address: bool = False
         "--studies-dir", type=Path, default=Path("studies"), help="folder of the studies"
     )
     if address:
-        parser.add_argument("--address", help="Ray cluster to join, e.g. auto")
+        parser.add_argument("--address", help="Ray cluster to join, e.g. auto (default: start one)")
 
 
 def _add_space_options(parser: argparse.ArgumentParser) -> None:

@@ -150,7 +150,8 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
 
     Args:
         study: The study; its record says which trials are left.
-        address: Ray cluster to join; a cluster of this machine is started without one.
+        address: Ray cluster to join; RAY_ADDRESS (which `ray job submit` sets) without one,
+            and without both a cluster of this machine, of the study's own, is started.
         console: Where the study is shown.
 
     Returns:
@@ -292,9 +293,11 @@ def _ray_cluster(address: str | None) -> Iterator[str | None]:
     if ray.is_initialized():
         yield None
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
         context = ray.init(
-            address=address,
+            # None would join any cluster that runs here, and end with it
+            address=address or "local",
             log_to_driver=False,
             logging_level="error",
             configure_logging=True,

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import optuna
 import pytest
+import ray
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -59,6 +64,25 @@ def test_concurrent_trials_spread_over_nodes_and_see_their_own_gpu(study: Study)
     assert len(places) == 4
     assert len({place["node_id"] for place in found}) == 2
     assert all(len(place["gpu_ids"]) == 1 for place in found)  # type: ignore[arg-type]
+
+
+def test_a_study_without_an_address_runs_on_its_own_cluster(
+    cluster: str, space_file: Path, tmp_path: Path
+) -> None:
+    """Ray joins whatever cluster it finds on the machine if it is not told to start one."""
+    short = ["--num-trials", "1", "--max-epochs", "1", "--set", "asha=false"]
+    where = ["--name", "own", "--studies-dir", str(tmp_path)]
+    result = subprocess.run(
+        [sys.executable, "-m", "tuner", "run", str(space_file), *where, *short],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"Ray dashboard +http://127.0.0.1:\d+", result.stdout)
+    (place,) = placements(open_study(tmp_path, "own"))
+    assert place["node_id"] not in {node["NodeID"] for node in ray.nodes()}
 
 
 def test_the_study_folder_is_complete(study: Study) -> None:
