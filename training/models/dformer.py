@@ -15,11 +15,10 @@ from training.models.dformer_blocks import (
     DFormerBlock,
     PatchExpansion,
     PatchMerging,
-    SegmentationHead,
     Size,
     Stage,
-    run,
 )
+from training.models.dformer_head import SegmentationHead
 from training.models.dformer_published import load_published_weights, published_state_dict
 
 __all__ = ["SegNetwork", "load_published_weights", "published_state_dict"]
@@ -161,7 +160,7 @@ class SegNetwork(nn.Module):
         logits = []
         for level, (head, tokens) in enumerate(zip(self.heads, features, strict=False)):
             depth, height, width = (-(-size // 2**level) for size in image.shape[2:])
-            voxels = run(head, tokens, self.gradient_checkpointing)
+            voxels = head(tokens)
             logits.append(voxels[:, :, :depth, :height, :width])
         return logits if self.training and self.deep_supervision else logits[0]
 

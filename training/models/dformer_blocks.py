@@ -281,22 +281,3 @@ class PatchExpansion(nn.Module):
         expanded = cut.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
         normed: Tensor = self.norm(expanded[:, : size[0], : size[1], : size[2]])
         return normed
-
-
-class SegmentationHead(nn.Module):
-    """Expand each token to the voxels of a patch and classify every voxel."""
-
-    def __init__(self, dim: int, num_classes: int, patch_size: Size) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.expand = nn.Linear(dim, math.prod(patch_size) * dim, bias=False)
-        self.norm = nn.LayerNorm(dim)
-        self.classify = nn.Linear(dim, num_classes, bias=False)
-
-    def forward(self, tokens: Tokens) -> Float[Tensor, "batch classes _d _h _w"]:
-        """Logits at `patch_size` times the grid's resolution."""
-        # Classified before the voxels are moved to their place: what moves is then a few
-        # classes instead of all channels
-        voxels = self.expand(tokens).unflatten(-1, (*self.patch_size, -1))
-        logits: Tensor = self.classify(self.norm(voxels))
-        return logits.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
