@@ -16,6 +16,7 @@ from training.models.dformer_blocks import (
     PatchExpansion,
     PatchMerging,
     Size,
+    SkipConnection,
     Stage,
 )
 from training.models.dformer_head import SegmentationHead
@@ -126,7 +127,7 @@ class SegNetwork(nn.Module):
         self.mergings = nn.ModuleList(PatchMerging(width) for width in widths[:-1])
         self.encoder_norm = nn.LayerNorm(widths[-1])
         self.expansions = nn.ModuleList(PatchExpansion(width) for width in widths[1:])
-        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for width in widths[:-1])
+        self.skips = nn.ModuleList(SkipConnection(width) for width in widths[:-1])
         self.decoder = nn.ModuleList(stage(level) for level in range(len(depths) - 1))
         self.decoder_norm = nn.LayerNorm(embed_dim)
         self.heads = nn.ModuleList(
@@ -190,8 +191,7 @@ class SegNetwork(nn.Module):
         for level in reversed(range(self.num_stages - 1)):
             expanded = self.expansions[level](tokens, grids[level].shape[1:4])
             features.insert(0, expanded)
-            joined = torch.cat([expanded, grids[level]], dim=-1)
-            tokens = self.decoder[level](self.skips[level](joined))
+            tokens = self.decoder[level](self.skips[level](expanded, grids[level]))
         features[0] = self.decoder_norm(tokens)
         return features
 

@@ -147,7 +147,8 @@ class GroupedAttention(nn.Module):
         grouping = Grouping.of((depth, height, width), self.group_size, self.scope)
         groups = grouping.split(tokens)
         qkv = self.qkv(groups).unflatten(-1, (3, self.num_heads, dim // self.num_heads))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # unbound before the heads come first: one copy puts the three gradients together
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
         mask = grouping.mask(tokens.device)
         if mask is not None:
             mask = mask.repeat(tokens.shape[0], 1, 1, 1)
@@ -281,3 +282,15 @@ class PatchExpansion(nn.Module):
         expanded = cut.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
         normed: Tensor = self.norm(expanded[:, : size[0], : size[1], : size[2]])
         return normed
+
+
+class SkipConnection(nn.Linear):
+    """Reduce the decoder's and the encoder's tokens, 2C -> C, as if they were concatenated."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(2 * dim, dim)
+
+    def forward(self, expanded: Tokens, skipped: Tokens) -> Tokens:
+        """A product with each half of the weight costs no copy of the tokens."""
+        of_expanded, of_skipped = self.weight.chunk(2, dim=1)
+        return F.linear(expanded, of_expanded, self.bias) + F.linear(skipped, of_skipped)
