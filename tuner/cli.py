@@ -139,6 +139,22 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
     predict.add_argument("--device", help="torch device; a GPU if there is one by default")
     predict.set_defaults(command=_predict)
+
+    convert = commands.add_parser(
+        "convert", help="write an exported model's network as torch.export, TorchScript or ONNX"
+    )
+    convert.add_argument("bundle", type=Path, metavar="DIR", help="the exported model")
+    convert.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help=".pt2, .ts or .onnx file"
+    )
+    convert.add_argument(
+        "--size",
+        type=int,
+        nargs=3,
+        metavar=("D", "H", "W"),
+        help="voxels of a patch; those of training by default",
+    )
+    convert.set_defaults(command=_convert)
     return parser
 
 
@@ -286,6 +302,21 @@ def _predict(options: argparse.Namespace, out: Console) -> int:
         on_case=lambda line: out.print(line, markup=False),
     )
     return NO_RESULT if failed else DONE
+
+
+def _convert(options: argparse.Namespace, out: Console) -> int:
+    from training.bundle import Bundle
+    from training.network_export import export_network
+
+    bundle = Bundle.load(options.bundle, device="cpu")
+    difference = export_network(bundle, options.output, options.size)
+    size = " x ".join(map(str, options.size or bundle.config.patch_size))
+    out.print(
+        f"wrote {options.output}: preprocessed patches of {size} voxels in batches of any size; "
+        f"its logits differ from the model's by at most {difference:.1e}",
+        markup=False,
+    )
+    return DONE
 
 
 if __name__ == "__main__":

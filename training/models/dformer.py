@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,8 +15,8 @@ from training.models.dformer_blocks import (
     PatchExpansion,
     PatchMerging,
     Size,
-    SkipConnection,
     Stage,
+    linear_of_both,
 )
 from training.models.dformer_head import SegmentationHead
 from training.models.dformer_published import load_published_weights, published_state_dict
@@ -127,7 +126,7 @@ class SegNetwork(nn.Module):
         self.mergings = nn.ModuleList(PatchMerging(width) for width in widths[:-1])
         self.encoder_norm = nn.LayerNorm(widths[-1])
         self.expansions = nn.ModuleList(PatchExpansion(width) for width in widths[1:])
-        self.skips = nn.ModuleList(SkipConnection(width) for width in widths[:-1])
+        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for width in widths[:-1])
         self.decoder = nn.ModuleList(stage(level) for level in range(len(depths) - 1))
         self.decoder_norm = nn.LayerNorm(embed_dim)
         self.heads = nn.ModuleList(
@@ -191,7 +190,8 @@ class SegNetwork(nn.Module):
         for level in reversed(range(self.num_stages - 1)):
             expanded = self.expansions[level](tokens, grids[level].shape[1:4])
             features.insert(0, expanded)
-            tokens = self.decoder[level](self.skips[level](expanded, grids[level]))
+            joined = linear_of_both(self.skips[level], expanded, grids[level])
+            tokens = self.decoder[level](joined)
         features[0] = self.decoder_norm(tokens)
         return features
 

@@ -284,13 +284,9 @@ class PatchExpansion(nn.Module):
         return normed
 
 
-class SkipConnection(nn.Linear):
-    """Reduce the decoder's and the encoder's tokens, 2C -> C, as if they were concatenated."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(2 * dim, dim)
-
-    def forward(self, expanded: Tokens, skipped: Tokens) -> Tokens:
-        """A product with each half of the weight costs no copy of the tokens."""
-        of_expanded, of_skipped = self.weight.chunk(2, dim=1)
-        return F.linear(expanded, of_expanded, self.bias) + F.linear(skipped, of_skipped)
+def linear_of_both(linear: nn.Module, first: Tokens, second: Tokens) -> Tokens:
+    """A linear layer of two sets of tokens, concatenated over channels, without the copy."""
+    assert isinstance(linear, nn.Linear)
+    width = first.shape[-1]
+    of_first = F.linear(first, linear.weight[:, :width], linear.bias)
+    return of_first + F.linear(second, linear.weight[:, width:])

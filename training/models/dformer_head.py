@@ -52,7 +52,7 @@ class SegmentationHead(nn.Module):
         self, tokens: Float[Tensor, "batch depth height width channels"]
     ) -> Float[Tensor, "batch classes _d _h _w"]:
         """Logits at `patch_size` times the grid's resolution."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             # plain operators: a compiler fuses them itself, and any format can hold them
             voxels = self.expand(tokens).unflatten(-1, (*self.patch_size, -1))
             logits: Tensor = self.classify(self.norm(voxels))
@@ -67,11 +67,11 @@ class SegmentationHead(nn.Module):
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            features = self.expand.weight.unflatten(0, (-1, dim))
+            features = self.expand.weight.reshape(-1, dim, dim)
             centered = features - features.mean(dim=1, keepdim=True)
             classify = torch.matmul(self.classify.weight * self.norm.weight, centered)
             offset = self.classify.weight @ self.norm.bias
-            logits: Tensor = _VoxelLogits.apply(
+            logits: Tensor = _VoxelLogits.apply(  # type: ignore[no-untyped-call]
                 tokens.reshape(-1, dim).to(dtype),
                 centered.to(dtype),
                 classify.to(dtype),
@@ -84,7 +84,7 @@ class _VoxelLogits(torch.autograd.Function):
     """Scaled products (A_v x) / σ_v of tokens x; see the module's docstring."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         tokens: Float[Tensor, "tokens channels"],
         centered: Float[Tensor, "voxels channels channels"],
@@ -92,30 +92,32 @@ class _VoxelLogits(torch.autograd.Function):
         eps: float,
     ) -> Float[Tensor, "tokens voxels classes"]:
         voxels, classes, dim = classify.shape
+        wide = torch.promote_types(tokens.dtype, torch.float32)
         logits = tokens.new_empty(len(tokens), voxels, classes)
-        inverse_std = tokens.new_empty(len(tokens), voxels, dtype=torch.float32)
+        inverse_std = tokens.new_empty(len(tokens), voxels, dtype=wide)
         expand = centered.flatten(0, 1).t()
         for part in _parts(tokens, voxels):
-            features = (tokens[part] @ expand).unflatten(-1, (voxels, dim))
-            norm = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32)
+            features = (tokens[part] @ expand).reshape(-1, voxels, dim)
+            norm = torch.linalg.vector_norm(features, dim=-1, dtype=wide)
             inverse_std[part] = torch.rsqrt(norm.square_().div_(dim).add_(eps))
             logits[part] = _classified(tokens[part], classify) * inverse_std[part, :, None]
         ctx.save_for_backward(tokens, centered, classify, inverse_std)
         return logits
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         tokens, centered, classify, inverse_std = ctx.saved_tensors
         voxels, classes, dim = classify.shape
         covariance = torch.bmm(centered.transpose(1, 2), centered).div_(dim).flatten(0, 1)
         of_tokens = torch.empty_like(tokens)
-        of_classify = classify.new_zeros(voxels * classes, dim, dtype=torch.float32)
-        moments = centered.new_zeros(voxels * dim, dim, dtype=torch.float32)
+        wide = inverse_std.dtype
+        of_classify = classify.new_zeros(voxels * classes, dim, dtype=wide)
+        moments = centered.new_zeros(voxels * dim, dim, dtype=wide)
         for part in _parts(tokens, voxels):
             x, scale, of_logits = tokens[part], inverse_std[part], gradient[part]
-            products = (of_logits * _classified(x, classify)).sum(-1, dtype=torch.float32)
+            products = (of_logits * _classified(x, classify)).sum(-1, dtype=wide)
             # gradient of σ², twice: d(1/σ) = -1/2 σ⁻³ d(σ²), and d(xᵀ G x) = 2 G x
             of_variance = (products * scale.pow(3)).neg_().to(x.dtype)
             scaled = (of_variance[:, :, None] * x[:, None]).flatten(1)
@@ -123,7 +125,7 @@ class _VoxelLogits(torch.autograd.Function):
             of_tokens[part] = (scaled @ covariance).addmm_(of_products, classify.flatten(0, 1))
             of_classify += of_products.t() @ x
             moments += scaled.t() @ x
-        of_centered = torch.bmm(centered.float(), moments.unflatten(0, (voxels, dim))).div_(dim)
+        of_centered = torch.bmm(centered.to(wide), moments.reshape(voxels, dim, dim)).div_(dim)
         return (
             of_tokens,
             of_centered.to(centered.dtype),
@@ -133,11 +135,14 @@ class _VoxelLogits(torch.autograd.Function):
 
 
 def _classified(tokens: Tensor, classify: Tensor) -> Tensor:
-    return F.linear(tokens, classify.flatten(0, 1)).unflatten(-1, classify.shape[:2])
+    products: Tensor = F.linear(tokens, classify.flatten(0, 1))
+    return products.reshape(-1, *classify.shape[:2])
 
 
 def _parts(tokens: Tensor, voxels: int) -> list[slice]:
     """Tokens in parts whose features are held at once."""
     at_once = FEATURES_AT_ONCE.get(tokens.device.type, FEATURES_AT_ONCE_ELSEWHERE)
     step = max(1, at_once // (voxels * tokens.shape[1]))
+    if torch.compiler.is_compiling():
+        step = max(1, len(tokens))  # one part: a compiler plans its own loops
     return [slice(start, start + step) for start in range(0, len(tokens), step)]

@@ -1,0 +1,189 @@
+"""A bundle's network alone, as a file for a pipeline without this library.
+
+Three formats, by suffix: `.pt2` (`torch.export`), `.ts` (TorchScript) and `.onnx`. Each takes
+preprocessed patches (batch, channels, depth, height, width) and gives logits of the same size.
+The batch is free; the patch size is the one that was asked for, since D-Former cuts its token
+grid into groups by the size it sees, and each format refuses another size by itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from training.bundle import Bundle, BundleError
+
+Network = Callable[[Tensor], Tensor]
+
+PARITY = 1e-4
+"""How far logits may be from the network's own, as a part of the largest (at least 1)."""
+
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def export_network(bundle: Bundle, path: Path, size: Sequence[int] | None = None) -> float:
+    """Write a bundle's network and check the file against it.
+
+    Args:
+        bundle: The exported model.
+        path: File to write; its suffix is the format: .pt2, .ts or .onnx.
+        size: Depth, height and width of a patch; the config's `patch_size` by default.
+
+    Returns:
+        Largest difference of logits between the file, read back, and the network, over random
+        inputs of two batch sizes.
+
+    Raises:
+        BundleError: for an unknown suffix, a size below one voxel, packages that are not
+            installed, a network that the format cannot hold, or a file whose logits differ by
+            more than `PARITY`. No file is left then.
+    """
+    if path.suffix not in FORMATS:
+        raise BundleError(
+            f"{path}: the suffix names the format, and {path.suffix or 'none'!r} is none of "
+            f"{', '.join(FORMATS)}"
+        )
+    size = tuple(size or bundle.config.patch_size)
+    if len(size) != 3 or min(size) < 1:
+        raise BundleError(f"the size {list(size)} needs three voxel counts of at least 1")
+    write, read = FORMATS[path.suffix]
+    network = bundle.module.model.eval()
+    image = torch.randn(2, bundle.config.input_channels, *size, device=bundle.module.device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        with _quiet(), torch.no_grad():
+            try:
+                write(network, image, partial)
+            except BundleError:
+                raise
+            except Exception as error:
+                raise BundleError(
+                    f"{bundle.config.model_name} cannot be written as {path.suffix} for patches "
+                    f"of {list(size)}: {str(error).strip().splitlines()[0]}"
+                ) from error
+            difference = _difference(network, read(partial), image)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return difference
+
+
+def _difference(network: nn.Module, exported: Network, image: Tensor) -> float:
+    worst = 0.0
+    for batch in (torch.randn_like(image[:1]), torch.randn_like(image.repeat(2, 1, 1, 1, 1)[:3])):
+        expected = network(batch)
+        difference = float((exported(batch) - expected).abs().max())
+        if not difference <= PARITY * max(1.0, float(expected.abs().max())):
+            raise BundleError(
+                f"the exported network does not predict what the model predicts: logits differ "
+                f"by {difference:.3g}"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _write_export(network: nn.Module, image: Tensor, path: Path) -> None:
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(network, (image,), dynamic_shapes=({0: batch},))
+    # a file name with another suffix is refused
+    with path.open("wb") as file:
+        torch.export.save(program, file)
+
+
+def _read_export(path: Path) -> Network:
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+class _OneSize(nn.Module):
+    """Refuses any size but one: a trace would take it and compute something else."""
+
+    def __init__(self, network: nn.Module, size: list[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.size = size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of patches of the traced size."""
+        size: list[int] = image.shape[1:]  # type: ignore[assignment]
+        if size != self.size:
+            raise ValueError(f"the network was exported for patches {self.size}, not {size}")
+        logits: Tensor = self.network(image)
+        return logits
+
+
+def _write_torchscript(network: nn.Module, image: Tensor, path: Path) -> None:
+    traced = torch.jit.trace(network, image)  # type: ignore[no-untyped-call]
+    scripted = torch.jit.script(_OneSize(traced, list(image.shape[1:])))
+    scripted.save(path)  # type: ignore[no-untyped-call]
+
+
+def _read_torchscript(path: Path) -> Network:
+    loaded: Network = torch.jit.load(path)  # type: ignore[no-untyped-call]
+    return loaded
+
+
+def _write_onnx(network: nn.Module, image: Tensor, path: Path) -> None:
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BundleError(
+            f"ONNX needs {', '.join(missing)}: install with `pip install 'segtune[onnx]'`"
+        )
+    torch.onnx.export(
+        network,
+        (image,),
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["image"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _read_onnx(path: Path) -> Network:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(image: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"image": image.cpu().numpy()})
+        return torch.from_numpy(logits).to(image.device)
+
+    return run
+
+
+Writer = Callable[[nn.Module, Tensor, Path], None]
+Reader = Callable[[Path], Network]
+
+FORMATS: dict[str, tuple[Writer, Reader]] = {
+    ".pt2": (_write_export, _read_export),
+    ".ts": (_write_torchscript, _read_torchscript),
+    ".onnx": (_write_onnx, _read_onnx),
+}
+"""How each format is written and read back, by suffix."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporters say of their own workings."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
