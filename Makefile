@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint format clean
+.PHONY: run test lint format bench bench-model clean
 
 run: $(VENV)/installed
 	$(BIN)/tune run search_spaces/dformer.yaml --name $(NAME) --export bundle
@@ -24,6 +24,15 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Minutes each, for a machine that has nothing else to do; tables on screen, JSON in RESULTS.
+RESULTS := tests/benchmarks/results
+
+bench: bench-model
+
+bench-model: $(VENV)/installed-dev
+	mkdir -p $(RESULTS)
+	$(BIN)/python tests/benchmarks/bench_model.py --json $(RESULTS)/bench_model.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,12 +1,12 @@
 """D-Former beside the published code and MONAI's networks: size, time and memory of a step.
 
-    python tests/benchmarks/bench_model.py [--rounds 7] [--size 64 128 128] [--json FILE]
+    python tests/benchmarks/bench_model.py [--rounds 7] [--size 64 128 128]
 
 The published code is measured where the environment variable PUBLISHED_DFORMER names its
-`model.py` (it wants einops, and timm or nothing). Times are medians over rounds in which the
-networks take turns, memory is the growth of the process (of the allocator on a GPU) in the
-first step of a fresh process. On a GPU, bf16 autocast and a batch of 2 are used, and D-Former
-is measured with torch.compile as well.
+`model.py` (it wants einops, and timm or nothing). Each network takes turns with D-Former in a
+process of the two alone, and times are medians; memory is the growth of the process (of the
+allocator on a GPU) in the first step of a fresh process. On a GPU, bf16 autocast and a batch of
+2 are used, and D-Former is measured with torch.compile as well.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.models.dformer import SegNetwork
 
+OURS = "D-Former"
+BF16 = "D-Former, bf16 autocast"
 CLASSES = 14
 PUBLISHED = "PUBLISHED_DFORMER"
 CUDA = torch.cuda.is_available()
@@ -66,7 +68,8 @@ def networks(size: tuple[int, int, int]) -> dict[str, Callable[[], nn.Module]]:
     kernels, strides = [[3, 3, 3]] * 6, [[1, 1, 1], *[[2, 2, 2]] * 5]
     found: dict[str, Callable[[], nn.Module]] = {
         "D-Former (published code)": published_dformer,
-        "D-Former": lambda: SegNetwork(CLASSES, 1),
+        OURS: lambda: SegNetwork(CLASSES, 1),
+        BF16: lambda: SegNetwork(CLASSES, 1),
         "D-Former, checkpointing": lambda: SegNetwork(CLASSES, 1, gradient_checkpointing=True),
         "D-Former, compiled": lambda: _compiled(SegNetwork(CLASSES, 1)),
         "SwinUNETR (feature_size 48)": lambda: SwinUNETR(1, CLASSES, feature_size=48),
@@ -78,8 +81,8 @@ def networks(size: tuple[int, int, int]) -> dict[str, Callable[[], nn.Module]]:
             3, 1, CLASSES, kernels, strides, strides[1:], filters=[32, 64, 128, 256, 320, 320]
         ),
     }
-    if not CUDA:
-        del found["D-Former, compiled"]  # minutes to compile, and no faster
+    # on a CPU compilation takes minutes and gives nothing; on a GPU all use bf16
+    del found[BF16 if CUDA else "D-Former, compiled"]
     if not os.environ.get(PUBLISHED):
         del found["D-Former (published code)"]
     return found
@@ -93,9 +96,10 @@ def _compiled(network: nn.Module) -> nn.Module:
 class Step:
     """One network's forward and backward pass."""
 
-    def __init__(self, build: Callable[[], nn.Module], size: tuple[int, int, int]) -> None:
+    def __init__(self, name: str, size: tuple[int, int, int]) -> None:
         torch.manual_seed(0)
-        self.network = build().train().to(DEVICE)
+        self.network = networks(size)[name]().train().to(DEVICE)
+        self.bf16 = CUDA or name == BF16
         self.image = torch.randn(BATCH, 1, *size, device=DEVICE)
         self.gradient = torch.randn(BATCH, CLASSES, *size, device=DEVICE)
 
@@ -103,7 +107,7 @@ class Step:
         """Seconds of the forward pass, and of both."""
         self.network.zero_grad(set_to_none=True)
         start = _now()
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=CUDA):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=self.bf16):
             logits: Tensor = self.network(self.image)
         forward = _now()
         logits.backward(self.gradient.to(logits.dtype))
@@ -118,7 +122,7 @@ def _now() -> float:
 
 def size_of(name: str, size: tuple[int, int, int]) -> dict[str, float]:
     """Parameters and FLOPs of a network, and memory of its first step, in this process."""
-    step = Step(networks(size)[name], size)
+    step = Step(name, size)
     parameters = sum(p.numel() for p in step.network.parameters())
     before = _memory(reset=True)
     step()
@@ -146,47 +150,63 @@ def _memory(*, reset: bool) -> int:
     return 1024 * next(int(s.split()[1]) for s in status.splitlines() if s.startswith(field))
 
 
-def in_a_fresh_process(name: str, size: tuple[int, int, int]) -> dict[str, float]:
-    """`size_of`, where nothing was allocated before."""
-    command = [sys.executable, __file__, "--size", *map(str, size), "--only", name]
+def turns_of(name: str, size: tuple[int, int, int], rounds: int) -> dict[str, float]:
+    """Median times of a network and of D-Former, which take turns in this process."""
+    steps = {key: Step(key, size) for key in dict.fromkeys((OURS, name))}
+    times: dict[str, list[tuple[float, float]]] = {key: [] for key in steps}
+    for turn in range(rounds + 2):
+        for key, step in steps.items():
+            measured = step()
+            if turn >= 2:  # the first two warm up
+                times[key].append(measured)
+    (forward, total), ours = (
+        [statistics.median(column) for column in zip(*times[key], strict=True)]
+        for key in (name, OURS)
+    )
+    return {
+        "forward_s": forward,
+        "step_s": total,
+        "dformer_forward_s": ours[0],
+        "dformer_step_s": ours[1],
+        "dformer_times_as_fast": total / ours[1],
+    }
+
+
+def in_a_fresh_process(what: str, name: str, options: argparse.Namespace) -> dict[str, float]:
+    """`size_of` or `turns_of` of one network, where nothing was allocated before."""
+    command = [sys.executable, __file__, "--rounds", str(options.rounds), what, name]
+    command += ["--size", *map(str, options.size)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     measured: dict[str, float] = json.loads(output.splitlines()[-1])
     return measured
 
 
-def measure(size: tuple[int, int, int], rounds: int) -> dict[str, dict[str, float]]:
+def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """All figures of all networks."""
-    names = list(networks(size))
-    results = {name: in_a_fresh_process(name, size) for name in names}
-    steps = {name: Step(build, size) for name, build in networks(size).items()}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for step in steps.values():
-        step()
-    for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(step())
-    for name, result in results.items():
-        result["forward_s"] = statistics.median(forward for forward, _ in times[name])
-        result["step_s"] = statistics.median(total for _, total in times[name])
+    results = {
+        name: in_a_fresh_process("--size-of", name, options)
+        | in_a_fresh_process("--turns-of", name, options)
+        for name in networks(options.size)
+    }
     for result in results.values():
-        result["step_ratio"] = results[names[0]]["step_s"] / result["step_s"]
-        result["memory_ratio"] = result["peak_gb"] / results[names[0]]["peak_gb"]
+        result["dformer_memory"] = results[OURS]["peak_gb"] / result["peak_gb"]
     return results
 
 
 def table(results: dict[str, dict[str, float]], title: str) -> Table:
     """The figures for people."""
-    first = next(iter(results))
-    shown = Table(title=title, caption=f"times as fast, and memory: beside {first}")
-    headings = ("network", "M param.", "GFLOP forward", "forward s", "step s", "times as fast",
-                "peak GB", "memory")  # fmt: skip
+    caption = "beside each network, in the same process: how many times as fast D-Former is, and"
+    shown = Table(title=title, caption=f"{caption} its memory as a share of the network's")
+    headings = ("network", "M param.", "GFLOP forward", "forward s", "step s", "peak GB",
+                "D-Former: step s", "times as fast", "memory")  # fmt: skip
     for heading in headings:
         shown.add_column(heading, justify="left" if heading == "network" else "right")
     for name, r in results.items():
         shown.add_row(
             name, f"{r['parameters'] / 1e6:.2f}", f"{r['gflops_forward']:.0f}",
-            f"{r['forward_s']:.2f}", f"{r['step_s']:.2f}", f"{r['step_ratio']:.2f}",
-            f"{r['peak_gb']:.2f}", f"{r['memory_ratio']:.2f}",
+            f"{r['forward_s']:.2f}", f"{r['step_s']:.2f}", f"{r['peak_gb']:.2f}",
+            f"{r['dformer_step_s']:.2f}", f"{r['dformer_times_as_fast']:.2f}",
+            f"{r['dformer_memory']:.2f}",
         )  # fmt: skip
     return shown
 
@@ -197,19 +217,23 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=3, default=(64, 128, 128))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, default=Path("bench_model.json"))
-    parser.add_argument("--only", help="print size and memory of this network as JSON")
+    parser.add_argument("--size-of", help="print size and memory of this network as JSON")
+    parser.add_argument("--turns-of", help="print times of this network and D-Former as JSON")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     depth, height, width = options.size
     size = (depth, height, width)
-    if options.only:
-        print(json.dumps(size_of(options.only, size)))
+    if options.size_of:
+        print(json.dumps(size_of(options.size_of, size)))
         return
-    results = measure(size, options.rounds)
+    if options.turns_of:
+        print(json.dumps(turns_of(options.turns_of, size, options.rounds)))
+        return
+    results = measure(options)
     device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
     precision = "bf16" if CUDA else "fp32"
     title = f"{BATCH}×1×{depth}×{height}×{width}, {CLASSES} classes, {precision}, {device}"
-    Console(width=120).print(table(results, title))
+    Console(width=130).print(table(results, title))
     facts = {"size": size, "batch": BATCH, "device": device, "precision": precision}
     facts |= {"torch": torch.__version__, "rounds": options.rounds}
     options.json.write_text(json.dumps({"measured": facts, "networks": results}, indent=2))

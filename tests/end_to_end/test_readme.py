@@ -58,10 +58,12 @@ def test_own_data_in_five_lines(
         "predict",
         "list",
         "resume",
+        "convert",
     ]
     for words in own_data:
         assert main([*words, *SHORTER.get(words[0], [])]) == 0, words
     assert (tmp_path / "predictions" / "hippocampus_001.nii.gz").is_file()
+    assert (tmp_path / "network.onnx").is_file()
 
 
 def test_the_space_in_the_readme_is_valid() -> None:

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from training.models.dformer_kernels import DepthwiseConv3d, Perceptron
+
 Size = tuple[int, int, int]
 Scope = Literal["local", "global"]
 Tokens = Float[Tensor, "batch depth height width channels"]
@@ -204,14 +206,7 @@ class DFormerBlock(nn.Module):
             attn_drop_rate=attn_drop_rate,
         )
         self.norm2 = nn.LayerNorm(dim)
-        hidden = int(dim * mlp_ratio)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden),
-            nn.GELU(),
-            nn.Dropout(drop_rate),
-            nn.Linear(hidden, dim),
-            nn.Dropout(drop_rate),
-        )
+        self.mlp = Perceptron(dim, int(dim * mlp_ratio), drop_rate)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, tokens: Tokens) -> Tokens:
@@ -230,7 +225,7 @@ class Stage(nn.Module):
 
     def __init__(self, dim: int, blocks: Sequence[DFormerBlock], checkpointing: bool) -> None:
         super().__init__()
-        self.position = nn.Conv3d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.position = DepthwiseConv3d(dim)
         self.blocks = nn.ModuleList(blocks)
         self.checkpointing = checkpointing
 
