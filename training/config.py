@@ -145,10 +145,10 @@ class ModelTrainingConfig(BaseModel):
     num_workers: Annotated[Int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto", json_schema_extra=NOT_SEARCHABLE
     )
-    """Loader processes of the training data; 0 loads in the training process.
+    """Loader processes of the training data; 0 loads in a thread of the training process.
 
     `auto` is one a CPU core of the trial where a GPU trains, 8 at most. On the CPU it is 0:
-    loaders would only take cores from the training.
+    the thread keeps ahead of the network, and processes would only take its cores.
     """
 
     steps_per_epoch: Annotated[Int, Field(ge=1)] | None = None

@@ -134,7 +134,7 @@ class PreprocessedDataset(BaseModel):
     @property
     def array_folder(self) -> Path:
         """Where the arrays of all cases are."""
-        return self.folder / self.arrays
+        return Path(os.path.normpath(self.folder / self.arrays))
 
     def _map(self, name: str) -> NDArray[Any]:
         try:

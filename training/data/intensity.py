@@ -51,7 +51,7 @@ def contrast(image: Image, rng: np.random.Generator, strength: float) -> None:
     """Stretch each channel about its mean by 0.75 to 1.25, within its range."""
     for channel in image:
         low, high = torch.aminmax(channel)
-        mean = channel.mean()
+        mean, _ = _statistics(channel)
         channel.sub_(mean).mul_(_factor(rng, 0.75, 1.25, strength)).add_(mean).clamp_(low, high)
 
 
@@ -78,12 +78,13 @@ def low_resolution(image: Image, rng: np.random.Generator, strength: float, flat
 def gamma(image: Image, rng: np.random.Generator, strength: float) -> None:
     """Gamma of 0.7 to 1.5 for each channel, which keeps its mean and standard deviation."""
     for channel in image:
-        mean, spread = channel.mean(), channel.std()
+        mean, spread = _statistics(channel)
         low, high = torch.aminmax(channel)
         span = high - low
         channel.sub_(low).div_(span.clamp(min=EPSILON))
         channel.pow_(_factor(rng, 0.7, 1.5, strength)).mul_(span).add_(low)
-        channel.sub_(channel.mean()).mul_(spread / channel.std().clamp(min=EPSILON)).add_(mean)
+        mean_now, spread_now = _statistics(channel)
+        channel.sub_(mean_now).mul_(spread / max(spread_now, EPSILON)).add_(mean)
 
 
 def inverted_gamma(image: Image, rng: np.random.Generator, strength: float) -> None:
@@ -110,6 +111,13 @@ INTENSITY_CHANGES = {
     "gamma": IntensityChange(0.3, gamma),
 }
 """The changes in nnU-Net's order."""
+
+
+def _statistics(channel: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation; torch's depend on the number of threads in the last digit."""
+    values = channel.numpy().ravel()
+    mean = float(values.mean(dtype=np.float64))
+    return mean, float(values.std(dtype=np.float64))
 
 
 def _factor(rng: np.random.Generator, low: float, high: float, strength: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,29 @@ from training.data.split import SPLITS
 
 MOST_WORKERS = 8
 """Loader processes that `num_workers: auto` starts at most."""
+
+
+class PrefetchingLoader(DataLoader[Any]):
+    """A loader that draws the next batch in a thread while the network trains on this one.
+
+    Drawing a patch releases the interpreter lock nearly all the time, and a thread starts at
+    once, where a loader process takes seconds and a copy of the libraries for each trial. With
+    `num_workers` above 0 the processes run ahead anyway.
+    """
+
+    def __iter__(self) -> Any:
+        """The batches of an epoch."""
+        batches = super().__iter__()
+        return batches if self.num_workers else _ahead(batches)
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches, the next one drawn before it is asked for."""
+    with ThreadPoolExecutor(1, thread_name_prefix="patches") as pool:
+        drawn = pool.submit(next, batches, None)
+        while (batch := drawn.result()) is not None:
+            drawn = pool.submit(next, batches, None)
+            yield batch
 
 
 def get_dataloader(
@@ -46,7 +70,7 @@ def get_dataloader(
         data_dir: What `prepare_dataset` returned.
         split: `train`, `val` or `test`.
         batch_size: Patches, or cases, of a batch.
-        num_workers: Loader processes; 0 loads in this one.
+        num_workers: Loader processes; 0 loads in a thread of this one.
         shuffle: Whether cases come in random order.
         patch_size: Size of a training patch.
         foreground_fraction: Share of training patches centred on a foreground voxel.
@@ -83,7 +107,7 @@ def get_dataloader(
         shuffle=shuffle,
         seed=seed,
     )
-    return DataLoader(
+    return PrefetchingLoader(
         patches,
         batch_size=batch_size,
         sampler=PatchSampler(steps * batch_size),
