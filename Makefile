@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint format clean
+.PHONY: run test lint format clean bench bench-data
 
 run: $(VENV)/installed
 	$(BIN)/tune run search_spaces/dformer.yaml --name $(NAME) --export bundle
@@ -20,6 +20,12 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+
+bench: bench-data
+
+# DATA_DIR names real data in Decathlon or nnU-Net layout
+bench-data: $(VENV)/installed-dev
+	$(BIN)/python tests/benchmarks/bench_data.py $(or $(DATA_DIR),phantom)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
