@@ -18,7 +18,9 @@ from training.data import (
     PreprocessedDataset,
     cache_root,
     generate_phantom,
+    preparation,
     prepare_dataset,
+    read_layout,
     resolve_data_dir,
 )
 
@@ -215,6 +217,21 @@ def test_a_node_without_the_cache_prepares_its_own(
         DataSource(unseen, tmp_path / "nowhere", fingerprint).on_this_node(config)
     with pytest.raises(DatasetError, match="are not those of the study"):
         DataSource(unseen, phantom, "0123456789abcdef").on_this_node(config)
+
+
+def test_large_cases_are_preprocessed_fewer_at_once(
+    phantom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = read_layout(phantom).cases
+    voxels = max(np.prod(nib.load(case.images[0]).shape) for case in cases)
+    monkeypatch.setattr(preparation, "_cores", lambda: 64)
+    assert preparation._threads(cases) == 64
+    # a machine with room for 3 and a half of these cases in half of its memory
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(7 * voxels * preparation.BYTES_PER_VOXEL)}
+    monkeypatch.setattr(preparation.os, "sysconf", pages.__getitem__)
+    assert 3 <= preparation._threads(cases) <= 4
+    pages["SC_PHYS_PAGES"] = 1
+    assert preparation._threads(cases) == 1
 
 
 def test_two_processes_prepare_the_same_data_once(phantom: Path, tmp_path: Path) -> None:

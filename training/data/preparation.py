@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,9 +35,13 @@ from training.data.layouts import RawCase, RawDataset, read_layout
 from training.data.phantom import resolve_data_dir
 from training.data.plan import CaseScan, DatasetPlan, plan_dataset, scan_case
 from training.data.split import SPLITS, split_cases, split_name
+from training.data.volume import voxels_in_header
 
 PLAN = "plan.json"
 SPLIT_FOLDER = "splits"
+
+BYTES_PER_VOXEL = 40
+"""Memory that preprocessing a case takes at most, measured: copies, and a spline in float64."""
 
 Result = TypeVar("Result")
 Stored = TypeVar("Stored", bound=BaseModel)
@@ -244,7 +248,7 @@ class _Preparation:
         self._on_case(step, len(results), len(cases))
         # reading, inflating and resampling release the interpreter lock: threads are as fast
         # as processes here, and need no second copy of the libraries
-        with ThreadPoolExecutor(max_workers=_cores()) as pool:
+        with ThreadPoolExecutor(max_workers=_threads(cases)) as pool:
             futures = {pool.submit(work, case): case.case_id for case in left}
             try:
                 for future in as_completed(futures):
@@ -267,6 +271,14 @@ class _Preparation:
 
     def _entry_path(self, case: RawCase) -> Path:
         return self._arrays / f"{case.case_id}.json"
+
+
+def _threads(cases: Sequence[RawCase]) -> int:
+    """All cores, or as many cases at once as fit into half of the memory."""
+    largest = max(cases, key=lambda case: sum(path.stat().st_size for path in case.images))
+    needed = BYTES_PER_VOXEL * sum(voxels_in_header(path) for path in largest.images)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(_cores(), memory // 2 // max(needed, 1)))
 
 
 def _cores() -> int:
