@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint format bench bench-model clean
+.PHONY: run test lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/tune run search_spaces/dformer.yaml --name $(NAME) --export bundle
@@ -26,13 +26,17 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 
 # Minutes each, for a machine that has nothing else to do; tables on screen, JSON in RESULTS.
+# DATA_DIR names real data in Decathlon or nnU-Net layout.
 RESULTS := tests/benchmarks/results
+DATA_DIR ?= phantom
 
-bench: bench-model
+bench: bench-model bench-data
 
-bench-model: $(VENV)/installed-dev
+bench-%: $(VENV)/installed-dev
 	mkdir -p $(RESULTS)
-	$(BIN)/python tests/benchmarks/bench_model.py --json $(RESULTS)/bench_model.json
+	$(BIN)/python tests/benchmarks/bench_$*.py $(BENCH_ARGS) --json $(RESULTS)/bench_$*.json
+
+bench-data: BENCH_ARGS = $(DATA_DIR)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -18,7 +18,7 @@ OptimizerName = Literal["adam", "adamw", "sgd"]
 SchedulerName = Literal["none", "step", "plateau", "cosine", "poly"]
 LossName = Literal["cross_entropy", "dice_ce"]
 ClassWeightPreset = Literal["uniform", "inverse_frequency"]
-AugmentationName = Literal["none", "flip", "default"]
+AugmentationName = Literal["none", "flip", "default", "nnunet"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Mode = Literal["min", "max"]
 
@@ -111,12 +111,24 @@ class ModelTrainingConfig(BaseModel):
     val_fraction: Annotated[Float, Field(gt=0, lt=1)] = Field(
         default=0.2, json_schema_extra=NOT_SEARCHABLE
     )
-    """Share of the cases that trials are judged on."""
+    """Share of the cases that trials are judged on, where `fold` is null."""
 
-    test_fraction: Annotated[Float, Field(ge=0, lt=1)] = Field(
-        default=0.2, json_schema_extra=NOT_SEARCHABLE
+    test_fraction: Annotated[Float, Field(ge=0, lt=1)] | None = Field(
+        default=None, json_schema_extra=NOT_SEARCHABLE
     )
-    """Share of the cases that no trial ever sees."""
+    """Share of the cases that no trial ever sees; null is 0.2, or with a `fold` none.
+
+    nnU-Net keeps no case apart: its folds hold all of them.
+    """
+
+    fold: Annotated[Int, Field(ge=0)] | None = Field(default=None, json_schema_extra=NOT_SEARCHABLE)
+    """Fold of a cross-validation that trials are judged on, from 0, in place of `val_fraction`.
+
+    Folds are nnU-Net's: scikit-learn's `KFold` over the sorted names, shuffled with seed 12345.
+    """
+
+    num_folds: Annotated[Int, Field(ge=2)] = Field(default=5, json_schema_extra=NOT_SEARCHABLE)
+    """Folds of the cross-validation, where `fold` is set."""
 
     split_seed: Annotated[Int, Field(ge=0)] = Field(default=0, json_schema_extra=NOT_SEARCHABLE)
     """Seed of the split into training, validation and test cases."""
@@ -130,8 +142,14 @@ class ModelTrainingConfig(BaseModel):
     val_batch_size: Annotated[Int, Field(ge=1)] = 1
     """Windows predicted at once when a whole case is segmented; it changes speed alone."""
 
-    num_workers: Annotated[Int, Field(ge=0)] = Field(default=0, json_schema_extra=NOT_SEARCHABLE)
-    """Loader processes of the training data; 0 loads in the training process."""
+    num_workers: Annotated[Int, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto", json_schema_extra=NOT_SEARCHABLE
+    )
+    """Loader processes of the training data; 0 loads in a thread of the training process.
+
+    `auto` is one a CPU core of the trial where a GPU trains, 8 at most. On the CPU it is 0:
+    the thread keeps ahead of the network, and processes would only take its cores.
+    """
 
     steps_per_epoch: Annotated[Int, Field(ge=1)] | None = None
     """Training steps in an epoch; null is one patch a training case."""
@@ -140,7 +158,11 @@ class ModelTrainingConfig(BaseModel):
     """Share of the patches that are centred on a foreground voxel."""
 
     augmentation: AugmentationName = "default"
-    """Augmentation of training patches: none, flips, or flips and intensity changes."""
+    """Augmentation of training patches: none, flip (mirroring), default (mirroring and
+    nnU-Net's changes of intensity), or nnunet (these, and its rotation and scaling)."""
+
+    augmentation_strength: Annotated[Float, Field(ge=0, le=2)] = 1.0
+    """How often and how much patches are changed: 1 is as nnU-Net does it, 0 only mirrors."""
 
     # Task
     target_label: Annotated[Int, Field(ge=1)] | None = Field(
@@ -286,15 +308,27 @@ class ModelTrainingConfig(BaseModel):
             )
 
     def _check_data(self) -> None:
-        if self.val_fraction + self.test_fraction >= 1:
+        if self.fold is not None and self.fold >= self.num_folds:
             raise ValueError(
-                f"val_fraction={self.val_fraction} and test_fraction={self.test_fraction} "
+                f"fold={self.fold} must be below num_folds={self.num_folds}: folds are 0 to "
+                f"{self.num_folds - 1}"
+            )
+        if self.fold is None and self.val_fraction + self.held_out_share >= 1:
+            raise ValueError(
+                f"val_fraction={self.val_fraction} and test_fraction={self.held_out_share} "
                 "leave no case for training: together they must be below 1"
             )
         if self.intensity_window is not None:
             low, high = self.intensity_window
             if low >= high:
                 raise ValueError(f"intensity_window needs low < high, but got [{low}, {high}]")
+
+    @property
+    def held_out_share(self) -> float:
+        """Share of the cases that are kept for testing, with the default resolved."""
+        if self.test_fraction is not None:
+            return self.test_fraction
+        return 0.2 if self.fold is None else 0.0
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> Self:

@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 
 from training.config import ModelTrainingConfig
-from training.data import PreprocessedDataset, prepare_dataset, resolve_data_dir
+from training.data import (
+    PHANTOM,
+    DataSource,
+    PreprocessedDataset,
+    prepare_dataset,
+    resolve_data_dir,
+)
 from training.models import build_model
 from tuner.errors import StudyError
 from tuner.spec import Override, StudySpec, parse_spec
@@ -37,13 +43,25 @@ class StudyData:
     fingerprint: str
     summary: str
 
+    @property
+    def for_trials(self) -> DataSource:
+        """What a trial needs to find the data, on whatever node it runs."""
+        given = self.spec.base_config().data_dir
+        raw = given if str(given) == PHANTOM else self.source.absolute()
+        return DataSource(self.preprocessed, raw, self.fingerprint)
 
-def prepare_data(spec: StudySpec, on_progress: Callable[[str], None] | None = None) -> StudyData:
+
+def prepare_data(
+    spec: StudySpec,
+    on_progress: Callable[[str], None] | None = None,
+    on_case: Callable[[str, int, int], None] | None = None,
+) -> StudyData:
     """Preprocess the data of a study, or find them in the cache.
 
     Args:
         spec: The study's spec.
         on_progress: Told a line about each step.
+        on_case: Told the step and how far it is, after each case.
 
     Raises:
         training.data.DatasetError: listing every problem of the data, by file.
@@ -51,7 +69,7 @@ def prepare_data(spec: StudySpec, on_progress: Callable[[str], None] | None = No
     """
     config = spec.base_config()
     source = resolve_data_dir(config.data_dir)
-    preprocessed = prepare_dataset(source, config, on_progress=on_progress)
+    preprocessed = prepare_dataset(source, config, on_progress=on_progress, on_case=on_case)
     dataset = PreprocessedDataset.load(preprocessed)
     _check_against(dataset, config, spec)
     completed = parse_spec(

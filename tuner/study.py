@@ -24,6 +24,7 @@ from ray.tune.stopper import Stopper
 
 from tuner.dataset import StudyData, prepare_data
 from tuner.errors import ResourceError, StudyError
+from tuner.preparation_view import preparation_view
 from tuner.provenance import provenance
 from tuner.record import StudyRecord
 from tuner.report import StudyView, write_results
@@ -162,7 +163,8 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         ResourceError: if no node can hold a trial, or the cluster cannot be reached.
     """
     with _only_driver(study), _nothing_left_of_a_false_start(study):
-        data = prepare_data(study.spec, console.print if console else None)
+        with preparation_view(console) as show:
+            data = prepare_data(study.spec, *show)
         _write_provenance(study, data)
         spec = data.spec
         with _ray_cluster(address) as dashboard:
@@ -186,7 +188,7 @@ def _tune(
     stopper: StudyStopper,
 ) -> None:
     spec, record = data.spec, study.record
-    context = StudyContext(study.folder, spec.to_yaml(), data.preprocessed, resources.gpu)
+    context = StudyContext(study.folder, spec.to_yaml(), data.for_trials, resources.gpu)
     trainable = tune.with_resources(
         tune.with_parameters(TrialTrainable, study=context),
         {"cpu": resources.cpu, "gpu": resources.gpu},

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import yaml
@@ -26,6 +26,9 @@ from training.config import ModelTrainingConfig
 from tuner.record import TrialState
 from tuner.searchers import TRIAL_NUMBER
 from tuner.spec import StudySpec, parse_spec
+
+if TYPE_CHECKING:
+    from training.data import DataSource
 
 TRIALS_FOLDER = "trials"
 CONFIG_FILE = "config.yaml"
@@ -41,13 +44,13 @@ class StudyContext:
     Attributes:
         folder: The study folder, an absolute path that every node can write.
         spec_text: The resolved search space.
-        data_dir: The preprocessed data.
+        data: Where the data are.
         gpus: GPUs of a trial, 0 for none; a fraction is one shared GPU.
     """
 
     folder: Path
     spec_text: str
-    data_dir: Path
+    data: DataSource
     gpus: float
 
     def trial_folder(self, number: int) -> Path:
@@ -58,7 +61,7 @@ class StudyContext:
         """The config of one trial: where sampled values meet fixed ones."""
         config = spec.trial_config(values)
         folder = self.trial_folder(number)
-        config.data_dir = self.data_dir
+        config.data_dir = self.data.preprocessed
         config.log_dir = folder
         config.checkpoint_dir = folder
         config.gpus = 1 if self.gpus else 0
@@ -192,6 +195,7 @@ class TrialRun:
                 f"{self._study.folder}: put --studies-dir on storage that every node mounts"
             )
         config = self._study.trial_config(self._spec, self._number, self._values)
+        config.data_dir = self._study.data.on_this_node(config)
         folder = self._study.trial_folder(self._number)
         folder.mkdir(parents=True, exist_ok=True)
         self._write_settings(folder, config)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from training.data import prepare_dataset
+from training.data import DataSource, PreprocessedDataset, prepare_dataset
 from training.lightning_module import SegmentationLightningModule
 from tuner.cli import main
 from tuner.record import TrialState
@@ -146,7 +146,8 @@ def test_a_trial_leaves_nothing_behind_in_its_process(
 ) -> None:
     spec = load_spec(space_file)
     data = prepare_dataset(data_dir, spec.base_config())
-    context = StudyContext(tmp_path, spec.to_yaml(), data, gpus=0)
+    source = DataSource(data, data_dir, PreprocessedDataset.load(data).fingerprint)
+    context = StudyContext(tmp_path, spec.to_yaml(), source, gpus=0)
 
     def modules() -> int:
         gc.collect()

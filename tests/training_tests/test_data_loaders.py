@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from training.data import (
     get_dataloaders,
     prepare_dataset,
 )
+from training.data.loaders import _num_workers
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,85 @@ def test_patches_depend_on_seed_and_epoch_alone(folder: Path) -> None:
     assert equal(reference, batches(folder, epoch=1, seed=5, num_workers=2))
     assert not equal(reference, batches(folder, epoch=2, seed=5))
     assert not equal(reference, batches(folder, epoch=1, seed=6))
+
+
+def test_patches_do_not_depend_on_threads_or_processes(folder: Path) -> None:
+    options = {"augmentation": "nnunet", "patch_size": (40, 64, 64), "augmentation_strength": 2}
+    threads = torch.get_num_threads()
+    reference = batches(folder, **options)
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            assert equal(reference, batches(folder, **options))
+    finally:
+        torch.set_num_threads(threads)
+    assert equal(reference, batches(folder, num_workers=2, **options))
+
+
+class Spy(np.ndarray[Any, Any]):
+    """A volume that notes how many voxels are taken from it."""
+
+    taken: ClassVar[list[int]] = []
+
+    def __getitem__(self, key: Any) -> Any:
+        found = np.asarray(self)[key]
+        self.taken.append(found.size)
+        return found
+
+
+@pytest.mark.parametrize("augmentation", ["none", "nnunet"])
+def test_only_the_patch_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, augmentation: str
+) -> None:
+    whole = PreprocessedDataset.image
+    monkeypatch.setattr(
+        PreprocessedDataset, "image", lambda self, case: whole(self, case).view(Spy)
+    )
+    size = (6, 10, 12)
+    Spy.taken.clear()
+    batches(folder, patch_size=size, batch_size=1, steps_per_epoch=200, augmentation=augmentation)
+    patch = int(np.prod(size))
+    assert len(Spy.taken) == 200
+    if augmentation == "none":
+        assert set(Spy.taken) == {patch}
+        return
+    # only what is turned or scaled takes more, and no more than the box around it
+    assert Spy.taken.count(patch) / 200 == pytest.approx(0.64, abs=0.1)
+    diagonal = np.sqrt(np.square(size).sum()) * 1.4 + 2
+    assert max(Spy.taken) <= diagonal**3
+    assert patch < np.mean(Spy.taken) < 2.5 * patch
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread(folder: Path) -> None:
+    before = threading.active_count()
+    loader = get_dataloader(folder, "train", 1, 0, True, patch_size=(8, 8, 8), steps_per_epoch=50)
+    for _ in loader:
+        break
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_a_damaged_case_ends_the_epoch_with_its_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(self: PreprocessedDataset, case_id: str) -> Any:
+        raise DatasetError(f"{case_id} is damaged")
+
+    monkeypatch.setattr(PreprocessedDataset, "image", damaged)
+    with pytest.raises(DatasetError, match="is damaged"):
+        batches(folder)
+
+
+def test_workers_are_chosen_where_a_gpu_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _num_workers(ModelTrainingConfig()) == 0
+    assert _num_workers(ModelTrainingConfig(num_workers=3)) == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _num_workers(ModelTrainingConfig()) == 6
+    assert _num_workers(ModelTrainingConfig(gpus=0)) == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    assert _num_workers(ModelTrainingConfig()) == 8
 
 
 def test_an_epoch_takes_every_case_once(folder: Path) -> None:

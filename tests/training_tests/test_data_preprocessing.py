@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 
 from training.data import DatasetError, Preprocessing
-from training.data.preprocessing import (
-    ChannelNormalisation,
-    choose_spacing,
-    resample_image,
-    resample_label,
-)
+from training.data.preprocessing import ChannelNormalisation
 
 ORIENTATIONS = [
     "".join(axes)
@@ -89,16 +84,7 @@ def test_resampling_keeps_extent_and_comes_back(tmp_path: Path) -> None:
     assert volume == pytest.approx((truth == 1).sum(), rel=0.05)
 
 
-def test_a_linear_ramp_is_resampled_to_voxel_centres() -> None:
-    """Voxel centres, not corners, as in ITK, nnU-Net and torch's align_corners=False."""
-    ramp = np.broadcast_to(np.arange(12, dtype=np.float32), (4, 4, 12))
-    half = resample_image(ramp, (4, 4, 6))
-    np.testing.assert_allclose(half[0, 0, 1:-1], np.arange(6)[1:-1] * 2 + 0.5, atol=0.05)
-    label = resample_label((ramp >= 6).astype(np.uint8), (4, 4, 24))
-    np.testing.assert_array_equal(label[0, 0], np.arange(24) >= 12)
-
-
-def test_mr_is_normalised_by_its_own_voxels_that_are_not_0(tmp_path: Path) -> None:
+def test_mr_is_normalised_by_its_own_voxels(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     voxels = np.zeros((8, 9, 10), dtype=np.float32)
     voxels[1:7, 2:8, 3:9] = rng.uniform(1e5, 1.7e6, size=(6, 6, 6))
@@ -111,6 +97,43 @@ def test_mr_is_normalised_by_its_own_voxels_that_are_not_0(tmp_path: Path) -> No
     assert case.label is None
     assert case.image.mean() == pytest.approx(0, abs=1e-5)
     assert case.image.std() == pytest.approx(1, abs=1e-5)
+
+
+def test_in_a_mostly_empty_image_the_body_alone_decides(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    voxels = np.zeros((12, 12, 12), dtype=np.float32)
+    # two bodies far apart: their common box is mostly empty
+    voxels[:4, :4, :4] = rng.uniform(50, 150, size=(4, 4, 4))
+    voxels[8:, 8:, 8:] = rng.uniform(50, 150, size=(4, 4, 4))
+    inside = voxels > 0
+    voxels[1, 1, 1] = 0  # a hole in the body is body
+    nib.save(nib.Nifti1Image(voxels, np.diag([-1, 1, 1, 1])), tmp_path / "mr.nii.gz")
+    masked = ChannelNormalisation(modality="MR", body_only=True)
+    settings = Preprocessing(spacing=(1, 1, 1), channels=[masked], num_classes=2)
+    case = settings.apply([tmp_path / "mr.nii.gz"])
+    expected = np.zeros_like(voxels)
+    expected[inside] = (voxels[inside] - voxels[inside].mean()) / voxels[inside].std()
+    # the file's axes grow to left, anterior, superior
+    np.testing.assert_allclose(case.image[0], expected.transpose(2, 1, 0)[:, :, ::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
+def test_thick_slices_come_back_from_a_finer_grid(tmp_path: Path, orientation: str) -> None:
+    thick = tmp_path / "thick.nii.gz", tmp_path / "thick_label.nii.gz"
+    # whichever axis of the file lies along the body becomes 4 times as long
+    stretch = np.diag([4.0 if code in "SI" else 1.0 for code in orientation] + [1.0])
+    for path, target in zip(write_case(tmp_path, orientation), thick, strict=True):
+        given = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(given.dataobj), given.affine @ stretch), target)
+    settings = ct((4.0, 2.5, 2.0))
+    case = settings.apply([thick[0]], thick[1])
+    assert case.info.anisotropic_axis == 0
+    assert case.label is not None
+    assert case.image.shape == (1, 32, 12, 13)
+    # the nearest slice: every slice is repeated as it was
+    np.testing.assert_array_equal(case.image[:, ::4], case.image[:, 3::4])
+    back = settings.invert(one_hot(case.label), case.info)
+    np.testing.assert_array_equal(back, np.asarray(nib.load(thick[1]).dataobj))
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0])
@@ -139,14 +162,6 @@ def test_channels_come_from_files_or_from_the_fourth_axis(tmp_path: Path) -> Non
     np.testing.assert_array_equal(together.image, apart.image)
     with pytest.raises(DatasetError, match="1 channels, but 2 are needed"):
         settings.apply([tmp_path / "c_0000.nii.gz"])
-
-
-def test_spacing_is_the_median_and_finer_where_slices_are_thick() -> None:
-    assert choose_spacing([(1, 1, 1), (3, 1, 1), (2, 0.5, 1)], [(50, 50, 50)] * 3) == (2, 1, 1)
-    thick = [(5.0, 0.8, 0.8), (4.0, 0.8, 0.8), (5.0, 0.8, 0.8), (5.0, 0.8, 0.8)]
-    depth, height, width = choose_spacing(thick, [(20, 300, 300)] * 4)
-    assert depth == pytest.approx(np.percentile([5, 4, 5, 5], 10))
-    assert (height, width) == (0.8, 0.8)
 
 
 def test_a_real_ct_goes_there_and_back(shared_dir: Path) -> None:

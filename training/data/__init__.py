@@ -1,16 +1,19 @@
 """Data: layouts, preprocessing into a memory-mapped cache, splits, patches and loaders."""
 
 from training.data.augmentation import AUGMENTATIONS
-from training.data.cache import PreprocessedDataset, cache_root, prepare_dataset
+from training.data.cache import PreprocessedDataset, cache_root
 from training.data.errors import DatasetError
 from training.data.layouts import RawCase, RawDataset, read_layout
 from training.data.loaders import get_dataloader, get_dataloaders
-from training.data.phantom import generate_phantom, resolve_data_dir
+from training.data.phantom import PHANTOM, generate_phantom, resolve_data_dir
+from training.data.preparation import DataSource, prepare_dataset
 from training.data.preprocessing import CaseGeometry, PreprocessedCase, Preprocessing
 
 __all__ = [
     "AUGMENTATIONS",
+    "PHANTOM",
     "CaseGeometry",
+    "DataSource",
     "DatasetError",
     "PreprocessedCase",
     "PreprocessedDataset",

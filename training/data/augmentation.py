@@ -1,71 +1,81 @@
-"""Augmentation of training patches, by MONAI's transforms."""
+"""Augmentation of training patches by name: what nnU-Net does, or a part of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
 
 from training.config import AugmentationName
-
-Augmentation = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def flips() -> list[Any]:
-    """Mirror along each axis, each with probability 1/2."""
-    from monai.transforms import RandFlipd
-
-    return [RandFlipd(keys=("image", "label"), prob=0.5, spatial_axis=axis) for axis in range(3)]
+from training.data.intensity import INTENSITY_CHANGES, low_resolution
+from training.data.spatial import draw_matrix, flat_axis
 
 
-def intensity() -> list[Any]:
-    """Noise, blur, brightness, contrast and gamma, with probabilities close to nnU-Net's."""
-    from monai.transforms import (
-        RandAdjustContrastd,
-        RandGaussianNoised,
-        RandGaussianSmoothd,
-        RandScaleIntensityd,
-        RandShiftIntensityd,
-    )
+@dataclass(frozen=True)
+class Preset:
+    """Which kinds of change an augmentation makes."""
 
-    image = ("image",)
-    sigma = (0.5, 1.0)
-    return [
-        RandGaussianNoised(keys=image, prob=0.15, std=0.1),
-        RandGaussianSmoothd(keys=image, prob=0.1, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma),
-        RandScaleIntensityd(keys=image, prob=0.15, factors=0.25),
-        RandShiftIntensityd(keys=image, prob=0.15, offsets=0.1),
-        RandAdjustContrastd(keys=image, prob=0.15, gamma=(0.7, 1.5), retain_stats=True),
-    ]
+    mirroring: bool
+    intensity: bool
+    spatial: bool
 
 
-AUGMENTATIONS: dict[AugmentationName, Callable[[], list[Any]]] = {
-    "none": list,
-    "flip": flips,
-    "default": lambda: [*flips(), *intensity()],
+AUGMENTATIONS: dict[AugmentationName, Preset] = {
+    "none": Preset(mirroring=False, intensity=False, spatial=False),
+    "flip": Preset(mirroring=True, intensity=False, spatial=False),
+    "default": Preset(mirroring=True, intensity=True, spatial=False),
+    "nnunet": Preset(mirroring=True, intensity=True, spatial=True),
 }
-"""Lists of transforms by the name that a config gives them."""
+"""Kinds of change by the name that a config gives them."""
 
 
-class SeededAugmentation:
-    """Applies an augmentation with the random state of each patch.
+class Augmentation:
+    """Changes patches at random; every draw comes from the numbers that a patch is given.
 
     Args:
         name: Key of `AUGMENTATIONS`.
+        patch_size: Size of a patch.
+        strength: 1 as nnU-Net does it; less changes patches more seldom and by less. It does
+            not apply to mirroring.
     """
 
-    def __init__(self, name: AugmentationName) -> None:
-        self._name = name
-        self._transform: Any = None
+    def __init__(
+        self, name: AugmentationName, patch_size: Sequence[int], strength: float = 1.0
+    ) -> None:
+        self._preset = AUGMENTATIONS[name]
+        self._patch_size = tuple(patch_size)
+        self._strength = strength
+        flat = flat_axis(patch_size)
+        changes = {name: change.apply for name, change in INTENSITY_CHANGES.items()}
+        changes["low_resolution"] = partial(low_resolution, flat=-1 if flat is None else flat)
+        self._changes = changes
 
-    def __call__(self, patch: dict[str, Any], seed: int) -> dict[str, Any]:
-        """Augment a patch of `image` `(c, d, h, w)` and `label` `(1, d, h, w)`."""
-        if self._name == "none":
-            return patch
-        if self._transform is None:
-            # MONAI takes seconds to import, which evaluation never needs
-            from monai.transforms import Compose
+    def draw_matrix(self, rng: np.random.Generator) -> NDArray[np.float64] | None:
+        """Rotation and scaling of the next patch, see `spatial.draw_matrix`; None for none."""
+        if not self._preset.spatial:
+            return None
+        return draw_matrix(rng, self._patch_size, self._strength)
 
-            self._transform = Compose(AUGMENTATIONS[self._name]())
-        self._transform.set_random_state(seed=seed)
-        augmented: dict[str, Any] = self._transform(patch)
-        return augmented
+    def change(
+        self,
+        image: Float[Tensor, "c d h w"],
+        label: Int64[Tensor, "d h w"],
+        rng: np.random.Generator,
+    ) -> tuple[Float[Tensor, "c d h w"], Int64[Tensor, "d h w"]]:
+        """Change the intensities of a patch, in place, and mirror it along each axis or not."""
+        if self._preset.intensity:
+            for name, change in INTENSITY_CHANGES.items():
+                if rng.random() < change.probability * self._strength:
+                    self._changes[name](image, rng, self._strength)
+        if self._preset.mirroring:
+            axes = np.flatnonzero(rng.random(3) < 0.5).tolist()
+            if axes:
+                image = torch.flip(image, [axis + 1 for axis in axes])
+                label = torch.flip(label, axes)
+        return image, label

@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from training.config import AugmentationName, ModelTrainingConfig
-from training.data.augmentation import SeededAugmentation
+from training.data.augmentation import Augmentation
 from training.data.cache import PreprocessedDataset
 from training.data.errors import DatasetError
 from training.data.sampling import CaseDataset, CaseSampler, PatchDataset, PatchSampler
 from training.data.split import SPLITS
+
+MOST_WORKERS = 8
+"""Loader processes that `num_workers: auto` starts at most."""
+
+
+class PrefetchingLoader(DataLoader[Any]):
+    """A loader that draws the next batch in a thread while the network trains on this one.
+
+    Drawing a patch releases the interpreter lock nearly all the time, and a thread starts at
+    once, where a loader process takes seconds and a copy of the libraries for each trial. With
+    `num_workers` above 0 the processes run ahead anyway.
+    """
+
+    def __iter__(self) -> Any:
+        """The batches of an epoch."""
+        batches = super().__iter__()
+        return batches if self.num_workers else _ahead(batches)
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches, the next one drawn before it is asked for."""
+    with ThreadPoolExecutor(1, thread_name_prefix="patches") as pool:
+        drawn = pool.submit(next, batches, None)
+        while (batch := drawn.result()) is not None:
+            drawn = pool.submit(next, batches, None)
+            yield batch
 
 
 def get_dataloader(
@@ -27,6 +56,7 @@ def get_dataloader(
     patch_size: Sequence[int] = (32, 64, 64),
     foreground_fraction: float = 1 / 3,
     augmentation: AugmentationName = "default",
+    augmentation_strength: float = 1.0,
     steps_per_epoch: int | None = None,
     seed: int = 0,
 ) -> DataLoader[Any]:
@@ -40,11 +70,12 @@ def get_dataloader(
         data_dir: What `prepare_dataset` returned.
         split: `train`, `val` or `test`.
         batch_size: Patches, or cases, of a batch.
-        num_workers: Loader processes; 0 loads in this one.
+        num_workers: Loader processes; 0 loads in a thread of this one.
         shuffle: Whether cases come in random order.
         patch_size: Size of a training patch.
         foreground_fraction: Share of training patches centred on a foreground voxel.
         augmentation: Key of `AUGMENTATIONS`, for training patches.
+        augmentation_strength: 1 is as nnU-Net does it.
         steps_per_epoch: Training batches of an epoch; one patch a case by default.
         seed: Seed of all that is random.
 
@@ -72,11 +103,11 @@ def get_dataloader(
         split,
         patch_size=patch_size,
         foreground_fraction=foreground_fraction,
-        augmentation=SeededAugmentation(augmentation),
+        augmentation=Augmentation(augmentation, patch_size, augmentation_strength),
         shuffle=shuffle,
         seed=seed,
     )
-    return DataLoader(
+    return PrefetchingLoader(
         patches,
         batch_size=batch_size,
         sampler=PatchSampler(steps * batch_size),
@@ -97,11 +128,12 @@ def get_dataloaders(
         config.data_dir,
         "train",
         config.train_batch_size,
-        config.num_workers,
+        _num_workers(config),
         shuffle=True,
         patch_size=config.patch_size,
         foreground_fraction=config.foreground_fraction,
         augmentation=config.augmentation,
+        augmentation_strength=config.augmentation_strength,
         steps_per_epoch=config.steps_per_epoch,
         seed=config.seed,
     )
@@ -109,3 +141,14 @@ def get_dataloaders(
     has_test = bool(PreprocessedDataset.load(config.data_dir).splits["test"])
     test = get_dataloader(config.data_dir, "test", 1, 0, shuffle=False) if has_test else None
     return train, val, test
+
+
+def _num_workers(config: ModelTrainingConfig) -> int:
+    """Loader processes of a config, with `auto` resolved for this machine."""
+    if config.num_workers != "auto":
+        return config.num_workers
+    if config.gpus == 0 or not torch.cuda.is_available():
+        return 0
+    # Ray sets the thread count to the cores of the trial
+    cores = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
+    return min(cores, MOST_WORKERS)

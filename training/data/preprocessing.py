@@ -6,15 +6,13 @@ one spacing. The steps and their defaults follow nnU-Net (Isensee et al., 2021).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
@@ -22,7 +20,14 @@ from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
 
 from training.data.errors import DatasetError
-from training.data.volume import Volume, check_same_grid, read_image, read_label
+from training.data.layouts import Modality
+from training.data.resampling import (
+    anisotropic_axis,
+    resample_image,
+    resample_label,
+    resample_linear,
+)
+from training.data.volume import check_same_grid, read_image, read_label
 
 AXES = ("S", "A", "R")
 """Direction in which each axis of a preprocessed volume grows."""
@@ -34,29 +39,41 @@ AIR = -500.0
 class ChannelNormalisation(BaseModel):
     """How the intensities of one channel are normalised.
 
-    CT: clipped to [`low`, `high`], then (x - mean) / std with values of the training data's
-    foreground. MR: (x - mean) / std of the case's own voxels that are not 0.
+    CT: clipped to [`low`, `high`], then (x - mean) / std with values of the labelled data's
+    foreground. MR: (x - mean) / std of the case's own voxels. With `body_only`, those are the
+    voxels of the body alone, and what is around it becomes 0: where most of an image is empty
+    (a brain without its skull), the empty part would otherwise decide the statistics.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    modality: Literal["CT", "MR"]
+    modality: Modality
     low: float = 0.0
     high: float = 0.0
     mean: float = 0.0
     std: float = 1.0
+    body_only: bool = False
 
-    def apply(self, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalised intensities of one channel."""
+    def apply(
+        self, voxels: NDArray[np.float32], body: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
+        """Normalised intensities of one channel.
+
+        Args:
+            voxels: The channel, cropped to the body.
+            body: Where the body is, for `body_only`.
+        """
         if self.modality == "CT":
             clipped = np.clip(voxels, self.low, self.high)
             return np.asarray((clipped - self.mean) / self.std, dtype=np.float32)
-        inside = voxels[voxels != 0].astype(np.float64)
+        inside = np.asarray(voxels if body is None else voxels[body], dtype=np.float64)
         if inside.size == 0:
             return np.zeros_like(voxels)
-        spread = float(inside.std())
         # a constant image has nothing to scale
-        return np.asarray((voxels - inside.mean()) / (spread or 1.0), dtype=np.float32)
+        normalised = (voxels - inside.mean()) / (float(inside.std()) or 1.0)
+        if body is not None:
+            normalised[~body] = 0
+        return np.asarray(normalised, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -67,11 +84,13 @@ class CaseGeometry:
         shape: Grid of the file.
         orientation: nibabel's orientation transform from the file to `AXES`, `(3, 2)`.
         crop: First voxel and end of the body on each oriented axis.
+        anisotropic_axis: Oriented axis across thick slices, None where there are none.
     """
 
     shape: tuple[int, int, int]
     orientation: NDArray[np.float64]
     crop: tuple[tuple[int, int], ...]
+    anisotropic_axis: int | None
 
 
 @dataclass(frozen=True)
@@ -121,22 +140,25 @@ class Preprocessing(BaseModel):
             )
         orientation = orientation_of(image.affine)
         oriented = reorient(image.data, orientation)
-        crop = self._crop(oriented)
+        body = body_of(oriented, [channel.modality for channel in self.channels])
+        crop = bounding_box(body)
         box = tuple(slice(first, end) for first, end in crop)
-        cropped = oriented[:, *box]
-        shape = self._resampled_shape(image.affine, orientation, cropped.shape[1:])
+        spacing = spacing_of(image.affine, orientation)
+        shape = self._resampled_shape(spacing, [end - first for first, end in crop])
+        axis = anisotropic_axis(spacing, self.spacing)
         normalised = np.stack(
             [
-                resample_image(channel.apply(voxels), shape)
-                for channel, voxels in zip(self.channels, cropped, strict=True)
+                resample_image(voxels, shape, axis)
+                for voxels in self._normalise(oriented[:, *box], body[box])
             ]
         )
         labels = None
         if label is not None:
             label_map = read_label(label, self.num_classes)
             check_same_grid(label, label_map, images[0], image)
-            labels = resample_label(reorient(label_map.data, orientation)[box], shape)
-        return PreprocessedCase(normalised, labels, CaseGeometry(image.shape, orientation, crop))
+            labels = resample_label(reorient(label_map.data, orientation)[box], shape, axis)
+        geometry = CaseGeometry(image.shape, orientation, crop, axis)
+        return PreprocessedCase(normalised, labels, geometry)
 
     def invert(
         self, probabilities: Float[np.ndarray, "k d h w"], info: CaseGeometry
@@ -152,7 +174,7 @@ class Preprocessing(BaseModel):
         inside = np.zeros(size, dtype=np.uint8)
         # class by class: a whole-body scan with many classes would not fit in memory
         for value, probability in enumerate(probabilities):
-            resampled = _trilinear(probability, size)
+            resampled = resample_linear(probability, size, info.anisotropic_axis)
             better = resampled > best
             best[better] = resampled[better]
             inside[better] = value
@@ -163,28 +185,39 @@ class Preprocessing(BaseModel):
             nib.orientations.apply_orientation(whole, _inverse(info.orientation))
         )
 
-    def _crop(self, oriented: NDArray[np.float32]) -> tuple[tuple[int, int], ...]:
-        """Bounding box of the body over all channels; everything if there is none."""
-        inside = np.zeros(oriented.shape[1:], dtype=bool)
-        for channel, voxels in zip(self.channels, oriented, strict=True):
-            inside |= voxels > AIR if channel.modality == "CT" else voxels != 0
-        if not inside.any():
-            inside[...] = True
-        box = []
-        for axis in range(3):
-            others = tuple(other for other in range(3) if other != axis)
-            found = np.flatnonzero(inside.any(axis=others))
-            box.append((int(found[0]), int(found[-1]) + 1))
-        return tuple(box)
+    def _normalise(
+        self, cropped: NDArray[np.float32], body: NDArray[np.bool_]
+    ) -> Iterator[NDArray[np.float32]]:
+        """The channels of a cropped image, normalised."""
+        if any(channel.body_only for channel in self.channels):
+            # 0 inside the body, such as a dark ventricle, is tissue as well
+            body = np.asarray(ndimage.binary_fill_holes(body))
+        for channel, voxels in zip(self.channels, cropped, strict=True):
+            yield channel.apply(voxels, body if channel.body_only else None)
 
-    def _resampled_shape(
-        self, affine: NDArray[np.float64], orientation: NDArray[np.float64], shape: Sequence[int]
-    ) -> tuple[int, ...]:
-        spacing = spacing_of(affine, orientation)
+    def _resampled_shape(self, spacing: Sequence[float], shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(
             max(1, round(size * old / new))
             for size, old, new in zip(shape, spacing, self.spacing, strict=True)
         )
+
+
+def body_of(voxels: NDArray[np.float32], modalities: Sequence[Modality]) -> NDArray[np.bool_]:
+    """Where any channel of `(c, i, j, k)` is not empty; everywhere if all is empty."""
+    body = np.zeros(voxels.shape[1:], dtype=bool)
+    for modality, channel in zip(modalities, voxels, strict=True):
+        body |= channel > AIR if modality == "CT" else channel != 0
+    return body if body.any() else ~body
+
+
+def bounding_box(body: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
+    """First voxel and end of what is True, on each axis."""
+    box = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        found = np.flatnonzero(body.any(axis=others))
+        box.append((int(found[0]), int(found[-1]) + 1))
+    return tuple(box)
 
 
 def orientation_of(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -209,74 +242,9 @@ def reorient(voxels: NDArray[Any], orientation: NDArray[np.float64]) -> NDArray[
     return np.asarray(nib.orientations.apply_orientation(voxels, orientation))
 
 
-def resample_image(
-    voxels: Float[np.ndarray, "d h w"], shape: tuple[int, ...]
-) -> Float[np.ndarray, "d2 h2 w2"]:
-    """Intensities on a grid of `shape` over the same extent, by a cubic spline."""
-    if voxels.shape == shape:
-        return np.ascontiguousarray(voxels)
-    factors = [new / old for new, old in zip(shape, voxels.shape, strict=True)]
-    resampled = ndimage.zoom(voxels, factors, order=3, mode="nearest", grid_mode=True)
-    # a spline overshoots at sharp edges
-    return np.asarray(np.clip(resampled, voxels.min(), voxels.max()), dtype=np.float32)
-
-
-def resample_label(
-    labels: UInt8[np.ndarray, "d h w"], shape: tuple[int, ...]
-) -> UInt8[np.ndarray, "d2 h2 w2"]:
-    """Labels on a grid of `shape` over the same extent: each class linearly, the most wins."""
-    if labels.shape == shape:
-        return np.ascontiguousarray(labels)
-    best = np.zeros(shape, dtype=np.float32)
-    resampled = np.zeros(shape, dtype=np.uint8)
-    for value in np.unique(labels):
-        share = _trilinear((labels == value).astype(np.float32), shape)
-        better = share > best
-        best[better] = share[better]
-        resampled[better] = value
-    return resampled
-
-
-def _trilinear(
-    voxels: Float[np.ndarray, "d h w"], shape: tuple[int, ...]
-) -> Float[np.ndarray, "d2 h2 w2"]:
-    if voxels.shape == shape:
-        return voxels
-    tensor = torch.from_numpy(np.ascontiguousarray(voxels))[None, None]
-    resized = F.interpolate(tensor, size=shape, mode="trilinear", align_corners=False)
-    return np.asarray(resized[0, 0].numpy())
-
-
 def _inverse(orientation: NDArray[np.float64]) -> NDArray[np.float64]:
     """The transform back: axis `orientation[i, 0]` came from axis i, flipped or not."""
     back = np.empty_like(orientation)
     for source, (target, flip) in enumerate(orientation):
         back[int(target)] = (source, flip)
     return back
-
-
-def choose_spacing(
-    spacings: Sequence[Sequence[float]], shapes: Sequence[Sequence[int]]
-) -> tuple[float, float, float]:
-    """Median spacing; on a strongly anisotropic axis the 10th percentile, as nnU-Net plans.
-
-    Args:
-        spacings: Spacing of each training case along `AXES`.
-        shapes: Its grid along `AXES`.
-    """
-    target = np.median(np.asarray(spacings), axis=0)
-    size = np.median(np.asarray(shapes), axis=0)
-    worst = int(np.argmax(target))
-    others = [axis for axis in range(3) if axis != worst]
-    if target[worst] > 3 * target[others].max() and 3 * size[worst] < size[others].min():
-        low = float(np.percentile([spacing[worst] for spacing in spacings], 10))
-        target[worst] = max(low, float(target[others].max()))
-    depth, height, width = (round(float(value), 6) for value in target)
-    return depth, height, width
-
-
-def volume_spacing(volume: Volume) -> tuple[tuple[float, float, float], tuple[int, ...]]:
-    """Spacing and grid of a volume along `AXES`."""
-    orientation = orientation_of(volume.affine)
-    shape = tuple(volume.shape[int(i)] for i in np.argsort(orientation[:, 0]))
-    return spacing_of(volume.affine, orientation), shape

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import Dataset, Sampler
 
-from training.data.augmentation import SeededAugmentation
+from training.data.augmentation import Augmentation
 from training.data.cache import PreprocessedDataset
+from training.data.spatial import Region
 
 PatchKey = tuple[int, int]
 """Epoch and index: all that a patch depends on besides the seed."""
@@ -42,7 +43,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         *,
         patch_size: Sequence[int],
         foreground_fraction: float,
-        augmentation: SeededAugmentation,
+        augmentation: Augmentation,
         shuffle: bool,
         seed: int,
     ) -> None:
@@ -62,14 +63,15 @@ class PatchDataset(Dataset[dict[str, Any]]):
         case = self._case(epoch, index)
         image, label = self._dataset.image(case), self._dataset.label(case)
         corner = self._corner(case, np.asarray(label.shape), rng)
-        patch = {
-            "image": torch.from_numpy(self._cut(image, corner).astype(np.float32)),
-            "label": torch.from_numpy(self._cut(label[None], corner).astype(np.int64)),
-        }
-        patch = self._augmentation(patch, int(rng.integers(2**32)))
-        # MONAI returns its own tensor class, which makes every later operation slower
-        plain = {name: value.as_subclass(torch.Tensor) for name, value in patch.items()}
-        return {"image": plain["image"].contiguous(), "label": plain["label"][0].contiguous()}
+        matrix = self._augmentation.draw_matrix(rng)
+        if matrix is None:
+            voxels = self._cut(image, corner, torch.float32)
+            labels = self._cut(label[None], corner, torch.int64)[0]
+        else:
+            region = Region.of(corner, self._patch_size, matrix, label.shape)
+            voxels, labels = region.sample(image[:, *region.box], label[region.box])
+        voxels, labels = self._augmentation.change(voxels, labels, rng)
+        return {"image": voxels, "label": labels}
 
     def _case(self, epoch: int, index: int) -> str:
         """Each case once before any comes again."""
@@ -98,20 +100,19 @@ class PatchDataset(Dataset[dict[str, Any]]):
         centred = -(-room // 2)
         return np.asarray(np.where(room < 0, centred, corner))
 
-    def _cut(self, volume: NDArray[Any], corner: NDArray[np.int64]) -> NDArray[Any]:
+    def _cut(
+        self, volume: NDArray[Any], corner: NDArray[np.int64], dtype: torch.dtype
+    ) -> torch.Tensor:
         """The patch at `corner` of `(c, d, h, w)`, padded with 0 where the volume ends."""
-        end = corner + self._patch_size
-        shape = np.asarray(volume.shape[1:])
-        inside = tuple(
-            slice(int(low), int(high))
-            for low, high in zip(np.maximum(corner, 0), np.minimum(end, shape), strict=True)
-        )
-        before = np.maximum(-corner, 0)
-        after = np.maximum(end - shape, 0)
-        cut = np.asarray(volume[:, *inside])
-        if not (before.any() or after.any()):
-            return cut
-        return np.pad(cut, [(0, 0), *zip(before, after, strict=True)])
+        first = np.maximum(corner, 0)
+        end = np.minimum(corner + self._patch_size, volume.shape[1:])
+        patch = torch.zeros((len(volume), *self._patch_size.tolist()), dtype=dtype)
+        patch.numpy()[:, *_box(first - corner, end - corner)] = volume[:, *_box(first, end)]
+        return patch
+
+
+def _box(first: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[slice, ...]:
+    return tuple(slice(low, high) for low, high in zip(first.tolist(), end.tolist(), strict=True))
 
 
 class CaseDataset(Dataset[dict[str, Any]]):

@@ -69,6 +69,14 @@ def read_image(paths: Sequence[Path]) -> Volume:
     return Volume(np.concatenate(channels), affine)
 
 
+def voxels_in_header(path: Path) -> int:
+    """Number of voxels by the file's header, channels included; 0 if it cannot be read."""
+    try:
+        return int(np.prod(nib.load(path).shape))
+    except READ_ERRORS:
+        return 0
+
+
 def read_label(path: Path, num_classes: int) -> Volume:
     """Read a label map as uint8 `(i, j, k)`.
 
