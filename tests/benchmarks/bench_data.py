@@ -183,10 +183,10 @@ def bench_patches(split: Path) -> list[Any]:
     return rows
 
 
-def bench_wait(split: Path, rounds: int, steps: int) -> list[Any]:
+def bench_wait(split: Path, rounds: int, steps: int, counts: list[int]) -> list[Any]:
     """Waiting for batches as a share of a training step, kinds of loading taking turns."""
     rows = []
-    for threads in sorted({1, CORES}):
+    for threads in counts:
         torch.set_num_threads(threads)
         measured: dict[str, list[tuple[float, float]]] = {}
         for _ in range(rounds):
@@ -269,6 +269,7 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, nargs=3, help="resample to this spacing (mm)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, CORES}))
     parser.add_argument("--json", type=Path, default=Path("bench_data.json"))
     parser.add_argument("--read-whole-cache", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -291,7 +292,7 @@ def main() -> None:
             results["patches"] = bench_patches(split)
             console.print(table(f"One patch of {PATCH}, one thread", results["patches"]))
         if "wait" in options.only:
-            results["wait"] = bench_wait(split, options.rounds, options.steps)
+            results["wait"] = bench_wait(split, options.rounds, options.steps, options.threads)
             console.print(table("Waiting for batches, D-Former", results["wait"]))
     facts = {"data": str(options.data_dir), "cores": CORES, "torch": torch.__version__}
     options.json.write_text(json.dumps({"measured": facts, **results}, indent=2))

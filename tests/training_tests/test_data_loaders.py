@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -124,6 +125,29 @@ def test_an_epoch_that_is_left_early_leaves_no_thread(folder: Path) -> None:
         break
     gc.collect()
     assert threading.active_count() == before
+
+
+def test_drawing_ahead_leaves_the_cores_to_the_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: set[int] = set()
+    whole = PreprocessedDataset.image
+
+    def image(self: PreprocessedDataset, case_id: str) -> Any:
+        inside.add(torch.get_num_threads())
+        return whole(self, case_id)
+
+    monkeypatch.setattr(PreprocessedDataset, "image", image)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        batches(folder)
+        assert inside == {1}
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_damaged_case_ends_the_epoch_with_its_reason(

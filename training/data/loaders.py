@@ -40,10 +40,25 @@ class PrefetchingLoader(DataLoader[Any]):
 def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
     """The same batches, the next one drawn before it is asked for."""
     with ThreadPoolExecutor(1, thread_name_prefix="patches") as pool:
+        _one_core(pool)
         drawn = pool.submit(next, batches, None)
         while (batch := drawn.result()) is not None:
             drawn = pool.submit(next, batches, None)
             yield batch
+
+
+def _one_core(pool: ThreadPoolExecutor) -> None:
+    """Keep the thread of a pool to one core.
+
+    Two threads that each spread their work over all cores wait for each other's parts: training
+    steps would take half as long again.
+    """
+    threads = torch.get_num_threads()
+    # a thread takes over the number that was set last when it first asks for it; what it sets
+    # then is its own
+    pool.submit(torch.get_num_threads).result()
+    pool.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(threads)
 
 
 def get_dataloader(
