@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint format clean
+.PHONY: run test lint format bench bench-metrics clean
 
 run: $(VENV)/installed
 	$(BIN)/tune run search_spaces/dformer.yaml --name $(NAME) --export bundle
@@ -24,6 +24,11 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: bench-metrics
+
+bench-metrics: $(VENV)/installed-dev
+	$(BIN)/python tests/benchmarks/bench_metrics.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -217,6 +217,17 @@ def test_ranks_and_batches_add_up_exactly(metric: type[Metric]) -> None:
     assert all((getattr(whole, state) == 0).all() for state in whole._defaults)
 
 
+@pytest.mark.parametrize("metric", [SegmentationMetrics, SurfaceMetrics])
+def test_a_validation_before_the_training_changes_nothing(metric: type[Metric]) -> None:
+    accumulated, fresh = metric(3), metric(3)
+    with torch.inference_mode():
+        accumulated.update(*random_maps(1))
+        accumulated.reset()
+    for each in (accumulated, fresh):
+        each.update(*random_maps(2))
+    torch.testing.assert_close(accumulated.compute(), fresh.compute(), equal_nan=True)
+
+
 def maps_of_six_cases() -> tuple[Tensor, Tensor]:
     """Some cases lack class 2 on one side or both, so that means over pairs would differ."""
     prediction, target = random_maps(7, (6, 5, 5, 5))
@@ -274,6 +285,20 @@ def test_functions_and_accumulators_agree_on_how_nan_is_averaged() -> None:
         assert float(value) == pytest.approx(float(found[name])), name
     by_case = dice_coefficient(logits_of(prediction), target, reduction="none")[:, 1:]
     assert float(found["dice"]) != pytest.approx(float(by_case.nanmean()))
+
+
+def test_the_background_is_measured_on_demand() -> None:
+    prediction, target = maps_of_six_cases()
+    logits = logits_of(prediction)
+    scores, every = (surface_scores(logits, target, background=on) for on in (False, True))
+    for one, other in zip(scores, every, strict=True):
+        assert one.shape == (6, 3)
+        torch.testing.assert_close(one[:, 1:], other[:, 1:], equal_nan=True)
+    assert all(score[:, 0].isnan().all() for score in scores[:3])
+    assert not every.nsd[:, 0].isnan().any()
+    torch.testing.assert_close(
+        every.hd95, hausdorff_distance_95(logits, target, reduction="none"), equal_nan=True
+    )
 
 
 def test_cases_of_different_spacing_are_averaged_in_mm() -> None:

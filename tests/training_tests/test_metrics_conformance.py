@@ -174,7 +174,7 @@ def test_surface_scores_equal_surface_distance(spacing: Spacing) -> None:
     for prediction, target in volumes(spacing):
         accumulated.update(prediction, target, spacing)
         scores = surface_scores(
-            logits_of(prediction), target, spacing=spacing, tolerance=TOLERANCE
+            logits_of(prediction), target, spacing=spacing, tolerance=TOLERANCE, background=True
         )
         for label in range(CLASSES):
             one, other = (maps[0].numpy() == label for maps in (prediction, target))
@@ -206,7 +206,7 @@ def test_surface_scores_equal_surface_distance(spacing: Spacing) -> None:
 def test_surface_dice_equals_monai_with_subvoxels(spacing: Spacing) -> None:
     for prediction, target in volumes(spacing)[::4]:
         scores = surface_scores(
-            logits_of(prediction), target, spacing=spacing, tolerance=TOLERANCE
+            logits_of(prediction), target, spacing=spacing, tolerance=TOLERANCE, background=True
         )
         peer = compute_surface_dice(
             one_hot(prediction),

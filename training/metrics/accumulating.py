@@ -59,8 +59,9 @@ class _ClassMetric(Metric):
     def _add(self, scores: Tensor) -> None:
         """Add scores `(score, case, foreground class)`, nan where one is not defined."""
         scores = scores.to(self.sums.device)
-        self.sums += scores.nansum(dim=1)
-        self.counts += (~scores.isnan()).sum(dim=1)
+        # not in place: a state that was reset in inference mode could not be changed outside it
+        self.sums = self.sums + scores.nansum(dim=1)
+        self.counts = self.counts + (~scores.isnan()).sum(dim=1)
 
     def _means(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """Of each score: its mean over classes, and its value for each."""
@@ -123,8 +124,8 @@ class SegmentationMetrics(_ClassMetric):
             one, other, self.num_classes, tolerance=self.tolerance, spacing=self.spacing
         )
         self._add(torch.stack([overlap.dice, overlap.iou, boundary])[..., 1:])
-        self.correct += overlap.accuracy.sum().to(self.correct.device)
-        self.cases += len(targets)
+        self.correct = self.correct + overlap.accuracy.sum().to(self.correct.device)
+        self.cases = self.cases + len(targets)
 
     def compute(self) -> dict[str, Tensor]:
         """`dice`, `dice_{label}` of each foreground class, `iou`, `boundary_f1`, `accuracy`."""
@@ -186,7 +187,7 @@ class SurfaceMetrics(_ClassMetric):
             spacing=check_spacing(spacing, targets.ndim - 1),
         )
         self._add(torch.stack([scores.nsd, scores.hd95, scores.assd]))
-        self.missing += scores.missing.sum(dim=0).to(self.missing.device)
+        self.missing = self.missing + scores.missing.sum(dim=0).to(self.missing.device)
 
     def compute(self) -> dict[str, Tensor]:
         """`nsd`, `hd95`, `assd`, each also `_{label}`, and in how many cases one was missing.

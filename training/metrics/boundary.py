@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.metrics.distances import nearest_distances
+from training.metrics.distances import SLACK, ball, box_of_ball, nearest_distances
 from training.metrics.labels import (
     LabelArray,
     Reduction,
@@ -24,11 +23,8 @@ from training.metrics.labels import (
     reduce_scores,
 )
 
-SLACK = 1e-9
-"""Relative: a distance equal to the tolerance is within it, whatever the rounding."""
-
 MOST_OFFSETS = 500
-"""Offsets of the box around a ball that is looked up one by one; beyond, a k-d tree is faster."""
+"""Offsets of the box around the tolerance up to which each is looked up for all classes."""
 
 
 def boundary_f1_score(
@@ -85,8 +81,10 @@ def boundary_scores(
 ) -> Float[Tensor, "b c"]:
     """Boundary F1 of label maps `(b, *spatial)`; nan for the background unless asked for."""
     sizes = check_spacing(spacing, target.ndim - 1)
-    ball = _ball(check_tolerance(tolerance), sizes)
-    reach = np.ones(len(sizes), dtype=np.int64) if ball is None else np.abs(ball).max(axis=0)
+    box = box_of_ball(check_tolerance(tolerance), sizes)
+    near = math.prod(2 * steps + 1 for steps in box) <= MOST_OFFSETS
+    offsets = ball(tolerance, sizes) if near else np.empty((0, len(sizes)), dtype=np.int64)
+    reach = np.abs(offsets).max(axis=0, initial=1)
     scores = np.full((len(target), num_classes), np.nan)
     for item in range(len(target)):
         one, other = (
@@ -94,7 +92,7 @@ def boundary_scores(
             for labels in (prediction, target)
         )
         hits = [
-            a.within(b, tolerance, sizes) if ball is None else a.in_ball(b, ball)
+            a.at_offsets(b, offsets) if near else a.within(b, tolerance, sizes)
             for a, b in ((one, other), (other, one))
         ]
         with np.errstate(invalid="ignore"):
@@ -126,7 +124,7 @@ class _Boundary:
     ) -> None:
         outside = labels.dtype.type(num_classes)
         # wide enough that no neighbour and no offset of the ball leaves the array
-        self._reach = np.clip(reach, 1, labels.shape)
+        self._reach = np.minimum(reach, labels.shape)
         widths = [(width, width) for width in self._reach]
         padded = np.pad(labels, widths, constant_values=outside)
         flat = padded.ravel()
@@ -146,12 +144,12 @@ class _Boundary:
         self._map = np.where(edge, flat, outside)
         self.sizes = self._count(self._classes)
 
-    def in_ball(self, other: _Boundary, ball: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Boundary voxels of each class that have one of the other boundary in the ball."""
-        fits = (np.abs(ball) <= self._reach).all(axis=1)
+    def at_offsets(self, other: _Boundary, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Boundary voxels of each class that have one of the other boundary at an offset."""
+        fits = (np.abs(offsets) <= self._reach).all(axis=1)
         places, classes = self._places, self._classes
-        for offset in ball[fits] @ self._strides:
-            # the ball's offsets come by length, and most voxels find their match early
+        for offset in offsets[fits] @ self._strides:
+            # offsets come by length, and most voxels find their match early
             open_ = other._map[places + offset] != classes
             places, classes = places[open_], classes[open_]
         return self.sizes - self._count(classes)
@@ -174,16 +172,3 @@ class _Boundary:
 
     def _count(self, classes: LabelArray) -> NDArray[np.int64]:
         return np.bincount(classes, minlength=self._num_classes)
-
-
-def _ball(tolerance: float, spacing: Sequence[float]) -> NDArray[np.int64] | None:
-    """Voxel offsets `(n, d)` within the tolerance, the shortest first; None if they are many."""
-    reach = [int(tolerance / size + SLACK) for size in spacing]
-    if math.prod(2 * steps + 1 for steps in reach) > MOST_OFFSETS:
-        return None
-    grid = itertools.product(*(range(-steps, steps + 1) for steps in reach))
-    offsets = np.array(list(grid), dtype=np.int64)
-    squares = ((offsets * np.asarray(spacing)) ** 2).sum(axis=1)
-    order = np.argsort(squares, kind="stable")
-    near = order[squares[order] <= tolerance**2 * (1 + SLACK)]
-    return np.asarray(offsets[near])

@@ -5,6 +5,7 @@ The surface is that of DeepMind's `surface-distance`; `training.metrics` says wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from training.metrics.boundary import SLACK
-from training.metrics.distances import nearest_distances
+from training.metrics.distances import SLACK, nearest_distances
 from training.metrics.labels import (
     LabelArray,
     Reduction,
@@ -56,6 +57,7 @@ def surface_scores(
     *,
     tolerance: float = 1.0,
     spacing: Sequence[float] | None = None,
+    background: bool = False,
 ) -> SurfaceScores:
     """All surface scores of each item and class, at the cost of one.
 
@@ -65,6 +67,7 @@ def surface_scores(
         num_classes: Classes, background included.
         tolerance: Of the normalised surface Dice, in voxels, or in mm when `spacing` is given.
         spacing: Size of a voxel in mm along each spatial axis.
+        background: Whether class 0 is measured too; otherwise it is nan.
 
     Raises:
         ValueError: for shapes, types or labels that do not fit together, a negative
@@ -74,10 +77,13 @@ def surface_scores(
     scores = surface_scores_of_labels(
         label_array(predict_labels(logits), num_classes, "predictions"),
         label_array(targets, num_classes, "targets"),
-        range(num_classes),
+        range(0 if background else 1, num_classes),
         tolerance=tolerance,
         spacing=spacing,
     )
+    if not background:
+        nsd, hd95, assd = (functional.pad(each, (1, 0), value=math.nan) for each in scores[:3])
+        scores = SurfaceScores(nsd, hd95, assd, functional.pad(scores.missing, (1, 0)))
     return SurfaceScores(*(score.to(targets.device) for score in scores))
 
 
@@ -108,7 +114,14 @@ def normalised_surface_dice(
     Raises:
         ValueError: as `surface_scores`.
     """
-    scores = surface_scores(logits, targets, num_classes, tolerance=tolerance, spacing=spacing)
+    scores = surface_scores(
+        logits,
+        targets,
+        num_classes,
+        tolerance=tolerance,
+        spacing=spacing,
+        background=reduction == "none",
+    )
     return reduce_scores(scores.nsd, reduction)
 
 
@@ -126,7 +139,9 @@ def hausdorff_distance_95(
     In mm when `spacing` is given, else in voxels; other arguments, result and errors are those
     of `normalised_surface_dice`.
     """
-    scores = surface_scores(logits, targets, num_classes, spacing=spacing)
+    scores = surface_scores(
+        logits, targets, num_classes, spacing=spacing, background=reduction == "none"
+    )
     return reduce_scores(scores.hd95, reduction)
 
 
@@ -144,7 +159,9 @@ def average_symmetric_surface_distance(
     count them. In mm when `spacing` is given, else in voxels; other arguments, result and
     errors are those of `normalised_surface_dice`.
     """
-    scores = surface_scores(logits, targets, num_classes, spacing=spacing)
+    scores = surface_scores(
+        logits, targets, num_classes, spacing=spacing, background=reduction == "none"
+    )
     return reduce_scores(scores.assd, reduction)
 
 
