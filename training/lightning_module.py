@@ -92,7 +92,7 @@ class SegmentationLightningModule(pl.LightningModule):
         self.surface_metrics = nn.ModuleDict(
             {
                 f"{stage}_surface": SurfaceMetrics(
-                    num_classes, tolerance=config.surface_tolerance, labels=labels
+                    num_classes, config.surface_tolerance, labels, distances=stage == "test"
                 )
                 for stage in ("val", "test")
             }
@@ -191,12 +191,7 @@ class SegmentationLightningModule(pl.LightningModule):
         metrics.reset()
         surface = self._stage_surface(stage)
         if surface is not None:
-            # a model in training has empty predictions, so that only the NSD is always defined
-            scores |= {
-                name: value
-                for name, value in surface.compute().items()
-                if stage == "test" or name.startswith("nsd")
-            }
+            scores |= surface.compute()
             surface.reset()
         # compute() has already gathered the ranks; the values are the same on each
         self.log_dict(

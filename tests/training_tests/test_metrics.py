@@ -301,6 +301,26 @@ def test_the_background_is_measured_on_demand() -> None:
     )
 
 
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.5, 6.0])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.5, 0.8)])
+def test_surface_dice_alone_is_that_of_all_scores(
+    tolerance: float, spacing: tuple[float, float, float]
+) -> None:
+    alone, every = (SurfaceMetrics(3, tolerance, distances=on) for on in (False, True))
+    target = torch.zeros(1, 14, 16, 12, dtype=torch.long)
+    target[0, 2:9, 2:9, 2:9] = 1
+    target[0, 9:12, 4:9, 2:11] = 2
+    for shift in ((0, 1, 0), (1, 2, 3), (-2, 5, 0)):
+        for metrics in (alone, every):
+            metrics.update(target.roll(shift, dims=(1, 2, 3)), target, spacing)
+    found, expected = alone.compute(), every.compute()
+    assert set(found) == {"nsd", "nsd_1", "nsd_2"}
+    assert 0 < float(found["nsd"]) <= 1
+    assert float(found["nsd"]) < 1 or tolerance == 6
+    for name, value in found.items():
+        assert float(value) == pytest.approx(float(expected[name]), abs=1e-12)
+
+
 def test_cases_of_different_spacing_are_averaged_in_mm() -> None:
     prediction, target = torch.zeros(2, 1, 9, 3, 3, dtype=torch.long)
     prediction[0, 2, 1, 1] = target[0, 6, 1, 1] = 1

@@ -161,7 +161,7 @@ class _Boundary:
         hits = np.zeros(self._num_classes, dtype=np.int64)
         for label in np.flatnonzero((self.sizes > 0) & (other.sizes > 0)):
             distances = nearest_distances(
-                self._points(int(label)), other._points(int(label)), spacing
+                self._points(int(label)), other._points(int(label)), spacing, tolerance
             )
             hits[label] = np.count_nonzero(distances <= tolerance * (1 + SLACK))
         return hits

@@ -18,7 +18,10 @@ NEARBY = 2.6
 
 
 def nearest_distances(
-    points: NDArray[np.int64], others: NDArray[np.int64], spacing: Sequence[float]
+    points: NDArray[np.int64],
+    others: NDArray[np.int64],
+    spacing: Sequence[float],
+    limit: float = math.inf,
 ) -> NDArray[np.float64]:
     """Distance of each point to the nearest of the others.
 
@@ -30,11 +33,13 @@ def nearest_distances(
         points: Grid points `(n, d)`, coordinates of 0 or more.
         others: Grid points `(m, d)`, at least one, likewise.
         spacing: Size of a grid step along each axis.
+        limit: A greater distance need not be known.
 
     Returns:
-        `(n,)`, in the unit of `spacing`.
+        `(n,)`, in the unit of `spacing`; infinite where it is above the limit.
     """
-    offsets = ball(NEARBY * math.prod(spacing) ** (1 / len(spacing)), spacing)
+    radius = NEARBY * math.prod(spacing) ** (1 / len(spacing))
+    offsets = ball(min(limit, radius), spacing)
     reach = np.abs(offsets).max(axis=0)
     taken = np.zeros(np.maximum(points.max(axis=0), others.max(axis=0)) + 1 + 2 * reach, bool)
     taken[tuple((others + reach).T)] = True
@@ -48,10 +53,14 @@ def nearest_distances(
         distances[open_[hit]] = length
         open_, places = open_[~hit], places[~hit]
         if not len(open_):
-            return distances
+            break
+    if not len(open_) or limit <= radius:
+        return distances
     # split at the middle, not the median, with larger leaves: a third faster on surfaces
     tree = KDTree(others * np.asarray(spacing), leafsize=32, balanced_tree=False)
-    _, nearest = tree.query(points[open_] * np.asarray(spacing))
+    bound = limit * (1 + SLACK)
+    found, nearest = tree.query(points[open_] * np.asarray(spacing), distance_upper_bound=bound)
+    open_, nearest = open_[np.isfinite(found)], nearest[np.isfinite(found)]
     # from whole steps, so that equal distances are equal numbers wherever they lie
     distances[open_] = _lengths(points[open_] - others[nearest], spacing)
     return distances

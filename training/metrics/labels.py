@@ -79,14 +79,10 @@ def label_array(labels: Tensor, num_classes: int, name: str) -> LabelArray:
         raise ValueError(f"{name} must be integer labels, but got {labels.dtype}")
     if labels.numel() == 0:
         raise ValueError(f"{name} are empty: shape {tuple(labels.shape)}")
-    if labels.device.type != "cpu":
-        low, high = (int(value) for value in torch.aminmax(labels))
-        small = labels.to(torch.uint8) if num_classes < 256 else labels
-        array = small.cpu().numpy()
-    else:
-        array = labels.detach().numpy()
+    # negative labels are great ones without a sign, so that one pass finds both kinds
+    array = labels.detach().cpu().numpy()
+    if int(array.view(f"u{array.itemsize}").max()) >= num_classes:
         low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= num_classes:
         raise ValueError(
             f"labels must be 0 to {num_classes - 1} for num_classes={num_classes}, "
             f"but {name} hold {low} to {high}"

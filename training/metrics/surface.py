@@ -172,13 +172,20 @@ def surface_scores_of_labels(
     *,
     tolerance: float,
     spacing: Sequence[float] | None,
+    distances: bool = True,
 ) -> SurfaceScores:
-    """Surface scores of label maps `(b, *spatial)`, of the `classes` alone."""
+    """Surface scores of label maps `(b, *spatial)`, of the `classes` alone.
+
+    Without `distances`, HD95 and ASSD are nan, and the NSD costs a fraction.
+    """
     sizes = check_spacing(spacing, target.ndim - 1)
-    limit = check_tolerance(tolerance) * (1 + SLACK)
+    check_tolerance(tolerance)
     scores = np.array(
         [
-            [_class_scores(one == label, other == label, limit, sizes) for label in classes]
+            [
+                _class_scores(one == label, other == label, tolerance, sizes, distances=distances)
+                for label in classes
+            ]
             for one, other in zip(prediction, target, strict=True)
         ]
     )
@@ -189,8 +196,10 @@ def surface_scores_of_labels(
 def _class_scores(
     prediction: NDArray[np.bool_],
     target: NDArray[np.bool_],
-    limit: float,
+    tolerance: float,
     spacing: tuple[float, ...],
+    *,
+    distances: bool,
 ) -> tuple[float, float, float, bool]:
     """NSD, HD95 and ASSD of two masks, and whether the distances are missing."""
     box = _bounding_box(prediction | target)
@@ -199,15 +208,15 @@ def _class_scores(
     one, other = (_Surface.of(mask[box], spacing) for mask in (prediction, target))
     if not one.areas.size or not other.areas.size:
         return 0.0, np.nan, np.nan, True
-    sides = [one.distances_to(other, spacing), other.distances_to(one, spacing)]
-    distances = np.concatenate(sides)
+    limit = math.inf if distances else tolerance
+    sides = [one.distances_to(other, spacing, limit), other.distances_to(one, spacing, limit)]
+    found = np.concatenate(sides)
     areas = np.concatenate([one.areas, other.areas])
-    return (
-        float(areas[distances <= limit].sum() / areas.sum()),
-        max(_percentile(one.areas, sides[0]), _percentile(other.areas, sides[1])),
-        float((areas * distances).sum() / areas.sum()),
-        False,
-    )
+    nsd = float(areas[found <= tolerance * (1 + SLACK)].sum() / areas.sum())
+    if not distances:
+        return nsd, np.nan, np.nan, False
+    hd95 = max(_percentile(one.areas, sides[0]), _percentile(other.areas, sides[1]))
+    return nsd, hd95, float((areas * found).sum() / areas.sum()), False
 
 
 def _percentile(areas: NDArray[np.float64], distances: NDArray[np.float64]) -> float:
@@ -240,15 +249,18 @@ class _Surface:
         places = np.flatnonzero((flat != 0) & (flat != len(table) - 1))
         return cls(codes, places, table[flat[places]])
 
-    def distances_to(self, other: _Surface, spacing: Sequence[float]) -> NDArray[np.float64]:
-        """Distance of each element to the nearest of the other surface."""
+    def distances_to(
+        self, other: _Surface, spacing: Sequence[float], limit: float
+    ) -> NDArray[np.float64]:
+        """Distance of each element to the nearest of the other surface; infinite above `limit`."""
         distances = np.zeros(len(self.places))
         codes = other.codes.ravel()[self.places]
         full = 2 ** (2**self.codes.ndim) - 1
         apart = (codes == 0) | (codes == full)
         if apart.any():
             points = self._points(self.places[apart])
-            distances[apart] = nearest_distances(points, other._points(other.places), spacing)
+            others = other._points(other.places)
+            distances[apart] = nearest_distances(points, others, spacing, limit)
         return distances
 
     def _points(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
