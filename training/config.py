@@ -237,6 +237,11 @@ class ModelTrainingConfig(BaseModel):
     )
     """Distance in voxels within which two boundary voxels count as matching."""
 
+    surface_tolerance: Annotated[Float, Field(ge=0)] = Field(
+        default=1.0, json_schema_extra=NOT_SEARCHABLE
+    )
+    """Distance in mm within which surfaces count as matching in the normalised surface Dice."""
+
     window_overlap: Annotated[Float, Field(ge=0, lt=1)] = Field(
         default=0.5, json_schema_extra=NOT_SEARCHABLE
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from training.config import ModelTrainingConfig
 from training.inference import predict_case
 from training.losses import DeepSupervisionLoss, build_loss
-from training.metrics import SegmentationMetrics
+from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
 from training.optimizers import get_optimizer
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,12 @@ class SegmentationLightningModule(pl.LightningModule):
 
     Logged for each stage, once an epoch and over all ranks: `{stage}_loss`,
     `{stage}_dice` (mean over the foreground classes), `{stage}_dice_{class}`,
-    `{stage}_iou`, `{stage}_boundary_f1`, `{stage}_accuracy`.
+    `{stage}_iou`, `{stage}_boundary_f1`, `{stage}_accuracy`. Logged of the test cases, and by
+    class as well: `test_nsd` at `config.surface_tolerance`, `test_hd95` and `test_assd` in mm, and
+    `test_hd95_{class}_missing`, the cases in which there was no such distance (see
+    `training.metrics`). They are measured on the grid of the cases as they are given, and left
+    out where the size of a voxel is not known. `val_nsd` and `val_nsd_{class}` are logged where
+    `config.monitor` is one of them.
 
     To extend it, override a step, call the inherited one, and `self.log` what you add.
 
@@ -47,10 +53,13 @@ class SegmentationLightningModule(pl.LightningModule):
         voxel_counts: Voxels of each class in the training labels; needed when
             `config.class_weights` is `inverse_frequency`. Left out, they are read from
             `config.data_dir`.
+        spacing: Size in mm of a voxel of the evaluation cases along each axis. Left out, it is
+            read from `config.data_dir` if that is a preprocessed folder.
 
     Raises:
         ValueError: if class weights are to be computed and `config.data_dir` is no
-            preprocessed folder.
+            preprocessed folder; on validation, if `config.monitor` is a surface score and the
+            spacing is not known.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class SegmentationLightningModule(pl.LightningModule):
         model: nn.Module,
         config: ModelTrainingConfig,
         voxel_counts: Sequence[int] | None = None,
+        spacing: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -68,13 +78,23 @@ class SegmentationLightningModule(pl.LightningModule):
             voxel_counts = PreprocessedDataset.load(config.data_dir).voxel_counts("train")
         self.loss = build_loss(config, voxel_counts)
         self.training_loss = DeepSupervisionLoss(self.loss)
+        self._given_spacing = spacing
         num_classes = config.num_classes if config.target_label is None else 2
+        labels = None if config.target_label is None else (config.target_label,)
         self.metrics = nn.ModuleDict(
             {
                 f"{stage}_metrics": SegmentationMetrics(
-                    num_classes, tolerance=config.boundary_tolerance
+                    num_classes, tolerance=config.boundary_tolerance, labels=labels
                 )
                 for stage in ("train", "val", "test")
+            }
+        )
+        self.surface_metrics = nn.ModuleDict(
+            {
+                f"{stage}_surface": SurfaceMetrics(
+                    num_classes, config.surface_tolerance, labels, distances=stage == "test"
+                )
+                for stage in ("val", "test")
             }
         )
 
@@ -115,7 +135,7 @@ class SegmentationLightningModule(pl.LightningModule):
 
     def to_labels(self, logits: Float[Tensor, "b k *spatial"]) -> Int[Tensor, b * spatial]:
         """Label map of logits; with a target label the foreground has that label."""
-        return logits.argmax(dim=1) * (self.config.target_label or 1)
+        return predict_labels(logits) * (self.config.target_label or 1)
 
     def _evaluation_step(self, stage: Stage, batch: Batch | list[Batch]) -> None:
         cases = batch if isinstance(batch, list) and _holds_batches(batch) else [batch]
@@ -128,7 +148,11 @@ class SegmentationLightningModule(pl.LightningModule):
         target = self._task_target(label)
         loss: Tensor = self.training_loss(scales, target)
         with torch.no_grad():
-            self._stage_metrics(stage).update(scales[0].argmax(dim=1), target)
+            prediction = predict_labels(scales[0])
+            self._stage_metrics(stage).update(prediction, target)
+            surface = self._stage_surface(stage)
+            if surface is not None:
+                surface.update(prediction, target, self._spacing)
         self.log(
             f"{stage}_loss",
             loss.detach(),
@@ -165,8 +189,10 @@ class SegmentationLightningModule(pl.LightningModule):
         metrics = self._stage_metrics(stage)
         scores = metrics.compute()
         metrics.reset()
-        if self.config.target_label is not None:
-            scores[f"dice_{self.config.target_label}"] = scores.pop("dice_1")
+        surface = self._stage_surface(stage)
+        if surface is not None:
+            scores |= surface.compute()
+            surface.reset()
         # compute() has already gathered the ranks; the values are the same on each
         self.log_dict(
             {f"{stage}_{name}": value.float() for name, value in scores.items()},
@@ -190,6 +216,34 @@ class SegmentationLightningModule(pl.LightningModule):
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, SegmentationMetrics)
         return metrics
+
+    def _stage_surface(self, stage: Stage) -> SurfaceMetrics | None:
+        """Surface metrics of a stage in which they are measured."""
+        wanted = stage == "val" and self.config.monitor.startswith("val_nsd")
+        if wanted and self._spacing is None:
+            raise ValueError(
+                f"monitor={self.config.monitor} needs the size of a voxel in mm, but "
+                f"data_dir={str(self.config.data_dir)!r} is no preprocessed folder: give the "
+                "spacing to SegmentationLightningModule, or monitor another metric"
+            )
+        if not wanted and (stage != "test" or self._spacing is None):
+            return None
+        metrics = self.surface_metrics[f"{stage}_surface"]
+        assert isinstance(metrics, SurfaceMetrics)
+        return metrics
+
+    @cached_property
+    def _spacing(self) -> Sequence[float] | None:
+        """Size of a voxel in mm; None with loaders of one's own that do not tell it."""
+        from training.data import DatasetError, PreprocessedDataset
+
+        if self._given_spacing is not None:
+            return self._given_spacing
+        try:
+            return PreprocessedDataset.load(self.config.data_dir).spacing
+        except DatasetError as error:
+            logger.info("surface distances are left out: %s", error)
+            return None
 
     def _task_logits(self, logits: Tensor) -> Tensor:
         if self.config.target_label is None:

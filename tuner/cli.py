@@ -285,8 +285,11 @@ def _export_to(study: Study, folder: Path, trial: int | None, out: Console) -> i
         markup=False,
     )
     for name, value in sorted(exported.metrics.items()):
-        if "dice" in name and not name.startswith("train_"):
+        if name.startswith("val_dice"):
             out.print(f"  {name:<16} {value:.4f}", markup=False)
+    table = exported.test_table()
+    if table is not None:
+        out.print(table, markup=False)
     out.print(f"next    tune predict {folder} IMAGE.nii.gz -o predictions", markup=False)
     return DONE
 

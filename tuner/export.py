@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import yaml
+from rich.table import Table
 
 from training.bundle import (
     BundleError,
@@ -41,6 +42,8 @@ class Exported:
         epoch: Epoch of its best checkpoint.
         verified_case: Case on which the bundle was compared with the trial's model.
         metrics: Validation metrics of the checkpoint, and test metrics if there are test cases.
+        labels: Name of each label value, background first.
+        tolerance: Tolerance of the normalised surface Dice, in mm.
     """
 
     folder: Path
@@ -48,6 +51,34 @@ class Exported:
     epoch: int
     verified_case: str
     metrics: dict[str, float]
+    labels: list[str]
+    tolerance: float
+
+    def test_table(self) -> Table | None:
+        """Test metrics of each class and their means, for people; None without test cases."""
+        if "test_dice" not in self.metrics:
+            return None
+        headings = ["test cases", "Dice", f"NSD {self.tolerance:g} mm", "HD95 mm", "ASSD mm"]
+        table = Table(*headings, "missing", caption="missing: cases without a distance")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for label, name in enumerate(self.labels):
+            if f"test_dice_{label}" in self.metrics:
+                table.add_row(name, *self._test_cells(f"_{label}"))
+        table.add_row("mean", *self._test_cells(""))
+        return table
+
+    def _test_cells(self, suffix: str) -> list[str]:
+        values = [
+            self.metrics.get(f"test_{name}{suffix}", math.nan)
+            for name in ("dice", "nsd", "hd95", "assd")
+        ]
+        decimals = (4, 4, 2, 2)
+        missing = self.metrics.get(f"test_hd95{suffix}_missing", math.nan)
+        return [
+            *(_number(value, places) for value, places in zip(values, decimals, strict=True)),
+            _number(missing, 0),
+        ]
 
 
 def export_trial(study: Study, folder: Path, number: int | None = None) -> Exported:
@@ -100,7 +131,19 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
         verify_bundle(folder, module, dataset.image_paths(case), cached)
     except BundleError as error:
         raise ExportError(str(error)) from error
-    return Exported(folder, entry.number, best[0], case, metrics)
+    return Exported(
+        folder,
+        entry.number,
+        best[0],
+        case,
+        metrics,
+        labels=list(dataset.labels),
+        tolerance=config.surface_tolerance,
+    )
+
+
+def _number(value: float, decimals: int) -> str:
+    return "not defined" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
 def _entry(study: Study, number: int | None) -> TrialEntry:

@@ -292,7 +292,7 @@ def _check_together(spec: StudySpec, parser: SpecParser) -> None:
 
 def _check_class_metric(spec: StudySpec, parser: SpecParser) -> None:
     """`val_dice_2` needs a class 2; the number of classes may come from the data later."""
-    number = spec.metric.removeprefix("val_dice_")
+    number = spec.metric.removeprefix("val_dice_").removeprefix("val_nsd_")
     if number == spec.metric or not number.isdecimal():
         return
     config = spec.base_config()

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SECTIONS = ("metric", "mode", "config", "space", "search", "asha", "resources")
 
-METRICS = ("val_dice", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
-"""Metrics that trials can be compared by; `val_dice_K` is the Dice of class K."""
+METRICS = ("val_dice", "val_nsd", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
+"""Metrics that trials can be compared by; `val_dice_K` and `val_nsd_K` are those of class K."""
 
 DEFAULT_METRIC = "val_dice"
 
@@ -113,7 +113,7 @@ class SpecParser:
         """The metric and its mode."""
         metric = self.data.get("metric", DEFAULT_METRIC)
         if not isinstance(metric, str) or not (
-            metric in METRICS or re.fullmatch(r"val_dice_[1-9]\d*", metric)
+            metric in METRICS or re.fullmatch(r"val_(dice|nsd)_[1-9]\d*", metric)
         ):
             known = [*METRICS, "val_dice_1"]
             self.problem(("metric",), f"unknown metric {metric!r}{suggestion(metric, known)}")

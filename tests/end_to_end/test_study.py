@@ -161,13 +161,19 @@ def test_the_winner_is_exported_and_predicts_nifti(
 ) -> None:
     where = ["--studies-dir", str(study.folder.parent)]
     assert main(["export", "tiny", "-o", str(tmp_path / "bundle"), *where]) == 0
-    assert "as the trial's model does" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "as the trial's model does" in shown
     manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     best = study.record.best()
     assert best is not None
     assert manifest["labels"] == ["background", "liver", "tumour"]
     assert manifest["metrics"]["val_dice"] == pytest.approx(best.best("max")[1])  # type: ignore[index]
     assert "test_dice" in manifest["metrics"]
+    for label in (1, 2):
+        for name in ("dice_{}", "nsd_{}", "hd95_{}", "assd_{}", "hd95_{}_missing"):
+            assert f"test_{name.format(label)}" in manifest["metrics"]
+    for heading in ("Dice", "NSD 1 mm", "HD95 mm", "ASSD mm", "missing", "liver", "tumour"):
+        assert heading in shown
     assert manifest["provenance"]["trial"] == best.number
     image = data_dir / "imagesTr" / "liver_001.nii.gz"
     output = tmp_path / "out" / "liver_001.nii.gz"

@@ -15,7 +15,7 @@ from training.callbacks import StopOnDivergence, TrainingDivergedError, get_call
 from training.config import ModelTrainingConfig
 from training.inference import predict_case
 from training.lightning_module import SegmentationLightningModule
-from training.metrics import dice_coefficient
+from training.metrics import dice_coefficient, surface_scores
 from training.models import build_model
 from training.trainer import SegmentationTrainer, choose_devices
 
@@ -116,6 +116,50 @@ def test_validation_metrics_are_means_over_whole_cases(tmp_path: Path) -> None:
     assert metrics["val_dice_2"] == pytest.approx(float(by_class[1]), abs=1e-5)
     assert metrics["val_dice"] == pytest.approx(float(by_class.nanmean()), abs=1e-5)
     assert metrics["val_loss"] == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
+
+
+def with_spacing(config: ModelTrainingConfig) -> SegmentationTrainer:
+    train, cases = loaders()
+    module = SegmentationLightningModule(build_model(config), config, spacing=(2.0, 1.0, 1.0))
+    return SegmentationTrainer(config, module, train, cases, cases, progress_bar=False)
+
+
+def test_surface_scores_of_test_cases_are_in_mm(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, max_epochs=3, surface_tolerance=1.5)
+    trainer = with_spacing(config)
+    assert not any("nsd" in name or "hd95" in name for name in trainer.fit())
+    tested = trainer.test(checkpoint=trainer.last_checkpoint)
+    module = trainer.module.eval()
+    found = []
+    for case in (Blobs(3, whole=True)[index] for index in range(3)):
+        with torch.no_grad():
+            logits = module.predict_logits(case["image"][None])
+        found.append(
+            surface_scores(logits, case["label"][None], tolerance=1.5, spacing=(2.0, 1.0, 1.0))
+        )
+    for label in (1, 2):
+        for name in ("nsd", "hd95", "assd"):
+            by_case = torch.cat([getattr(scores, name)[:, label] for scores in found])
+            expected = float(by_case.nanmean())
+            assert tested[f"test_{name}_{label}"] == pytest.approx(expected, nan_ok=True)
+        missing = sum(int(scores.missing[0, label]) for scores in found)
+        assert tested[f"test_hd95_{label}_missing"] == missing
+
+
+def test_surface_scores_need_the_size_of_a_voxel(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tiny_config(tmp_path, max_epochs=1))
+    trainer.fit()
+    assert not any("nsd" in name for name in trainer.test())
+    config = tiny_config(tmp_path, max_epochs=1, monitor="val_nsd")
+    with pytest.raises(ValueError, match="monitor=val_nsd needs the size of a voxel"):
+        tiny_trainer(config).fit()
+
+
+def test_surface_dice_can_be_monitored(tmp_path: Path) -> None:
+    metrics = with_spacing(tiny_config(tmp_path, monitor="val_nsd", target_label=2)).fit()
+    assert 0 <= metrics["val_nsd"] <= 1
+    assert metrics["val_nsd"] == metrics["val_nsd_2"]
+    assert not any("hd95" in name for name in metrics)
 
 
 def test_same_seed_gives_the_same_metrics(tmp_path: Path) -> None:

@@ -224,17 +224,18 @@ def test_wrong_overrides_name_the_option() -> None:
     assert "this is no YAML" in problems(GOOD, patch_size="[1, 2")[0]
 
 
-@pytest.mark.parametrize("metric", [*METRICS, "val_dice_1"])
+@pytest.mark.parametrize("metric", [*METRICS, "val_dice_1", "val_nsd_2"])
 def test_metrics_are_logged_and_have_their_mode(metric: str) -> None:
     spec = parse(GOOD.replace("val_dice", metric))
     assert spec.mode == ("min" if metric == "val_loss" else "max")
 
 
-def test_a_class_metric_needs_its_class() -> None:
-    text = GOOD.replace("metric: val_dice", "metric: val_dice_3")
-    assert parse(text).metric == "val_dice_3"
+@pytest.mark.parametrize("metric", ["val_dice_3", "val_nsd_3"])
+def test_a_class_metric_needs_its_class(metric: str) -> None:
+    text = GOOD.replace("metric: val_dice", f"metric: {metric}")
+    assert parse(text).metric == metric
     found = problems(text, num_classes=3)
-    assert "val_dice_3 names no foreground class: they are 1, 2" in found[0]
+    assert f"{metric} names no foreground class: they are 1, 2" in found[0]
 
 
 def test_relative_data_folders_are_fixed_to_where_they_were_given(

@@ -1,0 +1,210 @@
+"""Metrics that add up over cases, epochs and ranks: sums and counts, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from training.metrics.boundary import boundary_scores
+from training.metrics.labels import (
+    LabelArray,
+    check_shape,
+    check_tolerance,
+    label_array,
+)
+from training.metrics.overlap import overlap_scores
+from training.metrics.surface import surface_scores_of_labels
+
+
+class _ClassMetric(Metric):
+    """Means over cases of scores that each class has.
+
+    Args:
+        num_classes: Classes, background included.
+        num_scores: Scores a class has.
+        labels: Label of each foreground class in the results' names; 1, 2, ... by default.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, num_classes: int, num_scores: int, labels: Sequence[int] | None) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.labels = range(1, num_classes) if labels is None else tuple(labels)
+        if len(self.labels) != num_classes - 1:
+            raise ValueError(
+                f"labels={tuple(self.labels)} must name the {num_classes - 1} foreground classes "
+                f"of num_classes={num_classes}"
+            )
+        zeros = torch.zeros(num_scores, num_classes - 1, dtype=torch.float64)
+        self.add_state("sums", zeros.clone(), dist_reduce_fx="sum")
+        self.add_state("counts", zeros.clone(), dist_reduce_fx="sum")
+
+    def _label_arrays(self, prediction: Tensor, targets: Tensor) -> tuple[LabelArray, LabelArray]:
+        check_shape(targets, prediction.shape)
+        return (
+            label_array(prediction, self.num_classes, "predictions"),
+            label_array(targets, self.num_classes, "targets"),
+        )
+
+    def _add(self, scores: Tensor) -> None:
+        """Add scores `(score, case, foreground class)`, nan where one is not defined."""
+        scores = scores.to(self.sums.device)
+        # not in place: a state that was reset in inference mode could not be changed outside it
+        self.sums = self.sums + scores.nansum(dim=1)
+        self.counts = self.counts + (~scores.isnan()).sum(dim=1)
+
+    def _means(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+        """Of each score: its mean over classes, and its value for each."""
+        # 0/0 is nan: a class that no case has is not defined
+        means = self.sums / self.counts
+        return {
+            name: {name: scores.nanmean(), **self._by_label(name, scores)}
+            for name, scores in zip(names, means, strict=True)
+        }
+
+    def _by_label(self, name: str, values: Tensor, suffix: str = "") -> dict[str, Tensor]:
+        return {
+            f"{name}_{label}{suffix}": value
+            for label, value in zip(self.labels, values, strict=True)
+        }
+
+
+class SegmentationMetrics(_ClassMetric):
+    """Dice, IoU, boundary F1 and accuracy, averaged over cases.
+
+    Args:
+        num_classes: Classes, background included.
+        tolerance: Tolerance of the boundary F1.
+        spacing: Size of a voxel in mm; without it the tolerance is in voxels.
+        labels: Label of each foreground class in the results' names; 1, 2, ... by default.
+
+    Raises:
+        ValueError: for a negative tolerance, or labels that do not fit `num_classes`.
+    """
+
+    higher_is_better = True
+
+    correct: Tensor
+    cases: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        tolerance: float = 1.0,
+        spacing: Sequence[float] | None = None,
+        labels: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(num_classes, 3, labels)
+        self.tolerance = check_tolerance(tolerance)
+        self.spacing = spacing
+        self.add_state("correct", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("cases", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self, prediction: Int[Tensor, "b *spatial"], targets: Int[Tensor, "b *spatial"]
+    ) -> None:
+        """Add cases (or patches) with their predicted and true label maps.
+
+        Raises:
+            ValueError: if the shapes differ or a label is no class.
+        """
+        one, other = self._label_arrays(prediction, targets)
+        overlap = overlap_scores(one, other, self.num_classes)
+        boundary = boundary_scores(
+            one, other, self.num_classes, tolerance=self.tolerance, spacing=self.spacing
+        )
+        self._add(torch.stack([overlap.dice, overlap.iou, boundary])[..., 1:])
+        self.correct = self.correct + overlap.accuracy.sum().to(self.correct.device)
+        self.cases = self.cases + len(targets)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`dice`, `dice_{label}` of each foreground class, `iou`, `boundary_f1`, `accuracy`."""
+        means = self._means(["dice", "iou", "boundary_f1"])
+        return {
+            **means["dice"],
+            "iou": means["iou"]["iou"],
+            "boundary_f1": means["boundary_f1"]["boundary_f1"],
+            "accuracy": self.correct / self.cases,
+        }
+
+
+class SurfaceMetrics(_ClassMetric):
+    """Normalised surface Dice, HD95 and ASSD, averaged over whole cases.
+
+    Args:
+        num_classes: Classes, background included.
+        tolerance: Tolerance of the normalised surface Dice, in the unit of the spacing.
+        labels: Label of each foreground class in the results' names; 1, 2, ... by default.
+        distances: Whether HD95 and ASSD are measured; the NSD alone takes a fraction of the time.
+
+    Raises:
+        ValueError: for a negative tolerance, or labels that do not fit `num_classes`.
+    """
+
+    missing: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        tolerance: float = 1.0,
+        labels: Sequence[int] | None = None,
+        *,
+        distances: bool = True,
+    ) -> None:
+        super().__init__(num_classes, 3 if distances else 1, labels)
+        self.distances = distances
+        self.tolerance = check_tolerance(tolerance)
+        zeros = torch.zeros(num_classes - 1, dtype=torch.float64)
+        self.add_state("missing", zeros, dist_reduce_fx="sum")
+
+    def update(
+        self,
+        prediction: Int[Tensor, "b *spatial"],
+        targets: Int[Tensor, "b *spatial"],
+        spacing: Sequence[float] | None = None,
+    ) -> None:
+        """Add whole cases with their predicted and true label maps.
+
+        Args:
+            prediction: Predicted label maps.
+            targets: True label maps.
+            spacing: Size of these cases' voxels in mm along each axis; without it, distances
+                are in voxels.
+
+        Raises:
+            ValueError: if the shapes differ, a label is no class, or the spacing is not one
+                positive number an axis.
+        """
+        one, other = self._label_arrays(prediction, targets)
+        scores = surface_scores_of_labels(
+            one,
+            other,
+            range(1, self.num_classes),
+            tolerance=self.tolerance,
+            spacing=spacing,
+            distances=self.distances,
+        )
+        self._add(torch.stack(scores[: len(self.sums)]))
+        self.missing = self.missing + scores.missing.sum(dim=0).to(self.missing.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`nsd`, `hd95`, `assd`, each also `_{label}`, and in how many cases one was missing.
+
+        `hd95_{label}_missing` and `assd_{label}_missing` count the cases that have the class in
+        prediction or target alone; `hd95_missing` and `assd_missing` are their sums.
+        """
+        names = ["nsd", "hd95", "assd"][: len(self.sums)]
+        means = self._means(names)
+        for name in names[1:]:
+            means[name][f"{name}_missing"] = self.missing.sum()
+            means[name] |= self._by_label(name, self.missing, "_missing")
+        return {name: value for scores in means.values() for name, value in scores.items()}

@@ -1,0 +1,122 @@
+"""Label maps: predicted from logits, checked, and as the small arrays that are compared.
+
+Metrics are computed on the CPU by numpy: its comparisons of bytes are 20 to 50 times as fast as
+torch's there, and from a GPU a label map is one byte a voxel to copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+Reduction = Literal["mean", "none"]
+
+LabelArray = NDArray[np.unsignedinteger[Any]]
+"""A label map in the smallest type that holds its classes and one value more."""
+
+
+def predict_labels(logits: Float[Tensor, "b c *spatial"]) -> Int[Tensor, "b *spatial"]:
+    """Class of the greatest logit, the first of equal ones: `argmax` over the channels.
+
+    On the CPU it is 5 to 10 times as fast as `torch.argmax`, which is slow across channels.
+    """
+    if logits.device.type != "cpu":
+        return logits.argmax(dim=1)
+    # numpy has no bfloat16
+    scores = logits.detach().float().numpy()
+    labels = np.zeros((scores.shape[0], *scores.shape[2:]), dtype=np.int64)
+    best = scores[:, 0].copy()
+    for channel in range(1, scores.shape[1]):
+        better = scores[:, channel] > best
+        labels[better] = channel
+        np.maximum(best, scores[:, channel], out=best)
+    return torch.from_numpy(labels)
+
+
+def check_logits(logits: Tensor, targets: Tensor, num_classes: int) -> None:
+    """Check that logits and targets belong together; the labels are checked in `label_array`.
+
+    Raises:
+        ValueError: for shapes that do not fit together.
+    """
+    if logits.ndim not in (4, 5) or logits.shape[1] != num_classes:
+        raise ValueError(
+            f"logits must be (b, {num_classes}, *spatial) in 2D or 3D for "
+            f"num_classes={num_classes}, but got shape {tuple(logits.shape)}"
+        )
+    check_shape(targets, (logits.shape[0], *logits.shape[2:]))
+
+
+def check_shape(targets: Tensor, shape: Sequence[int]) -> None:
+    """Check that targets have the shape of the prediction.
+
+    Raises:
+        ValueError: if they have not.
+    """
+    if tuple(targets.shape) != tuple(shape):
+        raise ValueError(f"targets must be {tuple(shape)}, but got {tuple(targets.shape)}")
+
+
+def label_array(labels: Tensor, num_classes: int, name: str) -> LabelArray:
+    """A label map as an array of the smallest type.
+
+    Args:
+        labels: Integer labels.
+        num_classes: Classes, background included.
+        name: What the labels are, for the message of an error.
+
+    Raises:
+        ValueError: if labels are empty, no integers, or no classes.
+    """
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"{name} must be integer labels, but got {labels.dtype}")
+    if labels.numel() == 0:
+        raise ValueError(f"{name} are empty: shape {tuple(labels.shape)}")
+    # negative labels are great ones without a sign, so that one pass finds both kinds
+    array = labels.detach().cpu().numpy()
+    if int(array.view(f"u{array.itemsize}").max()) >= num_classes:
+        low, high = int(array.min()), int(array.max())
+        raise ValueError(
+            f"labels must be 0 to {num_classes - 1} for num_classes={num_classes}, "
+            f"but {name} hold {low} to {high}"
+        )
+    return np.ascontiguousarray(array, dtype=np.min_scalar_type(num_classes))
+
+
+def check_spacing(spacing: Sequence[float] | None, spatial_dims: int) -> tuple[float, ...]:
+    """The spacing, 1 along each axis by default.
+
+    Raises:
+        ValueError: if it has not one positive number an axis.
+    """
+    if spacing is None:
+        return (1.0,) * spatial_dims
+    checked = tuple(float(size) for size in spacing)
+    if len(checked) != spatial_dims:
+        raise ValueError(f"spacing={checked} must have {spatial_dims} entries, one a spatial axis")
+    if not all(size > 0 and math.isfinite(size) for size in checked):
+        raise ValueError(f"spacing={checked} must be above 0 along each axis, in mm")
+    return checked
+
+
+def check_tolerance(tolerance: float) -> float:
+    """The tolerance.
+
+    Raises:
+        ValueError: if it is negative, infinite or nan.
+    """
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be 0 or more, and finite, but got {tolerance}")
+    return float(tolerance)
+
+
+def reduce_scores(scores: Float[Tensor, "b c"], reduction: Reduction) -> Tensor:
+    """Scores as they are, or the mean over items of each class, then over foreground classes."""
+    return scores[:, 1:].nanmean(dim=0).nanmean() if reduction == "mean" else scores
