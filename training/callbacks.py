@@ -1,13 +1,16 @@
-"""Callbacks of a training run: checkpoints, early stopping, learning rate, divergence."""
+"""Callbacks of a training run: checkpoints, early stopping, seeds, divergence."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+from training.ema import WeightMovingAverage
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
@@ -44,6 +47,32 @@ class StopOnDivergence(Callback):
             raise TrainingDivergedError(
                 f"{self.monitor} is {float(value)} at epoch {trainer.current_epoch}"
             )
+
+
+class SeedSteps(Callback):
+    """Seed torch before every training step by (seed, step, rank).
+
+    So what a network draws, in dropout or stochastic depth, depends on the step alone, and a
+    resumed run draws what an uninterrupted one does.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the step."""
+        entropy = (self.seed, trainer.global_step, trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
+class PatientEarlyStopping(EarlyStopping):
+    """Early stopping whose patience is the config's, also when a checkpoint had another."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over best score and waiting time."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class EpochCheckpoint(ModelCheckpoint):
@@ -91,6 +120,8 @@ class EpochCheckpoint(ModelCheckpoint):
 def get_callbacks(config: ModelTrainingConfig) -> list[Callback]:
     """ModelCheckpoint (best and last), EarlyStopping and LearningRateMonitor of `config`.
 
+    With `config.ema_decay` also the moving average of the weights.
+
     The best checkpoint by `config.monitor` is `best.ckpt` and the newest is `last.ckpt`, in
     `config.checkpoint_dir`. EarlyStopping is left out when
     `config.early_stopping_patience` is null.
@@ -108,11 +139,13 @@ def get_callbacks(config: ModelTrainingConfig) -> list[Callback]:
     callbacks: list[Callback] = [checkpoint]
     if config.early_stopping_patience is not None:
         callbacks.append(
-            EarlyStopping(
+            PatientEarlyStopping(
                 monitor=config.monitor,
                 mode=config.monitor_mode,
                 patience=config.early_stopping_patience,
             )
         )
     callbacks.append(LearningRateMonitor(logging_interval="epoch"))
+    if config.ema_decay is not None:
+        callbacks.append(WeightMovingAverage(config.ema_decay))
     return callbacks

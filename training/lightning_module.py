@@ -13,11 +13,13 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from training.class_weights import CLASS_WEIGHTS, VoxelCounts
 from training.config import ModelTrainingConfig
 from training.inference import predict_case
 from training.losses import DeepSupervisionLoss, build_loss
 from training.metrics import SegmentationMetrics
 from training.optimizers import get_optimizer
+from training.schedulers import STEPPED_EACH_STEP
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +46,9 @@ class SegmentationLightningModule(pl.LightningModule):
             training it may return a list of logits of decreasing resolution.
         config: Settings of the run. With `target_label = k` only the channels 0 and k of
             the logits are used, as a binary problem.
-        voxel_counts: Voxels of each class in the training labels; needed when
-            `config.class_weights` is `inverse_frequency`. Left out, they are read from
-            `config.data_dir`.
+        voxel_counts: Voxels of each class in the training labels, over all cases or of each;
+            needed when `config.class_weights` is a preset other than `uniform`. Left out, they
+            are read from `config.data_dir`.
 
     Raises:
         ValueError: if class weights are to be computed and `config.data_dir` is no
@@ -57,15 +59,16 @@ class SegmentationLightningModule(pl.LightningModule):
         self,
         model: nn.Module,
         config: ModelTrainingConfig,
-        voxel_counts: Sequence[int] | None = None,
+        voxel_counts: VoxelCounts | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
-        if voxel_counts is None and config.class_weights == "inverse_frequency":
+        if voxel_counts is None and config.class_weights in CLASS_WEIGHTS:
             from training.data import PreprocessedDataset
 
-            voxel_counts = PreprocessedDataset.load(config.data_dir).voxel_counts("train")
+            dataset = PreprocessedDataset.load(config.data_dir)
+            voxel_counts = [dataset.cases[case].voxel_counts for case in dataset.splits["train"]]
         self.loss = build_loss(config, voxel_counts)
         self.training_loss = DeepSupervisionLoss(self.loss)
         num_classes = config.num_classes if config.target_label is None else 2
@@ -176,7 +179,10 @@ class SegmentationLightningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and scheduler of the config; plateau with its monitor."""
-        optimizer, scheduler = get_optimizer(self.config, self.model)
+        each_step = self.config.scheduler in STEPPED_EACH_STEP
+        optimizer, scheduler = get_optimizer(
+            self.config, self.model, steps_per_epoch=self._steps_per_epoch() if each_step else 1
+        )
         if scheduler is None:
             return optimizer
         if isinstance(scheduler, ReduceLROnPlateau):
@@ -184,7 +190,20 @@ class SegmentationLightningModule(pl.LightningModule):
                 "optimizer": optimizer,
                 "lr_scheduler": {"scheduler": scheduler, "monitor": self.config.monitor},
             }
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        interval = "step" if each_step else "epoch"
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tell the epoch to a scheduler that the checkpoint's own run did not have."""
+        if not checkpoint.get("lr_schedulers"):
+            checkpoint["lr_schedulers"] = [{"epoch": checkpoint["epoch"]}]
+
+    def _steps_per_epoch(self) -> int:
+        assert self.trainer.max_epochs is not None
+        return int(self.trainer.estimated_stepping_batches) // self.trainer.max_epochs
 
     def _stage_metrics(self, stage: Stage) -> SegmentationMetrics:
         metrics = self.metrics[f"{stage}_metrics"]

@@ -29,6 +29,7 @@ def get_dataloader(
     augmentation: AugmentationName = "default",
     steps_per_epoch: int | None = None,
     seed: int = 0,
+    processes: int = 1,
 ) -> DataLoader[Any]:
     """Loader of a split of a preprocessed folder.
 
@@ -47,6 +48,7 @@ def get_dataloader(
         augmentation: Key of `AUGMENTATIONS`, for training patches.
         steps_per_epoch: Training batches of an epoch; one patch a case by default.
         seed: Seed of all that is random.
+        processes: Processes that train together, each with batches of its own.
 
     Raises:
         DatasetError: if the folder is no preprocessed one, or the split has no case.
@@ -66,7 +68,7 @@ def get_dataloader(
             persistent_workers=num_workers > 0,
             collate_fn=list,
         )
-    steps = steps_per_epoch or math.ceil(len(cases) / batch_size)
+    steps = steps_per_epoch or math.ceil(len(cases) / (batch_size * processes))
     patches = PatchDataset(
         dataset,
         split,
@@ -79,7 +81,7 @@ def get_dataloader(
     return DataLoader(
         patches,
         batch_size=batch_size,
-        sampler=PatchSampler(steps * batch_size),
+        sampler=PatchSampler(steps * batch_size * processes),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )
@@ -104,6 +106,7 @@ def get_dataloaders(
         augmentation=config.augmentation,
         steps_per_epoch=config.steps_per_epoch,
         seed=config.seed,
+        processes=max(config.gpus, 1),
     )
     val = get_dataloader(config.data_dir, "val", 1, 0, shuffle=False)
     has_test = bool(PreprocessedDataset.load(config.data_dir).splits["test"])
