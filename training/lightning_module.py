@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import MeanMetric
 
 from training.class_weights import CLASS_WEIGHTS, VoxelCounts
 from training.config import ModelTrainingConfig
@@ -80,6 +81,13 @@ class SegmentationLightningModule(pl.LightningModule):
                 for stage in ("train", "val", "test")
             }
         )
+        # Lightning's own mean divides by a truncated count where ranks have unlike shares
+        self.losses = nn.ModuleDict(
+            {
+                f"{stage}_loss": MeanMetric(nan_strategy="disable")
+                for stage in ("train", "val", "test")
+            }
+        )
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> Any:
         """Logits of the network."""
@@ -132,14 +140,7 @@ class SegmentationLightningModule(pl.LightningModule):
         loss: Tensor = self.training_loss(scales, target)
         with torch.no_grad():
             self._stage_metrics(stage).update(scales[0].argmax(dim=1), target)
-        self.log(
-            f"{stage}_loss",
-            loss.detach(),
-            on_step=False,
-            on_epoch=True,
-            batch_size=label.shape[0],
-            sync_dist=True,
-        )
+            self._stage_loss(stage).update(loss.detach(), label.shape[0])
         if self.config.debug:
             logger.info(
                 "%s step: logits %s in [%.4g, %.4g], target %s, loss %.6g",
@@ -165,9 +166,10 @@ class SegmentationLightningModule(pl.LightningModule):
         self._log_epoch("test")
 
     def _log_epoch(self, stage: Stage) -> None:
-        metrics = self._stage_metrics(stage)
-        scores = metrics.compute()
+        metrics, loss = self._stage_metrics(stage), self._stage_loss(stage)
+        scores = metrics.compute() | {"loss": loss.compute()}
         metrics.reset()
+        loss.reset()
         if self.config.target_label is not None:
             scores[f"dice_{self.config.target_label}"] = scores.pop("dice_1")
         # compute() has already gathered the ranks; the values are the same on each
@@ -209,6 +211,11 @@ class SegmentationLightningModule(pl.LightningModule):
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, SegmentationMetrics)
         return metrics
+
+    def _stage_loss(self, stage: Stage) -> MeanMetric:
+        loss = self.losses[f"{stage}_loss"]
+        assert isinstance(loss, MeanMetric)
+        return loss
 
     def _task_logits(self, logits: Tensor) -> Tensor:
         if self.config.target_label is None:
