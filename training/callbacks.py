@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,6 +108,21 @@ class EpochCheckpoint(ModelCheckpoint):
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["started"] = counts["completed"]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score, also when the folder has been moved with its checkpoints."""
+        assert self.dirpath is not None
+        folder = Path(self.dirpath)
+        if (folder / f"{BEST_CHECKPOINT}.ckpt").is_file():
+
+            def moved(path: str) -> str:
+                return str(folder / Path(path).name) if path else path
+
+            best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": best}
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state_dict[name] = moved(state_dict[name])
+        super().load_state_dict(state_dict)
 
     def _save_epoch(self, trainer: Trainer) -> None:
         nothing_new = self.monitor not in trainer.callback_metrics

@@ -82,7 +82,9 @@ class PlateauSchedule(ReduceLROnPlateau):
         )
         self._apply()
 
-    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:
+    def step(  # type: ignore[override]  # as torch's own is
+        self, metrics: SupportsFloat, epoch: int | None = None
+    ) -> None:
         """End an epoch with its metric."""
         if self.last_epoch < self.warmup_epochs:
             self.last_epoch += 1
