@@ -1,13 +1,17 @@
-"""Callbacks of a training run: checkpoints, early stopping, learning rate, divergence."""
+"""Callbacks of a training run: checkpoints, early stopping, seeds, divergence."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+from training.ema import WeightMovingAverage
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
@@ -46,6 +50,32 @@ class StopOnDivergence(Callback):
             )
 
 
+class SeedSteps(Callback):
+    """Seed torch before every training step by (seed, step, rank).
+
+    So what a network draws, in dropout or stochastic depth, depends on the step alone, and a
+    resumed run draws what an uninterrupted one does.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the step."""
+        entropy = (self.seed, trainer.global_step, trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
+class PatientEarlyStopping(EarlyStopping):
+    """Early stopping whose patience is the config's, also when a checkpoint had another."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over best score and waiting time."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
 class EpochCheckpoint(ModelCheckpoint):
     """Saves the best and the last checkpoint between two epochs, where a run can be cut cleanly.
 
@@ -79,6 +109,21 @@ class EpochCheckpoint(ModelCheckpoint):
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["started"] = counts["completed"]
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score, also when the folder has been moved with its checkpoints."""
+        assert self.dirpath is not None
+        folder = Path(self.dirpath)
+        if (folder / f"{BEST_CHECKPOINT}.ckpt").is_file():
+
+            def moved(path: str) -> str:
+                return str(folder / Path(path).name) if path else path
+
+            best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": best}
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state_dict[name] = moved(state_dict[name])
+        super().load_state_dict(state_dict)
+
     def _save_epoch(self, trainer: Trainer) -> None:
         nothing_new = self.monitor not in trainer.callback_metrics
         if nothing_new or self._should_skip_saving_checkpoint(trainer):
@@ -90,6 +135,8 @@ class EpochCheckpoint(ModelCheckpoint):
 
 def get_callbacks(config: ModelTrainingConfig) -> list[Callback]:
     """ModelCheckpoint (best and last), EarlyStopping and LearningRateMonitor of `config`.
+
+    With `config.ema_decay` also the moving average of the weights.
 
     The best checkpoint by `config.monitor` is `best.ckpt` and the newest is `last.ckpt`, in
     `config.checkpoint_dir`. EarlyStopping is left out when
@@ -108,11 +155,13 @@ def get_callbacks(config: ModelTrainingConfig) -> list[Callback]:
     callbacks: list[Callback] = [checkpoint]
     if config.early_stopping_patience is not None:
         callbacks.append(
-            EarlyStopping(
+            PatientEarlyStopping(
                 monitor=config.monitor,
                 mode=config.monitor_mode,
                 patience=config.early_stopping_patience,
             )
         )
     callbacks.append(LearningRateMonitor(logging_interval="epoch"))
+    if config.ema_decay is not None:
+        callbacks.append(WeightMovingAverage(config.ema_decay))
     return callbacks

@@ -13,11 +13,23 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-ModelName = Literal["dformer3d", "unet3d", "swin_unetr", "segresnet"]
+ModelName = Literal[
+    "dformer3d",
+    "dynunet",
+    "unet3d",
+    "basic_unet",
+    "attention_unet",
+    "vnet",
+    "segresnet",
+    "segresnet_ds",
+    "mednext",
+    "swin_unetr",
+    "unetr",
+]
 OptimizerName = Literal["adam", "adamw", "sgd"]
-SchedulerName = Literal["none", "step", "plateau", "cosine", "poly"]
-LossName = Literal["cross_entropy", "dice_ce"]
-ClassWeightPreset = Literal["uniform", "inverse_frequency"]
+SchedulerName = Literal["none", "step", "exponential", "plateau", "cosine", "poly", "one_cycle"]
+LossName = Literal["cross_entropy", "dice_ce", "focal", "tversky"]
+ClassWeightPreset = Literal["uniform", "inverse_frequency", "median_frequency", "effective_number"]
 AugmentationName = Literal["none", "flip", "default", "nnunet"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Mode = Literal["min", "max"]
@@ -137,7 +149,7 @@ class ModelTrainingConfig(BaseModel):
     """Voxels of a training patch and of a sliding window (depth, height, width)."""
 
     train_batch_size: Annotated[Int, Field(ge=1)] = 2
-    """Patches a training step sees."""
+    """Patches of a training step, for each process: `gpus: 2` sees twice as many a step."""
 
     val_batch_size: Annotated[Int, Field(ge=1)] = 1
     """Windows predicted at once when a whole case is segmented; it changes speed alone."""
@@ -152,7 +164,7 @@ class ModelTrainingConfig(BaseModel):
     """
 
     steps_per_epoch: Annotated[Int, Field(ge=1)] | None = None
-    """Training steps in an epoch; null is one patch a training case."""
+    """Training steps in an epoch, of all processes alike; null is one patch a training case."""
 
     foreground_fraction: Annotated[Float, Field(ge=0, le=1)] = 1 / 3
     """Share of the patches that are centred on a foreground voxel."""
@@ -177,8 +189,20 @@ class ModelTrainingConfig(BaseModel):
     """Weight of each class in the loss: a list, or a preset computed from the labels.
 
     With `target_label` the list still has one entry a class; background's and the
-    target's are used.
+    target's are used. The presets are those of `training.class_weights`.
     """
+
+    effective_number_beta: Annotated[Float, Field(ge=0, lt=1)] = 0.9999
+    """Beta of the class weights `effective_number`: 0 weighs all alike, near 1 by frequency."""
+
+    focal_gamma: Annotated[Float, Field(ge=0)] = 2.0
+    """Exponent of the focal loss; 0 is cross-entropy."""
+
+    tversky_alpha: Annotated[Float, Field(ge=0)] = 0.3
+    """Weight of false positives in the Tversky loss; alpha = beta = 0.5 is Dice."""
+
+    tversky_beta: Annotated[Float, Field(ge=0)] = 0.7
+    """Weight of false negatives in the Tversky loss."""
 
     # Optimisation
     optimizer: OptimizerName = "adamw"
@@ -190,6 +214,9 @@ class ModelTrainingConfig(BaseModel):
     weight_decay: Annotated[Float, Field(ge=0)] = 1e-5
     """Weight decay: decoupled for adamw, L2 for adam and sgd."""
 
+    decay_norms_and_biases: Bool = False
+    """Whether norms and biases decay too, as in nnU-Net; by default kernels and matrices alone."""
+
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
     """Momentum of sgd."""
 
@@ -197,22 +224,31 @@ class ModelTrainingConfig(BaseModel):
     """Nesterov's form of momentum, for sgd."""
 
     scheduler: SchedulerName = "none"
-    """Learning-rate scheduler, a key of `training.optimizers.SCHEDULERS`."""
+    """Learning-rate scheduler, a key of `training.schedulers.SCHEDULERS`."""
 
     warmup_epochs: Annotated[Int, Field(ge=0)] = 0
-    """Epochs of linear warm-up before the cosine scheduler's decay."""
+    """Epochs of linear warm-up, before any scheduler: it has the epochs that are left."""
 
     step_size: Annotated[Int, Field(ge=1)] = 30
-    """Epochs between two decays of the step scheduler."""
+    """Epochs in which the step and exponential schedulers decay by `lr_decay`."""
 
     lr_decay: Annotated[Float, Field(gt=0, lt=1)] = 0.1
-    """Factor of a decay of the step and plateau schedulers."""
+    """Factor of a decay of the step, exponential and plateau schedulers."""
 
     plateau_patience: Annotated[Int, Field(ge=0)] = 5
     """Epochs without improvement before the plateau scheduler decays."""
 
     poly_power: Annotated[Float, Field(gt=0)] = 0.9
     """Exponent of the poly scheduler: lr = lr0 * (1 - epoch / max_epochs) ** power."""
+
+    one_cycle_peak: Annotated[Float, Field(gt=0, lt=1)] = 0.3
+    """Share of the training after which one_cycle has risen to `learning_rate`."""
+
+    ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = None
+    """Decay a step of a moving average of the weights, e.g. 0.999; null keeps none.
+
+    The averaged weights are those that are validated, tested and exported.
+    """
 
     gradient_clip: Annotated[Float, Field(gt=0)] | None = None
     """Largest norm of the gradient; null does not clip."""
@@ -305,9 +341,11 @@ class ModelTrainingConfig(BaseModel):
                 raise ValueError("class_weights are all 0: at least one class must count")
 
     def _check_schedule(self) -> None:
+        if self.tversky_alpha == self.tversky_beta == 0:
+            raise ValueError("tversky_alpha and tversky_beta are both 0: no error would cost")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov=true needs momentum > 0, but got momentum=0")
-        if self.scheduler == "cosine" and self.warmup_epochs >= self.max_epochs:
+        if self.warmup_epochs >= self.max_epochs:
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} must be below max_epochs={self.max_epochs}"
             )

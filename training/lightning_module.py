@@ -13,12 +13,15 @@ from jaxtyping import Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import MeanMetric
 
+from training.class_weights import CLASS_WEIGHTS, VoxelCounts
 from training.config import ModelTrainingConfig
 from training.inference import predict_case
 from training.losses import DeepSupervisionLoss, build_loss
 from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
 from training.optimizers import get_optimizer
+from training.schedulers import STEPPED_EACH_STEP
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +53,9 @@ class SegmentationLightningModule(pl.LightningModule):
             training it may return a list of logits of decreasing resolution.
         config: Settings of the run. With `target_label = k` only the channels 0 and k of
             the logits are used, as a binary problem.
-        voxel_counts: Voxels of each class in the training labels; needed when
-            `config.class_weights` is `inverse_frequency`. Left out, they are read from
-            `config.data_dir`.
+        voxel_counts: Voxels of each class in the training labels, over all cases or of each;
+            needed when `config.class_weights` is a preset other than `uniform`. Left out, they
+            are read from `config.data_dir`.
         spacing: Size in mm of a voxel of the evaluation cases along each axis. Left out, it is
             read from `config.data_dir` if that is a preprocessed folder.
 
@@ -66,16 +69,17 @@ class SegmentationLightningModule(pl.LightningModule):
         self,
         model: nn.Module,
         config: ModelTrainingConfig,
-        voxel_counts: Sequence[int] | None = None,
+        voxel_counts: VoxelCounts | None = None,
         spacing: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
-        if voxel_counts is None and config.class_weights == "inverse_frequency":
+        if voxel_counts is None and config.class_weights in CLASS_WEIGHTS:
             from training.data import PreprocessedDataset
 
-            voxel_counts = PreprocessedDataset.load(config.data_dir).voxel_counts("train")
+            dataset = PreprocessedDataset.load(config.data_dir)
+            voxel_counts = [dataset.cases[case].voxel_counts for case in dataset.splits["train"]]
         self.loss = build_loss(config, voxel_counts)
         self.training_loss = DeepSupervisionLoss(self.loss)
         self._given_spacing = spacing
@@ -95,6 +99,13 @@ class SegmentationLightningModule(pl.LightningModule):
                     num_classes, config.surface_tolerance, labels, distances=stage == "test"
                 )
                 for stage in ("val", "test")
+            }
+        )
+        # Lightning's own mean divides by a truncated count where ranks have unlike shares
+        self.losses = nn.ModuleDict(
+            {
+                f"{stage}_loss": MeanMetric(nan_strategy="disable")
+                for stage in ("train", "val", "test")
             }
         )
 
@@ -153,14 +164,7 @@ class SegmentationLightningModule(pl.LightningModule):
             surface = self._stage_surface(stage)
             if surface is not None:
                 surface.update(prediction, target, self._spacing)
-        self.log(
-            f"{stage}_loss",
-            loss.detach(),
-            on_step=False,
-            on_epoch=True,
-            batch_size=label.shape[0],
-            sync_dist=True,
-        )
+            self._stage_loss(stage).update(loss.detach(), label.shape[0])
         if self.config.debug:
             logger.info(
                 "%s step: logits %s in [%.4g, %.4g], target %s, loss %.6g",
@@ -186,9 +190,10 @@ class SegmentationLightningModule(pl.LightningModule):
         self._log_epoch("test")
 
     def _log_epoch(self, stage: Stage) -> None:
-        metrics = self._stage_metrics(stage)
-        scores = metrics.compute()
+        metrics, loss = self._stage_metrics(stage), self._stage_loss(stage)
+        scores = metrics.compute() | {"loss": loss.compute()}
         metrics.reset()
+        loss.reset()
         surface = self._stage_surface(stage)
         if surface is not None:
             scores |= surface.compute()
@@ -202,7 +207,10 @@ class SegmentationLightningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and scheduler of the config; plateau with its monitor."""
-        optimizer, scheduler = get_optimizer(self.config, self.model)
+        each_step = self.config.scheduler in STEPPED_EACH_STEP
+        optimizer, scheduler = get_optimizer(
+            self.config, self.model, steps_per_epoch=self._steps_per_epoch() if each_step else 1
+        )
         if scheduler is None:
             return optimizer
         if isinstance(scheduler, ReduceLROnPlateau):
@@ -210,12 +218,30 @@ class SegmentationLightningModule(pl.LightningModule):
                 "optimizer": optimizer,
                 "lr_scheduler": {"scheduler": scheduler, "monitor": self.config.monitor},
             }
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        interval = "step" if each_step else "epoch"
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tell the epoch to a scheduler that the checkpoint's own run did not have."""
+        if not checkpoint.get("lr_schedulers"):
+            checkpoint["lr_schedulers"] = [{"epoch": checkpoint["epoch"]}]
+
+    def _steps_per_epoch(self) -> int:
+        assert self.trainer.max_epochs is not None
+        return int(self.trainer.estimated_stepping_batches) // self.trainer.max_epochs
 
     def _stage_metrics(self, stage: Stage) -> SegmentationMetrics:
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, SegmentationMetrics)
         return metrics
+
+    def _stage_loss(self, stage: Stage) -> MeanMetric:
+        loss = self.losses[f"{stage}_loss"]
+        assert isinstance(loss, MeanMetric)
+        return loss
 
     def _stage_surface(self, stage: Stage) -> SurfaceMetrics | None:
         """Surface metrics of a stage in which they are measured."""

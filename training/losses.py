@@ -1,4 +1,4 @@
-"""Training losses, their class weights, and deep supervision over several resolutions."""
+"""Training losses, and deep supervision over several resolutions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from training.class_weights import VoxelCounts, class_weight_tensor
+
 if TYPE_CHECKING:
     from training.config import LossName, ModelTrainingConfig
 
@@ -18,8 +20,9 @@ __all__ = [
     "DeepSupervisionLoss",
     "SegmentationCrossEntropyLoss",
     "SegmentationDiceCrossEntropyLoss",
+    "SegmentationFocalLoss",
+    "SegmentationTverskyLoss",
     "build_loss",
-    "class_weight_tensor",
 ]
 
 
@@ -64,7 +67,18 @@ class _SegmentationLoss(nn.Module):
         """
         self._check_logits(logits)
         _check_targets(targets, logits)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            # sums over all voxels of a patch do not fit into half precision
+            logits = logits.float()
         return self._loss(logits, targets.long())
+
+    def _weighted_mean(self, losses: Tensor, targets: Tensor) -> Tensor:
+        """Mean over voxels by the weights of their classes; 0 where all weights are."""
+        if self.weight is None:
+            return losses.mean()
+        weights = self.weight.to(losses.dtype)[targets]
+        total = (weights * losses).sum()
+        return total / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         raise NotImplementedError
@@ -110,6 +124,8 @@ def _check_targets(targets: Tensor, logits: Tensor) -> None:
 class SegmentationCrossEntropyLoss(_SegmentationLoss):
     """Voxel-wise cross-entropy; with weights the weighted mean, as `torch.nn.CrossEntropyLoss`.
 
+    Where torch gives nan, for a batch that holds only classes of weight 0, the loss is 0.
+
     Example:
         >>> loss = SegmentationCrossEntropyLoss(weight=[0.5, 1.0, 2.0])
         >>> float(loss(torch.zeros(1, 3, 4, 4), torch.ones(1, 4, 4, dtype=torch.long)))
@@ -117,28 +133,101 @@ class SegmentationCrossEntropyLoss(_SegmentationLoss):
     """
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits, targets, weight=self.weight)
+        return self._weighted_mean(F.cross_entropy(logits, targets, reduction="none"), targets)
+
+
+class SegmentationFocalLoss(_SegmentationLoss):
+    """Cross-entropy of each voxel times (1 - p)^gamma, p the probability of its class.
+
+    Lin et al., 2017, for several exclusive classes; gamma = 0 is the cross-entropy. Weights
+    take the weighted mean, as for the cross-entropy.
+
+    Args:
+        weight: Weight of each class, background first; None weighs all alike.
+        gamma: How much less a voxel counts that is right already.
+    """
+
+    def __init__(
+        self, weight: Sequence[float] | Tensor | None = None, *, gamma: float = 2.0
+    ) -> None:
+        super().__init__(weight)
+        if not gamma >= 0:
+            raise ValueError(f"gamma must be 0 or more, but got {gamma}")
+        self.gamma = gamma
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        cross_entropy = F.cross_entropy(logits, targets, reduction="none")
+        # below this the power's own slope is infinite for gamma under 1
+        wrong = (-torch.expm1(-cross_entropy)).clamp(min=1e-6)
+        return self._weighted_mean(wrong**self.gamma * cross_entropy, targets)
+
+
+class SegmentationTverskyLoss(_SegmentationLoss):
+    """1 - TP / (TP + alpha FP + beta FN), a mean over the foreground classes.
+
+    Salehi et al., 2017; soft counts over the whole batch, by MONAI's `TverskyLoss`.
+    alpha = beta = 0.5 is soft Dice; a larger beta makes a missed voxel dearer. Weights take
+    the weighted mean over the foreground classes.
+
+    Args:
+        weight: Weight of each class, background first; None weighs all alike.
+        alpha: Weight of false positives.
+        beta: Weight of false negatives.
+    """
+
+    def __init__(
+        self,
+        weight: Sequence[float] | Tensor | None = None,
+        *,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+    ) -> None:
+        super().__init__(weight)
+        if not (alpha >= 0 and beta >= 0 and alpha + beta > 0):
+            raise ValueError(
+                f"alpha and beta must be 0 or more and not both 0, but got {alpha} and {beta}"
+            )
+        self.alpha = alpha
+        self.beta = beta
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        from monai.losses import TverskyLoss
+
+        by_class: Tensor = TverskyLoss(
+            include_background=False,
+            to_onehot_y=True,
+            softmax=True,
+            alpha=self.alpha,
+            beta=self.beta,
+            batch=True,
+            reduction="none",
+        )(logits, targets[:, None])
+        if self.weight is None:
+            return by_class.mean()
+        weights = self.weight[1:]
+        return (weights * by_class).sum() / weights.sum().clamp(min=torch.finfo().tiny)
 
 
 class SegmentationDiceCrossEntropyLoss(_SegmentationLoss):
     """Sum of soft Dice over the foreground classes and cross-entropy, as nnU-Net trains.
 
-    The computation is MONAI's `DiceCELoss`; Dice is summed over the batch and leaves the
-    background out.
+    The Dice part is MONAI's `DiceLoss`, summed over the batch, background left out; weights
+    multiply the losses of the foreground classes before their mean, as in MONAI's `DiceCELoss`.
     """
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         # MONAI takes seconds to import, which a user of the cross-entropy never needs
-        from monai.losses import DiceCELoss
+        from monai.losses import DiceLoss
 
-        loss: Tensor = DiceCELoss(
+        dice: Tensor = DiceLoss(
             include_background=False,
             to_onehot_y=True,
             softmax=True,
             batch=True,
-            weight=self.weight,
+            weight=None if self.weight is None else self.weight[1:],
         ).to(logits.device)(logits, targets[:, None])
-        return loss
+        cross_entropy = F.cross_entropy(logits, targets, reduction="none")
+        return dice + self._weighted_mean(cross_entropy, targets)
 
 
 class DeepSupervisionLoss(nn.Module):
@@ -180,57 +269,40 @@ def _resize(targets: Tensor, size: torch.Size) -> Tensor:
     return resized[:, 0].long()
 
 
-LOSSES: dict[LossName, Callable[[Tensor | None], nn.Module]] = {
-    "cross_entropy": SegmentationCrossEntropyLoss,
-    "dice_ce": SegmentationDiceCrossEntropyLoss,
+def _cross_entropy(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+    return SegmentationCrossEntropyLoss(weight)
+
+
+def _dice_ce(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+    return SegmentationDiceCrossEntropyLoss(weight)
+
+
+def _focal(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+    return SegmentationFocalLoss(weight, gamma=config.focal_gamma)
+
+
+def _tversky(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+    return SegmentationTverskyLoss(weight, alpha=config.tversky_alpha, beta=config.tversky_beta)
+
+
+LOSSES: dict[LossName, Callable[[ModelTrainingConfig, Tensor | None], nn.Module]] = {
+    "cross_entropy": _cross_entropy,
+    "dice_ce": _dice_ce,
+    "focal": _focal,
+    "tversky": _tversky,
 }
-"""Losses by the name that a config gives them; each takes the class weights."""
+"""Builders of the losses by the name that a config gives them: `(config, class weights)`."""
 
 
-def build_loss(config: ModelTrainingConfig, voxel_counts: Sequence[int] | None = None) -> nn.Module:
+def build_loss(config: ModelTrainingConfig, voxel_counts: VoxelCounts | None = None) -> nn.Module:
     """The loss of a config.
 
     Args:
-        config: Names the loss and its class weights.
-        voxel_counts: Voxels of each class in the training labels.
+        config: Names the loss, its settings and its class weights.
+        voxel_counts: Voxels of each class in the training labels, of all cases together or of
+            each case.
 
     Raises:
         ValueError: if class weights are to be computed and there are no voxel counts.
     """
-    return LOSSES[config.loss](class_weight_tensor(config, voxel_counts))
-
-
-def class_weight_tensor(
-    config: ModelTrainingConfig, voxel_counts: Sequence[int] | None
-) -> Float[Tensor, " c"] | None:
-    """Weight of each class, None for equal weights.
-
-    `inverse_frequency` weighs a class by the inverse of its share of the training voxels,
-    scaled to a mean of 1; a class without voxels has weight 0. With a target label there
-    are two classes, all else and the target.
-
-    Raises:
-        ValueError: if the preset needs voxel counts and they are missing or do not fit.
-    """
-    target = config.target_label
-    if isinstance(config.class_weights, list):
-        weights = config.class_weights
-        chosen = weights if target is None else [weights[0], weights[target]]
-        return torch.tensor(chosen, dtype=torch.float32)
-    if config.class_weights == "uniform":
-        return None
-    if voxel_counts is None:
-        raise ValueError(
-            "class_weights='inverse_frequency' is computed from the training labels, but there "
-            "are no voxel counts: give them, or a list of weights"
-        )
-    if len(voxel_counts) != config.num_classes:
-        raise ValueError(
-            f"the labels have {len(voxel_counts)} classes, but num_classes={config.num_classes}"
-        )
-    counts = torch.tensor(voxel_counts, dtype=torch.float64)
-    if target is not None:
-        counts = torch.stack([counts.sum() - counts[target], counts[target]])
-    present = counts > 0
-    inverse = torch.where(present, counts.sum() / counts.clamp(min=1), 0.0)
-    return (inverse / inverse[present].mean()).float()
+    return LOSSES[config.loss](config, class_weight_tensor(config, voxel_counts))

@@ -1,122 +1,99 @@
-"""Optimizers and learning-rate schedulers by the name that a config gives them."""
+"""Optimizers by the name that a config gives them, with their scheduler."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
+
+from training.schedulers import Scheduler, get_scheduler
 
 if TYPE_CHECKING:
-    from training.config import ModelTrainingConfig, OptimizerName, SchedulerName
+    from training.config import ModelTrainingConfig, OptimizerName
 
-__all__ = ["OPTIMIZERS", "SCHEDULERS", "get_optimizer"]
+__all__ = ["OPTIMIZERS", "get_optimizer"]
 
-Parameters = list[nn.Parameter]
-Scheduler = LRScheduler | ReduceLROnPlateau
+ParameterGroups = list[dict[str, Any]]
 
 
-def adam(config: ModelTrainingConfig, parameters: Parameters) -> Optimizer:
+def adam(config: ModelTrainingConfig, groups: ParameterGroups) -> Optimizer:
     """Adam with L2 weight decay (Kingma and Ba, 2015)."""
-    return Adam(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return Adam(groups, lr=config.learning_rate)
 
 
-def adamw(config: ModelTrainingConfig, parameters: Parameters) -> Optimizer:
+def adamw(config: ModelTrainingConfig, groups: ParameterGroups) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
-    return AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return AdamW(groups, lr=config.learning_rate)
 
 
-def sgd(config: ModelTrainingConfig, parameters: Parameters) -> Optimizer:
+def sgd(config: ModelTrainingConfig, groups: ParameterGroups) -> Optimizer:
     """Stochastic gradient descent with momentum, Nesterov's form if asked for."""
-    return SGD(
-        parameters,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-    )
+    return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov)
 
 
-def no_scheduler(config: ModelTrainingConfig, optimizer: Optimizer) -> None:
-    """A constant learning rate."""
-    return
-
-
-def step(config: ModelTrainingConfig, optimizer: Optimizer) -> Scheduler:
-    """Decay by `lr_decay` every `step_size` epochs."""
-    return StepLR(optimizer, step_size=config.step_size, gamma=config.lr_decay)
-
-
-def plateau(config: ModelTrainingConfig, optimizer: Optimizer) -> Scheduler:
-    """Decay by `lr_decay` when the monitored metric stops improving."""
-    return ReduceLROnPlateau(
-        optimizer,
-        mode=config.monitor_mode,
-        factor=config.lr_decay,
-        patience=config.plateau_patience,
-        # torch's relative threshold takes standing still for progress below zero
-        threshold_mode="abs",
-    )
-
-
-def cosine(config: ModelTrainingConfig, optimizer: Optimizer) -> Scheduler:
-    """Linear warm-up, then half a cosine down to 0 at `max_epochs` (Loshchilov, 2017).
-
-    Epoch e, from 0, of w warm-up epochs has the factor (e + 1) / (w + 1) while e < w, then
-    (1 + cos(pi * (e - w) / (max_epochs - w))) / 2.
-    """
-    warmup, total = config.warmup_epochs, config.max_epochs
-
-    def factor(epoch: int) -> float:
-        if epoch < warmup:
-            return (epoch + 1) / (warmup + 1)
-        progress = min(1.0, (epoch - warmup) / (total - warmup))
-        return (1 + math.cos(math.pi * progress)) / 2
-
-    return LambdaLR(optimizer, factor)
-
-
-def poly(config: ModelTrainingConfig, optimizer: Optimizer) -> Scheduler:
-    """The factor (1 - epoch / max_epochs) ** poly_power, as nnU-Net uses it."""
-
-    def factor(epoch: int) -> float:
-        return float((1 - min(epoch, config.max_epochs) / config.max_epochs) ** config.poly_power)
-
-    return LambdaLR(optimizer, factor)
-
-
-OPTIMIZERS: dict[OptimizerName, Callable[[ModelTrainingConfig, Parameters], Optimizer]] = {
+OPTIMIZERS: dict[OptimizerName, Callable[[ModelTrainingConfig, ParameterGroups], Optimizer]] = {
     "adam": adam,
     "adamw": adamw,
     "sgd": sgd,
 }
-"""Optimizers by name."""
-
-SCHEDULERS: dict[SchedulerName, Callable[[ModelTrainingConfig, Optimizer], Scheduler | None]] = {
-    "none": no_scheduler,
-    "step": step,
-    "plateau": plateau,
-    "cosine": cosine,
-    "poly": poly,
-}
-"""Schedulers by name; each is stepped once an epoch."""
+"""Optimizers by name; each takes parameter groups with their weight decay."""
 
 
 def get_optimizer(
-    config: ModelTrainingConfig, model: nn.Module
+    config: ModelTrainingConfig, model: nn.Module, *, steps_per_epoch: int = 1
 ) -> tuple[Optimizer, Scheduler | None]:
     """Optimizer and scheduler of a config for the trainable parameters of a model.
+
+    A state that is loaded into the optimizer brings its moments alone. Learning rate, weight
+    decay and momentum stay those of the config, so that a run may be resumed with others. The
+    moments of another kind of optimizer are left out.
+
+    Args:
+        config: Names optimizer and scheduler and their settings.
+        model: Its parameters that require a gradient are trained.
+        steps_per_epoch: Optimizer steps in an epoch, for the schedulers that are stepped as
+            often: `training.schedulers.STEPPED_EACH_STEP`.
 
     Raises:
         ValueError: if the model has no trainable parameter.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
+    groups = parameter_groups(config, model)
+    if not groups:
         raise ValueError(
             f"{type(model).__name__} has no parameter that requires a gradient: nothing to train"
         )
-    optimizer = OPTIMIZERS[config.optimizer](config, parameters)
-    return optimizer, SCHEDULERS[config.scheduler](config, optimizer)
+    optimizer = OPTIMIZERS[config.optimizer](config, groups)
+    optimizer.register_load_state_dict_pre_hook(_with_own_settings)
+    return optimizer, get_scheduler(config, optimizer, steps_per_epoch)
+
+
+def parameter_groups(config: ModelTrainingConfig, model: nn.Module) -> ParameterGroups:
+    """The trainable parameters with their weight decay: kernels and matrices, then the rest.
+
+    Norms and biases, which have one axis, do not decay: it would pull a norm's scale to 0
+    (as in most transformer recipes, e.g. Liu et al., 2021). With
+    `config.decay_norms_and_biases` they decay as the rest, as in nnU-Net.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decay = config.weight_decay
+    groups: ParameterGroups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": decay},
+        {
+            "params": [p for p in trainable if p.ndim <= 1],
+            "weight_decay": decay if config.decay_norms_and_biases else 0.0,
+        },
+    ]
+    # two groups whatever the config, so that a checkpoint fits when the field is changed
+    return [group for group in groups if group["params"]]
+
+
+def _with_own_settings(optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+    own = optimizer.state_dict()["param_groups"]
+
+    def kinds(groups: ParameterGroups) -> list[set[str]]:
+        return [set(group) - {"initial_lr"} for group in groups]
+
+    same_kind = kinds(own) == kinds(loaded["param_groups"])
+    return {"state": loaded["state"] if same_kind else {}, "param_groups": own}

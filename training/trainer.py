@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import nn
 from training.callbacks import (
     BEST_CHECKPOINT,
     LAST_CHECKPOINT,
+    SeedSteps,
     StopOnDivergence,
     get_callbacks,
 )
@@ -55,6 +56,12 @@ def choose_devices(config: ModelTrainingConfig) -> dict[str, Any]:
 class SegmentationTrainer:
     """Trains one network: TensorBoard under `config.log_dir`, best and last checkpoint kept.
 
+    With `config.gpus` above 1 the script is started once a process, and gradients are averaged
+    over the processes (DistributedDataParallel). Each process takes
+    `config.train_batch_size` patches a step and its share of the validation and test cases, so
+    metrics are those of one process. The loaders must give each rank its own items, as those
+    of `training.data` do.
+
     Args:
         config: Settings of the run.
         model: A network, or a `SegmentationLightningModule` (or subclass) around one.
@@ -65,7 +72,8 @@ class SegmentationTrainer:
         progress_bar: Whether Lightning shows its progress bar.
 
     Raises:
-        ValueError: if the machine has fewer GPUs than `config.gpus`.
+        ValueError: if the machine has fewer GPUs than `config.gpus`, or there are fewer
+            validation or test cases than processes.
 
     Example:
         >>> config = ModelTrainingConfig(data_dir="data_preprocessed", max_epochs=100)
@@ -95,16 +103,24 @@ class SegmentationTrainer:
         self.train_loader = train_loader
         self.val_loader = val_loader
         self.test_loader = test_loader
+        devices = choose_devices(config)
+        for stage, loader in (("validation", val_loader), ("test", test_loader)):
+            _check_a_case_each(stage, loader, devices["devices"])
         if config.debug:
             logging.getLogger("training").setLevel(logging.INFO)
         self.lightning = pl.Trainer(
-            **choose_devices(config),
+            **devices,
             precision=config.precision,
             max_epochs=config.max_epochs,
             gradient_clip_val=config.gradient_clip,
             deterministic=config.deterministic,
             logger=TensorBoardLogger(str(config.log_dir), name=None, version=""),
-            callbacks=[*get_callbacks(config), StopOnDivergence(config.monitor), *callbacks],
+            callbacks=[
+                *get_callbacks(config),
+                SeedSteps(config.seed),
+                StopOnDivergence(config.monitor),
+                *callbacks,
+            ],
             # our own loaders know their rank and repeat no case
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
@@ -126,9 +142,21 @@ class SegmentationTrainer:
     def fit(self, *, resume: bool | Path = False) -> dict[str, float]:
         """Train to `config.max_epochs` and return the metrics of the last epoch.
 
+        A resumed run gives the metrics of one that was never interrupted: weights, moments of
+        the optimizer, epoch and what scheduler and early stopping have seen come from the
+        checkpoint, and all that is random depends on seed and step. An epoch that was cut off
+        is trained again from its start.
+
+        All settings come from the config, none from the checkpoint. So learning rate,
+        scheduler, weight decay, loss, patience and `max_epochs` may be changed before a run is
+        resumed, and hold from there on; of another optimizer the moments begin anew. The
+        learning rate is the one that the config's schedule has at that epoch: when the
+        `max_epochs` of a finished run is raised, poly, cosine and one_cycle go back up to
+        where a run of that length would be.
+
         Args:
-            resume: A checkpoint to go on from, with its optimizer, scheduler and epoch; or
-                True for the last checkpoint of this run, if there is one.
+            resume: A checkpoint to go on from; or True for the last checkpoint of this run, if
+                there is one.
 
         Raises:
             FileNotFoundError: if `resume` is a path and no file.
@@ -187,3 +215,15 @@ class SegmentationTrainer:
     def _log_hyperparameters(self) -> None:
         for experiment_logger in self.lightning.loggers:
             experiment_logger.log_hyperparams(self.config.flat())
+
+
+def _check_a_case_each(stage: str, loader: DataLoader[Any] | None, processes: int) -> None:
+    # a rank without a case would leave the others waiting for its metrics
+    if loader is None or processes == 1 or not isinstance(loader.dataset, Sized):
+        return
+    cases = len(loader.dataset)
+    if cases < processes:
+        raise ValueError(
+            f"gpus={processes} but there are {cases} {stage} cases: each process needs one, so "
+            f"choose gpus of at most {cases}"
+        )

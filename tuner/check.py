@@ -1,15 +1,77 @@
-"""What `tune check` prints: the space, its conditions, and what the search may cost."""
+"""What `tune check` does: print the space and what its search may cost, build its networks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import random
+from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from rich.table import Table
 
+from tuner.errors import SpecError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
+    from training.config import ModelTrainingConfig
     from tuner.spec import StudySpec
+
+NETWORKS = 12
+"""Networks of a space that are built at most; a large one takes half a second."""
+
+DRAWS = 300
+
+
+def check_networks(spec: StudySpec) -> int:
+    """Build networks that the space can propose, as a trial does.
+
+    Args:
+        spec: A valid spec.
+
+    Returns:
+        How many different ones were built.
+
+    Raises:
+        SpecError: for the first one that cannot be built, with its settings.
+    """
+    from training.models import build_model
+
+    built = 0
+    for values, config in _networks(spec):
+        try:
+            build_model(config)
+        except Exception as error:
+            # MONAI's constructors refuse with whatever their code runs into
+            settings = ", ".join(f"{name}={value}" for name, value in values.items())
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SpecError(
+                f"{spec.source}: the network {config.model_name} cannot be built"
+                f"{' with ' if settings else ''}{settings}: {reason}"
+            ) from error
+        built += 1
+    return built
+
+
+def _networks(spec: StudySpec) -> Iterator[tuple[dict[str, Any], ModelTrainingConfig]]:
+    """Configs with networks unlike each other, and the sampled values that decide those."""
+    decisive = ("model_name", "model_params", "gradient_checkpointing", "patch_size")
+    rng = random.Random(0)
+    seen: set[str] = set()
+    for _ in range(DRAWS):
+        drawn = spec.space.sample(rng)
+        values = {k: v for k, v in drawn.items() if k.split(".")[0] in decisive}
+        try:
+            config = spec.trial_config(drawn)
+        except ValidationError:
+            # fields that do not fit together end a trial with that reason
+            continue
+        if (key := repr(sorted(values.items(), key=str))) not in seen:
+            seen.add(key)
+            yield values, config
+        if len(seen) == NETWORKS:
+            return
 
 
 def print_spec(console: Console, spec: StudySpec) -> None:

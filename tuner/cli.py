@@ -261,10 +261,13 @@ def _status(options: argparse.Namespace, out: Console) -> int:
 
 
 def _check(options: argparse.Namespace, out: Console) -> int:
-    from tuner.check import print_spec
+    from tuner.check import check_networks, print_spec
     from tuner.spec import load_spec
 
-    print_spec(out, load_spec(options.space, _overrides(options)))
+    spec = load_spec(options.space, _overrides(options))
+    built = check_networks(spec)
+    print_spec(out, spec)
+    out.print(f"networks  {built} different ones of this space can be built", markup=False)
     return DONE
 
 

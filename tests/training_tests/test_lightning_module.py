@@ -17,6 +17,8 @@ from training.inference import predict_case
 from training.lightning_module import SegmentationLightningModule
 from training.metrics import dice_coefficient, surface_scores
 from training.models import build_model
+from training.optimizers import OPTIMIZERS
+from training.schedulers import SCHEDULERS
 from training.trainer import SegmentationTrainer, choose_devices
 
 STAGE_METRICS = ("loss", "dice", "dice_1", "dice_2", "iou", "boundary_f1", "accuracy")
@@ -195,6 +197,21 @@ def test_max_epochs_of_a_finished_run_can_be_raised(tmp_path: Path) -> None:
     assert longer.lightning.current_epoch == 3
 
 
+def test_a_moved_run_keeps_its_best(tmp_path: Path) -> None:
+    before = tiny_trainer(tiny_config(tmp_path / "a", max_epochs=8))
+    before.fit()
+    best = torch.load(before.best_checkpoint, weights_only=True)
+    (tmp_path / "a").rename(tmp_path / "b")
+    after = tiny_trainer(tiny_config(tmp_path / "b", max_epochs=10, learning_rate=50.0))
+    # what a wild learning rate makes of it is worse
+    assert after.fit(resume=True)["val_dice"] < before.lightning.callback_metrics["val_dice"]
+    kept = torch.load(after.best_checkpoint, weights_only=True)
+    assert kept["epoch"] == best["epoch"]
+    checkpoint = after.lightning.checkpoint_callback
+    assert isinstance(checkpoint, pl.callbacks.ModelCheckpoint)
+    assert Path(checkpoint.best_model_path) == after.best_checkpoint
+
+
 def test_resuming_from_a_missing_checkpoint_names_it(tmp_path: Path) -> None:
     trainer = tiny_trainer(tiny_config(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
@@ -257,12 +274,13 @@ def test_deep_supervision_trains_every_scale(tmp_path: Path) -> None:
     assert all(not torch.equal(fresh[name], trained[name]) for name in heads)
 
 
-@pytest.mark.parametrize("scheduler", ["none", "step", "plateau", "cosine", "poly"])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("warmup", [0, 1])
 def test_every_optimizer_and_scheduler_trains(
-    tmp_path: Path, optimizer: str, scheduler: str
+    tmp_path: Path, optimizer: str, scheduler: str, warmup: int
 ) -> None:
-    config = tiny_config(tmp_path, optimizer=optimizer, scheduler=scheduler)
+    config = tiny_config(tmp_path, optimizer=optimizer, scheduler=scheduler, warmup_epochs=warmup)
     trainer = tiny_trainer(config)
     assert "val_dice" in trainer.fit()
 

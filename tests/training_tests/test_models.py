@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from typing import Any, get_args
@@ -11,22 +12,38 @@ import torch
 from torch import Tensor, nn
 
 from training.config import ModelName, ModelTrainingConfig
+from training.losses import DeepSupervisionLoss, SegmentationCrossEntropyLoss
 from training.models import MODELS, build_model
-from training.models.monai_networks import PaddedNetwork
+from training.models.dynunet import UNetPlan
+from training.models.padding import FixedSizeNetwork, PaddedNetwork
 from training.models.parameters import CHECKPOINTING
 
 NAMES: tuple[ModelName, ...] = get_args(ModelName)
 SMALL: dict[str, dict[str, Any]] = {
     "dformer3d": {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]},
+    "dynunet": {"filters": [4, 8, 8, 8, 8]},
     "unet3d": {"channels": [4, 8, 8], "num_res_units": 1},
-    "swin_unetr": {"feature_size": 12, "depths": [1, 1, 1, 1]},
+    "basic_unet": {"features": [4, 4, 8, 8, 8, 4]},
+    "attention_unet": {"channels": [4, 8, 8]},
+    "vnet": {},
     "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]},
+    "segresnet_ds": {"init_filters": 8, "blocks_down": [1, 1, 1]},
+    "mednext": {"init_filters": 4, "blocks_down": [1, 1], "blocks_up": [1, 1]},
+    "swin_unetr": {"feature_size": 12, "depths": [1, 1, 1, 1]},
+    "unetr": {"hidden_size": 24, "num_heads": 2, "mlp_dim": 24, "feature_size": 8},
+}
+SUPERVISED: dict[ModelName, dict[str, Any]] = {
+    "dformer3d": {"deep_supervision": True},
+    "dynunet": {},
+    "segresnet_ds": {},
+    "mednext": {"deep_supervision": True},
 }
 
 
 def build(name: ModelName, **fields: Any) -> nn.Module:
     torch.manual_seed(0)
-    return build_model(ModelTrainingConfig(model_name=name, model_params=SMALL[name], **fields))
+    fields = {"patch_size": (16, 48, 32), "model_params": SMALL[name], **fields}
+    return build_model(ModelTrainingConfig(model_name=name, **fields))
 
 
 def test_registry_has_every_name_of_the_config() -> None:
@@ -34,25 +51,54 @@ def test_registry_has_every_name_of_the_config() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [(1, 1, 1), (4, 4, 4), (7, 33, 18)])
+@pytest.mark.parametrize("size", [(1, 1, 1), (7, 33, 18)])
 def test_every_network_trains_on_any_size(name: ModelName, size: tuple[int, int, int]) -> None:
     model = build(name, num_classes=4, input_channels=2)
     image = torch.randn(1, 2, *size)
-    logits: Tensor = model(image)
-    assert logits.shape == (1, 4, *size)
-    logits.square().mean().backward()
+    outputs: Tensor | list[Tensor] = model(image)
+    scales = [outputs] if isinstance(outputs, Tensor) else outputs
+    assert scales[0].shape == (1, 4, *size)
+    torch.stack([scale.square().mean() for scale in scales]).sum().backward()
     for parameter, weight in model.named_parameters():
+        if not weight.requires_grad:
+            assert "norm_cross_attn" in parameter
+            continue
         assert weight.grad is not None, parameter
         assert weight.grad.isfinite().all(), parameter
     with torch.no_grad():
-        assert model.eval()(image).isfinite().all()
+        logits = model.eval()(image)
+    assert logits.shape == (1, 4, *size)
+    assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "dformer3d"])
+# the small forms of the others differ in widths and depths alone
+@pytest.mark.parametrize("name", ["dynunet", "unet3d", "segresnet", "segresnet_ds", "unetr"])
 def test_default_networks_take_sizes_that_do_not_divide(name: ModelName) -> None:
-    model = build_model(ModelTrainingConfig(model_name=name)).eval()
+    config = ModelTrainingConfig(model_name=name, patch_size=(16, 32, 48))
+    model = build_model(config).eval()
     with torch.no_grad():
-        assert model(torch.randn(1, 1, 20, 17, 33)).shape == (1, 3, 20, 17, 33)
+        assert model(torch.randn(1, 1, 12, 17, 33)).shape == (1, 3, 12, 17, 33)
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_deep_supervision_gives_logits_of_each_resolution(name: ModelName) -> None:
+    model = build(name, model_params={**SMALL[name], **SUPERVISED[name]})
+    image, label = torch.randn(1, 1, 10, 33, 18), torch.zeros(1, 10, 33, 18, dtype=torch.long)
+    outputs = model(image)
+    sizes = [tuple(scale.shape[2:]) for scale in outputs]
+    halves = [tuple(-(-size // 2**level) for size in (10, 33, 18)) for level in range(len(sizes))]
+    if name == "dynunet":
+        # the plan halves the short axis twice and then leaves it
+        halves = [(10, 33, 18), (5, 17, 9), (3, 9, 5)]
+    assert len(sizes) > 1
+    assert sizes == halves
+    loss = DeepSupervisionLoss(SegmentationCrossEntropyLoss())(outputs, label)
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+    # nothing of the step's graph stays behind, so the network can be copied
+    again = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(image), model.eval()(image))
 
 
 @pytest.mark.parametrize("name", CHECKPOINTING)
@@ -80,6 +126,13 @@ def test_checkpointing_is_refused_where_there_is_none(name: ModelName) -> None:
         ("unet3d", "num_res_unit", "num_res_units"),
         ("swin_unetr", "features_size", "feature_size"),
         ("segresnet", "init_filter", "init_filters"),
+        ("dynunet", "filter", "filters"),
+        ("basic_unet", "feature", "features"),
+        ("attention_unet", "channel", "channels"),
+        ("vnet", "acts", "act"),
+        ("segresnet_ds", "ds_depth", "dsdepth"),
+        ("mednext", "kernel_sizes", "kernel_size"),
+        ("unetr", "hidden_sizes", "hidden_size"),
     ],
 )
 def test_unknown_parameters_are_refused(name: ModelName, wrong: str, near: str) -> None:
@@ -141,6 +194,72 @@ def test_padding_repeats_the_border_up_to_the_divisor(
     assert torch.equal(PaddedNetwork(network, (4, 4, 4))(image), image)
     assert network.seen.shape[2:] == padded
     assert torch.equal(network.seen[0, 0, -1, -1, -1], image[0, 0, -1, -1, -1])
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "spacing", "strides", "kernels"),
+    [
+        # nnU-Net's published plans: hippocampus, prostate, brain tumour
+        (
+            (40, 56, 40),
+            (1.0, 1.0, 1.0),
+            [(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)],
+            [(3, 3, 3)] * 4,
+        ),
+        (
+            (20, 320, 256),
+            (3.6, 0.62, 0.62),
+            [(1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)],
+            [(1, 3, 3), (1, 3, 3), *[(3, 3, 3)] * 5],
+        ),
+        ((128, 128, 128), (1.0, 1.0, 1.0), [(1, 1, 1), *[(2, 2, 2)] * 5], [(3, 3, 3)] * 6),
+    ],
+)
+def test_the_plan_is_nnunets(
+    patch_size: tuple[int, ...],
+    spacing: tuple[float, ...],
+    strides: list[tuple[int, ...]],
+    kernels: list[tuple[int, ...]],
+) -> None:
+    plan = UNetPlan.of(patch_size, spacing)
+    assert list(plan.strides) == strides
+    assert list(plan.kernels) == kernels
+    assert plan.filters == (32, 64, 128, 256, 320, 320, 320)[: len(strides)]
+
+
+def test_dynunet_is_planned_by_patch_and_spacing() -> None:
+    cubes = build("dynunet", patch_size=(16, 16, 16), model_params={})
+    slices = build(
+        "dynunet", patch_size=(16, 64, 64), target_spacing=(4.0, 1.0, 1.0), model_params={}
+    )
+    assert isinstance(cubes, PaddedNetwork)
+    assert isinstance(slices, PaddedNetwork)
+    assert (cubes.divisor, slices.divisor) == ((4, 4, 4), (4, 16, 16))
+    parameters = [weight.numel() for weight in build("dynunet", model_params={}).parameters()]
+    assert sum(parameters) > 1_000_000
+
+
+def test_dynunet_says_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"patch_size=\[8, 8, 8\] allows 2 .*larger patch_size"):
+        build("dynunet", patch_size=(8, 8, 8), model_params={})
+    with pytest.raises(ValueError, match=r"filters=\[4, 8\] needs one entry for each of the 4"):
+        build("dynunet", patch_size=(32, 32, 32), model_params={"filters": [4, 8]})
+    with pytest.raises(ValueError, match="4 strides but 1 kernel sizes"):
+        build("dynunet", patch_size=(32, 32, 32), model_params={"kernel_size": [3]})
+
+
+def test_unetr_is_built_for_its_patch_size() -> None:
+    with pytest.raises(ValueError, match=r"unetr.*patch_size=\[20, 32, 32\].*multiple of 16"):
+        build("unetr", patch_size=(20, 32, 32))
+    model = build("unetr", patch_size=(16, 32, 32))
+    assert isinstance(model, FixedSizeNetwork)
+    with pytest.raises(ValueError, match=r"\[16, 32, 32\] voxels, but got one of \[17, 32, 32\]"):
+        model(torch.randn(1, 1, 17, 32, 32))
+
+
+def test_vnet_takes_channels_that_divide_16() -> None:
+    with pytest.raises(ValueError, match="input_channels=3: it needs 1, 2, 4, 8 or 16"):
+        build("vnet", input_channels=3)
 
 
 def test_importing_the_registry_does_not_import_monai() -> None:

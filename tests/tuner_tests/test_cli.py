@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -53,6 +54,39 @@ def test_check_prints_space_and_budget(space: Path, capsys: pytest.CaptureFixtur
     assert "training every trial to epoch 9 would take 90" in printed
     assert main(["check", str(space), "--set", "asha=false"]) == 0
     assert "every trial trains 100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            "config: {model_name: unetr}",
+            r"unetr cannot be built with patch_size=\[32, 24, 64\]: .*multiple of 16",
+        ),
+        (
+            "config: {model_params: {embed_dim: 10}}",
+            r"dformer3d cannot be built .*: num_heads\[0\]=3 does not divide",
+        ),
+        ("config: {model_params: {embed_dims: 12}}", "did you mean embed_dim"),
+        (
+            "config: {model_name: vnet, input_channels: 3}",
+            "vnet cannot be built .*needs 1, 2, 4, 8 or 16",
+        ),
+        (
+            "config: {model_name: dynunet, model_params: {strides: 2}}",
+            "dynunet cannot be built",
+        ),
+    ],
+)
+def test_check_refuses_networks_that_cannot_be_built(
+    tmp_path: Path, lines: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    patch = "space: {patch_size: {choice: [[32, 32, 64], [32, 24, 64]]}}"
+    path.write_text(f"{lines}\n{patch}\n")
+    assert main(["check", str(path)]) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert re.search(message, printed), printed
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def get_dataloader(
     augmentation_strength: float = 1.0,
     steps_per_epoch: int | None = None,
     seed: int = 0,
+    processes: int = 1,
 ) -> DataLoader[Any]:
     """Loader of a split of a preprocessed folder.
 
@@ -93,6 +94,7 @@ def get_dataloader(
         augmentation_strength: 1 is as nnU-Net does it.
         steps_per_epoch: Training batches of an epoch; one patch a case by default.
         seed: Seed of all that is random.
+        processes: Processes that train together, each with batches of its own.
 
     Raises:
         DatasetError: if the folder is no preprocessed one, or the split has no case.
@@ -112,7 +114,7 @@ def get_dataloader(
             persistent_workers=num_workers > 0,
             collate_fn=list,
         )
-    steps = steps_per_epoch or math.ceil(len(cases) / batch_size)
+    steps = steps_per_epoch or math.ceil(len(cases) / (batch_size * processes))
     patches = PatchDataset(
         dataset,
         split,
@@ -125,7 +127,7 @@ def get_dataloader(
     return PrefetchingLoader(
         patches,
         batch_size=batch_size,
-        sampler=PatchSampler(steps * batch_size),
+        sampler=PatchSampler(steps * batch_size * processes),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )
@@ -151,6 +153,7 @@ def get_dataloaders(
         augmentation_strength=config.augmentation_strength,
         steps_per_epoch=config.steps_per_epoch,
         seed=config.seed,
+        processes=max(config.gpus, 1),
     )
     val = get_dataloader(config.data_dir, "val", 1, 0, shuffle=False)
     has_test = bool(PreprocessedDataset.load(config.data_dir).splits["test"])

@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 
 from training.config import ModelName, ModelTrainingConfig
 from training.models.dformer import SegNetwork
-from training.models.monai_networks import build_segresnet, build_swin_unetr, build_unet3d
+from training.models.dynunet import build_dynunet
+from training.models.monai_networks import (
+    build_attention_unet,
+    build_basic_unet,
+    build_mednext,
+    build_segresnet,
+    build_segresnet_ds,
+    build_swin_unetr,
+    build_unet3d,
+    build_unetr,
+    build_vnet,
+)
 from training.models.parameters import check_model_params
 
 __all__ = ["MODELS", "build_model"]
 
 
-def build_dformer3d(
-    num_classes: int, in_chan: int, *, gradient_checkpointing: bool = False, **model_params: Any
-) -> nn.Module:
+def build_dformer3d(config: ModelTrainingConfig) -> nn.Module:
     """D-Former in its published settings unless told otherwise."""
     fixed = ("num_classes", "in_chan", "gradient_checkpointing")
-    check_model_params("dformer3d", SegNetwork, model_params, fixed)
+    check_model_params("dformer3d", SegNetwork, config.model_params, fixed)
     return SegNetwork(
-        num_classes, in_chan, gradient_checkpointing=gradient_checkpointing, **model_params
+        config.num_classes,
+        config.input_channels,
+        gradient_checkpointing=config.gradient_checkpointing,
+        **config.model_params,
     )
 
 
-MODELS: dict[ModelName, Callable[..., nn.Module]] = {
+MODELS: dict[ModelName, Callable[[ModelTrainingConfig], nn.Module]] = {
     "dformer3d": build_dformer3d,
+    "dynunet": build_dynunet,
     "unet3d": build_unet3d,
-    "swin_unetr": build_swin_unetr,
+    "basic_unet": build_basic_unet,
+    "attention_unet": build_attention_unet,
+    "vnet": build_vnet,
     "segresnet": build_segresnet,
+    "segresnet_ds": build_segresnet_ds,
+    "mednext": build_mednext,
+    "swin_unetr": build_swin_unetr,
+    "unetr": build_unetr,
 }
-"""Builders `(num_classes, in_chan, *, gradient_checkpointing=False, **model_params)`.
+"""Builders by name; `config.model_params` are keyword arguments of the network.
 
-A network takes volumes (batch, in_chan, depth, height, width) of any size and gives logits
-(batch, num_classes, depth, height, width).
+A network takes volumes (batch, input_channels, depth, height, width) of any size and gives
+logits (batch, num_classes, depth, height, width), while training a list of such of decreasing
+resolution where it has deep supervision. UNETR alone takes none larger than the `patch_size`
+that it was built for.
 """
 
 _FIELD_OF_ARGUMENT = {
@@ -51,7 +71,7 @@ def build_model(config: ModelTrainingConfig) -> nn.Module:
 
     Raises:
         ValueError: if `model_params` do not fit the network, or it cannot do gradient
-            checkpointing.
+            checkpointing, or it cannot be built for `patch_size` or `input_channels`.
 
     Example:
         >>> params = {"embed_dim": 12, "depths": [1, 1], "num_heads": [2, 4]}
@@ -67,9 +87,4 @@ def build_model(config: ModelTrainingConfig) -> nn.Module:
     # the weights depend on the seed alone, not on what was drawn before
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return MODELS[config.model_name](
-            config.num_classes,
-            config.input_channels,
-            gradient_checkpointing=config.gradient_checkpointing,
-            **config.model_params,
-        )
+        return MODELS[config.model_name](config)

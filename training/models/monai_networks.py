@@ -8,93 +8,175 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from training.models.parameters import check_model_params, refuse_checkpointing
+from training.config import ModelTrainingConfig
+from training.models.padding import FixedSizeNetwork, PaddedNetwork
+from training.models.parameters import (
+    SHAPE_ARGUMENTS,
+    check_model_params,
+    refuse_checkpointing,
+    stride_product,
+)
 
-_SHAPE_ARGUMENTS = ("spatial_dims", "in_channels", "out_channels")
-
-
-class PaddedNetwork(nn.Module):
-    """Pads volumes to a size that a network can halve, and crops its logits.
-
-    The last voxels are repeated at the far ends. The coarsest grid keeps at least two
-    voxels, because an instance norm has no statistics over one.
-
-    Args:
-        network: logits of a volume's size from volumes whose size the divisor divides.
-        divisor: voxels of the coarsest grid's voxel (depth, height, width).
-    """
-
-    def __init__(self, network: nn.Module, divisor: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.network = network
-        self.divisor = divisor
-
-    def forward(
-        self, image: Float[Tensor, "batch channels depth height width"]
-    ) -> Float[Tensor, "batch classes depth height width"]:
-        """Logits of every voxel, at the image's size."""
-        depth, height, width = image.shape[2:]
-        missing = [-size % d for size, d in zip(image.shape[2:], self.divisor, strict=True)]
-        if (depth + missing[0], height + missing[1], width + missing[2]) == self.divisor:
-            missing[2] += self.divisor[2]
-        if any(missing):
-            pad = (0, missing[2], 0, missing[1], 0, missing[0])
-            image = F.pad(image, pad, mode="replicate")
-        logits: Tensor = self.network(image)
-        return logits[:, :, :depth, :height, :width]
+UNETR_PATCH = 16
+"""Voxels of a UNETR token along each axis, fixed in its decoder."""
 
 
-def build_unet3d(
-    num_classes: int, in_chan: int, *, gradient_checkpointing: bool = False, **model_params: Any
-) -> nn.Module:
-    """MONAI's residual U-Net; its five levels have 16 to 256 channels unless told otherwise."""
+def _cube(edge: int) -> tuple[int, int, int]:
+    return edge, edge, edge
+
+
+def build_unet3d(config: ModelTrainingConfig) -> nn.Module:
+    """Residual U-Net; its five levels have 16 to 256 channels unless told otherwise."""
     from monai.networks.nets import UNet
 
-    refuse_checkpointing("unet3d", gradient_checkpointing)
-    check_model_params("unet3d", UNet, model_params, _SHAPE_ARGUMENTS)
-    channels: Sequence[int] = model_params.pop("channels", (16, 32, 64, 128, 256))
-    strides: Sequence[int | Sequence[int]] = model_params.pop("strides", (2,) * (len(channels) - 1))
-    arguments = {"num_res_units": 2, "norm": "INSTANCE", **model_params}
-    network = UNet(3, in_chan, num_classes, channels=channels, strides=strides, **arguments)
-    divisor = [1, 1, 1]
-    for stride in strides:
-        per_axis = (stride,) * 3 if isinstance(stride, int) else stride
-        divisor = [d * s for d, s in zip(divisor, per_axis, strict=True)]
-    return PaddedNetwork(network, (divisor[0], divisor[1], divisor[2]))
+    refuse_checkpointing("unet3d", config.gradient_checkpointing)
+    check_model_params("unet3d", UNet, config.model_params, SHAPE_ARGUMENTS)
+    arguments = {"num_res_units": 2, "norm": "INSTANCE", **_levels(config.model_params)}
+    network = UNet(3, config.input_channels, config.num_classes, **arguments)
+    return PaddedNetwork(network, stride_product(arguments["strides"]))
 
 
-def build_swin_unetr(
-    num_classes: int, in_chan: int, *, gradient_checkpointing: bool = False, **model_params: Any
-) -> nn.Module:
-    """MONAI's SwinUNETR; its first stage is 24 wide unless told otherwise."""
+def build_attention_unet(config: ModelTrainingConfig) -> nn.Module:
+    """Attention U-Net (Oktay et al., 2018); five levels of 16 to 256 channels by default."""
+    from monai.networks.nets import AttentionUnet
+
+    refuse_checkpointing("attention_unet", config.gradient_checkpointing)
+    check_model_params("attention_unet", AttentionUnet, config.model_params, SHAPE_ARGUMENTS)
+    arguments = _levels(config.model_params)
+    network = AttentionUnet(3, config.input_channels, config.num_classes, **arguments)
+    return PaddedNetwork(network, stride_product(arguments["strides"]))
+
+
+def _levels(model_params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a U-Net with the default channels, and strides of 2 between its levels."""
+    channels: Sequence[int] = model_params.get("channels", (16, 32, 64, 128, 256))
+    return {"channels": channels, "strides": (2,) * (len(channels) - 1), **model_params}
+
+
+def build_basic_unet(config: ModelTrainingConfig) -> nn.Module:
+    """The plain U-Net of Falk et al., 2019, with instance norm; 32 to 256 channels by default."""
+    from monai.networks.nets import BasicUNet
+
+    refuse_checkpointing("basic_unet", config.gradient_checkpointing)
+    check_model_params("basic_unet", BasicUNet, config.model_params, SHAPE_ARGUMENTS)
+    network = BasicUNet(3, config.input_channels, config.num_classes, **config.model_params)
+    return PaddedNetwork(network, _cube(2**4))
+
+
+def build_vnet(config: ModelTrainingConfig) -> nn.Module:
+    """V-Net (Milletari et al., 2016), with batch norm and dropout as published.
+
+    Raises:
+        ValueError: if its 16 first channels cannot repeat the input channels evenly.
+    """
+    from monai.networks.nets import VNet
+
+    refuse_checkpointing("vnet", config.gradient_checkpointing)
+    check_model_params("vnet", VNet, config.model_params, (*SHAPE_ARGUMENTS, "dropout_prob"))
+    if 16 % config.input_channels:
+        raise ValueError(
+            f"vnet cannot take input_channels={config.input_channels}: it needs 1, 2, 4, 8 or 16"
+        )
+    network = VNet(3, config.input_channels, config.num_classes, **config.model_params)
+    return PaddedNetwork(network, _cube(2**4))
+
+
+def build_segresnet(config: ModelTrainingConfig) -> nn.Module:
+    """SegResNet (Myronenko, 2018); its first level has 16 filters unless told otherwise."""
+    from monai.networks.nets import SegResNet
+
+    refuse_checkpointing("segresnet", config.gradient_checkpointing)
+    check_model_params("segresnet", SegResNet, config.model_params, SHAPE_ARGUMENTS)
+    arguments = {"init_filters": 16, "blocks_down": (1, 2, 2, 4), **config.model_params}
+    network = SegResNet(
+        spatial_dims=3,
+        in_channels=config.input_channels,
+        out_channels=config.num_classes,
+        **arguments,
+    )
+    return PaddedNetwork(network, _cube(2 ** (len(arguments["blocks_down"]) - 1)))
+
+
+def build_segresnet_ds(config: ModelTrainingConfig) -> nn.Module:
+    """SegResNet with deep supervision, as in Auto3DSeg: 5 levels from 32 filters, 4 heads."""
+    from monai.networks.nets import SegResNetDS
+
+    refuse_checkpointing("segresnet_ds", config.gradient_checkpointing)
+    check_model_params(
+        "segresnet_ds", SegResNetDS, config.model_params, (*SHAPE_ARGUMENTS, "preprocess")
+    )
+    blocks: Sequence[int] = config.model_params.get("blocks_down", (1, 2, 2, 4, 4))
+    arguments = {
+        "norm": "INSTANCE",
+        "blocks_down": blocks,
+        "dsdepth": min(4, len(blocks) - 1),
+        **config.model_params,
+    }
+    network = SegResNetDS(
+        in_channels=config.input_channels, out_channels=config.num_classes, **arguments
+    )
+    depth, height, width = network.shape_factor()
+    return PaddedNetwork(network, (depth, height, width))
+
+
+def build_mednext(config: ModelTrainingConfig) -> nn.Module:
+    """MedNeXt (Roy et al., 2023), its small form with kernels of 3 unless told otherwise."""
+    from monai.networks.nets import MedNeXt
+
+    refuse_checkpointing("mednext", config.gradient_checkpointing)
+    check_model_params("mednext", MedNeXt, config.model_params, SHAPE_ARGUMENTS)
+    arguments = {
+        "kernel_size": 3,
+        "use_residual_connection": True,
+        "blocks_down": (2, 2, 2, 2),
+        **config.model_params,
+    }
+    network = MedNeXt(
+        in_channels=config.input_channels, out_channels=config.num_classes, **arguments
+    )
+    return PaddedNetwork(network, _cube(2 ** len(arguments["blocks_down"])))
+
+
+def build_swin_unetr(config: ModelTrainingConfig) -> nn.Module:
+    """SwinUNETR (Hatamizadeh et al., 2022); its first stage is 24 wide unless told otherwise."""
     from monai.networks.nets import SwinUNETR
 
-    check_model_params("swin_unetr", SwinUNETR, model_params, (*_SHAPE_ARGUMENTS, "use_checkpoint"))
-    arguments = {"feature_size": 24, "patch_size": 2, **model_params}
+    fixed = (*SHAPE_ARGUMENTS, "use_checkpoint")
+    check_model_params("swin_unetr", SwinUNETR, config.model_params, fixed)
+    arguments = {"feature_size": 24, "patch_size": 2, **config.model_params}
     network = SwinUNETR(
-        in_channels=in_chan,
-        out_channels=num_classes,
-        use_checkpoint=gradient_checkpointing,
+        in_channels=config.input_channels,
+        out_channels=config.num_classes,
+        use_checkpoint=config.gradient_checkpointing,
         spatial_dims=3,
         **arguments,
     )
-    divisor = arguments["patch_size"] ** 5
-    return PaddedNetwork(network, (divisor, divisor, divisor))
+    return PaddedNetwork(network, _cube(arguments["patch_size"] ** 5))
 
 
-def build_segresnet(
-    num_classes: int, in_chan: int, *, gradient_checkpointing: bool = False, **model_params: Any
-) -> nn.Module:
-    """MONAI's SegResNet; its first level has 16 filters unless told otherwise."""
-    from monai.networks.nets import SegResNet
+def build_unetr(config: ModelTrainingConfig) -> nn.Module:
+    """UNETR (Hatamizadeh et al., 2022) for patches of `patch_size`.
 
-    refuse_checkpointing("segresnet", gradient_checkpointing)
-    check_model_params("segresnet", SegResNet, model_params, _SHAPE_ARGUMENTS)
-    arguments = {"init_filters": 16, "blocks_down": (1, 2, 2, 4), **model_params}
-    network = SegResNet(spatial_dims=3, in_channels=in_chan, out_channels=num_classes, **arguments)
-    divisor = 2 ** (len(arguments["blocks_down"]) - 1)
-    return PaddedNetwork(network, (divisor, divisor, divisor))
+    Raises:
+        ValueError: if an axis of `patch_size` is not a multiple of 16.
+    """
+    from monai.networks.nets import UNETR
+
+    refuse_checkpointing("unetr", config.gradient_checkpointing)
+    fixed = (*SHAPE_ARGUMENTS, "img_size", "save_attn")
+    check_model_params("unetr", UNETR, config.model_params, fixed)
+    if any(size % UNETR_PATCH for size in config.patch_size):
+        raise ValueError(
+            f"unetr cannot be built for patch_size={list(config.patch_size)}: it cuts a patch "
+            f"into cubes of {UNETR_PATCH} voxels, so each entry must be a multiple of "
+            f"{UNETR_PATCH}"
+        )
+    network = UNETR(
+        config.input_channels, config.num_classes, img_size=config.patch_size, **config.model_params
+    )
+    for block in network.vit.blocks:
+        # MONAI gives every block a norm for a cross-attention that UNETR has not
+        block.norm_cross_attn.requires_grad_(False)
+    return FixedSizeNetwork(network, config.patch_size)

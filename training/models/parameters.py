@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from training.config import ModelName
+
+SHAPE_ARGUMENTS = ("spatial_dims", "in_channels", "out_channels")
+"""Arguments of MONAI's networks that other fields of the config decide."""
 
 CHECKPOINTING: tuple[ModelName, ...] = ("dformer3d", "swin_unetr")
 """Networks that can recompute activations in the backward pass."""
@@ -50,3 +53,12 @@ def refuse_checkpointing(network: ModelName, gradient_checkpointing: bool) -> No
             f"gradient_checkpointing=true is not possible with {network}: "
             f"turn it off or use {' or '.join(CHECKPOINTING)}"
         )
+
+
+def stride_product(strides: Sequence[int | Sequence[int]]) -> tuple[int, int, int]:
+    """Voxels per axis of the coarsest grid's voxel, of strides that are cubes or triples."""
+    depth = height = width = 1
+    for stride in strides:
+        along = (stride,) * 3 if isinstance(stride, int) else stride
+        depth, height, width = depth * along[0], height * along[1], width * along[2]
+    return depth, height, width
