@@ -148,18 +148,24 @@ class GroupedAttention(nn.Module):
         _, depth, height, width, dim = tokens.shape
         grouping = Grouping.of((depth, height, width), self.group_size, self.scope)
         groups = grouping.split(tokens)
-        qkv = self.qkv(groups).unflatten(-1, (3, self.num_heads, dim // self.num_heads))
+        projected = self.qkv(groups)
+        device = tokens.device.type
+        if device == "cpu" and projected.requires_grad:
+            # on a CPU the gradient of attention takes five times as long in bf16 as in fp32
+            projected = projected.to(groups.dtype)
+        qkv = projected.unflatten(-1, (3, self.num_heads, dim // self.num_heads))
         # unbound before the heads come first: one copy puts the three gradients together
         query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
         mask = grouping.mask(tokens.device)
         if mask is not None:
             mask = mask.repeat(tokens.shape[0], 1, 1, 1)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, mask, self.attn_drop_rate if self.training else 0.0
-        )
+        drop_rate = self.attn_drop_rate if self.training else 0.0
+        # autocast would bring it back to bf16
+        with torch.autocast(device, enabled=False):
+            attended = F.scaled_dot_product_attention(query, key, value, mask, drop_rate)
         joined = grouping.join(attended.transpose(1, 2).flatten(2))
-        projected: Tensor = self.dropout(self.projection(joined))
-        return projected
+        mixed: Tensor = self.dropout(self.projection(joined))
+        return mixed
 
 
 class DropPath(nn.Module):

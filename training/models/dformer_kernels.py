@@ -177,12 +177,14 @@ class DepthwiseConv3d(nn.Conv3d):
         self, grid: Float[Tensor, "batch channels depth height width"]
     ) -> Float[Tensor, "batch channels depth height width"]:
         """Convolve."""
-        if not in_parts(grid) or torch.is_autocast_enabled("cpu"):
+        if not in_parts(grid):
             return super().forward(grid)
         assert self.bias is not None
-        convolved: Tensor = _DepthwiseConv3d.apply(  # type: ignore[no-untyped-call]
-            grid, self.weight, self.bias
-        )
+        # in bf16 the library's routine for the kernel's gradient takes ten times as long
+        with torch.autocast("cpu", enabled=False):
+            convolved: Tensor = _DepthwiseConv3d.apply(  # type: ignore[no-untyped-call]
+                grid.to(self.weight.dtype), self.weight, self.bias
+            )
         return convolved
 
 
