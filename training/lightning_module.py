@@ -75,7 +75,8 @@ class SegmentationLightningModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        if voxel_counts is None and config.class_weights in CLASS_WEIGHTS:
+        preset = isinstance(config.class_weights, str) and config.class_weights in CLASS_WEIGHTS
+        if voxel_counts is None and preset:
             from training.data import PreprocessedDataset
 
             dataset = PreprocessedDataset.load(config.data_dir)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from training.callbacks import StopOnDivergence, TrainingDivergedError, get_callbacks
+from training.class_weights import CLASS_WEIGHTS
 from training.config import ModelTrainingConfig
 from training.inference import predict_case
 from training.lightning_module import SegmentationLightningModule
@@ -124,6 +125,18 @@ def with_spacing(config: ModelTrainingConfig) -> SegmentationTrainer:
     train, cases = loaders()
     module = SegmentationLightningModule(build_model(config), config, spacing=(2.0, 1.0, 1.0))
     return SegmentationTrainer(config, module, train, cases, cases, progress_bar=False)
+
+
+@pytest.mark.parametrize("weights", ["uniform", [1, 2, 4], *CLASS_WEIGHTS])
+def test_class_weights_of_every_kind_reach_the_loss(tmp_path: Path, weights: Any) -> None:
+    config = tiny_config(tmp_path, class_weights=weights)
+    counts = None if isinstance(weights, list) or weights == "uniform" else [100, 20, 5]
+    module = SegmentationLightningModule(build_model(config), config, voxel_counts=counts)
+    if weights == "uniform":
+        assert module.loss.weight is None
+    else:
+        background, first, second = module.loss.weight.tolist()
+        assert background < first < second
 
 
 def test_surface_scores_of_test_cases_are_in_mm(tmp_path: Path) -> None:
