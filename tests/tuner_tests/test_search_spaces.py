@@ -8,6 +8,7 @@ import torch
 
 from training.data import get_dataloaders, prepare_dataset, resolve_data_dir
 from training.inference import predict_case
+from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
 from training.optimizers import get_optimizer
 from tuner.spec import load_spec, parse_spec
@@ -44,6 +45,7 @@ def test_every_shipped_space_is_valid_and_covers_what_matters(path: Path) -> Non
         with torch.device("meta"):
             model = build_model(config)
         get_optimizer(config, model)
+        SegmentationLightningModule(model, config, voxel_counts=[1000] * config.num_classes)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
