@@ -106,7 +106,9 @@ def _curves(entries: list[TrialEntry], best: TrialEntry | None) -> str:
             f"stroke='#e2e8f0'/><text x='{LEFT - 8}' y='{y(score) + 4:.1f}' "
             f"text-anchor='end'>{score:.3f}</text>"
         )
-    for epoch in sorted({1, *range(0, last + 1, max(1, last // 8)), last} - {0}):
+    step = max(1, last // 8)
+    # no tick so close to the last one that their numbers would run into each other
+    for epoch in sorted({1, *range(step, last - step // 2, step), last}):
         shapes.append(
             f"<text x='{x(epoch):.1f}' y='{HEIGHT - 20}' text-anchor='middle'>{epoch}</text>"
         )
