@@ -136,6 +136,22 @@ def test_boundary_f1_equals_distance_transforms(
         assert float(found) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.0, 4.0])
+def test_boundary_f1_of_a_small_organ_in_a_large_image(tolerance: float) -> None:
+    """Few boundary voxels are looked up one by one, where many are compared as whole images."""
+    grid = torch.stack(torch.meshgrid(*[torch.arange(40.0)] * 3, indexing="ij"))
+    one, other = (
+        (grid - torch.tensor(centre).view(3, 1, 1, 1)).norm(dim=0) < 5
+        for centre in ((20.0, 19.0, 3.0), (21.0, 20.0, 4.0))
+    )
+    found = boundary_f1_score(
+        logits_of(one.long()[None], 2), other.long()[None], 2, tolerance=tolerance
+    )
+    expected = reference_boundary_f1(one.numpy(), other.numpy(), tolerance, (1.0, 1.0, 1.0))
+    assert float(found) == pytest.approx(expected, abs=1e-12)
+    assert 0 < expected < 1 or tolerance >= 2
+
+
 @pytest.mark.parametrize("tolerance", [1.0, 5.0])
 @pytest.mark.parametrize("shape", [(1, 4, 9, 1), (2, 7, 6, 8), (2, 9, 8)])
 def test_boundary_f1_of_all_classes_at_once(shape: tuple[int, ...], tolerance: float) -> None:

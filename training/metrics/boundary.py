@@ -26,6 +26,12 @@ from training.metrics.labels import (
 MOST_OFFSETS = 500
 """Offsets of the box around the tolerance up to which each is looked up for all classes."""
 
+MANY = 0.05
+"""Share of boundary voxels in an image above which whole images are compared, not voxels."""
+
+NEAREST = 7
+"""Offsets that are compared so: most voxels have found their match then."""
+
 
 def boundary_f1_score(
     logits: Float[Tensor, "b c *spatial"],
@@ -147,12 +153,26 @@ class _Boundary:
     def at_offsets(self, other: _Boundary, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Boundary voxels of each class that have one of the other boundary at an offset."""
         fits = (np.abs(offsets) <= self._reach).all(axis=1)
+        steps = offsets[fits] @ self._strides
         places, classes = self._places, self._classes
-        for offset in offsets[fits] @ self._strides:
+        if len(places) > MANY * self._map.size:
+            places = self._unmatched(other, steps[:NEAREST])
+            steps, classes = steps[NEAREST:], self._map[places]
+        for offset in steps:
             # offsets come by length, and most voxels find their match early
             open_ = other._map[places + offset] != classes
             places, classes = places[open_], classes[open_]
         return self.sizes - self._count(classes)
+
+    def _unmatched(self, other: _Boundary, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places of boundary voxels that have no match at any of a few steps."""
+        margin = int(self._reach @ self._strides)
+        inside = slice(margin, self._map.size - margin)
+        mine = self._map[inside]
+        open_ = mine != self._num_classes
+        for step in steps:
+            open_ &= other._map[inside.start + step : inside.stop + step] != mine
+        return np.flatnonzero(open_) + margin
 
     def within(
         self, other: _Boundary, tolerance: float, spacing: Sequence[float]
