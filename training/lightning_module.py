@@ -193,12 +193,14 @@ class SegmentationLightningModule(pl.LightningModule):
     def _log_epoch(self, stage: Stage) -> None:
         metrics, loss = self._stage_metrics(stage), self._stage_loss(stage)
         scores = metrics.compute() | {"loss": loss.compute()}
-        metrics.reset()
-        loss.reset()
         surface = self._stage_surface(stage)
         if surface is not None:
             scores |= surface.compute()
-            surface.reset()
+        # a state that is reset in inference mode could not be changed by a training after it
+        with torch.inference_mode(mode=False):
+            for accumulated in (metrics, loss, surface):
+                if accumulated is not None:
+                    accumulated.reset()
         # compute() has already gathered the ranks; the values are the same on each
         self.log_dict(
             {f"{stage}_{name}": value.float() for name, value in scores.items()},

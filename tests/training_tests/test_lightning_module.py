@@ -177,6 +177,13 @@ def test_surface_dice_can_be_monitored(tmp_path: Path) -> None:
     assert not any("hd95" in name for name in metrics)
 
 
+def test_a_module_is_trained_after_it_was_validated(tmp_path: Path) -> None:
+    expected = tiny_trainer(tiny_config(tmp_path / "a", max_epochs=1)).fit()
+    trainer = tiny_trainer(tiny_config(tmp_path / "b", max_epochs=1))
+    trainer.lightning.validate(trainer.module, trainer.val_loader, verbose=False)
+    assert trainer.fit()["val_dice"] == pytest.approx(expected["val_dice"], nan_ok=True)
+
+
 def test_same_seed_gives_the_same_metrics(tmp_path: Path) -> None:
     first = tiny_trainer(tiny_config(tmp_path / "a")).fit()
     again = tiny_trainer(tiny_config(tmp_path / "b")).fit()
