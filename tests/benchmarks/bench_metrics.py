@@ -1,11 +1,12 @@
 """Metrics beside MONAI's and surface-distance's: time of a case, and share of a validation.
 
-    python tests/benchmarks/bench_metrics.py [--rounds 9] [--size 128] [--json FILE]
+    python tests/benchmarks/bench_metrics.py [--rounds 9] [--size 128] [--threads 1] [--json FILE]
 
-Peers and ours take turns; times are medians. The peers get one-hot masks that are ready made,
-ours starts from the logits. The shares are those of real validation epochs of the networks of
-`search_spaces/`, untrained and after two epochs: all that is done for metrics (label maps from
-logits, updates, the final mean) as a share of the epoch.
+Peers and ours take turns; times are medians. One thread is the default: with more threads than
+free cores, torch's small operations wait for each other, and the peers look far slower. The
+peers get one-hot masks that are ready made, ours starts from the logits. The shares are those of
+real validation epochs of the networks of `search_spaces/`, untrained and after two epochs: all
+that is done for metrics (label maps from logits, updates, the final mean) as a share of the epoch.
 """
 
 from __future__ import annotations
@@ -273,14 +274,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("bench_metrics.json"))
     options = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
     facts = {"size": options.size, "classes": CLASSES, "rounds": options.rounds}
     facts |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     fast, share = speed(options.size, options.rounds), shares(options.rounds)
     console = Console(width=120)
-    title = f"one case of {options.size}³, {CLASSES} classes, {torch.get_num_threads()} threads"
+    title = f"one case of {options.size}³, {CLASSES} classes, {torch.get_num_threads()} thread(s)"
     table = Table("scores", "by", "seconds", "ours is times as fast", title=title)
     for name, row in fast.items():
         for side in (side for side in row if not side.startswith("ratio")):

@@ -112,7 +112,7 @@ def _scores(logits: Tensor, targets: Tensor, num_classes: int) -> OverlapScores:
 
 def _voxels(labels: LabelArray, num_classes: int) -> NDArray[np.float64]:
     """Voxels of each item and class."""
-    # several times as fast as bincount, which widens each label to an index
+    # for few classes faster than bincount, which widens each label to an index
     return np.array(
         [[np.count_nonzero(item == label) for label in range(num_classes)] for item in labels],
         dtype=np.float64,
