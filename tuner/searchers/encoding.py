@@ -72,7 +72,7 @@ class SpaceEncoding:
             columns = self._columns[name]
             count = _count(domain)
             if isinstance(domain, Choice):
-                options[name] = settled[:, columns].argmax(axis=1)
+                options[name] = vectors[:, columns].argmax(axis=1)
                 settled[:, columns] = np.eye(count)[options[name]]
             elif count:
                 options[name] = np.minimum(settled[:, columns.start] * count, count - 1).astype(int)
