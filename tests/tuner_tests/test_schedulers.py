@@ -221,6 +221,12 @@ def test_no_worker_waits_while_anything_may_run(
     assert len(record.entries) == trials
     assert not record.with_state(TrialState.RUNNING)
     assert policy.promote() is None
+    if isinstance(policy, PromotionAsha):
+        for bracket in range(spec.rung_settings.brackets):
+            for rung in spec.rungs()[bracket:]:
+                at = [n for n in record.scores_at(rung) if policy.bracket(n) == bracket]
+                passed = [n for n in at if record.entries[n].epochs > rung]
+                assert len(passed) <= max(1, len(at) // 3)
     running = proposed = 0
     for kind, _, epoch in events:
         if kind in {"new", "promoted"}:

@@ -110,9 +110,13 @@ class StoppingAsha(RungPolicy):
 class PromotionAsha(RungPolicy):
     """The promotion variant: a trial pauses at a rung, and the best of a rung go on.
 
-    Of the `n` trials of a rung, the best `n // reduction_factor` go on, each when a worker is
-    free for it; the highest rung comes first. So a trial that was unlucky when it came, or
-    came early, goes on as soon as the rung has filled up below it.
+    Of the `n` trials of a rung, no more than `n // reduction_factor` go on, the best of those
+    that are there when a worker is free; the highest rung comes first. So a trial that was
+    unlucky when it came, or came early, goes on as soon as the rung has filled up below it.
+
+    The published algorithm promotes every trial that is at some time among the best. With a
+    searcher that learns, new trials are better than old ones, nearly all of them would go on,
+    and the budget would go into few trials; the limit keeps it where it is meant to go.
     """
 
     def judge(self, number: int, epoch: int) -> Decision:
@@ -153,6 +157,8 @@ class PromotionAsha(RungPolicy):
                 if last:
                     # a study of few trials still trains its best one to the end
                     quota = max(quota, 1)
+                if sum(self._passed(n, epoch) for n in rung if n != also) >= quota:
+                    continue
                 # the first trial of equals goes first
                 best = sorted(rung, key=lambda number: (-rung[number], number))[:quota]
                 for number in best:
@@ -161,3 +167,11 @@ class PromotionAsha(RungPolicy):
                     if waits and entry.epochs == epoch:
                         return number
         return None
+
+    def _passed(self, number: int, epoch: int) -> bool:
+        """Whether a trial went on after the rung at `epoch`."""
+        entry = self._record.entries[number]
+        return entry.epochs > epoch or entry.state in {
+            TrialState.RUNNING,
+            TrialState.INTERRUPTED,
+        }
