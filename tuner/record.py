@@ -8,22 +8,28 @@ the record alone; Ray's own state is never read back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.errors import StudyError
 from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform
 
 if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
-
     from tuner.space import Domain, Space
 
 DATABASE = "optuna.db"
@@ -33,6 +39,7 @@ class TrialState(StrEnum):
     """How a trial stands; every trial ends in one of these, with a reason."""
 
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETED = "completed"
     STOPPED = "stopped"
     DIVERGED = "diverged"
@@ -43,12 +50,17 @@ class TrialState(StrEnum):
     @property
     def finished(self) -> bool:
         """Whether the trial will never run again."""
-        return self not in {TrialState.RUNNING, TrialState.INTERRUPTED}
+        return self not in {TrialState.RUNNING, TrialState.PAUSED, TrialState.INTERRUPTED}
 
     @property
     def usable(self) -> bool:
         """Whether the trial's best checkpoint may win the study."""
-        return self in {TrialState.COMPLETED, TrialState.STOPPED, TrialState.INTERRUPTED}
+        return self in {
+            TrialState.COMPLETED,
+            TrialState.STOPPED,
+            TrialState.PAUSED,
+            TrialState.INTERRUPTED,
+        }
 
 
 _OPTUNA_STATE = {
@@ -72,6 +84,8 @@ class TrialEntry:
         scores: Value of the study's metric by epoch, from 1.
         metrics: All metrics of the best epoch.
         seconds: Time spent on training, over all its runs.
+        proposed_by: What drew its values.
+        generation: Generation of a searcher that works in generations.
     """
 
     number: int
@@ -81,6 +95,8 @@ class TrialEntry:
     scores: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    proposed_by: str = ""
+    generation: int = 0
 
     @property
     def epochs(self) -> int:
@@ -104,27 +120,30 @@ class StudyRecord:
         folder: The study folder.
         space: What the study varies.
         mode: Whether a greater ("max") or smaller ("min") score is better.
+        storage: Where the trials are kept; `optuna.db` in `folder` by default.
 
     Raises:
         StudyError: if the record in `folder` cannot be read.
     """
 
-    def __init__(self, folder: Path, space: Space, mode: str) -> None:
+    def __init__(
+        self, folder: Path, space: Space, mode: str, storage: BaseStorage | None = None
+    ) -> None:
         self.folder = folder
         self.mode = mode
-        self._space = space
+        self.space = space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = f"sqlite:///{folder / DATABASE}"
         try:
+            self._storage = storage or RDBStorage(f"sqlite:///{folder / DATABASE}")
             # the name inside stays what it was when the folder is renamed or moved
-            names = optuna.get_all_study_names(storage)
-            self._study = optuna.create_study(
-                storage=storage,
-                study_name=names[0] if names else folder.name,
-                direction="maximize" if mode == "max" else "minimize",
-                load_if_exists=True,
+            studies = self._storage.get_all_studies()
+            direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
+            self._study_id = (
+                studies[0]._study_id
+                if studies
+                else self._storage.create_new_study([direction], folder.name)
             )
-            frozen = self._study.get_trials(deepcopy=False)
+            frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
         except (SQLAlchemyError, RuntimeError) as error:
             raise StudyError(
                 f"the record {folder / DATABASE} cannot be read: {str(error).splitlines()[0]}"
@@ -132,11 +151,11 @@ class StudyRecord:
         self.entries: dict[int, TrialEntry] = {
             trial.number: self._entry_from(trial) for trial in frozen
         }
-        self._trials: dict[int, optuna.Trial] = {
-            trial.number: optuna.Trial(self._study, trial._trial_id)
-            for trial in frozen
-            if not trial.state.is_finished()
-        }
+        self._trial_ids = {trial.number: trial._trial_id for trial in frozen}
+        self._by_epoch: dict[int, dict[int, float]] = {}
+        for entry in self.entries.values():
+            for epoch, score in entry.scores.items():
+                self._by_epoch.setdefault(epoch, {})[entry.number] = score
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles what it is given; a record is reopened from its folder, never copied."""
@@ -144,11 +163,15 @@ class StudyRecord:
 
     def unfinished(self) -> list[TrialEntry]:
         """Trials that were cut off and go on when the study is resumed."""
-        return [entry for entry in self.entries.values() if not entry.state.finished]
+        return self.with_state(TrialState.RUNNING, TrialState.INTERRUPTED)
 
     def with_state(self, *states: TrialState) -> list[TrialEntry]:
         """Trials in one of `states`."""
         return [entry for entry in self.entries.values() if entry.state in states]
+
+    def scores_at(self, epoch: int) -> Mapping[int, float]:
+        """Score of each trial that reached an epoch, by number."""
+        return self._by_epoch.get(epoch, {})
 
     def best(self) -> TrialEntry | None:
         """The trial with the best score of all that may win, the first of equals."""
@@ -162,21 +185,32 @@ class StudyRecord:
         sign = 1 if self.mode == "max" else -1
         return max(scored, key=lambda pair: (sign * pair[0], -pair[1].number))[1]
 
-    def propose(self, sampler_for: Callable[[int], BaseSampler]) -> TrialEntry:
-        """Open a new trial with values from the sampler for that trial's number."""
-        self._study.sampler = sampler_for(len(self.entries))
-        trial = self._study.ask()
-        values: dict[str, Any] = {}
-        for name, domain in self._space.items():
-            if self._space.active(name, values):
-                values[name] = _suggest(trial, name, domain)
-        entry = TrialEntry(trial.number, values)
-        self.entries[trial.number] = entry
-        self._trials[trial.number] = trial
+    def propose(
+        self, values: Mapping[str, Any], proposed_by: str, generation: int = 0
+    ) -> TrialEntry:
+        """Open a new trial, in one commit.
+
+        Args:
+            values: Its sampled values by field name.
+            proposed_by: What drew them, for a person to read.
+            generation: Generation of a searcher that works in generations.
+        """
+        number = len(self.entries)
+        template = create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params={name: _stored(self.space.domains[name], values[name]) for name in values},
+            distributions={name: distribution_of(self.space.domains[name]) for name in values},
+            user_attrs={"proposed_by": proposed_by, "generation": generation},
+        )
+        self._trial_ids[number] = self._storage.create_new_trial(self._study_id, template)
+        entry = TrialEntry(
+            number, dict(values), proposed_by=proposed_by, generation=generation
+        )
+        self.entries[number] = entry
         return entry
 
     def running(self, number: int) -> None:
-        """Note that a trial has started (again)."""
+        """Note that a trial has started again."""
         entry = self.entries[number]
         if entry.state is not TrialState.RUNNING:
             self._set_state(entry, TrialState.RUNNING, "")
@@ -188,16 +222,20 @@ class StudyRecord:
         entry = self.entries[number]
         if epoch in entry.scores:
             return False
-        trial = self._trials[number]
-        trial.report(score, epoch)
+        self._storage.set_trial_intermediate_value(self._trial_ids[number], epoch, score)
         entry.scores[epoch] = score
+        self._by_epoch.setdefault(epoch, {})[number] = score
         entry.seconds += seconds
-        trial.set_user_attr("seconds", round(entry.seconds, 3))
+        self._note(entry, "seconds", round(entry.seconds, 3))
         best = entry.best(self.mode)
         if best is not None and best[0] == epoch:
             entry.metrics = dict(metrics)
-            trial.set_user_attr("metrics", entry.metrics)
+            self._note(entry, "metrics", entry.metrics)
         return True
+
+    def pause(self, number: int, reason: str) -> None:
+        """Set a trial aside that may be promoted later."""
+        self._set_state(self.entries[number], TrialState.PAUSED, reason)
 
     def finish(self, number: int, state: TrialState, reason: str) -> None:
         """Close a trial for good; a trial that has ended keeps its first ending."""
@@ -208,10 +246,10 @@ class StudyRecord:
         if state is TrialState.COMPLETED and best is None:
             state, reason = TrialState.FAILED, "it ended without reporting a score"
         self._set_state(entry, state, reason)
-        self._study.tell(
-            self._trials.pop(number),
-            best[1] if state is TrialState.COMPLETED and best else None,
-            state=_OPTUNA_STATE[state],
+        self._storage.set_trial_state_values(
+            self._trial_ids[number],
+            _OPTUNA_STATE[state],
+            [best[1]] if state is TrialState.COMPLETED and best else None,
         )
 
     def interrupt_running(self, reason: str) -> None:
@@ -220,14 +258,16 @@ class StudyRecord:
             self._set_state(entry, TrialState.INTERRUPTED, reason)
 
     def _set_state(self, entry: TrialEntry, state: TrialState, reason: str) -> None:
-        trial = self._trials[entry.number]
-        trial.set_user_attr("state", state.value)
-        trial.set_user_attr("reason", reason)
+        self._note(entry, "state", state.value)
+        self._note(entry, "reason", reason)
         entry.state, entry.reason = state, reason
+
+    def _note(self, entry: TrialEntry, key: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._trial_ids[entry.number], key, value)
 
     def _entry_from(self, trial: FrozenTrial) -> TrialEntry:
         attributes = trial.user_attrs
-        domains = dict(self._space.items())
+        domains = self.space.domains
         values = {}
         for name, stored in trial.params.items():
             domain = domains[name]
@@ -240,22 +280,29 @@ class StudyRecord:
             scores=dict(trial.intermediate_values),
             metrics=attributes.get("metrics", {}),
             seconds=attributes.get("seconds", 0.0),
+            proposed_by=attributes.get("proposed_by", ""),
+            generation=attributes.get("generation", 0),
         )
 
 
-def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:
-    """Draw a value of `domain` from the trial's sampler."""
+def distribution_of(domain: Domain) -> BaseDistribution:
+    """The domain as Optuna knows it."""
     match domain:
         case Choice():
-            return domain.value_of(trial.suggest_categorical(name, domain.labels))
-        case Uniform():
-            return trial.suggest_float(name, domain.low, domain.high)
+            return CategoricalDistribution(domain.labels)
         case LogUniform():
-            return trial.suggest_float(name, domain.low, domain.high, log=True)
+            return FloatDistribution(domain.low, domain.high, log=True)
+        case Uniform():
+            return FloatDistribution(domain.low, domain.high)
         case QUniform():
-            return trial.suggest_float(name, domain.low, domain.high, step=domain.step)
+            return FloatDistribution(domain.low, domain.high, step=domain.step)
         case RandInt():
-            return trial.suggest_int(name, domain.low, domain.high)
+            return IntDistribution(domain.low, domain.high)
+
+
+def _stored(domain: Domain, value: Any) -> Any:
+    """The value as Optuna keeps it."""
+    return domain.label_of(value) if isinstance(domain, Choice) else value
 
 
 def epochs_spent(entries: Iterable[TrialEntry]) -> int:

@@ -29,6 +29,7 @@ REPORT = "report.html"
 
 STYLES = {
     TrialState.RUNNING: "cyan",
+    TrialState.PAUSED: "blue",
     TrialState.COMPLETED: "green",
     TrialState.STOPPED: "yellow",
     TrialState.DIVERGED: "red",

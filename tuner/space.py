@@ -58,6 +58,21 @@ class Choice:
         """The value that a label stands for."""
         return self.values[self.labels.index(label)]
 
+    def nearest(self, value: Any) -> Any:
+        """`value` if it may be chosen, else the first option."""
+        return value if self.contains(value) else self.values[0]
+
+    def label_of(self, value: Any) -> Any:
+        """The label of a value.
+
+        Raises:
+            ValueError: if the value may not be chosen.
+        """
+        for label, known in zip(self.labels, self.values, strict=True):
+            if value == known and _same_kind(value, known):
+                return label
+        raise ValueError(f"{value!r} is none of {self.describe()}")
+
     def contains(self, value: Any) -> bool:
         """Whether `value` may be chosen."""
         return any(value == known and _same_kind(value, known) for known in self.values)
@@ -95,6 +110,15 @@ class Uniform:
     def __post_init__(self) -> None:
         _check_bounds(self.low, self.high)
 
+    def nearest(self, value: Any) -> float:
+        """The number between the bounds that comes nearest; the middle for no number."""
+        if not _is_number(value):
+            value = self._middle()
+        return min(max(float(value), self.low), self.high)
+
+    def _middle(self) -> float:
+        return (self.low + self.high) / 2
+
     def contains(self, value: Any) -> bool:
         """Whether `value` lies between the bounds."""
         return _is_number(value) and self.low <= value <= self.high
@@ -131,6 +155,9 @@ class LogUniform(Uniform):
                 f"loguniform needs low > 0, but got (low={self.low:g}, high={self.high:g})"
             )
 
+    def _middle(self) -> float:
+        return math.sqrt(self.low * self.high)
+
     def sample(self, rng: random.Random) -> float:
         """A number between the bounds."""
         drawn = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
@@ -164,6 +191,12 @@ class RandInt:
             )
         object.__setattr__(self, "low", int(self.low))
         object.__setattr__(self, "high", int(self.high))
+
+    def nearest(self, value: Any) -> int:
+        """The whole number between the bounds that comes nearest; the middle for no number."""
+        if not _is_number(value):
+            value = (self.low + self.high) / 2
+        return min(max(round(value), self.low), self.high)
 
     def contains(self, value: Any) -> bool:
         """Whether `value` is a whole number between the bounds."""
@@ -211,8 +244,21 @@ class QUniform:
             )
 
     @property
-    def _steps(self) -> int:
+    def steps(self) -> int:
+        """Steps from `low` to `high`."""
         return round((self.high - self.low) / self.step)
+
+    def nearest(self, value: Any) -> float:
+        """The step that comes nearest; the middle one for no number."""
+        if not _is_number(value):
+            value = (self.low + self.high) / 2
+        step = round((value - self.low) / self.step)
+        return self.at(min(max(step, 0), self.steps))
+
+    def at(self, step: int) -> float:
+        """The value of a step, from 0."""
+        # the last step may come out a rounding error above the bound
+        return min(self.low + self.step * step, self.high)
 
     def contains(self, value: Any) -> bool:
         """Whether `value` is one of the steps."""
@@ -223,7 +269,7 @@ class QUniform:
 
     def sample(self, rng: random.Random) -> float:
         """One of the steps."""
-        return self.low + self.step * rng.randint(0, self._steps)
+        return self.at(rng.randint(0, self.steps))
 
     def examples(self) -> tuple[Any, ...]:
         """The bounds, and the first step."""

@@ -71,8 +71,18 @@ class _Section(BaseModel):
 class SearchSettings(_Section):
     """The section `search`: what proposes trials, and how many."""
 
-    searcher: Literal["tpe", "random"] = "tpe"
+    searcher: Literal[
+        "gp", "tpe", "priorband", "cmaes", "nsga2", "random", "qmc", "grid"
+    ] = "tpe"
     """Key of `tuner.searchers.SEARCHERS`."""
+
+    default_first: bool = True
+    """Whether the first trial is the known good default: each field's value in `config`, or
+    else of `ModelTrainingConfig`, or what comes nearest to it in the field's domain."""
+
+    start_from: list[dict[str, Any]] = []
+    """Points to try first, each a mapping of fields to values; fields that a point leaves out
+    have their default."""
 
     num_trials: Annotated[Whole, Field(ge=1)] = 20
     """Trials of the study."""
@@ -92,6 +102,13 @@ class AshaSettings(_Section):
 
     reduction_factor: Annotated[Whole, Field(ge=2)] = 3
     """One of so many trials survives a rung; rungs are apart by this factor."""
+
+    promotion: bool = False
+    """Whether trials pause at a rung and the best go on when a worker is free, rather than
+    stop there for good."""
+
+    brackets: Annotated[Whole, Field(ge=1)] = 1
+    """Ladders of rungs (Hyperband): each leaves out one more of the lowest rungs."""
 
 
 class ResourceSettings(_Section):
@@ -120,7 +137,8 @@ class StudySpec(BaseModel):
         config: Fixed values of `ModelTrainingConfig`, as given.
         space: What varies.
         search: What proposes trials.
-        asha: Early stopping, None for none.
+        scheduler: Key of `tuner.schedulers.SCHEDULERS`.
+        asha: The rungs, None for none.
         resources: Share of a trial.
     """
 
@@ -133,8 +151,14 @@ class StudySpec(BaseModel):
     config: dict[str, Any]
     space: Space
     search: SearchSettings
+    scheduler: str
     asha: AshaSettings | None
     resources: ResourceSettings
+
+    @property
+    def rung_settings(self) -> AshaSettings:
+        """The section `asha`, the default if there is none."""
+        return self.asha or AshaSettings()
 
     @property
     def max_epochs(self) -> int:
@@ -160,9 +184,30 @@ class StudySpec(BaseModel):
             }
         )
 
+    def default_point(self) -> dict[str, Any]:
+        """The known good point of the space: each field's default, or what comes nearest."""
+        return self._completed({})
+
+    def start_points(self) -> list[dict[str, Any]]:
+        """The points of `search.start_from`, with the default of fields that they leave out."""
+        return [self._completed(given) for given in self.search.start_from]
+
+    def _completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        flat = self.base_config().flat()
+        values: dict[str, Any] = {}
+        for name, domain in self.space.items():
+            if not self.space.active(name, values):
+                continue
+            field, _, part = name.partition(".")
+            default = flat.get(field)
+            if part:
+                default = default.get(part) if isinstance(default, dict) else None
+            values[name] = domain.nearest(given.get(name, default))
+        return values
+
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which ASHA compares: grace_period * reduction_factor^k below max_epochs."""
-        if self.asha is None:
+        if self.asha is None or self.scheduler not in {"asha", "pasha"}:
             return ()
         rungs = []
         rung, max_epochs = self.asha.grace_period, self.max_epochs
@@ -174,7 +219,7 @@ class StudySpec(BaseModel):
     def expected_epochs(self) -> float:
         """Epochs that the study takes if one of `reduction_factor` trials survives each rung."""
         steps = [0, *self.rungs(), self.max_epochs]
-        factor = self.asha.reduction_factor if self.asha else 1
+        factor = self.rung_settings.reduction_factor
         per_trial = sum(
             (after - before) / float(factor) ** survived
             for survived, (before, after) in enumerate(pairwise(steps))
@@ -190,6 +235,7 @@ class StudySpec(BaseModel):
                 "config": self.config,
                 "space": self.space.to_yaml(),
                 "search": self.search.model_dump(mode="json"),
+                "scheduler": self.scheduler,
                 "asha": False if self.asha is None else self.asha.model_dump(mode="json"),
                 "resources": self.resources.model_dump(mode="json"),
             }
@@ -240,6 +286,7 @@ def parse_spec(
     space = parser.space(config)
     search = parser.section("search", SearchSettings)
     asha = _asha(parser)
+    scheduler = _scheduler(parser)
     resources = parser.section("resources", ResourceSettings)
     parser.raise_problems()
     assert search is not None
@@ -252,6 +299,7 @@ def parse_spec(
         config=config,
         space=space,
         search=search,
+        scheduler=scheduler,
         asha=asha,
         resources=resources,
     )
@@ -267,6 +315,26 @@ def _asha(parser: SpecParser) -> AshaSettings | None:
     if given is True:
         return AshaSettings()
     return parser.section("asha", AshaSettings)
+
+
+SCHEDULER_NAMES = ("asha", "pasha", "median", "none")
+"""Keys of `tuner.schedulers.SCHEDULERS`."""
+
+
+def _scheduler(parser: SpecParser) -> str:
+    off = parser.data.get("asha") is False
+    name = parser.data.get("scheduler", "none" if off else "asha")
+    if name not in SCHEDULER_NAMES:
+        parser.problem(
+            ("scheduler",), f"unknown scheduler {name!r}{suggestion(name, SCHEDULER_NAMES)}"
+        )
+        return "none"
+    if off and name != "none":
+        parser.problem(
+            ("scheduler",),
+            f"scheduler={name} needs the section asha, which is false: remove one of them",
+        )
+    return str(name)
 
 
 SAMPLES = 200

@@ -18,7 +18,7 @@ from tuner.yaml_source import Override, YamlPath, YamlSource
 if TYPE_CHECKING:
     from tuner.spec import StudySpec
 
-SECTIONS = ("metric", "mode", "config", "space", "search", "asha", "resources")
+SECTIONS = ("metric", "mode", "config", "space", "search", "scheduler", "asha", "resources")
 
 METRICS = ("val_dice", "val_nsd", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
 """Metrics that trials can be compared by; `val_dice_K` and `val_nsd_K` are those of class K."""

@@ -29,8 +29,8 @@ from tuner.provenance import provenance
 from tuner.record import StudyRecord
 from tuner.report import StudyView, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
-from tuner.schedulers import build_scheduler
-from tuner.searchers import RecordSearcher
+from tuner.schedulers import RecordScheduler, build_policy
+from tuner.searchers import build_searcher
 from tuner.spec import StudySpec, load_spec
 from tuner.trial import StudyContext, TrialTrainable
 from tuner.worker_death import out_of_memory_ends_one_trial
@@ -79,7 +79,9 @@ class Study:
     def finished(self) -> bool:
         """Whether every trial of the study has ended."""
         entries = self.record.entries.values()
-        return len(entries) >= self.spec.search.num_trials and not self.record.unfinished()
+        return len(entries) >= self.spec.search.num_trials and all(
+            entry.state.finished for entry in entries
+        )
 
     def provenance(self) -> dict[str, Any]:
         """Versions, commit and data of the study."""
@@ -193,12 +195,14 @@ def _tune(
         tune.with_parameters(TrialTrainable, study=context),
         {"cpu": resources.cpu, "gpu": resources.gpu},
     )
+    policy = build_policy(record, spec)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=RecordSearcher(record, spec.search),
-            scheduler=build_scheduler(record, spec),
-            num_samples=spec.search.num_trials,
+            search_alg=build_searcher(record, spec, policy),
+            scheduler=RecordScheduler(record, policy),
+            # the searcher says when the study is over; a promoted trial is a new one to Tune
+            num_samples=-1,
             max_concurrent_trials=resources.max_concurrent,
             reuse_actors=True,
         ),

@@ -1,18 +1,34 @@
+"""One suite over all schedulers, and what each does by itself."""
+
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.storages import InMemoryStorage
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from tuner.record import StudyRecord, TrialState
-from tuner.schedulers import AshaScheduler, build_scheduler
-from tuner.searchers import SEARCHERS
-from tuner.spec import parse_spec
+from tuner.schedulers import (
+    SCHEDULERS,
+    Action,
+    MedianStopping,
+    Pasha,
+    Policy,
+    PromotionAsha,
+    RecordScheduler,
+    StoppingAsha,
+    build_policy,
+)
+from tuner.spec import StudySpec, parse_spec
 
 SPEC = """
 config: {max_epochs: 27}
@@ -20,120 +36,347 @@ space: {learning_rate: {loguniform: [1e-5, 1e-2]}}
 asha: {grace_period: 1, reduction_factor: 3}
 """
 
+VARIANTS = [
+    "scheduler: none",
+    "scheduler: median",
+    "asha: {reduction_factor: 3}",
+    "asha: {reduction_factor: 3, brackets: 2}",
+    "asha: {reduction_factor: 3, promotion: true}",
+    "asha: {reduction_factor: 3, promotion: true, brackets: 2}",
+    "scheduler: pasha",
+]
+"""Every scheduler, in every variant."""
+
+
+def variant(text: str, mode: str = "max") -> StudySpec:
+    metric = "val_dice" if mode == "max" else "val_loss"
+    head = SPEC.replace("asha: {grace_period: 1, reduction_factor: 3}", "")
+    return parse_spec(f"{head}metric: {metric}\n{text}\n", source="spec.yaml")
+
+
+def in_memory(mode: str = "max") -> StudyRecord:
+    space = parse_spec(SPEC, source="spec.yaml").space
+    return StudyRecord(Path("memory"), space, mode, InMemoryStorage())
+
 
 @pytest.fixture
-def record(tmp_path: Path) -> StudyRecord:
-    return StudyRecord(tmp_path, parse_spec(SPEC, source="spec.yaml").space, "max")
+def record() -> StudyRecord:
+    return in_memory()
 
 
-def report(scheduler: Any, number: int, epoch: int, score: float) -> str:
+def propose(record: StudyRecord) -> int:
+    values = record.space.sample(random.Random(len(record.entries)))
+    return record.propose(values, "test").number
+
+
+def report(record: StudyRecord, policy: Policy, number: int, epoch: int, score: float) -> str:
+    """Report through Tune's interface; what became of the trial."""
     trial = SimpleNamespace(config={"trial_number": number}, trial_id=str(number))
     result = {"epoch": epoch, "score": score, "metrics/val_dice": score, "epoch_seconds": 1.0}
-    decision = scheduler.on_trial_result(None, trial, result)
-    assert isinstance(decision, str)
-    return decision
+    decision = RecordScheduler(record, policy).on_trial_result(None, trial, result)  # type: ignore[arg-type]
+    state = record.entries[number].state
+    assert (decision == TrialScheduler.STOP) == (state is not TrialState.RUNNING)
+    return {TrialState.RUNNING: "goes on", TrialState.PAUSED: "pauses"}.get(state, "stops")
 
 
-def test_decisions_equal_ray_asha_where_ray_is_right(record: StudyRecord) -> None:
+Event = tuple[str, int, int]
+
+
+def study_of(
+    record: StudyRecord,
+    policy: Policy,
+    score_of: Callable[[int, int], float],
+    *,
+    trials: int = 15,
+    workers: int = 3,
+    epochs: int = 27,
+    steps: int = 10_000,
+) -> list[Event]:
+    """Run a study of one epoch a turn, as `RecordSearcher` does; what happened in which order."""
+    events: list[Event] = []
+    for _ in range(steps):
+        running = [entry.number for entry in record.with_state(TrialState.RUNNING)]
+        while len(running) < workers:
+            number = policy.promote()
+            if number is not None:
+                record.running(number)
+                events.append(("promoted", number, record.entries[number].epochs))
+            elif len(record.entries) < trials:
+                number = propose(record)
+                events.append(("new", number, 0))
+            elif not running and (number := policy.promote(last=True)) is not None:
+                record.running(number)
+                events.append(("promoted", number, record.entries[number].epochs))
+            else:
+                break
+            running.append(number)
+        if not running:
+            return events
+        number = min(running, key=lambda n: (record.entries[n].epochs, n))
+        epoch = record.entries[number].epochs + 1
+        what = report(record, policy, number, epoch, score_of(number, epoch))
+        if what == "goes on" and epoch == epochs:
+            record.finish(number, TrialState.COMPLETED, "trained to the end")
+        events.append((what, number, epoch))
+    return events
+
+
+def noisy(number: int, epoch: int) -> float:
+    """A curve that rises to a level of the trial's own, with noise."""
+    level, noise = np.random.default_rng((number, 1)), np.random.default_rng((number, epoch))
+    return float(level.uniform() * (1 - 0.5 / epoch) + 0.05 * noise.normal())
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+def test_a_study_comes_to_its_end(text: str, record: StudyRecord) -> None:
+    spec = variant(text)
+    study_of(record, build_policy(record, spec), noisy)
+    assert len(record.entries) == 15
+    states = {entry.state for entry in record.entries.values()}
+    assert states <= {TrialState.COMPLETED, TrialState.STOPPED, TrialState.PAUSED}
+    for entry in record.entries.values():
+        if entry.state is TrialState.COMPLETED:
+            assert entry.epochs == 27
+        else:
+            assert entry.reason
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+def test_a_resumed_study_decides_as_it_would_have(text: str, tmp_path: Path) -> None:
+    spec = variant(text)
+    traces = []
+    for name, stop_after in (("whole", 10_000), ("cut", 7)):
+        folder = tmp_path / name
+        folder.mkdir()
+        trace: list[Event] = []
+        while True:
+            # another record and policy each time, from what is on disk
+            record = StudyRecord(folder, spec.space, spec.mode)
+            events = study_of(
+                record, build_policy(record, spec), noisy, trials=7, workers=1, steps=stop_after
+            )
+            trace += events
+            if not record.with_state(TrialState.RUNNING) and not any(
+                kind in {"new", "promoted"} for kind, _, _ in events
+            ):
+                break
+        traces.append(trace)
+    assert traces[0] == traces[1]
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_score_that_is_not_finite_helps_nobody(text: str, mode: str) -> None:
+    """Trials that diverge change nothing for the others, whatever they report."""
+    sign = 1.0 if mode == "max" else -1.0
+    spec = variant(text, mode)
+    record = in_memory(mode)
+    study_of(
+        record,
+        build_policy(record, spec),
+        lambda number, epoch: sign * noisy(number, epoch) if number % 3 else math.nan,
+    )
+    if spec.rungs():
+        broken = [entry for entry in record.entries.values() if entry.number % 3 == 0]
+        ladder = spec.rungs()[: spec.rung_settings.brackets]
+        assert {entry.state for entry in broken} == {TrialState.STOPPED}
+        assert {entry.epochs for entry in broken} <= set(ladder)
+    best = record.best()
+    assert best is not None
+    assert best.number % 3
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+def test_an_epoch_reported_again_is_not_judged_again(text: str, record: StudyRecord) -> None:
+    policy = build_policy(record, variant(text))
+    for _ in range(3):
+        propose(record)
+    assert report(record, policy, 0, 1, 0.5) in {"goes on", "pauses"}
+    before = record.entries[0].state
+    report(record, policy, 1, 1, 0.9)
+    trial = SimpleNamespace(config={"trial_number": 0}, trial_id="0")
+    result = {"epoch": 1, "score": 0.1, "epoch_seconds": 1.0}
+    again = RecordScheduler(record, policy).on_trial_result(None, trial, result)  # type: ignore[arg-type]
+    assert again == TrialScheduler.CONTINUE
+    assert record.entries[0].state is before
+    assert record.entries[0].scores == {1: 0.5}
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**20), workers=st.integers(1, 6), trials=st.integers(1, 20))
+def test_no_worker_waits_while_anything_may_run(
+    text: str, seed: int, workers: int, trials: int
+) -> None:
+    spec = variant(text)
+    record = in_memory()
+    policy = build_policy(record, spec)
+    events = study_of(
+        record,
+        policy,
+        lambda number, epoch: float(np.random.default_rng((seed, number, epoch)).normal()),
+        trials=trials,
+        workers=workers,
+    )
+    assert len(record.entries) == trials
+    assert not record.with_state(TrialState.RUNNING)
+    assert policy.promote() is None
+    if isinstance(policy, PromotionAsha):
+        for bracket in range(spec.rung_settings.brackets):
+            for rung in spec.rungs()[bracket:]:
+                at = [n for n in record.scores_at(rung) if policy.bracket(n) == bracket]
+                passed = [n for n in at if record.entries[n].epochs > rung]
+                assert len(passed) <= max(1, len(at) // 3)
+    running = proposed = 0
+    for kind, _, epoch in events:
+        if kind in {"new", "promoted"}:
+            running += 1
+            proposed += kind == "new"
+        else:
+            assert running == workers or proposed == trials
+            running -= kind != "goes on" or epoch == 27
+    assert running == 0
+
+
+def test_the_stopping_variant_equals_ray_where_ray_is_right(record: StudyRecord) -> None:
     """Ray compares with the scores before this one, so the first trials decide alike."""
     rng = np.random.default_rng(0)
-    ours = AshaScheduler(record, (1, 3, 9), 3)
+    policy = StoppingAsha(record, (1, 3, 9), 3)
     ray_asha = AsyncHyperBandScheduler(
         time_attr="epoch", metric="score", mode="max", max_t=27, grace_period=1, reduction_factor=3
     )
     agreed = 0
     for number in range(60):
-        record.propose(SEARCHERS["random"])
+        propose(record)
         trial = SimpleNamespace(config={"trial_number": number}, trial_id=str(number))
         ray_asha.on_trial_add(None, trial)
         for epoch in range(1, 10):
             score = float(rng.uniform())
-            decision = report(ours, number, epoch, score)
+            ours = report(record, policy, number, epoch, score)
             reference = ray_asha.on_trial_result(None, trial, {"epoch": epoch, "score": score})
-            agreed += decision == reference
-            if decision != reference and epoch in (1, 3, 9):
-                # they differ only through the trial's own score in the quantile
-                assert decision == TrialScheduler.CONTINUE or number > 0
-            if TrialScheduler.STOP in (decision, reference):
+            agreed += (ours == "stops") == (reference == TrialScheduler.STOP)
+            if ours == "stops" or reference == TrialScheduler.STOP:
                 break
     assert agreed > 60
 
 
 def test_the_best_third_goes_on(record: StudyRecord) -> None:
-    scheduler = AshaScheduler(record, (1, 3), 3)
-    decisions = []
-    for number, score in enumerate((0.5, 0.4, 0.6, 0.45, 0.7, 0.1)):
-        record.propose(SEARCHERS["random"])
-        decisions.append(report(scheduler, number, 1, score))
-    assert decisions == ["CONTINUE", "STOP", "CONTINUE", "STOP", "CONTINUE", "STOP"]
-    assert record.entries[5].state is TrialState.STOPPED
+    policy = StoppingAsha(record, (1, 3), 3)
+    scores = (0.5, 0.4, 0.6, 0.45, 0.7, 0.1)
+    decisions = [report(record, policy, propose(record), 1, score) for score in scores]
+    assert decisions == ["goes on", "stops", "goes on", "stops", "goes on", "stops"]
     assert "rung 1 (epoch 1)" in record.entries[5].reason
     assert "cutoff" in record.entries[5].reason
 
 
-def test_between_rungs_nothing_is_stopped(record: StudyRecord) -> None:
-    scheduler = AshaScheduler(record, (2, 6), 3)
-    for number in range(4):
-        record.propose(SEARCHERS["random"])
-        assert report(scheduler, number, 1, -float(number)) == "CONTINUE"
-
-
-@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_not_finite_never_passes_a_rung(record: StudyRecord, score: float) -> None:
-    scheduler = AshaScheduler(record, (1,), 3)
-    record.propose(SEARCHERS["random"])
-    assert report(scheduler, 0, 1, score) == "STOP"
-
-
-def test_lower_is_better_for_a_loss(tmp_path: Path) -> None:
-    spec = parse_spec(SPEC + "metric: val_loss\n", source="spec.yaml")
-    record = StudyRecord(tmp_path, spec.space, spec.mode)
-    scheduler = build_scheduler(record, spec)
-    decisions = []
-    for number, score in enumerate((0.5, 0.6, 0.4)):
-        record.propose(SEARCHERS["random"])
-        decisions.append(report(scheduler, number, 1, score))
-    assert decisions == ["CONTINUE", "STOP", "CONTINUE"]
-
-
-def test_rungs_survive_a_restart(record: StudyRecord, tmp_path: Path) -> None:
-    scheduler = AshaScheduler(record, (1, 3), 3)
-    for number, score in enumerate((0.9, 0.8, 0.7)):
-        record.propose(SEARCHERS["random"])
-        report(scheduler, number, 1, score)
-    space = parse_spec(SPEC, source="spec.yaml").space
-    reopened = StudyRecord(tmp_path, space, "max")
-    restarted = AshaScheduler(reopened, (1, 3), 3)
-    reopened.propose(SEARCHERS["random"])
-    assert report(restarted, 3, 1, 0.75) == "STOP"
-    assert "4 trials" in reopened.entries[3].reason
-
-
-def test_an_epoch_reported_again_is_not_judged_again(record: StudyRecord) -> None:
-    scheduler = AshaScheduler(record, (1,), 3)
+def test_an_unlucky_trial_goes_on_when_the_rung_has_filled_up(record: StudyRecord) -> None:
+    policy = PromotionAsha(record, (1, 3), 3)
+    decisions = [report(record, policy, propose(record), 1, score) for score in (0.8, 0.9)]
+    assert decisions == ["pauses", "pauses"]
+    assert policy.promote() is None
+    # of three one goes on: not the one that came last
+    assert report(record, policy, propose(record), 1, 0.1) == "pauses"
+    assert policy.promote() == 1
+    record.running(1)
+    assert policy.promote() is None
+    # of six two go on: the better of those that wait, here the first of all
+    for score in (0.2, 0.3, 0.4):
+        report(record, policy, propose(record), 1, score)
+    assert policy.promote() == 0
+    # one that is among the best as it comes does not pause at all
+    record.running(0)
     for _ in range(2):
-        record.propose(SEARCHERS["random"])
-    assert report(scheduler, 0, 1, 0.5) == "CONTINUE"
-    assert report(scheduler, 1, 1, 0.9) == "CONTINUE"
-    assert report(scheduler, 0, 1, 0.5) == "CONTINUE"
+        report(record, policy, propose(record), 1, 0.0)
+    assert report(record, policy, propose(record), 1, 0.95) == "goes on"
 
 
-def test_without_asha_every_trial_goes_on(record: StudyRecord) -> None:
-    spec = parse_spec(
-        SPEC.replace("asha: {grace_period: 1, reduction_factor: 3}", "asha: false"),
-        source="spec.yaml",
-    )
-    scheduler = build_scheduler(record, spec)
-    for number in range(5):
-        record.propose(SEARCHERS["random"])
-        for epoch in range(1, 5):
-            assert report(scheduler, number, epoch, -float(number)) == "CONTINUE"
+def test_the_highest_rung_is_promoted_first(record: StudyRecord) -> None:
+    policy = PromotionAsha(record, (1, 2), 2)
+    for score in (0.8, 0.7, 0.6, 0.5):
+        assert report(record, policy, propose(record), 1, score) == "pauses"
+    for number, score in ((0, 0.6), (1, 0.5)):
+        assert policy.promote() == number
+        record.running(number)
+        if number:
+            report(record, policy, 0, 2, 0.6)
+            assert report(record, policy, number, 2, score) == "pauses"
+    # as good as it is, it lets the one of the higher rung go first
+    for score in (0.1, 0.75):
+        assert report(record, policy, propose(record), 1, score) == "pauses"
+    assert policy.promote() == 0
+    record.running(0)
+    assert policy.promote() == 5
+
+
+def test_a_study_of_few_trials_trains_its_best_to_the_end(record: StudyRecord) -> None:
+    study_of(record, PromotionAsha(record, (1, 3, 9), 3), noisy, trials=2)
+    assert max(entry.epochs for entry in record.entries.values()) == 27
+
+
+def test_the_top_rung_of_243_epochs_is_there() -> None:
+    """Ray computes it with logarithms and loses it to rounding."""
+    spec = parse_spec(SPEC.replace("max_epochs: 27", "max_epochs: 243"), source="spec.yaml")
+    assert spec.rungs() == (1, 3, 9, 27, 81)
+    ray_asha = AsyncHyperBandScheduler(grace_period=1, max_t=243, reduction_factor=3)
+    # 1, 3, ..., 243: six rungs with the full budget, of which Ray has five
+    assert len(ray_asha._brackets[0]._rungs) == 5
+
+
+def test_brackets_are_dealt_by_the_seed(record: StudyRecord) -> None:
+    one, other = (PromotionAsha(record, (1, 3, 9), 3, brackets=3, seed=4) for _ in range(2))
+    dealt = [one.bracket(number) for number in range(300)]
+    assert dealt == [other.bracket(number) for number in reversed(range(300))][::-1]
+    shares = np.bincount(dealt) / 300
+    np.testing.assert_allclose(shares, np.array([9, 3, 1]) / 13, atol=0.08)
+    third = next(number for number, bracket in enumerate(dealt) if bracket == 2)
+    for _ in range(third + 1):
+        propose(record)
+    for epoch in range(1, 9):
+        assert report(record, one, third, epoch, 0.0) == "goes on"
+    assert report(record, one, third, 9, 0.0) == "pauses"
+
+
+def test_pasha_stops_growing_once_rankings_agree(record: StudyRecord) -> None:
+    policy = Pasha(record, (1, 3, 9), 3)
+    study_of(record, policy, lambda number, epoch: number + epoch / 100, trials=27)
+    # the ranking never changes, so only the two lowest rungs are used
+    assert max(entry.epochs for entry in record.entries.values()) == 3
+
+
+def test_pasha_grows_when_rankings_disagree(record: StudyRecord) -> None:
+    policy = Pasha(record, (1, 3, 9), 3)
+
+    def crossing(number: int, epoch: int) -> float:
+        return float(number if epoch < 3 else -number)
+
+    study_of(record, policy, crossing, trials=27)
+    assert max(entry.epochs for entry in record.entries.values()) > 3
+
+
+def test_median_stopping_by_hand(record: StudyRecord) -> None:
+    policy = MedianStopping(record, grace_period=2, min_trials=3)
+    for number, scores in enumerate(((0.1, 0.3), (0.4, 0.6), (0.7, 0.9))):
+        propose(record)
+        for epoch, score in enumerate(scores, 1):
+            assert report(record, policy, number, epoch, score) == "goes on"
+    propose(record)
+    # averages of the others at epoch 2 are 0.2, 0.5 and 0.8
+    assert report(record, policy, 3, 1, 0.0) == "goes on"
+    assert report(record, policy, 3, 2, 0.49) == "stops"
+    assert "median 0.5 of 3 trials" in record.entries[3].reason
+    propose(record)
+    report(record, policy, 4, 1, 0.5)
+    assert report(record, policy, 4, 2, 0.1) == "goes on"
+
+
+def test_every_scheduler_is_in_the_suite() -> None:
+    assert {variant(text).scheduler for text in VARIANTS} == set(SCHEDULERS)
+    assert set(Action) == {Action.CONTINUE, Action.STOP, Action.PAUSE}
 
 
 def test_a_dead_worker_ends_its_trial_with_a_reason(record: StudyRecord) -> None:
-    scheduler = AshaScheduler(record, (1,), 3)
-    record.propose(SEARCHERS["random"])
-    trial = SimpleNamespace(config={"trial_number": 0}, pickled_error_file=None)
-    scheduler.on_trial_error(None, trial)
+    propose(record)
+    trial: Any = SimpleNamespace(config={"trial_number": 0}, pickled_error_file=None)
+    RecordScheduler(record, Policy(record)).on_trial_error(None, trial)  # type: ignore[arg-type]
     assert record.entries[0].state is TrialState.FAILED
     assert "worker process died" in record.entries[0].reason

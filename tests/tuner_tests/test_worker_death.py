@@ -10,8 +10,7 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from tuner.record import StudyRecord, TrialState
-from tuner.schedulers import AshaScheduler
-from tuner.searchers import SEARCHERS
+from tuner.schedulers import Policy, RecordScheduler
 from tuner.spec import parse_spec
 from tuner.worker_death import WorkerOutOfMemoryError, out_of_memory_ends_one_trial
 
@@ -44,11 +43,11 @@ def test_a_worker_ended_for_memory_ends_its_trial_alone() -> None:
 def test_the_trial_is_recorded_as_out_of_memory(tmp_path: Path) -> None:
     spec = parse_spec("space: {learning_rate: {uniform: [0.1, 1]}}", source="s.yaml")
     record = StudyRecord(tmp_path, spec.space, "max")
-    record.propose(SEARCHERS["random"])
+    record.propose({"learning_rate": 0.5}, "test")
     error_file = tmp_path / "error.pkl"
     error_file.write_bytes(cloudpickle.dumps(WorkerOutOfMemoryError(MESSAGE.splitlines()[0])))
     trial = SimpleNamespace(config={"trial_number": 0}, pickled_error_file=str(error_file))
-    AshaScheduler(record, (1,), 3).on_trial_error(None, trial)  # type: ignore[arg-type]
+    RecordScheduler(record, Policy(record)).on_trial_error(None, trial)  # type: ignore[arg-type]
     entry = record.entries[0]
     assert entry.state is TrialState.OUT_OF_MEMORY
     assert "Ray ended its worker to free memory" in entry.reason

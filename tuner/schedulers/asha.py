@@ -1,0 +1,177 @@
+"""Asynchronous successive halving (Li et al., 2020), in its two variants.
+
+Both read the rungs from the record: the score of every trial at the rung's epoch. Rungs are
+whole epochs, `grace_period * reduction_factor^k`, so none is lost to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tuner.record import TrialState
+from tuner.schedulers.policy import GO_ON, Action, Decision, Policy
+
+if TYPE_CHECKING:
+    from tuner.record import StudyRecord
+
+
+class RungPolicy(Policy):
+    """Base of the policies that compare trials at rungs.
+
+    With several brackets (Hyperband), bracket `s` leaves out the first `s` rungs, and trials
+    are compared within their bracket. Trials are dealt to brackets by a draw seeded with the
+    study's seed and the trial's number, in which a bracket is as likely as Hyperband would
+    make it: the shorter the ladder, the fewer trials.
+
+    Args:
+        record: The study's record, which holds the rungs.
+        rungs: Epochs at which trials are compared, ascending, below the full budget.
+        reduction_factor: One of so many trials survives a rung.
+        brackets: How many brackets.
+        seed: The study's seed.
+    """
+
+    def __init__(
+        self,
+        record: StudyRecord,
+        rungs: Sequence[int],
+        reduction_factor: int,
+        brackets: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(record)
+        self._rungs = tuple(rungs)
+        self._reduction_factor = reduction_factor
+        self._seed = seed
+        # Hyperband gives bracket s as many trials as its first rung has room for
+        shares = [float(reduction_factor) ** -s for s in range(brackets)]
+        self._shares = [share / sum(shares) for share in shares]
+        self._bracket_of: dict[int, int] = {}
+
+    def bracket(self, number: int) -> int:
+        """The bracket of a trial."""
+        if len(self._shares) == 1:
+            return 0
+        if number not in self._bracket_of:
+            rng = np.random.default_rng((self._seed, number, 0xB4AC))
+            self._bracket_of[number] = int(rng.choice(len(self._shares), p=self._shares))
+        return self._bracket_of[number]
+
+    def _rung(self, epoch: int, bracket: int) -> dict[int, float]:
+        """Finite scores at a rung of a bracket by trial, greater is better."""
+        return {
+            number: self._sign * score
+            for number, score in self._record.scores_at(epoch).items()
+            if math.isfinite(score) and self.bracket(number) == bracket
+        }
+
+    def _compares_at(self, number: int, epoch: int) -> bool:
+        return epoch in self._rungs[self.bracket(number) :]
+
+    def _name_of(self, epoch: int) -> str:
+        return f"rung {self._rungs.index(epoch) + 1} (epoch {epoch})"
+
+    def _verdict(self, number: int, epoch: int, size: int, cutoff: float) -> str:
+        return (
+            f"{self._sign * self._score(number, epoch):.4g} misses the best "
+            f"1/{self._reduction_factor} of {size} trials (cutoff {self._sign * cutoff:.4g})"
+        )
+
+
+class StoppingAsha(RungPolicy):
+    """The stopping variant: a trial goes on or ends for good.
+
+    A trial goes on if its score is in the best 1/reduction_factor of all scores reported at
+    that rung so far, its own included; the first few always go on. A score that is not finite
+    never goes on.
+    """
+
+    def judge(self, number: int, epoch: int) -> Decision:
+        """Stop a trial that misses the cutoff of its rung."""
+        if not self._compares_at(number, epoch):
+            return GO_ON
+        score = self._score(number, epoch)
+        rung = self._rung(epoch, self.bracket(number))
+        cutoff = (
+            float(np.quantile(list(rung.values()), 1 - 1 / self._reduction_factor))
+            if rung
+            else math.nan
+        )
+        if math.isfinite(score) and score >= cutoff:
+            return GO_ON
+        verdict = self._verdict(number, epoch, len(rung), cutoff)
+        return Decision(Action.STOP, f"by ASHA at {self._name_of(epoch)}: {verdict}")
+
+
+class PromotionAsha(RungPolicy):
+    """The promotion variant: a trial pauses at a rung, and the best of a rung go on.
+
+    Of the `n` trials of a rung, no more than `n // reduction_factor` go on, the best of those
+    that are there when a worker is free; the highest rung comes first. So a trial that was
+    unlucky when it came, or came early, goes on as soon as the rung has filled up below it.
+
+    The published algorithm promotes every trial that is at some time among the best. With a
+    searcher that learns, new trials are better than old ones, nearly all of them would go on,
+    and the budget would go into few trials; the limit keeps it where it is meant to go.
+    """
+
+    def judge(self, number: int, epoch: int) -> Decision:
+        """Pause a trial at a rung, unless it is the one to go on."""
+        if not self._compares_at(number, epoch):
+            return GO_ON
+        score = self._score(number, epoch)
+        if not math.isfinite(score):
+            return Decision(
+                Action.STOP, f"by ASHA at {self._name_of(epoch)}: its score is {score:g}"
+            )
+        if self._next(also=number) == number:
+            return GO_ON
+        rung = self._rung(epoch, self.bracket(number))
+        quota = len(rung) // self._reduction_factor
+        ranked = sorted(rung.values(), reverse=True)
+        cutoff = ranked[quota - 1] if quota else math.inf
+        return Decision(
+            Action.PAUSE,
+            f"at {self._name_of(epoch)}: {self._verdict(number, epoch, len(rung), cutoff)}",
+        )
+
+    def promote(self, *, last: bool = False) -> int | None:
+        """The best paused trial of the highest rung that has room above it."""
+        return self._next(last=last)
+
+    def _top(self) -> int:
+        """How many rungs trials may be promoted from."""
+        return len(self._rungs)
+
+    def _next(self, *, also: int | None = None, last: bool = False) -> int | None:
+        """The trial to go on next, of those paused and the trial `also`."""
+        for index in reversed(range(self._top())):
+            epoch = self._rungs[index]
+            for bracket in range(min(index + 1, len(self._shares))):
+                rung = self._rung(epoch, bracket)
+                quota = len(rung) // self._reduction_factor
+                if last:
+                    # a study of few trials still trains its best one to the end
+                    quota = max(quota, 1)
+                if sum(self._passed(n, epoch) for n in rung if n != also) >= quota:
+                    continue
+                # the first trial of equals goes first
+                best = sorted(rung, key=lambda number: (-rung[number], number))[:quota]
+                for number in best:
+                    entry = self._record.entries[number]
+                    waits = entry.state is TrialState.PAUSED or number == also
+                    if waits and entry.epochs == epoch:
+                        return number
+        return None
+
+    def _passed(self, number: int, epoch: int) -> bool:
+        """Whether a trial went on after the rung at `epoch`."""
+        entry = self._record.entries[number]
+        return entry.epochs > epoch or entry.state in {
+            TrialState.RUNNING,
+            TrialState.INTERRUPTED,
+        }

@@ -1,0 +1,52 @@
+"""Median stopping, as in Vizier (Golovin et al., 2017)."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import TYPE_CHECKING
+
+from tuner.schedulers.policy import GO_ON, Action, Decision, Policy
+
+if TYPE_CHECKING:
+    from tuner.record import StudyRecord
+
+
+class MedianStopping(Policy):
+    """Stops a trial whose best score is below the median of the others' averages so far.
+
+    Args:
+        record: The study's record.
+        grace_period: Epochs that every trial trains.
+        min_trials: Trials that must have come as far before any is stopped.
+    """
+
+    def __init__(self, record: StudyRecord, grace_period: int, min_trials: int = 3) -> None:
+        super().__init__(record)
+        self._grace_period = grace_period
+        self._min_trials = min_trials
+
+    def judge(self, number: int, epoch: int) -> Decision:
+        """Compare the best score so far with the running averages of the other trials."""
+        if epoch < self._grace_period:
+            return GO_ON
+        averages = [
+            average
+            for other, entry in self._record.entries.items()
+            if other != number
+            and entry.epochs >= epoch
+            and math.isfinite(average := self._average(other, epoch))
+        ]
+        scores = [self._score(number, past) for past in range(1, epoch + 1)]
+        best = max((score for score in scores if math.isfinite(score)), default=-math.inf)
+        if len(averages) < self._min_trials or best >= median(averages):
+            return GO_ON
+        return Decision(
+            Action.STOP,
+            f"by median stopping at epoch {epoch}: its best {self._sign * best:.4g} is worse than "
+            f"the median {self._sign * median(averages):.4g} of {len(averages)} trials",
+        )
+
+    def _average(self, number: int, epoch: int) -> float:
+        scores = [self._score(number, past) for past in range(1, epoch + 1)]
+        return sum(scores) / len(scores)

@@ -1,0 +1,62 @@
+"""What decides whether a trial goes on after an epoch, and which paused trial goes on next.
+
+A policy keeps nothing: it answers from the study's record, so that a study that was resumed
+decides as it would have without a break.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tuner.record import StudyRecord
+
+
+class Action(StrEnum):
+    """What happens to a trial after an epoch."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a trial, and why, for a person to read."""
+
+    action: Action
+    reason: str = ""
+
+
+GO_ON = Decision(Action.CONTINUE)
+
+
+class Policy:
+    """Every trial trains to the full budget; the base of all policies.
+
+    Args:
+        record: The study's record.
+    """
+
+    def __init__(self, record: StudyRecord) -> None:
+        self._record = record
+        self._sign = 1.0 if record.mode == "max" else -1.0
+
+    def judge(self, number: int, epoch: int) -> Decision:
+        """Decide on a trial whose score at `epoch` was just recorded."""
+        return GO_ON
+
+    def promote(self, *, last: bool = False) -> int | None:
+        """Number of the paused trial that goes on next, None if none does.
+
+        Args:
+            last: Whether nothing else is left to do: no new trial, and none runs.
+        """
+        return None
+
+    def _score(self, number: int, epoch: int) -> float:
+        """Score at an epoch, greater is better; NaN for none."""
+        return self._sign * self._record.entries[number].scores.get(epoch, math.nan)

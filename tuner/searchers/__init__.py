@@ -1,0 +1,66 @@
+"""Searchers: what proposes the next configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tuner.searchers.cmaes import cmaes
+from tuner.searchers.gp import gp
+from tuner.searchers.grid import grid, grid_points
+from tuner.searchers.optuna_searchers import nsga2, qmc, random, tpe
+from tuner.searchers.priorband import priorband
+from tuner.searchers.record_searcher import (
+    TRIAL_NUMBER,
+    Promotes,
+    Propose,
+    RecordSearcher,
+    report_result,
+)
+from tuner.searchers.view import Proposal, SearchView
+
+if TYPE_CHECKING:
+    from tuner.record import StudyRecord
+    from tuner.spec import StudySpec
+
+__all__ = [
+    "SEARCHERS",
+    "TRIAL_NUMBER",
+    "Proposal",
+    "Propose",
+    "RecordSearcher",
+    "SearchView",
+    "build_searcher",
+    "report_result",
+]
+
+SEARCHERS: dict[str, Propose] = {
+    "gp": gp,
+    "tpe": tpe,
+    "priorband": priorband,
+    "cmaes": cmaes,
+    "nsga2": nsga2,
+    "random": random,
+    "qmc": qmc,
+    "grid": grid,
+}
+"""Searchers by the name that a search space gives them."""
+
+
+def build_searcher(record: StudyRecord, spec: StudySpec, policy: Promotes) -> RecordSearcher:
+    """The searcher that the spec asks for.
+
+    Args:
+        record: The study's record.
+        spec: Its spec.
+        policy: What promotes paused trials.
+
+    Raises:
+        SpecError: if the searcher cannot search the space.
+    """
+    if spec.search.searcher == "grid":
+        grid_points(spec.space)
+    first: list[tuple[str, dict[str, Any]]] = []
+    if spec.search.default_first:
+        first.append(("default", spec.default_point()))
+    first += [("start_from", point) for point in spec.start_points()]
+    return RecordSearcher(record, spec, SEARCHERS[spec.search.searcher], policy, first)

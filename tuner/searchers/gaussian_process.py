@@ -1,0 +1,186 @@
+"""A Gaussian process over configuration and budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from numpy import ndarray
+
+JITTER = 1e-6
+TREND = 1.0
+"""Variance of the trend that all configurations share over the budget."""
+
+SIGNAL, NOISE, BUDGET = 0, 1, 2
+"""Places of the logarithms of signal variance, noise variance and the budget's length scale in
+the hyperparameters; those of the fields' length scales follow."""
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """The posterior of `f(x, t)`, given noisy values.
+
+    The covariance is `signal * matern52(x, x') * rbf(t, t') + TREND * rbf(t, t')`, with a
+    length scale a field: configurations that are alike have like learning curves, and all
+    curves share a trend.
+
+    Attributes:
+        points: Observed configurations, in the unit cube.
+        budgets: Their budgets, from 0 to 1.
+        fields: Index of the field that each coordinate belongs to.
+        logs: Logarithms of the hyperparameters.
+        factor: Lower Cholesky factor of the covariance of the values.
+        weights: Covariance's inverse times the values.
+    """
+
+    points: Float[ndarray, "n d"]
+    budgets: Float[ndarray, " n"]
+    fields: Int[ndarray, " d"]
+    logs: Float[ndarray, " p"]
+    factor: Float[ndarray, "n n"]
+    weights: Float[ndarray, " n"]
+
+    @classmethod
+    def fit(
+        cls,
+        points: Float[ndarray, "n d"],
+        budgets: Float[ndarray, " n"],
+        values: Float[ndarray, " n"],
+        fields: Int[ndarray, " d"],
+        iterations: int = 25,
+    ) -> GaussianProcess:
+        """Choose hyperparameters of greatest posterior density.
+
+        Args:
+            points: Configurations, in the unit cube.
+            budgets: Budgets, from 0 to 1.
+            values: Values, of mean 0 and variance 1.
+            fields: Index of the field that each coordinate belongs to.
+            iterations: Steps of L-BFGS-B at most.
+        """
+        means, spreads = _prior(int(fields.max()) + 1)
+        squares = np.stack(
+            [
+                ((points[:, None, fields == field] - points[None, :, fields == field]) ** 2).sum(-1)
+                for field in range(len(means) - 3)
+            ]
+        )
+        times = (budgets[:, None] - budgets[None, :]) ** 2
+        found = minimize(
+            _loss_and_gradient,
+            means,
+            args=(squares, times, values, means, spreads),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(mean - 4 * spread, mean + 4 * spread) for mean, spread in zip(means, spreads, strict=True)],
+            options={"maxiter": iterations},
+        )
+        return cls._given(found.x, points, budgets, values, fields)
+
+    @classmethod
+    def _given(
+        cls,
+        logs: Float[ndarray, " p"],
+        points: Float[ndarray, "n d"],
+        budgets: Float[ndarray, " n"],
+        values: Float[ndarray, " n"],
+        fields: Int[ndarray, " d"],
+    ) -> GaussianProcess:
+        covariance = _covariance(points, budgets, points, budgets, fields, logs)
+        covariance[np.diag_indices_from(covariance)] += math.exp(logs[NOISE]) + JITTER
+        factor = cholesky(covariance, lower=True)
+        weights = cho_solve((factor, True), values)
+        return cls(points, budgets, fields, logs, factor, weights)
+
+    def with_values(
+        self,
+        points: Float[ndarray, "n d"],
+        budgets: Float[ndarray, " n"],
+        values: Float[ndarray, " n"],
+    ) -> GaussianProcess:
+        """The process of the same hyperparameters, given other values."""
+        return self._given(self.logs, points, budgets, values, self.fields)
+
+    def predict(
+        self, points: Float[ndarray, "m d"], budgets: Float[ndarray, " m"]
+    ) -> tuple[Float[ndarray, " m"], Float[ndarray, " m"]]:
+        """Mean and standard deviation of `f`, without the noise."""
+        cross = _covariance(self.points, self.budgets, points, budgets, self.fields, self.logs)
+        half = solve_triangular(self.factor, cross, lower=True)
+        variance = math.exp(self.logs[SIGNAL]) + TREND - (half**2).sum(axis=0)
+        return cross.T @ self.weights, np.sqrt(np.maximum(variance, 1e-12))
+
+
+def _prior(num_fields: int) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"]]:
+    """Mean and standard deviation of the normal priors of the logarithms.
+
+    Length scales grow with the root of the number of fields (Hvarfner et al., 2024).
+    """
+    scale = math.log(0.4 * math.sqrt(num_fields))
+    means = np.array([0.0, math.log(1e-2), 0.0, *[scale] * num_fields])
+    spreads = np.array([1.0, 1.5, 0.5, *[0.8] * num_fields])
+    return means, spreads
+
+
+def _matern(squares: Float[ndarray, "..."]) -> tuple[Float[ndarray, "..."], Float[ndarray, "..."]]:
+    """Matérn 5/2 of squared distances, and its derivative by them."""
+    root = np.sqrt(5.0 * squares)
+    decay = np.exp(-root)
+    return (1.0 + root + root**2 / 3.0) * decay, -5.0 / 6.0 * (1.0 + root) * decay
+
+
+def _covariance(
+    points: Float[ndarray, "n d"],
+    budgets: Float[ndarray, " n"],
+    others: Float[ndarray, "m d"],
+    other_budgets: Float[ndarray, " m"],
+    fields: Int[ndarray, " d"],
+    logs: Float[ndarray, " p"],
+) -> Float[ndarray, "n m"]:
+    scales = np.exp(logs[3:])[fields]
+    scaled, other_scaled = points / scales, others / scales
+    squares = (
+        (scaled**2).sum(1)[:, None] + (other_scaled**2).sum(1)[None, :] - 2 * scaled @ other_scaled.T
+    )
+    similarity, _ = _matern(np.maximum(squares, 0.0))
+    times = (budgets[:, None] - other_budgets[None, :]) ** 2
+    trend = np.exp(-0.5 * times / math.exp(2 * logs[BUDGET]))
+    return (math.exp(logs[SIGNAL]) * similarity + TREND) * trend
+
+
+def _loss_and_gradient(
+    logs: Float[ndarray, " p"],
+    squares: Float[ndarray, "f n n"],
+    times: Float[ndarray, "n n"],
+    values: Float[ndarray, " n"],
+    means: Float[ndarray, " p"],
+    spreads: Float[ndarray, " p"],
+) -> tuple[float, Float[ndarray, " p"]]:
+    """Negative log posterior density of hyperparameters, and its gradient."""
+    signal, noise = math.exp(logs[SIGNAL]), math.exp(logs[NOISE])
+    inverse_scales = np.exp(-2 * logs[3:])
+    similarity, slope = _matern(np.tensordot(inverse_scales, squares, 1))
+    scaled_times = times * math.exp(-2 * logs[BUDGET])
+    trend = np.exp(-0.5 * scaled_times)
+    covariance = (signal * similarity + TREND) * trend
+    total = covariance + np.eye(len(values)) * (noise + JITTER)
+    factor = cholesky(total, lower=True)
+    weights = cho_solve((factor, True), values)
+    inverse = cho_solve((factor, True), np.eye(len(values)))
+    inner = 0.5 * (inverse - np.outer(weights, weights))
+    by_signal = (inner * signal * similarity * trend).sum()
+    by_noise = noise * np.trace(inner)
+    by_budget = (inner * covariance * scaled_times).sum()
+    weighted = inner * signal * slope * trend
+    by_scales = -2 * inverse_scales * np.tensordot(squares, weighted, 2)
+    gaps = (logs - means) / spreads
+    loss = 0.5 * values @ weights + np.log(np.diag(factor)).sum() + 0.5 * (gaps**2).sum()
+    gradient = np.array([by_signal, by_noise, by_budget, *by_scales]) + gaps / spreads
+    return float(loss), gradient

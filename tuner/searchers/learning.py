@@ -1,0 +1,35 @@
+"""What searchers learn from: trials of different budgets on one scale."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from tuner.record import TrialState
+
+if TYPE_CHECKING:
+    from tuner.searchers.view import SearchView
+
+BROKEN = frozenset({TrialState.DIVERGED, TrialState.OUT_OF_MEMORY})
+"""Endings that are the configuration's fault: as bad as a result can be."""
+
+
+def ranks_by_rung(view: SearchView) -> dict[int, float]:
+    """Rank of each trial that has a result, greater is better.
+
+    A trial that came further is better than one that was stopped before it; trials that came
+    equally far are ordered by their scores there. So the score of a rung is compared with
+    scores of the same rung alone.
+    """
+    keys: dict[int, tuple[int, float]] = {}
+    for number, entry in view.record.entries.items():
+        if entry.state in BROKEN:
+            keys[number] = (-1, 0.0)
+            continue
+        reached = view.reached(entry)
+        if not reached:
+            continue
+        score = view.sign * entry.scores[view.rungs[reached - 1]]
+        keys[number] = (reached, score) if math.isfinite(score) else (-1, 0.0)
+    places = {key: place for place, key in enumerate(sorted(set(keys.values())))}
+    return {number: float(places[key]) for number, key in keys.items()}

@@ -1,0 +1,118 @@
+"""Searchers that ask a sampler of Optuna, with the study's trials told on one scale."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState as OptunaState
+from optuna.trial import create_trial
+
+from tuner.record import distribution_of
+from tuner.searchers.learning import ranks_by_rung
+from tuner.searchers.view import Proposal
+from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform
+
+if TYPE_CHECKING:
+    from tuner.searchers.view import SearchView
+    from tuner.space import Domain
+
+GENERATION = "NSGAIISampler:generation"
+"""Where Optuna's sampler keeps the generation of a trial."""
+
+
+def tpe(view: SearchView) -> Proposal:
+    """Multivariate tree-structured Parzen estimator (Bergstra et al., 2011).
+
+    Conditional fields are modelled by groups. Trials are ranked by the rung that they reached
+    and their score there; running trials without a score count as bad, so that concurrent
+    trials spread out.
+    """
+    with warnings.catch_warnings():
+        # grouping is Optuna's only way to model conditional fields together
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        sampler = TPESampler(
+            seed=view.trial_seed(), multivariate=True, group=True, constant_liar=True
+        )
+    return _ask(view, sampler)
+
+
+def random(view: SearchView) -> Proposal:
+    """Independent random search (Bergstra and Bengio, 2012)."""
+    return _ask(view, RandomSampler(seed=view.trial_seed()), history=False)
+
+
+def qmc(view: SearchView) -> Proposal:
+    """A scrambled Sobol sequence: random search that fills the space evenly."""
+    from scipy.stats import qmc as sequences
+
+    sobol = sequences.Sobol(view.encoding.size, scramble=True, rng=view.seed)
+    if view.number:
+        sobol.fast_forward(view.number)
+    return Proposal(view.encoding.decode(sobol.random(1)[0]))
+
+
+def nsga2(view: SearchView) -> Proposal:
+    """Genetic algorithm with non-dominated sorting (Deb et al., 2002), 16 trials a generation."""
+    sampler = NSGAIISampler(seed=view.trial_seed(), population_size=16)
+    return _ask(view, sampler)
+
+
+def _ask(view: SearchView, sampler: BaseSampler, *, history: bool = True) -> Proposal:
+    """A point from a sampler that is shown the study's trials."""
+    study = optuna.create_study(storage=InMemoryStorage(), sampler=sampler, direction="maximize")
+    if history:
+        _show(view, study)
+    trial = study.ask()
+    values: dict[str, Any] = {}
+    for name, domain in view.space.items():
+        if view.space.active(name, values):
+            values[name] = _suggest(trial, name, domain)
+    drawn = study.get_trials(deepcopy=False)[-1]
+    return Proposal(values, int(drawn.system_attrs.get(GENERATION, 0)))
+
+
+def _show(view: SearchView, study: optuna.Study) -> None:
+    """Put the trials of the record into a study, in the order of their numbers."""
+    ranks = ranks_by_rung(view)
+    for number, entry in view.record.entries.items():
+        rank = ranks.get(number)
+        if rank is None and entry.state.finished:
+            # it failed through no fault of its configuration
+            continue
+        study.add_trial(
+            create_trial(
+                state=OptunaState.RUNNING if rank is None else OptunaState.COMPLETE,
+                value=rank,
+                params={
+                    name: domain.label_of(value) if isinstance(domain, Choice) else value
+                    for name, value in entry.values.items()
+                    for domain in [view.space.domains[name]]
+                },
+                distributions={
+                    name: distribution_of(view.space.domains[name]) for name in entry.values
+                },
+                system_attrs={GENERATION: entry.generation},
+            )
+        )
+
+
+
+
+def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:
+    """Draw a value of `domain` from the trial's sampler."""
+    match domain:
+        case Choice():
+            return domain.value_of(trial.suggest_categorical(name, domain.labels))
+        case LogUniform():
+            return trial.suggest_float(name, domain.low, domain.high, log=True)
+        case Uniform():
+            return trial.suggest_float(name, domain.low, domain.high)
+        case QUniform():
+            return trial.suggest_float(name, domain.low, domain.high, step=domain.step)
+        case RandInt():
+            return trial.suggest_int(name, domain.low, domain.high)

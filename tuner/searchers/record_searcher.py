@@ -1,0 +1,145 @@
+"""Tune's view of a searcher: what runs next, by the record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ray.tune.search import Searcher
+
+from tuner.record import TrialState
+from tuner.searchers.view import Proposal, SearchView
+
+if TYPE_CHECKING:
+    from tuner.record import StudyRecord, TrialEntry
+    from tuner.spec import StudySpec
+
+TRIAL_NUMBER = "trial_number"
+"""Key under which a trial's number travels beside its sampled values."""
+
+Propose = Callable[[SearchView], Proposal | None]
+"""A searcher: the next trial, None if it has no more."""
+
+
+class Promotes(Protocol):
+    """What knows which paused trial goes on next."""
+
+    def promote(self, *, last: bool = False) -> int | None:
+        """Number of that trial, None if none does."""
+        ...
+
+
+class RecordSearcher(Searcher):  # type: ignore[misc]
+    """Says what runs next: trials that were cut off, then promoted ones, then new ones.
+
+    What it proposes depends on the record alone: each proposal is drawn with the study's seed
+    and the trial's number, so a resumed study goes on as it would have.
+
+    Args:
+        record: The study's record.
+        spec: The study's spec.
+        propose: What draws new trials.
+        policy: What promotes paused trials.
+        first: Points to try before the searcher is asked, by what they are.
+    """
+
+    def __init__(
+        self,
+        record: StudyRecord,
+        spec: StudySpec,
+        propose: Propose,
+        policy: Promotes,
+        first: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    ) -> None:
+        super().__init__()
+        self._record = record
+        self._spec = spec
+        self._propose = propose
+        self._policy = policy
+        self._first = tuple(first)
+        self._default = spec.default_point()
+        self._rungs = (*spec.rungs(), spec.max_epochs)
+        self._to_resume = [entry.number for entry in record.unfinished()]
+        self._number_of: dict[str, int] = {}
+        self._exhausted = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The record is the state; there is nothing else to keep."""
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The values of the trial to run next and its number; None to wait; or FINISHED."""
+        entry = self._next()
+        if entry is not None:
+            self._number_of[trial_id] = entry.number
+            return {**entry.values, TRIAL_NUMBER: entry.number}
+        if self._record.unfinished():
+            # one of those that run may have to go on later
+            return None
+        for paused in self._record.with_state(TrialState.PAUSED):
+            self._record.finish(paused.number, TrialState.STOPPED, paused.reason)
+        return str(Searcher.FINISHED)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Close the trial with the ending that it reported, if nothing closed it before."""
+        if error or result is None:
+            # the scheduler's on_trial_error has the exception and closes the trial
+            return
+        number = self._number_of[trial_id]
+        report_result(self._record, number, result)
+        if "outcome" in result:
+            self._record.finish(number, TrialState(result["outcome"]), result["reason"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the record is written as things happen."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the record is the state."""
+
+    def _next(self) -> TrialEntry | None:
+        if self._to_resume:
+            return self._go_on(self._to_resume.pop(0))
+        promoted = self._policy.promote()
+        if promoted is not None:
+            return self._go_on(promoted)
+        new = self._new()
+        if new is not None or self._record.unfinished():
+            return new
+        promoted = self._policy.promote(last=True)
+        return None if promoted is None else self._go_on(promoted)
+
+    def _go_on(self, number: int) -> TrialEntry:
+        self._record.running(number)
+        return self._record.entries[number]
+
+    def _new(self) -> TrialEntry | None:
+        number = len(self._record.entries)
+        if self._exhausted or number >= self._spec.search.num_trials:
+            return None
+        if number < len(self._first):
+            name, values = self._first[number]
+            return self._record.propose(values, name)
+        proposed = self._propose(
+            SearchView(self._record, number, self._spec.search.seed, self._default, self._rungs)
+        )
+        if proposed is None:
+            self._exhausted = True
+            return None
+        return self._record.propose(
+            proposed.values, self._spec.search.searcher, proposed.generation
+        )
+
+
+def report_result(record: StudyRecord, number: int, result: dict[str, Any]) -> bool:
+    """Put a trial's result into the record; False if there is nothing new in it."""
+    if "epoch" not in result:
+        return False
+    prefix = "metrics/"
+    metrics = {
+        key.removeprefix(prefix): float(value)
+        for key, value in result.items()
+        if key.startswith(prefix)
+    }
+    return record.report(number, result["epoch"], result["score"], metrics, result["epoch_seconds"])
