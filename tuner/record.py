@@ -203,9 +203,7 @@ class StudyRecord:
             user_attrs={"proposed_by": proposed_by, "generation": generation},
         )
         self._trial_ids[number] = self._storage.create_new_trial(self._study_id, template)
-        entry = TrialEntry(
-            number, dict(values), proposed_by=proposed_by, generation=generation
-        )
+        entry = TrialEntry(number, dict(values), proposed_by=proposed_by, generation=generation)
         self.entries[number] = entry
         return entry
 

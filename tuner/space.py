@@ -196,7 +196,7 @@ class RandInt:
         """The whole number between the bounds that comes nearest; the middle for no number."""
         if not _is_number(value):
             value = (self.low + self.high) / 2
-        return min(max(round(value), self.low), self.high)
+        return int(min(max(round(value), self.low), self.high))
 
     def contains(self, value: Any) -> bool:
         """Whether `value` is a whole number between the bounds."""

@@ -71,9 +71,7 @@ class _Section(BaseModel):
 class SearchSettings(_Section):
     """The section `search`: what proposes trials, and how many."""
 
-    searcher: Literal[
-        "gp", "tpe", "priorband", "cmaes", "nsga2", "random", "qmc", "grid"
-    ] = "tpe"
+    searcher: Literal["gp", "tpe", "priorband", "cmaes", "nsga2", "random", "qmc", "grid"] = "tpe"
     """Key of `tuner.searchers.SEARCHERS`."""
 
     default_first: bool = True

@@ -17,7 +17,9 @@ from tuner.study import open_study
 def test_paused_trials_go_on_where_they_were(
     cluster: str, space_file: Path, tmp_path: Path, scheduler: str
 ) -> None:
-    text = space_file.read_text().replace("reduction_factor: 2}", "reduction_factor: 2, promotion: true}")
+    text = space_file.read_text().replace(
+        "reduction_factor: 2}", "reduction_factor: 2, promotion: true}"
+    )
     space = tmp_path / "promotion.yaml"
     space.write_text(text + f"scheduler: {scheduler}\n")
     where = ["--name", "promotion", "--studies-dir", str(tmp_path)]

@@ -106,7 +106,9 @@ def test_proposals_lie_in_the_space_and_meet_its_conditions(name: str) -> None:
 def test_proposals_depend_on_the_record_alone(name: str, tmp_path: Path) -> None:
     space = SPACE
     if name == "grid":
-        space = "space: {learning_rate: {loguniform: [1e-5, 1e-2]}, optimizer: {choice: [adamw, sgd]}}"
+        space = (
+            "space: {learning_rate: {loguniform: [1e-5, 1e-2]}, optimizer: {choice: [adamw, sgd]}}"
+        )
     spec = spec_of(f"{{searcher: {name}, num_trials: 24, seed: 7}}", space, "scheduler: none")
 
     def propose(folder: Path, *, restart_every: int) -> list[Any]:
@@ -270,7 +272,14 @@ space:
 
 
 def test_a_grid_that_is_too_large_is_refused() -> None:
-    fields = ["learning_rate", "weight_decay", "momentum", "lr_decay", "poly_power", "foreground_fraction"]
+    fields = [
+        "learning_rate",
+        "weight_decay",
+        "momentum",
+        "lr_decay",
+        "poly_power",
+        "foreground_fraction",
+    ]
     lines = "\n".join(f"  {field}: {{uniform: [0.1, 0.9]}}" for field in fields)
     spec = spec_of("{searcher: grid}", f"space:\n{lines}")
     with pytest.raises(SpecError, match="more than 10000 points"):

@@ -65,7 +65,7 @@ class SpaceEncoding:
 
     def settled(self, vectors: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:
         """Vectors as `encode` gives them: options 0 or 1, steps met, no field out of place."""
-        settled = np.clip(vectors, 0.0, 1.0)
+        settled: Float[ndarray, "n d"] = np.clip(vectors, 0.0, 1.0)
         options: dict[str, Any] = {}
         takes_part: dict[str, Any] = {}
         for name, domain in self._space.items():
@@ -128,8 +128,9 @@ def _option(domain: Domain, value: Any) -> int:
 
 def _reflect(coordinates: Float[ndarray, "..."]) -> Float[ndarray, "..."]:
     """Coordinates thrown back into [0, 1] at its walls."""
-    folded = np.mod(coordinates, 2.0)
-    return np.where(folded > 1.0, 2.0 - folded, folded)
+    folded: Float[ndarray, "..."] = np.mod(coordinates, 2.0)
+    folded[folded > 1.0] = 2.0 - folded[folded > 1.0]
+    return folded
 
 
 def _to_unit(domain: Domain, value: Any) -> Any:

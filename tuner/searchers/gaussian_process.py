@@ -79,7 +79,7 @@ class GaussianProcess:
             args=(squares, times, values, means, spreads),
             jac=True,
             method="L-BFGS-B",
-            bounds=[(mean - 4 * spread, mean + 4 * spread) for mean, spread in zip(means, spreads, strict=True)],
+            bounds=list(zip(means - 4 * spreads, means + 4 * spreads, strict=True)),
             options={"maxiter": iterations},
         )
         return cls._given(found.x, points, budgets, values, fields)
@@ -147,12 +147,15 @@ def _covariance(
     scales = np.exp(logs[3:])[fields]
     scaled, other_scaled = points / scales, others / scales
     squares = (
-        (scaled**2).sum(1)[:, None] + (other_scaled**2).sum(1)[None, :] - 2 * scaled @ other_scaled.T
+        (scaled**2).sum(1)[:, None]
+        + (other_scaled**2).sum(1)[None, :]
+        - 2 * scaled @ other_scaled.T
     )
     similarity, _ = _matern(np.maximum(squares, 0.0))
     times = (budgets[:, None] - other_budgets[None, :]) ** 2
     trend = np.exp(-0.5 * times / math.exp(2 * logs[BUDGET]))
-    return (math.exp(logs[SIGNAL]) * similarity + TREND) * trend
+    covariance: Float[ndarray, "n m"] = (math.exp(logs[SIGNAL]) * similarity + TREND) * trend
+    return covariance
 
 
 def _loss_and_gradient(

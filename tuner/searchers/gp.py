@@ -62,14 +62,14 @@ def _observations(
     broken: list[int] = []
     for number in _most_telling(numbers, view):
         entry = view.record.entries[number]
-        scores = [
+        curve = [
             (rung, view.sign * entry.scores[rung]) for rung in view.rungs if rung in entry.scores
         ]
-        if entry.state in BROKEN or not all(math.isfinite(score) for _, score in scores):
+        if entry.state in BROKEN or not all(math.isfinite(score) for _, score in curve):
             broken.append(number)
             continue
-        rows += [(number, _budget(rung, view), score) for rung, score in scores]
-    scores = np.array([row[2] for row in rows])
+        rows += [(number, _budget(rung, view), score) for rung, score in curve]
+    scores: Float[ndarray, " n"] = np.array([row[2] for row in rows])
     if len(scores):
         low, middle = np.percentile(scores, (25, 75))
         floor = low - 1.5 * (middle - low)
@@ -148,4 +148,5 @@ def _expected_improvement(
         np.log(np.maximum(norm.pdf(z) + z * norm.cdf(z), 1e-300)),
         norm.logpdf(z) - 2 * np.log(np.maximum(-z, 1e-9)),
     )
-    return log_h + np.log(deviation)
+    gain: Float[ndarray, " m"] = log_h + np.log(deviation)
+    return gain

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
@@ -99,8 +99,6 @@ def _show(view: SearchView, study: optuna.Study) -> None:
                 system_attrs={GENERATION: entry.generation},
             )
         )
-
-
 
 
 def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:

@@ -41,6 +41,8 @@ P6 = 1e-4 * np.array(
         [4047, 8828, 8732, 5743, 1091, 381],
     ]
 )
+
+
 @dataclass(frozen=True)
 class Hartmann:
     """mfHartmann over `EPOCHS` epochs, with observation noise and a corner that diverges.
