@@ -3,12 +3,18 @@
 The record is an Optuna study in `optuna.db` (SQLite) in the study folder. Every proposal,
 score and decision is committed there before it takes effect, so that a study resumes from
 the record alone; Ray's own state is never read back.
+
+Decisions (proposed, paused, stopped, promoted, retried, ended) are on the disk before they take
+effect. The score of a trial that simply goes on is committed too, and is on the disk with the
+next decision: should a power loss take it, the trial's own checkpoint tells it again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -21,13 +27,14 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.errors import StudyError
 from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform
+from tuner.storage import TransactionalStorage, unreadable
 
 if TYPE_CHECKING:
     from tuner.space import Domain, Space
@@ -72,6 +79,25 @@ _OPTUNA_STATE = {
 }
 
 
+@dataclass(frozen=True)
+class DecisionEntry:
+    """What was decided about a trial, and why.
+
+    Attributes:
+        time: When, in seconds since 1970.
+        trial: The trial's number.
+        epoch: The epoch that it had trained.
+        action: What was decided, or the state that it ended in.
+        reason: Why, for a person to read.
+    """
+
+    time: float
+    trial: int
+    epoch: int
+    action: str
+    reason: str
+
+
 @dataclass
 class TrialEntry:
     """One trial as the record knows it.
@@ -86,6 +112,8 @@ class TrialEntry:
         seconds: Time spent on training, over all its runs.
         proposed_by: What drew its values.
         generation: Generation of a searcher that works in generations.
+        failures: How often it failed and was tried again.
+        overrides: Values that a retry after running out of memory has in place of others.
     """
 
     number: int
@@ -97,6 +125,13 @@ class TrialEntry:
     seconds: float = 0.0
     proposed_by: str = ""
     generation: int = 0
+    failures: int = 0
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained_values(self) -> dict[str, Any]:
+        """The values that the trial really trains with."""
+        return {**self.values, **self.overrides}
 
     @property
     def epochs(self) -> int:
@@ -133,8 +168,13 @@ class StudyRecord:
         self.mode = mode
         self.space = space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        path = folder / DATABASE
+        if storage is None:
+            _refuse_lost_record(path)
+            storage = TransactionalStorage(path)
+        self._storage = storage
+        self._durable_storage = storage if isinstance(storage, TransactionalStorage) else None
         try:
-            self._storage = storage or RDBStorage(f"sqlite:///{folder / DATABASE}")
             # the name inside stays what it was when the folder is renamed or moved
             studies = self._storage.get_all_studies()
             direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
@@ -145,9 +185,9 @@ class StudyRecord:
             )
             frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
         except (SQLAlchemyError, RuntimeError) as error:
-            raise StudyError(
-                f"the record {folder / DATABASE} cannot be read: {str(error).splitlines()[0]}"
-            ) from error
+            raise unreadable(path, error) from error
+        stored = self._durable_storage.decisions() if self._durable_storage else []
+        self.decisions: list[DecisionEntry] = [DecisionEntry(*row) for row in stored]
         self.entries: dict[int, TrialEntry] = {
             trial.number: self._entry_from(trial) for trial in frozen
         }
@@ -160,6 +200,36 @@ class StudyRecord:
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles what it is given; a record is reopened from its folder, never copied."""
         return {"folder": self.folder, "mode": self.mode}
+
+    @property
+    def failure(self) -> StudyError | None:
+        """Why the record cannot be written any more, None if it can."""
+        return self._durable_storage.failure if self._durable_storage else None
+
+    def close(self) -> None:
+        """Let go of the file; it is whole without any other."""
+        if self._durable_storage is not None:
+            self._durable_storage.close()
+
+    @contextmanager
+    def transaction(self, *, durable: bool = True) -> Iterator[None]:
+        """Commit all that is noted in the block together; see `TransactionalStorage`."""
+        if self._durable_storage is None:
+            yield
+            return
+        with self._durable_storage.transaction(durable=durable):
+            yield
+
+    def decide(self, number: int, action: str, reason: str) -> None:
+        """Note a decision about a trial that leaves its state as it is."""
+        decision = DecisionEntry(
+            time.time(), number, self.entries[number].epochs, action, reason
+        )
+        if self._durable_storage is not None:
+            self._durable_storage.add_decision(
+                decision.time, number, decision.epoch, action, reason
+            )
+        self.decisions.append(decision)
 
     def unfinished(self) -> list[TrialEntry]:
         """Trials that were cut off and go on when the study is resumed."""
@@ -202,16 +272,21 @@ class StudyRecord:
             distributions={name: distribution_of(self.space.domains[name]) for name in values},
             user_attrs={"proposed_by": proposed_by, "generation": generation},
         )
-        self._trial_ids[number] = self._storage.create_new_trial(self._study_id, template)
         entry = TrialEntry(number, dict(values), proposed_by=proposed_by, generation=generation)
-        self.entries[number] = entry
+        with self.transaction():
+            self._trial_ids[number] = self._storage.create_new_trial(self._study_id, template)
+            self.entries[number] = entry
+            self.decide(number, "proposed", f"by {proposed_by}")
         return entry
 
     def running(self, number: int) -> None:
-        """Note that a trial has started again."""
+        """Note that a trial goes on: one that paused was promoted, others were cut off."""
         entry = self.entries[number]
         if entry.state is not TrialState.RUNNING:
-            self._set_state(entry, TrialState.RUNNING, "")
+            promoted = entry.state is TrialState.PAUSED
+            with self.transaction():
+                self.decide(number, "promoted" if promoted else "resumed", entry.reason)
+                self._note_state(entry, TrialState.RUNNING, "")
 
     def report(
         self, number: int, epoch: int, score: float, metrics: Mapping[str, float], seconds: float
@@ -220,15 +295,16 @@ class StudyRecord:
         entry = self.entries[number]
         if epoch in entry.scores:
             return False
-        self._storage.set_trial_intermediate_value(self._trial_ids[number], epoch, score)
-        entry.scores[epoch] = score
-        self._by_epoch.setdefault(epoch, {})[number] = score
-        entry.seconds += seconds
-        self._note(entry, "seconds", round(entry.seconds, 3))
-        best = entry.best(self.mode)
-        if best is not None and best[0] == epoch:
-            entry.metrics = dict(metrics)
-            self._note(entry, "metrics", entry.metrics)
+        with self.transaction(durable=False):
+            self._storage.set_trial_intermediate_value(self._trial_ids[number], epoch, score)
+            entry.scores[epoch] = score
+            self._by_epoch.setdefault(epoch, {})[number] = score
+            entry.seconds += seconds
+            self._note(entry, "seconds", round(entry.seconds, 3))
+            best = entry.best(self.mode)
+            if best is not None and best[0] == epoch:
+                entry.metrics = dict(metrics)
+                self._note(entry, "metrics", entry.metrics)
         return True
 
     def pause(self, number: int, reason: str) -> None:
@@ -243,19 +319,50 @@ class StudyRecord:
         best = entry.best(self.mode)
         if state is TrialState.COMPLETED and best is None:
             state, reason = TrialState.FAILED, "it ended without reporting a score"
-        self._set_state(entry, state, reason)
-        self._storage.set_trial_state_values(
-            self._trial_ids[number],
-            _OPTUNA_STATE[state],
-            [best[1]] if state is TrialState.COMPLETED and best else None,
-        )
+        with self.transaction():
+            self._set_state(entry, state, reason)
+            self._storage.set_trial_state_values(
+                self._trial_ids[number],
+                _OPTUNA_STATE[state],
+                [best[1]] if state is TrialState.COMPLETED and best else None,
+            )
+
+    def retry(self, number: int, reason: str, overrides: Mapping[str, Any]) -> None:
+        """Let a trial that failed go on from its last checkpoint.
+
+        Args:
+            number: The trial.
+            reason: Why it failed.
+            overrides: Values that it has from now on in place of those proposed.
+        """
+        entry = self.entries[number]
+        with self.transaction():
+            entry.failures += 1
+            self._note(entry, "failures", entry.failures)
+            if overrides:
+                entry.overrides = {**entry.overrides, **overrides}
+                self._note(entry, "overrides", entry.overrides)
+            self.decide(number, "retried", reason)
+            self._note_state(entry, TrialState.INTERRUPTED, reason)
+
+    def interrupt(self, number: int, reason: str) -> None:
+        """Mark a trial as cut off through no fault of its own; it goes on with `tune resume`."""
+        entry = self.entries[number]
+        if not entry.state.finished:
+            self._set_state(entry, TrialState.INTERRUPTED, reason)
 
     def interrupt_running(self, reason: str) -> None:
         """Mark every running trial as interrupted; it goes on with `tune resume`."""
-        for entry in self.with_state(TrialState.RUNNING):
-            self._set_state(entry, TrialState.INTERRUPTED, reason)
+        with self.transaction():
+            for entry in self.with_state(TrialState.RUNNING):
+                self._set_state(entry, TrialState.INTERRUPTED, reason)
 
     def _set_state(self, entry: TrialEntry, state: TrialState, reason: str) -> None:
+        with self.transaction():
+            self.decide(entry.number, state.value, reason)
+            self._note_state(entry, state, reason)
+
+    def _note_state(self, entry: TrialEntry, state: TrialState, reason: str) -> None:
         self._note(entry, "state", state.value)
         self._note(entry, "reason", reason)
         entry.state, entry.reason = state, reason
@@ -280,7 +387,16 @@ class StudyRecord:
             seconds=attributes.get("seconds", 0.0),
             proposed_by=attributes.get("proposed_by", ""),
             generation=attributes.get("generation", 0),
+            failures=attributes.get("failures", 0),
+            overrides=attributes.get("overrides", {}),
         )
+
+
+def _refuse_lost_record(path: Path) -> None:
+    """A folder with trials and no record has lost it: a new one would train over them."""
+    lost = not path.is_file() or not path.stat().st_size
+    if lost and any((path.parent / "trials").glob("*")):
+        raise unreadable(path, ValueError("it is gone or empty, but the study has trials"))
 
 
 def distribution_of(domain: Domain) -> BaseDistribution:
