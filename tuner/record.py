@@ -51,6 +51,7 @@ class TrialState(StrEnum):
     STOPPED = "stopped"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out of memory"
+    INFEASIBLE = "infeasible"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 
@@ -75,6 +76,7 @@ _OPTUNA_STATE = {
     TrialState.STOPPED: optuna.trial.TrialState.PRUNED,
     TrialState.DIVERGED: optuna.trial.TrialState.FAIL,
     TrialState.OUT_OF_MEMORY: optuna.trial.TrialState.FAIL,
+    TrialState.INFEASIBLE: optuna.trial.TrialState.FAIL,
     TrialState.FAILED: optuna.trial.TrialState.FAIL,
 }
 
@@ -114,6 +116,7 @@ class TrialEntry:
         generation: Generation of a searcher that works in generations.
         failures: How often it failed and was tried again.
         overrides: Values that a retry after running out of memory has in place of others.
+        notes: Further facts, by name; what JSON can hold.
     """
 
     number: int
@@ -127,6 +130,7 @@ class TrialEntry:
     generation: int = 0
     failures: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def trained_values(self) -> dict[str, Any]:
@@ -222,9 +226,7 @@ class StudyRecord:
 
     def decide(self, number: int, action: str, reason: str) -> None:
         """Note a decision about a trial that leaves its state as it is."""
-        decision = DecisionEntry(
-            time.time(), number, self.entries[number].epochs, action, reason
-        )
+        decision = DecisionEntry(time.time(), number, self.entries[number].epochs, action, reason)
         if self._durable_storage is not None:
             self._durable_storage.add_decision(
                 decision.time, number, decision.epoch, action, reason
@@ -367,6 +369,13 @@ class StudyRecord:
         self._note(entry, "reason", reason)
         entry.state, entry.reason = state, reason
 
+    def note(self, number: int, name: str, value: Any) -> None:
+        """Keep a further fact of a trial, which JSON can hold."""
+        entry = self.entries[number]
+        entry.notes[name] = value
+        with self.transaction():
+            self._note(entry, "notes", entry.notes)
+
     def _note(self, entry: TrialEntry, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._trial_ids[entry.number], key, value)
 
@@ -387,6 +396,7 @@ class StudyRecord:
             seconds=attributes.get("seconds", 0.0),
             proposed_by=attributes.get("proposed_by", ""),
             generation=attributes.get("generation", 0),
+            notes=attributes.get("notes", {}),
             failures=attributes.get("failures", 0),
             overrides=attributes.get("overrides", {}),
         )

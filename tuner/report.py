@@ -14,7 +14,12 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
+from tuner.budget import spent_budget
+from tuner.confirm import confirm_record, confirmed_configs, is_confirmed
+from tuner.confirm_report import CONFIRM_CSV, write_confirm_csv
+from tuner.goals_view import goal_tables, spending_lines
 from tuner.html_report import write_html_report
+from tuner.pareto import pareto_front
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
 from tuner.searchers import TRIAL_NUMBER
 
@@ -34,6 +39,7 @@ STYLES = {
     TrialState.STOPPED: "yellow",
     TrialState.DIVERGED: "red",
     TrialState.OUT_OF_MEMORY: "red",
+    TrialState.INFEASIBLE: "red",
     TrialState.FAILED: "red",
     TrialState.INTERRUPTED: "magenta",
 }
@@ -286,11 +292,15 @@ def print_summary(
             f"epochs  {spent}; training all {len(entries)} trials to the end would take "
             f"{full} ({full / max(spent, 1):.1f} times as many)"
         )
+    for line in spending_lines(folder, record, spec):
+        console.print(line, markup=False)
     best = record.best()
     console.print("best    " + _best_line(record, spec.metric))
     if best is not None:
         for name, value in best.values.items():
             console.print(f"          {name}: {short_value(value)}", markup=False)
+    for table in goal_tables(folder, record, spec):
+        console.print(table)
     console.print(f"files   {folder / RESULTS}, {folder / REPORT}")
     if next_steps:
         for step in next_commands(folder, record, spec):
@@ -301,7 +311,13 @@ def next_commands(folder: Path, record: StudyRecord, spec: StudySpec) -> list[st
     """What a person would type next."""
     where = f" --studies-dir {folder.parent}" if folder.parent != Path("studies").absolute() else ""
     unfinished = record.unfinished() or len(record.entries) < spec.search.num_trials
-    steps = [f"tune resume {folder.name}{where}"] if unfinished else []
+    spent = spent_budget(record, spec) is not None
+    steps = []
+    if unfinished and spent:
+        option = "--epoch-budget N" if spec.search.epoch_budget is not None else "--gpu-hours H"
+        steps.append(f"tune resume {folder.name}{where} {option}")
+    elif unfinished or not is_confirmed(record, confirm_record(folder, spec), spec):
+        steps.append(f"tune resume {folder.name}{where}")
     if record.best() is not None:
         steps.append(f"tune export {folder.name}{where} -o bundle")
         steps.append(f"tensorboard --logdir {folder / 'trials'}")
@@ -315,11 +331,18 @@ def write_results(folder: Path, record: StudyRecord, spec: StudySpec) -> None:
     names = [name for name, _ in spec.space.items()]
     metrics = sorted({name for entry in entries for name in entry.metrics})
     columns = [*_FIXED_COLUMNS, f"best_{spec.metric}", *names, *metrics]
+    if spec.further_metrics:
+        front = {entry.number for entry in pareto_front(entries, spec.objectives)}
+        columns.insert(len(_FIXED_COLUMNS), "on_front")
+        rows = [{**row, "on_front": row["trial"] in front} for row in rows]
     with (folder / RESULTS).open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    write_html_report(folder / REPORT, folder.name, record, spec)
+    confirmed = confirmed_configs(record, confirm_record(folder, spec), spec)
+    if confirmed:
+        write_confirm_csv(folder / CONFIRM_CSV, confirmed, spec)
+    write_html_report(folder / REPORT, folder.name, record, spec, confirmed)
 
 
 _FIXED_COLUMNS: Sequence[str] = ("trial", "state", "reason", "epochs", "best_epoch", "seconds")

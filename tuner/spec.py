@@ -16,7 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from training.config import Mode, ModelTrainingConfig
 from tuner.errors import SpecError, suggestion
-from tuner.space import Space
+from tuner.goals import ConfirmSettings, ConstraintSettings, check_goals
+from tuner.recipes import RECIPES, recipe_values
+from tuner.space import Choice, Space
 from tuner.spec_parser import SpecParser
 from tuner.yaml_source import Override, YamlSource, dump_yaml
 
@@ -75,21 +77,32 @@ class SearchSettings(_Section):
     """Key of `tuner.searchers.SEARCHERS`."""
 
     default_first: bool = True
-    """Whether the first trial is the known good default: each field's value in `config`, or
-    else of `ModelTrainingConfig`, or what comes nearest to it in the field's domain."""
+    """Whether the first trial is the known good default: of each field the value of the network's
+    recipe (`tuner.recipes`), or else of `ModelTrainingConfig`, or what comes nearest to it in the
+    field's domain."""
 
     start_from: list[dict[str, Any]] = []
     """Points to try first, each a mapping of fields to values; fields that a point leaves out
     have their default."""
 
+    warm_start: list[str] = []
+    """Earlier studies whose trials the searcher learns from; they are no trials of this study."""
+
     num_trials: Annotated[Whole, Field(ge=1)] = 20
-    """Trials of the study."""
+    """Trials of the study. The search ends with the first of its budgets that is spent."""
+
+    epoch_budget: Annotated[Whole, Field(ge=1)] | None = None
+    """Epochs that all trials together may train, over all runs; null for no limit."""
+
+    gpu_hours: Annotated[Number, Field(gt=0)] | None = None
+    """GPU-hours that all trials together may train, over all runs; null for no limit."""
 
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     """Seed of the proposals."""
 
     time_budget: Annotated[Number, BeforeValidator(_seconds), Field(gt=0)] | None = None
-    """Seconds after which the study ends, e.g. `30m`; null for no limit."""
+    """Time after which the search ends, e.g. `30m`, counted from the start of each `tune run` or
+    `tune resume`; null for no limit."""
 
 
 class AshaSettings(_Section):
@@ -132,12 +145,15 @@ class StudySpec(BaseModel):
         source_text: The file as given.
         metric: Validation metric that trials are compared by.
         mode: Whether a greater ("max") or smaller ("min") metric is better.
+        further_metrics: Metrics that matter beside it, with their modes.
         config: Fixed values of `ModelTrainingConfig`, as given.
         space: What varies.
         search: What proposes trials.
         scheduler: Key of `tuner.schedulers.SCHEDULERS`.
         asha: The rungs, None for none.
         resources: Share of a trial.
+        constraints: What a trial must keep to.
+        confirm: How the best trials are confirmed, None for not at all.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -146,12 +162,20 @@ class StudySpec(BaseModel):
     source_text: str
     metric: str
     mode: Mode
+    further_metrics: tuple[tuple[str, Mode], ...] = ()
     config: dict[str, Any]
     space: Space
     search: SearchSettings
     scheduler: str
     asha: AshaSettings | None
     resources: ResourceSettings
+    constraints: ConstraintSettings = ConstraintSettings()
+    confirm: ConfirmSettings | None = None
+
+    @property
+    def objectives(self) -> tuple[tuple[str, Mode], ...]:
+        """All metrics that matter with their modes, the one that trials are compared by first."""
+        return ((self.metric, self.mode), *self.further_metrics)
 
     @property
     def rung_settings(self) -> AshaSettings:
@@ -191,17 +215,34 @@ class StudySpec(BaseModel):
         return [self._completed(given) for given in self.search.start_from]
 
     def _completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        flat = self.base_config().flat()
+        plain = self.base_config().flat()
+        recipe = self._recipe(given)
         values: dict[str, Any] = {}
         for name, domain in self.space.items():
             if not self.space.active(name, values):
                 continue
             field, _, part = name.partition(".")
-            default = flat.get(field)
+            default = plain.get(field)
+            if name in recipe and (not isinstance(domain, Choice) or domain.contains(recipe[name])):
+                default = recipe[name]
             if part:
                 default = default.get(part) if isinstance(default, dict) else None
             values[name] = domain.nearest(given.get(name, default))
         return values
+
+    def _recipe(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of the network for the optimizer that the point will have."""
+        base = self.base_config()
+        domains = self.space.domains
+        model_name: Any = base.model_name
+        if "model_name" in domains:
+            model_name = domains["model_name"].nearest(given.get("model_name", model_name))
+        optimizer: Any = base.optimizer
+        if "optimizer" in domains:
+            usual = RECIPES[model_name].optimizer
+            optimizer = domains["optimizer"].nearest(given.get("optimizer", usual))
+        values = recipe_values(model_name, optimizer, base.max_epochs)
+        return {**values, "optimizer": optimizer, "model_name": model_name}
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which ASHA compares: grace_period * reduction_factor^k below max_epochs."""
@@ -228,16 +269,23 @@ class StudySpec(BaseModel):
         """The whole spec as a search space file, every setting written out."""
         return dump_yaml(
             {
-                "metric": self.metric,
-                "mode": self.mode,
+                "metric": self._listed(0),
+                "mode": self._listed(1),
                 "config": self.config,
                 "space": self.space.to_yaml(),
                 "search": self.search.model_dump(mode="json"),
                 "scheduler": self.scheduler,
                 "asha": False if self.asha is None else self.asha.model_dump(mode="json"),
                 "resources": self.resources.model_dump(mode="json"),
+                "constraints": self.constraints.model_dump(mode="json"),
+                "confirm": False if self.confirm is None else self.confirm.model_dump(mode="json"),
             }
         )
+
+    def _listed(self, part: int) -> Any:
+        """Names (0) or modes (1) of the metrics; a plain value where there is one."""
+        listed = [objective[part] for objective in self.objectives]
+        return listed if len(listed) > 1 else listed[0]
 
 
 def load_spec(path: Path, overrides: Mapping[str, Override] | None = None) -> StudySpec:
@@ -279,27 +327,33 @@ def parse_spec(
     parser = SpecParser(YamlSource.parse(text, str(source)))
     parser.apply(overrides or {})
     parser.check_sections()
-    metric, mode = parser.metric()
+    (metric, mode), *further = parser.metrics()
     config = parser.config()
     space = parser.space(config)
     search = parser.section("search", SearchSettings)
     asha = _asha(parser)
     scheduler = _scheduler(parser)
     resources = parser.section("resources", ResourceSettings)
+    constraints = parser.section("constraints", ConstraintSettings)
+    confirm = _confirm(parser)
     parser.raise_problems()
     assert search is not None
     assert resources is not None
+    assert constraints is not None
     spec = StudySpec(
         source=Path(source),
         source_text=text,
         metric=metric,
         mode=mode,
+        further_metrics=tuple(further),
         config=config,
         space=space,
         search=search,
         scheduler=scheduler,
         asha=asha,
         resources=resources,
+        constraints=constraints,
+        confirm=confirm,
     )
     _check_together(spec, parser)
     parser.raise_problems()
@@ -313,6 +367,12 @@ def _asha(parser: SpecParser) -> AshaSettings | None:
     if given is True:
         return AshaSettings()
     return parser.section("asha", AshaSettings)
+
+
+def _confirm(parser: SpecParser) -> ConfirmSettings | None:
+    if parser.data.get("confirm", False) in (False, None):
+        return None
+    return parser.section("confirm", ConfirmSettings)
 
 
 SCHEDULER_NAMES = ("asha", "pasha", "median", "none")
@@ -343,7 +403,9 @@ def _check_together(spec: StudySpec, parser: SpecParser) -> None:
     """Check what only several values together can get wrong."""
     if not parser.check_point(spec, {}):
         return
-    _check_class_metric(spec, parser)
+    for metric, _ in spec.objectives:
+        _check_class_metric(metric, spec, parser)
+    check_goals(spec, parser)
     if spec.asha is not None and spec.asha.grace_period > spec.max_epochs:
         parser.problem(
             ("asha", "grace_period"),
@@ -356,16 +418,16 @@ def _check_together(spec: StudySpec, parser: SpecParser) -> None:
             return
 
 
-def _check_class_metric(spec: StudySpec, parser: SpecParser) -> None:
+def _check_class_metric(metric: str, spec: StudySpec, parser: SpecParser) -> None:
     """`val_dice_2` needs a class 2; the number of classes may come from the data later."""
-    number = spec.metric.removeprefix("val_dice_").removeprefix("val_nsd_")
-    if number == spec.metric or not number.isdecimal():
+    number = metric.removeprefix("val_dice_").removeprefix("val_nsd_")
+    if number == metric or not number.isdecimal():
         return
     config = spec.base_config()
     known = [config.target_label] if config.target_label else list(range(1, config.num_classes))
     if ("num_classes" in spec.config or config.target_label) and int(number) not in known:
         parser.problem(
             ("metric",),
-            f"metric {spec.metric} names no foreground class: they are "
+            f"metric {metric} names no foreground class: they are "
             f"{', '.join(str(label) for label in known)}",
         )

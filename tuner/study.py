@@ -20,8 +20,18 @@ from typing import TYPE_CHECKING, Any
 import ray
 from filelock import FileLock, Timeout
 from ray import tune
-from ray.tune.stopper import Stopper
+from ray.tune.stopper import CombinedStopper, Stopper
 
+from tuner.budget import BudgetStopper, spent_budget
+from tuner.confirm import (
+    CONFIRM_FOLDER,
+    Candidate,
+    candidates,
+    confirm_record,
+    is_confirmed,
+    missing,
+)
+from tuner.confirm_searcher import ConfirmSearcher
 from tuner.dataset import StudyData, prepare_data
 from tuner.errors import ResourceError, StudyError
 from tuner.preparation_view import preparation_view
@@ -29,10 +39,11 @@ from tuner.provenance import provenance
 from tuner.record import StudyRecord
 from tuner.report import StudyView, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
-from tuner.schedulers import RecordScheduler, build_policy
+from tuner.schedulers import Policy, RecordScheduler, build_policy
 from tuner.searchers import build_searcher
-from tuner.spec import StudySpec, load_spec
+from tuner.spec import Override, StudySpec, load_spec, parse_spec
 from tuner.trial import StudyContext, TrialTrainable
+from tuner.warm_start import WARM_START, import_trials, write_imported
 from tuner.worker_death import out_of_memory_ends_one_trial
 
 if TYPE_CHECKING:
@@ -77,7 +88,15 @@ class Study:
 
     @property
     def finished(self) -> bool:
-        """Whether every trial of the study has ended."""
+        """Whether there is nothing left to do: to search, or to confirm."""
+        searched = self._searched or spent_budget(self.record, self.spec) is not None
+        return searched and is_confirmed(
+            self.record, confirm_record(self.folder, self.spec), self.spec
+        )
+
+    @property
+    def _searched(self) -> bool:
+        """Whether every trial of the search has ended."""
         entries = self.record.entries.values()
         return len(entries) >= self.spec.search.num_trials and all(
             entry.state.finished for entry in entries
@@ -165,21 +184,118 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         ResourceError: if no node can hold a trial, or the cluster cannot be reached.
     """
     with _only_driver(study), _nothing_left_of_a_false_start(study):
+        earlier = _earlier_studies(study)
         with preparation_view(console) as show:
             data = prepare_data(study.spec, *show)
         _write_provenance(study, data)
         spec = data.spec
+        if earlier:
+            _import_trials(study, data, earlier, console)
         with _ray_cluster(address) as dashboard:
             resources = plan_resources(
                 spec.resources, nodes_of(ray.nodes()), spec.search.num_trials
             )
-            view = StudyView(study.record, spec, study.folder, resources, dashboard, console)
+            _check_gpu_hours(spec, resources)
+            budgets = BudgetStopper(study.record, spec)
             stopper = StudyStopper(spec.search.time_budget)
-            with _signals_stop(stopper), out_of_memory_ends_one_trial(), view:
-                _tune(study, data, resources, view, stopper)
-        study.record.interrupt_running(stopper.reason)
+            with _signals_stop(stopper), out_of_memory_ends_one_trial():
+                if budgets.reason is None:
+                    with StudyView(
+                        study.record, spec, study.folder, resources, dashboard, console
+                    ) as view:
+                        _tune(study, data, resources, view, CombinedStopper(stopper, budgets))
+                study.record.interrupt_running(budgets.reason or stopper.reason)
+                if spec.confirm is not None and not stopper.interrupted:
+                    stopper.lift_time_budget()
+                    _confirm(study, data, resources, stopper, dashboard, console)
         write_results(study.folder, study.record, spec)
         return stopper.interrupted
+
+
+def _earlier_studies(study: Study) -> list[Study]:
+    """The studies that this one is still to learn from."""
+    if (study.folder / WARM_START).is_file():
+        return []
+    earlier = [open_study(study.folder.parent, name) for name in study.spec.search.warm_start]
+    for other in earlier:
+        if (other.spec.metric, other.spec.mode) != (study.spec.metric, study.spec.mode):
+            raise StudyError(
+                f"warm_start: the study {other.name!r} compares trials by "
+                f"{other.spec.metric}, this one by {study.spec.metric}: choose one of the same metric"
+            )
+    return earlier
+
+
+def _import_trials(
+    study: Study, data: StudyData, earlier: list[Study], console: Console | None
+) -> None:
+    """Copy what fits of earlier studies into the study folder."""
+    kept: list[dict[str, Any]] = []
+    for other in earlier:
+        fingerprint = other.provenance()["data"]["fingerprint"]
+        if fingerprint != data.fingerprint:
+            raise StudyError(
+                f"warm_start: the study {other.name!r} was made on other data than {data.source} "
+                f"(fingerprint {fingerprint}, here {data.fingerprint}): scores cannot be compared"
+            )
+        trials, imported = import_trials(other.record, other.spec, other.name, data.spec)
+        kept += trials
+        if console is not None:
+            console.print(f"warm start     {imported.describe()}", markup=False)
+    write_imported(study.folder, kept)
+
+
+def _check_gpu_hours(spec: StudySpec, resources: TrialResources) -> None:
+    if spec.search.gpu_hours is not None and not resources.gpu:
+        raise ResourceError(
+            f"search.gpu_hours={spec.search.gpu_hours:g} would never be spent: trials have no GPU "
+            "here; use search.time_budget or search.epoch_budget"
+        )
+
+
+def change_budgets(study: Study, overrides: Mapping[str, Override]) -> Study:
+    """The study with other budgets, which its folder keeps.
+
+    Args:
+        study: The study; nobody may run it now.
+        overrides: Values of the section `search`, as for `parse_spec`.
+
+    Raises:
+        SpecError: if a value is not valid.
+        StudyError: if another process runs the study.
+    """
+    source = study.folder / RESOLVED_SPEC
+    spec = parse_spec(study.spec.to_yaml(), source=source, overrides=overrides)
+    with _only_driver(study):
+        partial = source.with_suffix(".partial")
+        partial.write_text(spec.to_yaml())
+        partial.replace(source)
+    return Study(study.folder, load_spec(source), study.record)
+
+
+def _confirm(
+    study: Study,
+    data: StudyData,
+    resources: TrialResources,
+    stopper: StudyStopper,
+    dashboard: str | None,
+    console: Console | None,
+) -> None:
+    """Train the best trials of the study and its default config again, with other seeds."""
+    spec, folder = data.spec, study.folder / CONFIRM_FOLDER
+    chosen = candidates(study.record, spec)
+    if not chosen:
+        return
+    folder.mkdir(exist_ok=True)
+    confirmation = StudyRecord(folder, spec.space, spec.mode)
+    if is_confirmed(study.record, confirmation, spec):
+        return
+    trials = len(confirmation.entries) + len(missing(confirmation, chosen, spec))
+    search = spec.search.model_copy(update={"num_trials": trials, "time_budget": None})
+    shown = spec.model_copy(update={"search": search})
+    with StudyView(confirmation, shown, folder, resources, dashboard, console) as view:
+        _tune(Study(folder, spec, confirmation), data, resources, view, stopper, chosen)
+    confirmation.interrupt_running(stopper.reason)
 
 
 def _tune(
@@ -187,19 +303,31 @@ def _tune(
     data: StudyData,
     resources: TrialResources,
     view: StudyView,
-    stopper: StudyStopper,
+    stopper: Stopper,
+    chosen: list[Candidate] | None = None,
 ) -> None:
+    """Let Tune run the search; or with candidates, their confirmation."""
     spec, record = data.spec, study.record
-    context = StudyContext(study.folder, spec.to_yaml(), data.for_trials, resources.gpu)
+    context = StudyContext(
+        study.folder,
+        spec.to_yaml(),
+        data.for_trials,
+        resources.gpu,
+        judged=chosen is not None,
+    )
     trainable = tune.with_resources(
         tune.with_parameters(TrialTrainable, study=context),
         {"cpu": resources.cpu, "gpu": resources.gpu},
     )
-    policy = build_policy(record, spec)
+    policy = build_policy(record, spec) if chosen is None else Policy(record)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=build_searcher(record, spec, policy),
+            search_alg=(
+                build_searcher(record, spec, policy)
+                if chosen is None
+                else ConfirmSearcher(record, spec, chosen)
+            ),
             scheduler=RecordScheduler(record, policy),
             # the searcher says when the study is over; a promoted trial is a new one to Tune
             num_samples=-1,
@@ -234,6 +362,10 @@ class StudyStopper(Stopper):  # type: ignore[misc]
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Never stop a single trial."""
         return False
+
+    def lift_time_budget(self) -> None:
+        """Let what comes after the search take its time."""
+        self._deadline = math.inf
 
     def stop_all(self) -> bool:
         """Whether all trials are to end now."""
