@@ -72,6 +72,7 @@ def _csv_row(config: ConfirmedConfig, spec: StudySpec) -> dict[str, Any]:
         "minus_default_low": against.difference.low if against else "",
         "minus_default_high": against.difference.high if against else "",
         "p_value": against.p_value if against else "",
+        "p_value_cases": against.p_cases if against else "",
         "distinguishable": against.distinguishable if against else "",
         **config.candidate.values,
     }

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
-from tuner.budget import spent_budget
+from tuner.budget import budget_lines, spent_budget
 from tuner.confirm import confirm_record, confirmed_configs, is_confirmed
 from tuner.confirm_report import CONFIRM_CSV, write_confirm_csv
 from tuner.goals_view import goal_tables, spending_lines
@@ -165,6 +165,7 @@ class StudyView(Callback):  # type: ignore[misc]
             "trials  " + _counts(record, spec.search.num_trials),
             "best    " + _best_line(record, spec.metric),
             f"epochs  {spent} of {full} that full training would take ({spent / full:.0%})",
+            *(f"budget  {line}" for line in budget_lines(record, spec)),
             f"time    {self._clock()}, {self._time_left(spent)}",
         ]
         running = Table(box=None, padding=(0, 2, 0, 0))
@@ -192,7 +193,10 @@ class StudyView(Callback):  # type: ignore[misc]
             if ended
             else self._spec.expected_epochs() / self._spec.search.num_trials
         )
-        left = max(0.0, per_trial * self._spec.search.num_trials - spent)
+        most = per_trial * self._spec.search.num_trials
+        if self._spec.search.epoch_budget is not None:
+            most = min(most, self._spec.search.epoch_budget)
+        left = max(0.0, most - spent)
         seconds = left * (time.monotonic() - self._started) / trained
         if self._spec.search.time_budget is not None:
             budget_left = self._spec.search.time_budget - (time.monotonic() - self._started)

@@ -89,13 +89,13 @@ class Study:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do: to search, or to confirm."""
-        searched = self._searched or spent_budget(self.record, self.spec) is not None
+        searched = self.searched or spent_budget(self.record, self.spec) is not None
         return searched and is_confirmed(
             self.record, confirm_record(self.folder, self.spec), self.spec
         )
 
     @property
-    def _searched(self) -> bool:
+    def searched(self) -> bool:
         """Whether every trial of the search has ended."""
         entries = self.record.entries.values()
         return len(entries) >= self.spec.search.num_trials and all(
@@ -199,7 +199,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             budgets = BudgetStopper(study.record, spec)
             stopper = StudyStopper(spec.search.time_budget)
             with _signals_stop(stopper), out_of_memory_ends_one_trial():
-                if budgets.reason is None:
+                if budgets.reason is None and not study.searched:
                     with StudyView(
                         study.record, spec, study.folder, resources, dashboard, console
                     ) as view:
@@ -221,7 +221,7 @@ def _earlier_studies(study: Study) -> list[Study]:
         if (other.spec.metric, other.spec.mode) != (study.spec.metric, study.spec.mode):
             raise StudyError(
                 f"warm_start: the study {other.name!r} compares trials by "
-                f"{other.spec.metric}, this one by {study.spec.metric}: choose one of the same metric"
+                f"{other.spec.metric}, this one by {study.spec.metric}: choose another study"
             )
     return earlier
 

@@ -37,9 +37,7 @@ confirm: {top: 1, seeds: 2}
 
 
 @pytest.fixture(scope="module")
-def study(
-    cluster: str, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Study:
+def study(cluster: str, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study whose epochs were spent, and that went on with more of them."""
     folder = tmp_path_factory.mktemp("goals")
     space = folder / "goals.yaml"
