@@ -16,12 +16,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from training.config import Mode, ModelTrainingConfig
 from tuner.errors import SpecError, suggestion
+from tuner.settings import CheckpointSettings, FailureSettings, Number, Section, Whole, seconds
 from tuner.space import Space
 from tuner.spec_parser import SpecParser
 from tuner.yaml_source import Override, YamlSource, dump_yaml
 
 __all__ = [
     "AshaSettings",
+    "CheckpointSettings",
+    "FailureSettings",
     "Override",
     "ResourceSettings",
     "SearchSettings",
@@ -29,25 +32,6 @@ __all__ = [
     "load_spec",
     "parse_spec",
 ]
-
-
-def _seconds(value: Any) -> Any:
-    """Seconds of a duration such as `90`, `90s`, `30m` or `1.5h`."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    if isinstance(value, str) and value[-1:] in units:
-        try:
-            return float(value[:-1]) * units[value[-1]]
-        except ValueError:
-            pass
-    if isinstance(value, str):
-        raise ValueError(f"{value!r} is no duration: write seconds, or 90s, 30m, 2h, 1d")
-    return value
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is needed here, not true or false")
-    return value
 
 
 def _one_gpu_at_most(value: Any) -> Any:
@@ -58,17 +42,7 @@ def _one_gpu_at_most(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Number = Annotated[float, BeforeValidator(_no_bool)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class SearchSettings(_Section):
+class SearchSettings(Section):
     """The section `search`: what proposes trials, and how many."""
 
     searcher: Literal["gp", "tpe", "priorband", "cmaes", "nsga2", "random", "qmc", "grid"] = "tpe"
@@ -78,7 +52,7 @@ class SearchSettings(_Section):
     """Whether the first trial is the known good default: each field's value in `config`, or
     else of `ModelTrainingConfig`, or what comes nearest to it in the field's domain."""
 
-    start_from: list[dict[str, Any]] = []
+    start_from: list[dict[str, Any]] = Field(default_factory=list)
     """Points to try first, each a mapping of fields to values; fields that a point leaves out
     have their default."""
 
@@ -88,11 +62,11 @@ class SearchSettings(_Section):
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     """Seed of the proposals."""
 
-    time_budget: Annotated[Number, BeforeValidator(_seconds), Field(gt=0)] | None = None
+    time_budget: Annotated[Number, BeforeValidator(seconds), Field(gt=0)] | None = None
     """Seconds after which the study ends, e.g. `30m`; null for no limit."""
 
 
-class AshaSettings(_Section):
+class AshaSettings(Section):
     """The section `asha`: asynchronous successive halving (Li et al., 2020)."""
 
     grace_period: Annotated[Whole, Field(ge=1)] = 1
@@ -109,7 +83,7 @@ class AshaSettings(_Section):
     """Ladders of rungs (Hyperband): each leaves out one more of the lowest rungs."""
 
 
-class ResourceSettings(_Section):
+class ResourceSettings(Section):
     """The section `resources`: the share of one trial, and how many run at once."""
 
     cpu: Annotated[Number, Field(gt=0)] | Literal["auto"] = "auto"
@@ -138,6 +112,8 @@ class StudySpec(BaseModel):
         scheduler: Key of `tuner.schedulers.SCHEDULERS`.
         asha: The rungs, None for none.
         resources: Share of a trial.
+        failures: What follows when a trial fails.
+        checkpoints: Which checkpoints are kept.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -152,6 +128,8 @@ class StudySpec(BaseModel):
     scheduler: str
     asha: AshaSettings | None
     resources: ResourceSettings
+    failures: FailureSettings
+    checkpoints: CheckpointSettings
 
     @property
     def rung_settings(self) -> AshaSettings:
@@ -236,6 +214,8 @@ class StudySpec(BaseModel):
                 "scheduler": self.scheduler,
                 "asha": False if self.asha is None else self.asha.model_dump(mode="json"),
                 "resources": self.resources.model_dump(mode="json"),
+                "failures": self.failures.model_dump(mode="json"),
+                "checkpoints": self.checkpoints.model_dump(mode="json"),
             }
         )
 
@@ -286,9 +266,13 @@ def parse_spec(
     asha = _asha(parser)
     scheduler = _scheduler(parser)
     resources = parser.section("resources", ResourceSettings)
+    failures = parser.section("failures", FailureSettings)
+    checkpoints = parser.section("checkpoints", CheckpointSettings)
     parser.raise_problems()
     assert search is not None
     assert resources is not None
+    assert failures is not None
+    assert checkpoints is not None
     spec = StudySpec(
         source=Path(source),
         source_text=text,
@@ -300,6 +284,8 @@ def parse_spec(
         scheduler=scheduler,
         asha=asha,
         resources=resources,
+        failures=failures,
+        checkpoints=checkpoints,
     )
     _check_together(spec, parser)
     parser.raise_problems()

@@ -18,7 +18,10 @@ from tuner.yaml_source import Override, YamlPath, YamlSource
 if TYPE_CHECKING:
     from tuner.spec import StudySpec
 
-SECTIONS = ("metric", "mode", "config", "space", "search", "scheduler", "asha", "resources")
+SECTIONS = (
+    *("metric", "mode", "config", "space", "search", "scheduler", "asha", "resources"),
+    *("failures", "checkpoints"),
+)
 
 METRICS = ("val_dice", "val_nsd", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
 """Metrics that trials can be compared by; `val_dice_K` and `val_nsd_K` are those of class K."""
@@ -101,7 +104,7 @@ class SpecParser:
                 if name in ModelTrainingConfig.model_fields:
                     hint = f": fixed values of the config go under `config:`, e.g. config.{name}"
                 self.problem((name,), f"unknown section {name!r}{hint}", key=True)
-        for name in ("config", "space", "search", "resources"):
+        for name in ("config", "space", "search", "resources", "failures", "checkpoints"):
             if not isinstance(self.data.get(name, {}), dict):
                 self.problem(
                     (name,), f"{name} must be a mapping of names, but got {self.data[name]!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 from filelock import FileLock, Timeout
 from ray import tune
-from ray.tune.stopper import Stopper
+from ray.tune.stopper import CombinedStopper, Stopper
 
+from training.durable_write import write_durably
+from tuner.checkpoints import CheckpointKeeper
 from tuner.dataset import StudyData, prepare_data
 from tuner.errors import ResourceError, StudyError
 from tuner.preparation_view import preparation_view
@@ -33,7 +36,7 @@ from tuner.schedulers import RecordScheduler, build_policy
 from tuner.searchers import build_searcher
 from tuner.spec import StudySpec, load_spec
 from tuner.trial import StudyContext, TrialTrainable
-from tuner.worker_death import out_of_memory_ends_one_trial
+from tuner.worker_death import WorkerDeaths, head_is_gone, lost_worker_ends_one_trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,8 +118,8 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
         (folder / PROVENANCE).unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / GIVEN_SPEC).write_text(spec.source_text)
-        (folder / RESOLVED_SPEC).write_text(spec.to_yaml())
+        write_durably(folder / GIVEN_SPEC, spec.source_text)
+        write_durably(folder / RESOLVED_SPEC, spec.to_yaml())
     except OSError as error:
         raise StudyError(
             f"the study folder {folder} cannot be written ({error.strerror}): "
@@ -175,10 +178,20 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             )
             view = StudyView(study.record, spec, study.folder, resources, dashboard, console)
             stopper = StudyStopper(spec.search.time_budget)
-            with _signals_stop(stopper), out_of_memory_ends_one_trial(), view:
-                _tune(study, data, resources, view, stopper)
-        study.record.interrupt_running(stopper.reason)
+            keeper = CheckpointKeeper(study.record, study.folder, spec.checkpoints, console)
+            keeper.prune()
+            ends_in_order = _failure_ends_in_order(study)
+            with ends_in_order, _signals_stop(stopper), lost_worker_ends_one_trial(), view:
+                _tune(study, data, resources, [view, keeper], stopper)
+        study.record.interrupt_running(study.record.halted or stopper.reason)
+        keeper.prune()
         write_results(study.folder, study.record, spec)
+        study.record.close()
+        if study.record.halted:
+            raise StudyError(
+                f"{study.record.halted}: every finished epoch is kept; go on with "
+                f"`tune resume {study.name}` when that is put right"
+            )
         return stopper.interrupted
 
 
@@ -186,10 +199,13 @@ def _tune(
     study: Study,
     data: StudyData,
     resources: TrialResources,
-    view: StudyView,
+    callbacks: list[tune.Callback],
     stopper: StudyStopper,
 ) -> None:
     spec, record = data.spec, study.record
+    # nothing is read back from it, and half a file in it would be in the way
+    shutil.rmtree(study.folder / RAY_FOLDER, ignore_errors=True)
+    deaths = WorkerDeaths(record, spec, head_is_gone)
     context = StudyContext(study.folder, spec.to_yaml(), data.for_trials, resources.gpu)
     trainable = tune.with_resources(
         tune.with_parameters(TrialTrainable, study=context),
@@ -200,7 +216,7 @@ def _tune(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=build_searcher(record, spec, policy),
-            scheduler=RecordScheduler(record, policy),
+            scheduler=RecordScheduler(record, policy, deaths.died),
             # the searcher says when the study is over; a promoted trial is a new one to Tune
             num_samples=-1,
             max_concurrent_trials=resources.max_concurrent,
@@ -209,11 +225,12 @@ def _tune(
         run_config=tune.RunConfig(
             name=RAY_FOLDER,
             storage_path=str(study.folder),
-            callbacks=[view],
-            stop=stopper,
+            # before the others, which show and prune what it decides
+            callbacks=[deaths, *callbacks],
+            stop=CombinedStopper(stopper, HaltStopper(record)),
             verbose=0,
-            # an exception ends a trial with its reason; only a lost process is tried again
-            failure_config=tune.FailureConfig(max_failures=1),
+            # what failed is tried again as the record has it, as a new trial to Tune
+            failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
@@ -243,6 +260,39 @@ class StudyStopper(Stopper):  # type: ignore[misc]
     def reason(self) -> str:
         """Why trials that are still running were cut off."""
         return "interrupted by the user" if self.interrupted else "the time budget ended"
+
+
+class HaltStopper(Stopper):  # type: ignore[misc]
+    """Ends the study when something is in the way of all its trials.
+
+    Args:
+        record: The study's record.
+    """
+
+    def __init__(self, record: StudyRecord) -> None:
+        self._record = record
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Never stop a single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all trials are to end now."""
+        return self._record.halted is not None or self._record.failure is not None
+
+
+@contextmanager
+def _failure_ends_in_order(study: Study) -> Iterator[None]:
+    """Say what is wrong with the record or the disk instead of where Tune met it."""
+    try:
+        yield
+    except Exception as error:
+        if study.record.failure is not None:
+            raise study.record.failure from error
+        # Ray writes its own files there too, and Tune hands on the text of an error alone
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        study.record.halt(f"the disk of {study.folder} is full")
 
 
 @contextmanager
@@ -332,4 +382,4 @@ def _write_provenance(study: Study, data: StudyData) -> None:
                 "its trials cannot be compared any more; start a new study"
             )
     values = provenance(data, seed=study.spec.search.seed)
-    path.write_text(json.dumps(values, indent=2))
+    write_durably(path, json.dumps(values, indent=2))
