@@ -20,6 +20,7 @@ from training.callbacks import (
     StopOnDivergence,
     get_callbacks,
 )
+from training.checkpoint_io import DurableCheckpointIO
 from training.lightning_module import SegmentationLightningModule
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class SegmentationTrainer:
                 StopOnDivergence(config.monitor),
                 *callbacks,
             ],
+            plugins=[DurableCheckpointIO()],
             # our own loaders know their rank and repeat no case
             use_distributed_sampler=False,
             num_sanity_val_steps=0,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.stopper import Stopper
 
+from tuner.errors import ResourceError
 from tuner.record import epochs_spent
 from tuner.searchers import GPU_SECONDS
 
@@ -41,6 +42,23 @@ def budget_lines(record: StudyRecord, spec: StudySpec) -> list[str]:
     if spec.search.gpu_hours is not None:
         lines.append(f"{gpu_hours_spent(entries):.2f} of {spec.search.gpu_hours:g} GPU-hours")
     return lines
+
+
+def check_gpu_hours(spec: StudySpec, gpus: float) -> None:
+    """Check that a budget of GPU-hours can be spent.
+
+    Args:
+        spec: The study's spec.
+        gpus: GPUs of a trial.
+
+    Raises:
+        ResourceError: if trials have no GPU.
+    """
+    if spec.search.gpu_hours is not None and not gpus:
+        raise ResourceError(
+            f"search.gpu_hours={spec.search.gpu_hours:g} would never be spent: trials have no GPU "
+            "here; use search.time_budget or search.epoch_budget"
+        )
 
 
 class BudgetStopper(Stopper):  # type: ignore[misc]

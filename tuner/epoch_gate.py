@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+
+from training.durable_write import write_durably
 
 
 class EpochGate(Callback):
@@ -87,12 +90,11 @@ class EpochGate(Callback):
         """Rewrite the CSV, whole or not at all."""
         rows = self._history[: self._reported]
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        partial = self._metrics_file.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        partial.replace(self._metrics_file)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_durably(self._metrics_file, table.getvalue())
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import BeforeValidator, ByteSize, Field
 
 from tuner.errors import suggestion
+from tuner.settings import Section, Whole
 
 if TYPE_CHECKING:
     from tuner.spec import StudySpec
@@ -27,13 +28,7 @@ def _count(value: Any) -> Any:
     return value
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class ConstraintSettings(_Section):
+class ConstraintSettings(Section):
     """The section `constraints`: a trial that breaks one ends, and cannot win."""
 
     max_parameters: Annotated[int, BeforeValidator(_count), Field(ge=1)] | None = None
@@ -44,14 +39,21 @@ class ConstraintSettings(_Section):
     GPU, or by which the process grows on a CPU, measured after each epoch; null for no limit."""
 
 
-class ConfirmSettings(_Section):
+class ConfirmSettings(Section):
     """The section `confirm`: the best trials are trained again, with other seeds."""
 
-    top: Annotated[int, Field(ge=1)] = 3
+    top: Annotated[Whole, Field(ge=1)] = 3
     """How many of the best trials, beside the default config."""
 
-    seeds: Annotated[int, Field(ge=2)] = 3
+    seeds: Annotated[Whole, Field(ge=2)] = 3
     """With how many seeds each."""
+
+
+def read_confirm(parser: SpecParser) -> ConfirmSettings | None:
+    """The section `confirm`; None if it is left out, false, or wrong."""
+    if parser.data.get("confirm", False) in (False, None):
+        return None
+    return parser.section("confirm", ConfirmSettings)
 
 
 def _check_start_point(spec: StudySpec, parser: SpecParser, index: int) -> None:
@@ -75,11 +77,27 @@ def _check_start_point(spec: StudySpec, parser: SpecParser, index: int) -> None:
     parser.check_point(spec, completed)
 
 
+def _check_class_metric(metric: str, spec: StudySpec, parser: SpecParser) -> None:
+    """`val_dice_2` needs a class 2; the number of classes may come from the data later."""
+    number = metric.removeprefix("val_dice_").removeprefix("val_nsd_")
+    if number == metric or not number.isdecimal():
+        return
+    config = spec.base_config()
+    known = [config.target_label] if config.target_label else list(range(1, config.num_classes))
+    if ("num_classes" in spec.config or config.target_label) and int(number) not in known:
+        parser.problem(
+            ("metric",),
+            f"metric {metric} names no foreground class: they are "
+            f"{', '.join(str(label) for label in known)}",
+        )
+
+
 def check_goals(spec: StudySpec, parser: SpecParser) -> None:
     """Check metrics, points, warm start and confirmation against the rest of a spec."""
     for index in range(len(spec.search.start_from)):
         _check_start_point(spec, parser, index)
     for index, (metric, _) in enumerate(spec.objectives):
+        _check_class_metric(metric, spec, parser)
         if metric in {name for name, _ in spec.objectives[:index]}:
             parser.problem(("metric", index), f"{metric} comes twice")
         if metric.startswith("val_nsd") and not spec.metric.startswith("val_nsd"):

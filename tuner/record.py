@@ -21,23 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
+from tuner.distributions import distribution_of, stored_value
 from tuner.errors import StudyError
-from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform
+from tuner.space import Choice
 from tuner.storage import TransactionalStorage, unreadable
 
 if TYPE_CHECKING:
-    from tuner.space import Domain, Space
+    from tuner.space import Space
 
 DATABASE = "optuna.db"
 
@@ -192,6 +187,7 @@ class StudyRecord:
             raise unreadable(path, error) from error
         stored = self._durable_storage.decisions() if self._durable_storage else []
         self.decisions: list[DecisionEntry] = [DecisionEntry(*row) for row in stored]
+        self.halted: str | None = None
         self.entries: dict[int, TrialEntry] = {
             trial.number: self._entry_from(trial) for trial in frozen
         }
@@ -209,6 +205,10 @@ class StudyRecord:
     def failure(self) -> StudyError | None:
         """Why the record cannot be written any more, None if it can."""
         return self._durable_storage.failure if self._durable_storage else None
+
+    def halt(self, reason: str) -> None:
+        """Ask that the study ends now, to be resumed when what is in its way is gone."""
+        self.halted = self.halted or reason
 
     def close(self) -> None:
         """Let go of the file; it is whole without any other."""
@@ -270,7 +270,7 @@ class StudyRecord:
         number = len(self.entries)
         template = create_trial(
             state=optuna.trial.TrialState.RUNNING,
-            params={name: _stored(self.space.domains[name], values[name]) for name in values},
+            params={name: stored_value(self.space.domains[name], values[name]) for name in values},
             distributions={name: distribution_of(self.space.domains[name]) for name in values},
             user_attrs={"proposed_by": proposed_by, "generation": generation},
         )
@@ -407,26 +407,6 @@ def _refuse_lost_record(path: Path) -> None:
     lost = not path.is_file() or not path.stat().st_size
     if lost and any((path.parent / "trials").glob("*")):
         raise unreadable(path, ValueError("it is gone or empty, but the study has trials"))
-
-
-def distribution_of(domain: Domain) -> BaseDistribution:
-    """The domain as Optuna knows it."""
-    match domain:
-        case Choice():
-            return CategoricalDistribution(domain.labels)
-        case LogUniform():
-            return FloatDistribution(domain.low, domain.high, log=True)
-        case Uniform():
-            return FloatDistribution(domain.low, domain.high)
-        case QUniform():
-            return FloatDistribution(domain.low, domain.high, step=domain.step)
-        case RandInt():
-            return IntDistribution(domain.low, domain.high)
-
-
-def _stored(domain: Domain, value: Any) -> Any:
-    """The value as Optuna keeps it."""
-    return domain.label_of(value) if isinstance(domain, Choice) else value
 
 
 def epochs_spent(entries: Iterable[TrialEntry]) -> int:

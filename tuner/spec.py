@@ -16,14 +16,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from training.config import Mode, ModelTrainingConfig
 from tuner.errors import SpecError, suggestion
-from tuner.goals import ConfirmSettings, ConstraintSettings, check_goals
+from tuner.goals import ConfirmSettings, ConstraintSettings, check_goals, read_confirm
 from tuner.recipes import RECIPES, recipe_values
+from tuner.settings import CheckpointSettings, FailureSettings, Number, Section, Whole, seconds
 from tuner.space import Choice, Space
 from tuner.spec_parser import SpecParser
 from tuner.yaml_source import Override, YamlSource, dump_yaml
 
 __all__ = [
     "AshaSettings",
+    "CheckpointSettings",
+    "FailureSettings",
     "Override",
     "ResourceSettings",
     "SearchSettings",
@@ -31,25 +34,6 @@ __all__ = [
     "load_spec",
     "parse_spec",
 ]
-
-
-def _seconds(value: Any) -> Any:
-    """Seconds of a duration such as `90`, `90s`, `30m` or `1.5h`."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    if isinstance(value, str) and value[-1:] in units:
-        try:
-            return float(value[:-1]) * units[value[-1]]
-        except ValueError:
-            pass
-    if isinstance(value, str):
-        raise ValueError(f"{value!r} is no duration: write seconds, or 90s, 30m, 2h, 1d")
-    return value
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is needed here, not true or false")
-    return value
 
 
 def _one_gpu_at_most(value: Any) -> Any:
@@ -60,17 +44,7 @@ def _one_gpu_at_most(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Number = Annotated[float, BeforeValidator(_no_bool)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class SearchSettings(_Section):
+class SearchSettings(Section):
     """The section `search`: what proposes trials, and how many."""
 
     searcher: Literal["gp", "tpe", "priorband", "cmaes", "nsga2", "random", "qmc", "grid"] = "tpe"
@@ -81,11 +55,11 @@ class SearchSettings(_Section):
     recipe (`tuner.recipes`), or else of `ModelTrainingConfig`, or what comes nearest to it in the
     field's domain."""
 
-    start_from: list[dict[str, Any]] = []
+    start_from: list[dict[str, Any]] = Field(default_factory=list)
     """Points to try first, each a mapping of fields to values; fields that a point leaves out
     have their default."""
 
-    warm_start: list[str] = []
+    warm_start: list[str] = Field(default_factory=list)
     """Earlier studies whose trials the searcher learns from; they are no trials of this study."""
 
     num_trials: Annotated[Whole, Field(ge=1)] = 20
@@ -100,12 +74,12 @@ class SearchSettings(_Section):
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     """Seed of the proposals."""
 
-    time_budget: Annotated[Number, BeforeValidator(_seconds), Field(gt=0)] | None = None
+    time_budget: Annotated[Number, BeforeValidator(seconds), Field(gt=0)] | None = None
     """Time after which the search ends, e.g. `30m`, counted from the start of each `tune run` or
     `tune resume`; null for no limit."""
 
 
-class AshaSettings(_Section):
+class AshaSettings(Section):
     """The section `asha`: asynchronous successive halving (Li et al., 2020)."""
 
     grace_period: Annotated[Whole, Field(ge=1)] = 1
@@ -122,7 +96,7 @@ class AshaSettings(_Section):
     """Ladders of rungs (Hyperband): each leaves out one more of the lowest rungs."""
 
 
-class ResourceSettings(_Section):
+class ResourceSettings(Section):
     """The section `resources`: the share of one trial, and how many run at once."""
 
     cpu: Annotated[Number, Field(gt=0)] | Literal["auto"] = "auto"
@@ -152,6 +126,8 @@ class StudySpec(BaseModel):
         scheduler: Key of `tuner.schedulers.SCHEDULERS`.
         asha: The rungs, None for none.
         resources: Share of a trial.
+        failures: What follows when a trial fails.
+        checkpoints: Which checkpoints are kept.
         constraints: What a trial must keep to.
         confirm: How the best trials are confirmed, None for not at all.
     """
@@ -169,6 +145,8 @@ class StudySpec(BaseModel):
     scheduler: str
     asha: AshaSettings | None
     resources: ResourceSettings
+    failures: FailureSettings
+    checkpoints: CheckpointSettings
     constraints: ConstraintSettings = ConstraintSettings()
     confirm: ConfirmSettings | None = None
 
@@ -277,6 +255,8 @@ class StudySpec(BaseModel):
                 "scheduler": self.scheduler,
                 "asha": False if self.asha is None else self.asha.model_dump(mode="json"),
                 "resources": self.resources.model_dump(mode="json"),
+                "failures": self.failures.model_dump(mode="json"),
+                "checkpoints": self.checkpoints.model_dump(mode="json"),
                 "constraints": self.constraints.model_dump(mode="json"),
                 "confirm": False if self.confirm is None else self.confirm.model_dump(mode="json"),
             }
@@ -334,11 +314,15 @@ def parse_spec(
     asha = _asha(parser)
     scheduler = _scheduler(parser)
     resources = parser.section("resources", ResourceSettings)
+    failures = parser.section("failures", FailureSettings)
+    checkpoints = parser.section("checkpoints", CheckpointSettings)
     constraints = parser.section("constraints", ConstraintSettings)
-    confirm = _confirm(parser)
+    confirm = read_confirm(parser)
     parser.raise_problems()
     assert search is not None
     assert resources is not None
+    assert failures is not None
+    assert checkpoints is not None
     assert constraints is not None
     spec = StudySpec(
         source=Path(source),
@@ -352,6 +336,8 @@ def parse_spec(
         scheduler=scheduler,
         asha=asha,
         resources=resources,
+        failures=failures,
+        checkpoints=checkpoints,
         constraints=constraints,
         confirm=confirm,
     )
@@ -367,12 +353,6 @@ def _asha(parser: SpecParser) -> AshaSettings | None:
     if given is True:
         return AshaSettings()
     return parser.section("asha", AshaSettings)
-
-
-def _confirm(parser: SpecParser) -> ConfirmSettings | None:
-    if parser.data.get("confirm", False) in (False, None):
-        return None
-    return parser.section("confirm", ConfirmSettings)
 
 
 SCHEDULER_NAMES = ("asha", "pasha", "median", "none")
@@ -403,8 +383,6 @@ def _check_together(spec: StudySpec, parser: SpecParser) -> None:
     """Check what only several values together can get wrong."""
     if not parser.check_point(spec, {}):
         return
-    for metric, _ in spec.objectives:
-        _check_class_metric(metric, spec, parser)
     check_goals(spec, parser)
     if spec.asha is not None and spec.asha.grace_period > spec.max_epochs:
         parser.problem(
@@ -416,18 +394,3 @@ def _check_together(spec: StudySpec, parser: SpecParser) -> None:
     for _ in range(SAMPLES):
         if not parser.check_point(spec, spec.space.sample(rng)):
             return
-
-
-def _check_class_metric(metric: str, spec: StudySpec, parser: SpecParser) -> None:
-    """`val_dice_2` needs a class 2; the number of classes may come from the data later."""
-    number = metric.removeprefix("val_dice_").removeprefix("val_nsd_")
-    if number == metric or not number.isdecimal():
-        return
-    config = spec.base_config()
-    known = [config.target_label] if config.target_label else list(range(1, config.num_classes))
-    if ("num_classes" in spec.config or config.target_label) and int(number) not in known:
-        parser.problem(
-            ("metric",),
-            f"metric {metric} names no foreground class: they are "
-            f"{', '.join(str(label) for label in known)}",
-        )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import math
 import os
 import re
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,7 +19,10 @@ from filelock import FileLock, Timeout
 from ray import tune
 from ray.tune.stopper import CombinedStopper, Stopper
 
-from tuner.budget import BudgetStopper, spent_budget
+from training.durable_write import write_durably
+from tuner.budget import BudgetStopper, check_gpu_hours, spent_budget
+from tuner.checkpoints import CheckpointKeeper
+from tuner.cluster import ray_cluster
 from tuner.confirm import (
     CONFIRM_FOLDER,
     Candidate,
@@ -33,7 +33,8 @@ from tuner.confirm import (
 )
 from tuner.confirm_searcher import ConfirmSearcher
 from tuner.dataset import StudyData, prepare_data
-from tuner.errors import ResourceError, StudyError
+from tuner.earlier import check_comparable, import_earlier, not_imported
+from tuner.errors import StudyError
 from tuner.preparation_view import preparation_view
 from tuner.provenance import provenance
 from tuner.record import StudyRecord
@@ -42,9 +43,9 @@ from tuner.resources import TrialResources, nodes_of, plan_resources
 from tuner.schedulers import Policy, RecordScheduler, build_policy
 from tuner.searchers import build_searcher
 from tuner.spec import Override, StudySpec, load_spec, parse_spec
+from tuner.stopping import HaltStopper, StudyStopper, signals_stop
 from tuner.trial import StudyContext, TrialTrainable
-from tuner.warm_start import WARM_START, import_trials, write_imported
-from tuner.worker_death import out_of_memory_ends_one_trial
+from tuner.worker_death import WorkerDeaths, head_is_gone, lost_worker_ends_one_trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,17 +55,6 @@ RESOLVED_SPEC = "spec.resolved.yaml"
 PROVENANCE = "provenance.json"
 LOCK = "driver.lock"
 RAY_FOLDER = "ray"
-
-RAY_SETTINGS = {
-    # medical data: nothing about a study leaves the machine
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # the record, the trial folders and our own view replace Tune's loggers and tables
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    # Ctrl-C is handled here, where it can be told apart from the end of the study
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -134,8 +124,8 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
         (folder / PROVENANCE).unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / GIVEN_SPEC).write_text(spec.source_text)
-        (folder / RESOLVED_SPEC).write_text(spec.to_yaml())
+        write_durably(folder / GIVEN_SPEC, spec.source_text)
+        write_durably(folder / RESOLVED_SPEC, spec.to_yaml())
     except OSError as error:
         raise StudyError(
             f"the study folder {folder} cannot be written ({error.strerror}): "
@@ -184,73 +174,49 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         ResourceError: if no node can hold a trial, or the cluster cannot be reached.
     """
     with _only_driver(study), _nothing_left_of_a_false_start(study):
-        earlier = _earlier_studies(study)
+        earlier = [
+            open_study(study.folder.parent, name) for name in not_imported(study.folder, study.spec)
+        ]
+        check_comparable(earlier, study.spec)
         with preparation_view(console) as show:
             data = prepare_data(study.spec, *show)
         _write_provenance(study, data)
         spec = data.spec
         if earlier:
-            _import_trials(study, data, earlier, console)
-        with _ray_cluster(address) as dashboard:
+            import_earlier(study.folder, data, earlier, console)
+        with ray_cluster(address) as dashboard:
             resources = plan_resources(
                 spec.resources, nodes_of(ray.nodes()), spec.search.num_trials
             )
-            _check_gpu_hours(spec, resources)
+            check_gpu_hours(spec, resources.gpu)
             budgets = BudgetStopper(study.record, spec)
             stopper = StudyStopper(spec.search.time_budget)
-            with _signals_stop(stopper), out_of_memory_ends_one_trial():
+            keeper = CheckpointKeeper(study.record, study.folder, spec.checkpoints, console)
+            keeper.prune()
+            ends_in_order = _failure_ends_in_order(study)
+            with ends_in_order, signals_stop(stopper), lost_worker_ends_one_trial():
                 if budgets.reason is None and not study.searched:
                     with StudyView(
                         study.record, spec, study.folder, resources, dashboard, console
                     ) as view:
-                        _tune(study, data, resources, view, CombinedStopper(stopper, budgets))
-                study.record.interrupt_running(budgets.reason or stopper.reason)
-                if spec.confirm is not None and not stopper.interrupted:
+                        stoppers = CombinedStopper(stopper, budgets)
+                        _tune(study, data, resources, [view, keeper], stoppers)
+                study.record.interrupt_running(
+                    study.record.halted or budgets.reason or stopper.reason
+                )
+                if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
                     stopper.lift_time_budget()
                     _confirm(study, data, resources, stopper, dashboard, console)
+        study.record.interrupt_running(study.record.halted or stopper.reason)
+        keeper.prune()
         write_results(study.folder, study.record, spec)
+        study.record.close()
+        if study.record.halted:
+            raise StudyError(
+                f"{study.record.halted}: every finished epoch is kept; go on with "
+                f"`tune resume {study.name}` when that is put right"
+            )
         return stopper.interrupted
-
-
-def _earlier_studies(study: Study) -> list[Study]:
-    """The studies that this one is still to learn from."""
-    if (study.folder / WARM_START).is_file():
-        return []
-    earlier = [open_study(study.folder.parent, name) for name in study.spec.search.warm_start]
-    for other in earlier:
-        if (other.spec.metric, other.spec.mode) != (study.spec.metric, study.spec.mode):
-            raise StudyError(
-                f"warm_start: the study {other.name!r} compares trials by "
-                f"{other.spec.metric}, this one by {study.spec.metric}: choose another study"
-            )
-    return earlier
-
-
-def _import_trials(
-    study: Study, data: StudyData, earlier: list[Study], console: Console | None
-) -> None:
-    """Copy what fits of earlier studies into the study folder."""
-    kept: list[dict[str, Any]] = []
-    for other in earlier:
-        fingerprint = other.provenance()["data"]["fingerprint"]
-        if fingerprint != data.fingerprint:
-            raise StudyError(
-                f"warm_start: the study {other.name!r} was made on other data than {data.source} "
-                f"(fingerprint {fingerprint}, here {data.fingerprint}): scores cannot be compared"
-            )
-        trials, imported = import_trials(other.record, other.spec, other.name, data.spec)
-        kept += trials
-        if console is not None:
-            console.print(f"warm start     {imported.describe()}", markup=False)
-    write_imported(study.folder, kept)
-
-
-def _check_gpu_hours(spec: StudySpec, resources: TrialResources) -> None:
-    if spec.search.gpu_hours is not None and not resources.gpu:
-        raise ResourceError(
-            f"search.gpu_hours={spec.search.gpu_hours:g} would never be spent: trials have no GPU "
-            "here; use search.time_budget or search.epoch_budget"
-        )
 
 
 def change_budgets(study: Study, overrides: Mapping[str, Override]) -> Study:
@@ -267,9 +233,7 @@ def change_budgets(study: Study, overrides: Mapping[str, Override]) -> Study:
     source = study.folder / RESOLVED_SPEC
     spec = parse_spec(study.spec.to_yaml(), source=source, overrides=overrides)
     with _only_driver(study):
-        partial = source.with_suffix(".partial")
-        partial.write_text(spec.to_yaml())
-        partial.replace(source)
+        write_durably(source, spec.to_yaml())
     return Study(study.folder, load_spec(source), study.record)
 
 
@@ -293,21 +257,29 @@ def _confirm(
     trials = len(confirmation.entries) + len(missing(confirmation, chosen, spec))
     search = spec.search.model_copy(update={"num_trials": trials, "time_budget": None})
     shown = spec.model_copy(update={"search": search})
-    with StudyView(confirmation, shown, folder, resources, dashboard, console) as view:
-        _tune(Study(folder, spec, confirmation), data, resources, view, stopper, chosen)
-    confirmation.interrupt_running(stopper.reason)
+    second = Study(folder, spec, confirmation)
+    view = StudyView(confirmation, shown, folder, resources, dashboard, console)
+    with _failure_ends_in_order(second), view:
+        _tune(second, data, resources, [view], stopper, chosen)
+    confirmation.interrupt_running(confirmation.halted or stopper.reason)
+    if confirmation.halted:
+        study.record.halt(confirmation.halted)
+    confirmation.close()
 
 
 def _tune(
     study: Study,
     data: StudyData,
     resources: TrialResources,
-    view: StudyView,
+    callbacks: list[tune.Callback],
     stopper: Stopper,
     chosen: list[Candidate] | None = None,
 ) -> None:
     """Let Tune run the search; or with candidates, their confirmation."""
     spec, record = data.spec, study.record
+    # nothing is read back from it, and half a file in it would be in the way
+    shutil.rmtree(study.folder / RAY_FOLDER, ignore_errors=True)
+    deaths = WorkerDeaths(record, spec, head_is_gone)
     context = StudyContext(
         study.folder,
         spec.to_yaml(),
@@ -328,7 +300,7 @@ def _tune(
                 if chosen is None
                 else ConfirmSearcher(record, spec, chosen)
             ),
-            scheduler=RecordScheduler(record, policy),
+            scheduler=RecordScheduler(record, policy, deaths.died),
             # the searcher says when the study is over; a promoted trial is a new one to Tune
             num_samples=-1,
             max_concurrent_trials=resources.max_concurrent,
@@ -337,64 +309,30 @@ def _tune(
         run_config=tune.RunConfig(
             name=RAY_FOLDER,
             storage_path=str(study.folder),
-            callbacks=[view],
-            stop=stopper,
+            # before the others, which show and prune what it decides
+            callbacks=[deaths, *callbacks],
+            stop=CombinedStopper(stopper, HaltStopper(record)),
             verbose=0,
-            # an exception ends a trial with its reason; only a lost process is tried again
-            failure_config=tune.FailureConfig(max_failures=1),
+            # what failed is tried again as the record has it, as a new trial to Tune
+            failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     tuner.fit()
 
 
-class StudyStopper(Stopper):  # type: ignore[misc]
-    """Ends the study when its time is over or the user says so.
-
-    Args:
-        time_budget: Seconds that the study may take, None for no limit.
-    """
-
-    def __init__(self, time_budget: float | None) -> None:
-        self._deadline = time.monotonic() + (math.inf if time_budget is None else time_budget)
-        self.interrupted = False
-
-    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Never stop a single trial."""
-        return False
-
-    def lift_time_budget(self) -> None:
-        """Let what comes after the search take its time."""
-        self._deadline = math.inf
-
-    def stop_all(self) -> bool:
-        """Whether all trials are to end now."""
-        return self.interrupted or time.monotonic() >= self._deadline
-
-    @property
-    def reason(self) -> str:
-        """Why trials that are still running were cut off."""
-        return "interrupted by the user" if self.interrupted else "the time budget ended"
-
-
 @contextmanager
-def _signals_stop(stopper: StudyStopper) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the study in order; a second one ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signal_number: int, frame: FrameType | None) -> None:
-        if stopper.interrupted:
-            raise KeyboardInterrupt
-        stopper.interrupted = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+def _failure_ends_in_order(study: Study) -> Iterator[None]:
+    """Say what is wrong with the record or the disk instead of where Tune met it."""
     try:
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except Exception as error:
+        if study.record.failure is not None:
+            raise study.record.failure from error
+        # Ray writes its own files there too, and Tune hands on the text of an error alone
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        study.record.halt(f"the disk of {study.folder} is full")
 
 
 @contextmanager
@@ -424,34 +362,6 @@ def _only_driver(study: Study) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def _ray_cluster(address: str | None) -> Iterator[str | None]:
-    """Start or join a Ray cluster; yields the address of its dashboard."""
-    os.environ.update(RAY_SETTINGS)
-    if ray.is_initialized():
-        yield None
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    try:
-        context = ray.init(
-            # None would join any cluster that runs here, and end with it
-            address=address or "local",
-            log_to_driver=False,
-            logging_level="error",
-            configure_logging=True,
-            include_dashboard=None if address else True,
-        )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise ResourceError(
-            f"no Ray cluster at address {address!r}: {str(error).splitlines()[0]}; "
-            "start one with `ray start --head`, or leave --address out to use this machine"
-        ) from error
-    try:
-        yield context.dashboard_url
-    finally:
-        ray.shutdown()
-
-
 def _write_provenance(study: Study, data: StudyData) -> None:
     """Write where the study comes from, or check that it still has the same data."""
     path = study.folder / PROVENANCE
@@ -464,4 +374,4 @@ def _write_provenance(study: Study, data: StudyData) -> None:
                 "its trials cannot be compared any more; start a new study"
             )
     values = provenance(data, seed=study.spec.search.seed)
-    path.write_text(json.dumps(values, indent=2))
+    write_durably(path, json.dumps(values, indent=2))

@@ -6,6 +6,8 @@ of that actor, which waits after every epoch until Tune asks for the next one.
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import gc
 import json
 import os
@@ -14,16 +16,19 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import yaml
+from filelock import FileLock, Timeout
 from ray import tune
 
 from training.config import ModelTrainingConfig
+from training.durable_write import write_durably
 from tuner.confirm import CASES
 from tuner.constraints import VIOLATION, ConstraintBrokenError, TrialCosts
 from tuner.record import TrialState
@@ -38,6 +43,19 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
 PLACEMENT_FILE = "placement.yaml"
 ERROR_FILE = "error.txt"
+HANG_FILE = "hang.txt"
+LOCK_FILE = "trial.lock"
+LAST_FILE = "last.ckpt"
+CHECKPOINT_FILES = ("best.ckpt", LAST_FILE)
+
+LOCK_SECONDS = 120.0
+"""How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
+
+HANG_DUMP_SHARE = 0.9
+"""Part of the hang timeout after which a trial writes down where it stands."""
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+""""No space left on device" and "disk quota exceeded"."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +142,7 @@ class TrialRun:
         self._spec = spec
         self._number = number
         self._values = values
+        self._note = ""
         self._reports: queue.Queue[dict[str, Any]] = queue.Queue()
         self._turn = threading.Semaphore(0)
         self._closing = False
@@ -134,9 +153,24 @@ class TrialRun:
         self._thread.start()
 
     def next_report(self) -> dict[str, Any]:
-        """Let training go on and wait for its next report."""
-        self._turn.release()
-        return self._reports.get()
+        """Let training go on and wait for its next report.
+
+        Where `failures.hang_timeout` is set, `hang.txt` tells where every thread stood when the
+        time was nearly over, also of a process that holds Python's lock.
+        """
+        limit = self._spec.failures.hang_timeout
+        if limit is None or not self._study.folder.is_dir():
+            self._turn.release()
+            return self._reports.get()
+        folder = self._study.trial_folder(self._number)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / HANG_FILE).open("w") as file:
+            faulthandler.dump_traceback_later(limit * HANG_DUMP_SHARE, file=file)
+            try:
+                self._turn.release()
+                return self._reports.get()
+            finally:
+                faulthandler.cancel_dump_traceback_later()
 
     def close(self) -> None:
         """End training where it stands and free what it held."""
@@ -155,15 +189,16 @@ class TrialRun:
         metrics = {key: value for key, value in row.items() if key not in {"epoch", "seconds"}}
         assert self._costs is not None
         metrics |= self._costs.measure()
-        self._reports.put(
-            {
-                "epoch": int(row["epoch"]),
-                "score": metrics[self._spec.metric],
-                "metrics": metrics,
-                "epoch_seconds": row["seconds"],
-                "gpus": self._study.gpus,
-            }
-        )
+        report: dict[str, Any] = {
+            "epoch": int(row["epoch"]),
+            "score": metrics[self._spec.metric],
+            "metrics": metrics,
+            "epoch_seconds": row["seconds"],
+            "gpus": self._study.gpus,
+        }
+        if self._note:
+            report["note"], self._note = self._note, ""
+        self._reports.put(report)
         self.wait_for_turn()
 
     def wait_for_turn(self) -> None:
@@ -191,9 +226,7 @@ class TrialRun:
             ending = (TrialState.INFEASIBLE, str(error))
             more[VIOLATION] = error.violation
         except Exception as error:
-            folder = self._study.trial_folder(self._number)
-            if folder.is_dir():
-                (folder / ERROR_FILE).write_text(traceback.format_exc())
+            self._write_error()
             ending = ending_of(error)
         # in one text each: Tune would spread a mapping over many results
         notes = {name: json.dumps(value) for name, value in more.items()}
@@ -201,21 +234,26 @@ class TrialRun:
 
     def _train(self) -> int:
         """Train to the end; the number of epochs trained."""
-        # torch, Lightning and MONAI load once, in the worker; the driver never needs them
-        from training.data import get_dataloaders
-        from training.models import build_model
-        from training.trainer import SegmentationTrainer
-        from tuner.epoch_gate import EpochGate
-
         if not self._study.folder.is_dir():
             raise FileNotFoundError(
                 f"node {socket.gethostname()} does not see the study folder "
                 f"{self._study.folder}: put --studies-dir on storage that every node mounts"
             )
-        config = self._study.trial_config(self._spec, self._number, self._values)
-        config.data_dir = self._study.data.on_this_node(config)
         folder = self._study.trial_folder(self._number)
         folder.mkdir(parents=True, exist_ok=True)
+        with self._only_trainer(folder):
+            return self._train_in(folder)
+
+    def _train_in(self, folder: Path) -> int:
+        # torch, Lightning and MONAI load once, in the worker; the driver never needs them
+        from training.data import get_dataloaders
+        from training.models import build_model
+        from training.trainer import SegmentationTrainer
+        from tuner.epoch_gate import EpochGate
+        from tuner.resumption import checkpoint_to_resume
+
+        config = self._study.trial_config(self._spec, self._number, self._values)
+        config.data_dir = self._study.data.on_this_node(config)
         self._write_settings(folder, config)
         self._costs = TrialCosts(config, self._spec.constraints)
         train_loader, val_loader, _ = get_dataloaders(config)
@@ -228,7 +266,8 @@ class TrialRun:
             callbacks=[gate],
             progress_bar=False,
         )
-        trainer.fit(resume=True)
+        checkpoint, self._note = checkpoint_to_resume(folder, trainer.module)
+        trainer.fit(resume=checkpoint or False)
         return trainer.lightning.current_epoch
 
     def _judge(self) -> dict[str, float]:
@@ -240,8 +279,41 @@ class TrialRun:
         checkpoint = self._study.trial_folder(self._number) / "best.ckpt"
         return score_test_cases(config, checkpoint, self._spec.metric.removeprefix("val_"))
 
+    @contextmanager
+    def _only_trainer(self, folder: Path) -> Iterator[None]:
+        """Hold the trial's lock: a process that its driver left behind may still write there.
+
+        Raises:
+            TimeoutError: if another process keeps the lock.
+            TrialClosed: if the trial is not to go on.
+        """
+        lock = FileLock(folder / LOCK_FILE)
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                lock.acquire(timeout=1)
+                break
+            except Timeout:
+                if self._closing:
+                    raise TrialClosed from None
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"another process still trains this trial (see {folder / PLACEMENT_FILE})"
+                    ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _write_error(self) -> None:
+        folder = self._study.trial_folder(self._number)
+        # the error may be that the disk is full
+        with suppress(OSError):
+            if folder.is_dir():
+                (folder / ERROR_FILE).write_text(traceback.format_exc())
+
     def _write_settings(self, folder: Path, config: ModelTrainingConfig) -> None:
-        (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.flat(), sort_keys=False))
+        write_durably(folder / CONFIG_FILE, yaml.safe_dump(config.flat(), sort_keys=False))
         placement = {
             "node": socket.gethostname(),
             "node_ip": ray.util.get_node_ip_address(),
@@ -250,7 +322,7 @@ class TrialRun:
             "gpu_ids": [str(gpu) for gpu in ray.get_gpu_ids()],
             "started": time.time(),
         }
-        (folder / PLACEMENT_FILE).write_text(yaml.safe_dump(placement, sort_keys=False))
+        write_durably(folder / PLACEMENT_FILE, yaml.safe_dump(placement, sort_keys=False))
 
 
 class TrialClosed(BaseException):
@@ -266,6 +338,9 @@ def ending_of(error: Exception) -> tuple[TrialState, str]:
     summary = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     if isinstance(error, TrainingDivergedError):
         return TrialState.DIVERGED, str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        # all trials of the study would meet it, so it is none's failure
+        return TrialState.INTERRUPTED, f"the disk is full ({summary})"
     out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )

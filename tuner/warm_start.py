@@ -8,7 +8,6 @@ cannot win.
 from __future__ import annotations
 
 import json
-import os
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.config import ModelTrainingConfig
+from training.durable_write import write_durably
 from tuner.record import StudyRecord, TrialEntry, TrialState
 from tuner.space import Choice
 
@@ -133,12 +133,7 @@ def import_trials(
 
 def write_imported(folder: Path, trials: Sequence[Mapping[str, Any]]) -> None:
     """Keep imported trials in the study folder, whole or not at all."""
-    partial = folder / f"{WARM_START}.partial"
-    with partial.open("w") as file:
-        json.dump(list(trials), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / WARM_START)
+    write_durably(folder / WARM_START, json.dumps(list(trials)))
 
 
 def read_imported(folder: Path, space: Space) -> dict[int, TrialEntry]:

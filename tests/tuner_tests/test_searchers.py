@@ -204,6 +204,7 @@ def test_the_default_comes_first_then_start_from() -> None:
     assert second == {
         **default,
         "optimizer": "sgd",
+        "learning_rate": 1e-2,
         "momentum": 0.95,
         "nesterov": spec.default_point().get("nesterov", second["nesterov"]),  # type: ignore[index]
         "trial_number": 1,

@@ -12,7 +12,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from tuner.record import StudyRecord, TrialState
 from tuner.schedulers import Policy, RecordScheduler
 from tuner.spec import parse_spec
-from tuner.worker_death import WorkerOutOfMemoryError, out_of_memory_ends_one_trial
+from tuner.worker_death import WorkerOutOfMemoryError, lost_worker_ends_one_trial
 
 MESSAGE = "1 worker(s) were killed due to the node running low on memory.\nTop 10 users: ..."
 
@@ -32,7 +32,7 @@ def fail_a_task(exception: Exception) -> list[Exception]:
 def test_a_worker_ended_for_memory_ends_its_trial_alone() -> None:
     with pytest.raises(RuntimeError, match="unexpected exception"):
         fail_a_task(OutOfMemoryError(MESSAGE))  # Tune by itself ends the study
-    with out_of_memory_ends_one_trial():
+    with lost_worker_ends_one_trial():
         (error,) = fail_a_task(OutOfMemoryError(MESSAGE))
     assert isinstance(error, RayActorError)
     assert str(cloudpickle.loads(cloudpickle.dumps(error))) == str(error)

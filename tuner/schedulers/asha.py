@@ -75,6 +75,14 @@ class RungPolicy(Policy):
     def _name_of(self, epoch: int) -> str:
         return f"rung {self._rungs.index(epoch) + 1} (epoch {epoch})"
 
+    def _passes(self, number: int, epoch: int, size: int) -> Decision:
+        score = self._sign * self._score(number, epoch)
+        return Decision(
+            Action.CONTINUE,
+            f"by ASHA at {self._name_of(epoch)}: {score:.4g} is in the best "
+            f"1/{self._reduction_factor} of {size} trials",
+        )
+
     def _verdict(self, number: int, epoch: int, size: int, cutoff: float) -> str:
         return (
             f"{self._sign * self._score(number, epoch):.4g} misses the best "
@@ -102,7 +110,7 @@ class StoppingAsha(RungPolicy):
             else math.nan
         )
         if math.isfinite(score) and score >= cutoff:
-            return GO_ON
+            return self._passes(number, epoch, len(rung))
         verdict = self._verdict(number, epoch, len(rung), cutoff)
         return Decision(Action.STOP, f"by ASHA at {self._name_of(epoch)}: {verdict}")
 
@@ -128,9 +136,9 @@ class PromotionAsha(RungPolicy):
             return Decision(
                 Action.STOP, f"by ASHA at {self._name_of(epoch)}: its score is {score:g}"
             )
-        if self._next(also=number) == number:
-            return GO_ON
         rung = self._rung(epoch, self.bracket(number))
+        if self._next(also=number) == number:
+            return self._passes(number, epoch, len(rung))
         quota = len(rung) // self._reduction_factor
         ranked = sorted(rung.values(), reverse=True)
         cutoff = ranked[quota - 1] if quota else math.inf

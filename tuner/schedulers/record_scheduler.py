@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,20 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
     Args:
         record: The study's record.
         policy: What decides.
+        on_death: Takes the number of a trial whose worker process died, the state that it would
+            end in, and why; by default it ends in that state.
     """
 
-    def __init__(self, record: StudyRecord, policy: Policy) -> None:
+    def __init__(
+        self,
+        record: StudyRecord,
+        policy: Policy,
+        on_death: Callable[[int, TrialState, str], None] | None = None,
+    ) -> None:
         super().__init__()
         self._record = record
         self._policy = policy
+        self._on_death = on_death or record.finish
 
     def __getstate__(self) -> dict[str, Any]:
         """The record is the state; there is nothing else to keep."""
@@ -47,21 +56,28 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
     ) -> str:
         """Record the result, then say whether the trial goes on."""
         number = trial.config[TRIAL_NUMBER]
-        if not report_result(self._record, number, result):
-            return str(TrialScheduler.CONTINUE)
-        decision = self._policy.judge(number, result["epoch"])
-        if decision.action is Action.CONTINUE:
-            return str(TrialScheduler.CONTINUE)
-        if decision.action is Action.STOP:
-            self._record.finish(number, TrialState.STOPPED, decision.reason)
-        else:
-            self._record.pause(number, decision.reason)
+        # a score and what follows from it are one commit: a study that is cut off between them
+        # would never decide at this epoch again
+        with self._record.transaction(durable=False):
+            if "note" in result:
+                self._record.decide(number, "fell back", result["note"])
+            if not report_result(self._record, number, result):
+                return str(TrialScheduler.CONTINUE)
+            decision = self._policy.judge(number, result["epoch"])
+            if decision.action is Action.CONTINUE:
+                if decision.reason:
+                    self._record.decide(number, "continued", decision.reason)
+                return str(TrialScheduler.CONTINUE)
+            if decision.action is Action.STOP:
+                self._record.finish(number, TrialState.STOPPED, decision.reason)
+            else:
+                self._record.pause(number, decision.reason)
         return str(TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Close a trial whose worker process died."""
-        state, reason = _death_of(trial)
-        self._record.finish(trial.config[TRIAL_NUMBER], state, reason)
+        """Close a trial whose worker process died, or let it be tried again."""
+        number = trial.config[TRIAL_NUMBER]
+        self._on_death(number, *_death_of(trial))
 
 
 def _death_of(trial: Trial) -> tuple[TrialState, str]:

@@ -15,7 +15,7 @@ from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
 from tuner.constraints import VIOLATION
-from tuner.record import distribution_of
+from tuner.distributions import distribution_of
 from tuner.searchers.learning import ranks_by_rung
 from tuner.searchers.view import Proposal
 from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform

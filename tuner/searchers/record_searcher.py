@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ray.tune.search import Searcher
 
 from tuner.constraints import VIOLATION
+from tuner.failures import end_trial
 from tuner.record import TrialState
 from tuner.searchers.view import Proposal, SearchView
 from tuner.warm_start import LearningRecord, best_point
@@ -89,23 +90,27 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         if self._record.unfinished():
             # one of those that run may have to go on later
             return None
-        for paused in self._record.with_state(TrialState.PAUSED):
-            self._record.finish(paused.number, TrialState.STOPPED, paused.reason)
+        with self._record.transaction():
+            for paused in self._record.with_state(TrialState.PAUSED):
+                self._record.finish(paused.number, TrialState.STOPPED, paused.reason)
         return str(Searcher.FINISHED)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Close the trial with the ending that it reported, if nothing closed it before."""
-        if error or result is None:
-            # the scheduler's on_trial_error has the exception and closes the trial
-            return
         number = self._number_of[trial_id]
-        report_result(self._record, number, result)
-        for name in set(TRIAL_NOTES) & set(result):
-            self._record.note(number, name, json.loads(result[name]))
-        if "outcome" in result:
-            self._record.finish(number, TrialState(result["outcome"]), result["reason"])
+        # the scheduler's on_trial_error has the exception of a lost process, and closes the trial
+        if not error and result is not None:
+            report_result(self._record, number, result)
+            with self._record.transaction():
+                for name in set(TRIAL_NOTES) & set(result):
+                    self._record.note(number, name, json.loads(result[name]))
+                if "outcome" in result:
+                    state = TrialState(result["outcome"])
+                    end_trial(self._record, self._spec, number, state, result["reason"])
+        if self._record.entries[number].state is TrialState.INTERRUPTED:
+            self._to_resume.append(number)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the record is written as things happen."""

@@ -1,0 +1,119 @@
+"""`tune` with trials that do not train: a known curve, checkpoints as always, faults on demand.
+
+All else is the real thing: driver, record, Ray Tune, workers, locks. As a script it is the
+command `tune`. Faults are read from `faults.json` in the study folder: for the trial's number,
+the `epoch` before which they happen, `what`, and how many `times`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tuner.study
+from training.durable_write import write_durably
+from tuner.cli import main
+from tuner.trial import METRICS_FILE, TrialRun, TrialTrainable
+
+FAULTS = "faults.json"
+TRAINED = "trained.log"
+PACE = "pace.txt"
+
+
+class ToyRun(TrialRun):
+    """Writes what an epoch would, and notes in `trained.log` when it began and was saved."""
+
+    def _train_in(self, folder: Path) -> int:
+        config = self._study.trial_config(self._spec, self._number, self._values)
+        self._write_settings(folder, config)
+        pace = self._study.folder / PACE
+        seconds = float(pace.read_text()) if pace.is_file() else 0.0
+        last = folder / "last.ckpt"
+        history = json.loads(last.read_text()) if last.is_file() else []
+        for row in history:
+            self.report_epoch(row)
+        for epoch in range(len(history) + 1, config.max_epochs + 1):
+            self._log(folder, "began", epoch)
+            self._fault(folder, epoch, config)
+            time.sleep(seconds)
+            row = {"epoch": epoch, "seconds": seconds, "val_dice": score(config, epoch)}
+            history.append(row)
+            write_durably(last, json.dumps(history))
+            write_durably(folder / "best.ckpt", json.dumps(history))
+            write_durably(folder / METRICS_FILE, "\n".join(str(row["epoch"]) for row in history))
+            self._log(folder, "saved", epoch)
+            self.report_epoch(row)
+        return int(config.max_epochs)
+
+    def _log(self, folder: Path, what: str, epoch: int) -> None:
+        with (folder / TRAINED).open("a") as file:
+            file.write(f"{what} {epoch} {os.getpid()}\n")
+
+    def _fault(self, folder: Path, epoch: int, config: Any) -> None:
+        path = self._study.folder / FAULTS
+        plan = json.loads(path.read_text()) if path.is_file() else {}
+        fault = plan.get(str(self._number))
+        if fault is None or fault["epoch"] != epoch:
+            return
+        happened = folder / "happened"
+        times = len(happened.read_text()) if happened.is_file() else 0
+        if times < fault["times"]:
+            happened.write_text("x" * (times + 1))
+            happen(fault["what"], config)
+
+
+def happen(what: str, config: Any) -> None:
+    """Let a fault happen."""
+    match what:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "exception":
+            raise RuntimeError("a fault of this machine")
+        case "hang":
+            time.sleep(3600)
+        case "disk full":
+            with Path("/dev/full").open("w") as file:
+                file.write("no room")
+        case "out of memory":
+            if config.train_batch_size > 1:
+                raise MemoryError(f"a batch of {config.train_batch_size} is too large")
+
+
+def score(config: Any, epoch: int) -> float:
+    """A curve that rises with the epochs, best at a learning rate of 1e-2."""
+    distance = abs(math.log10(config.learning_rate) + 2)
+    return float(1 - 0.2 * distance - 0.5 / (epoch + distance))
+
+
+class ToyTrainable(TrialTrainable):
+    """Ray's view of a toy trial."""
+
+    def _begin(self, sampled: dict[str, Any]) -> ToyRun:
+        values = dict(sampled)
+        number = values.pop("trial_number")
+        return ToyRun(self._study, self._spec, number, values)
+
+
+def repeated(log: Path) -> list[int]:
+    """Epochs that began although a checkpoint of them was there."""
+    saved, again = 0, []
+    for line in log.read_text().splitlines():
+        what, epoch, _ = line.split()
+        if what == "saved":
+            saved = max(saved, int(epoch))
+        elif int(epoch) <= saved:
+            again.append(int(epoch))
+    return again
+
+
+if __name__ == "__main__":
+    tuner.study.TrialTrainable = ToyTrainable  # type: ignore[misc]
+    sys.exit(main(sys.argv[1:]))

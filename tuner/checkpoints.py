@@ -1,0 +1,122 @@
+"""Which checkpoints of a study stay on the disk.
+
+A trial that may go on keeps its best and its last checkpoint. Of those that have ended, the best
+`keep` trials do; the others lost, and theirs are removed as soon as the record says so. Above
+the disk budget, ended trials lose their last checkpoints and then their best, the worst trial
+first. The winner's are never removed.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback
+
+from tuner.searchers import TRIAL_NUMBER
+from tuner.trial import CHECKPOINT_FILES, LAST_FILE, trial_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ray.tune.experiment import Trial
+    from rich.console import Console
+
+    from tuner.record import StudyRecord, TrialEntry
+    from tuner.spec import CheckpointSettings
+
+
+class CheckpointKeeper(Callback):  # type: ignore[misc]
+    """Removes the checkpoints of trials that lost, whenever a trial ends.
+
+    Args:
+        record: The study's record.
+        folder: The study folder.
+        settings: How many trials keep theirs, and how much disk they may take.
+        console: Where to say that the budget cannot be kept.
+    """
+
+    def __init__(
+        self,
+        record: StudyRecord,
+        folder: Path,
+        settings: CheckpointSettings,
+        console: Console | None = None,
+    ) -> None:
+        self._record = record
+        self._folder = folder
+        self._settings = settings
+        self._console = console
+        self._warned = False
+        self._kept: list[tuple[float, int]] = []
+        self._seen: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles its callbacks; the record has all that there is to know."""
+        return {}
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Prune when a trial has ended."""
+        self._prune([self._record.entries[trial.config[TRIAL_NUMBER]]])
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Prune when a trial has failed for good."""
+        self.on_trial_complete(iteration, trials, trial)
+
+    def prune(self) -> None:
+        """Remove all checkpoints that need not stay, as the record has it."""
+        self._prune(self._record.entries.values())
+
+    def _prune(self, entries: Iterable[TrialEntry]) -> None:
+        for entry in entries:
+            if entry.state.finished and entry.number not in self._seen:
+                self._seen.add(entry.number)
+                self._place(entry)
+        if self._settings.disk_budget is not None:
+            self._keep_budget(self._settings.disk_budget)
+
+    def _place(self, entry: TrialEntry) -> None:
+        """Rank a trial that has ended among the others; the one that loses is removed."""
+        best = entry.best(self._record.mode) if entry.state.usable else None
+        if best is None:
+            self._remove(entry.number, CHECKPOINT_FILES)
+            return
+        sign = 1 if self._record.mode == "max" else -1
+        insort(self._kept, (-sign * best[1], entry.number))
+        # only ended trials are ranked: a place that is lost is lost for good
+        for _, number in self._kept[self._settings.keep :]:
+            self._remove(number, CHECKPOINT_FILES)
+        del self._kept[self._settings.keep :]
+
+    def _keep_budget(self, budget: int) -> None:
+        spent = sum(path.stat().st_size for path in self._folder.glob("trials/*/*.ckpt*"))
+        winner = self._record.best()
+        losers = [n for _, n in reversed(self._kept) if winner is None or n != winner.number]
+        for names in ((LAST_FILE,), CHECKPOINT_FILES):
+            for number in losers:
+                if spent <= budget:
+                    return
+                spent -= self._remove(number, names)
+        if spent > budget and not self._warned and self._console is not None:
+            self._warned = True
+            self._console.print(
+                f"checkpoints take {spent / 1e9:.2f} GB, above the disk budget of "
+                f"{budget / 1e9:.2f} GB: they are those of the winner and of trials that may go on",
+                markup=False,
+            )
+
+    def _remove(self, number: int, names: Sequence[str]) -> int:
+        """Bytes that removing a trial's checkpoints made free."""
+        folder = trial_folder(self._folder, number)
+        freed = 0
+        for name in names:
+            # with those that were left partly written, or found damaged
+            for path in folder.glob(f"{name}*"):
+                freed += path.stat().st_size
+                path.unlink()
+        return freed

@@ -1,0 +1,37 @@
+"""Domains and values of a space as Optuna knows them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform
+
+if TYPE_CHECKING:
+    from tuner.space import Domain
+
+
+def distribution_of(domain: Domain) -> BaseDistribution:
+    """The domain as Optuna knows it."""
+    match domain:
+        case Choice():
+            return CategoricalDistribution(domain.labels)
+        case LogUniform():
+            return FloatDistribution(domain.low, domain.high, log=True)
+        case Uniform():
+            return FloatDistribution(domain.low, domain.high)
+        case QUniform():
+            return FloatDistribution(domain.low, domain.high, step=domain.step)
+        case RandInt():
+            return IntDistribution(domain.low, domain.high)
+
+
+def stored_value(domain: Domain, value: Any) -> Any:
+    """The value as Optuna keeps it."""
+    return domain.label_of(value) if isinstance(domain, Choice) else value

@@ -1,0 +1,67 @@
+"""Sections of settings in a search space file, and what their values are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+
+
+def seconds(value: Any) -> Any:
+    """Seconds of a duration such as `90`, `90s`, `30m` or `1.5h`."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    if isinstance(value, str) and value[-1:] in units:
+        try:
+            return float(value[:-1]) * units[value[-1]]
+        except ValueError:
+            pass
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is no duration: write seconds, or 90s, 30m, 2h, 1d")
+    return value
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed here, not true or false")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool)]
+
+
+class Section(BaseModel):
+    """A section of settings: each one is documented under its field."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class FailureSettings(Section):
+    """The section `failures`: what follows when a trial fails."""
+
+    max_failures: Annotated[Whole, Field(ge=0)] = 2
+    """How often a trial that failed is tried again, from its last checkpoint: after an
+    exception, or when its worker process or node died or hung."""
+
+    hang_timeout: Annotated[Number, BeforeValidator(seconds), Field(gt=0)] | None = None
+    """Time without a finished epoch after which a trial is taken for hung and its process
+    ended, e.g. `30m`; it must cover the start of a process and the slowest epoch. Null for no
+    limit."""
+
+    on_out_of_memory: Literal["fail", "smaller_batch", "smaller_patch"] = "fail"
+    """Whether a trial that ran out of memory is tried again with half the batch, or with a
+    patch of about half the voxels."""
+
+
+class CheckpointSettings(Section):
+    """The section `checkpoints`: which checkpoints of trials that have ended are kept."""
+
+    keep: Annotated[Whole, Field(ge=1)] = 5
+    """How many of the best trials keep their checkpoints; those of other trials are removed
+    when they have ended."""
+
+    disk_budget: Annotated[ByteSize, Field(gt=0)] | None = None
+    """Disk that checkpoints of the study may take, e.g. `20GB`; null for no limit. Those of
+    the winner and of trials that may go on are never removed."""
