@@ -116,7 +116,7 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
                 "study": study.name,
                 "trial": entry.number,
                 "epoch": best[0],
-                "values": entry.values,
+                "values": entry.trained_values,
             },
         )
         write_bundle(
