@@ -80,16 +80,27 @@ def output_of(driver: subprocess.Popen[str]) -> str:
     return driver.communicate(timeout=120)[0]
 
 
-def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[str] | None = None) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
-        assert driver is None or driver.poll() is None, output_of(driver)
         time.sleep(0.05)
 
 
-def epochs_saved(study: Path) -> int:
-    return sum(log.read_text().count("saved") for log in study.glob("trials/*/trained.log"))
+def wait_for_epochs(study: Path, number: int, driver: subprocess.Popen[str]) -> None:
+    """Wait until a study has saved so many epochs."""
+
+    def saved() -> bool:
+        assert driver.poll() is None, output_of(driver)
+        logs = study.glob("trials/*/trained.log")
+        return sum(log.read_text().count("saved") for log in logs) >= number
+
+    wait_for(saved)
+
+
+def wait_for_no_trainer(study: Path) -> None:
+    """Wait until no process trains a trial of a study."""
+    wait_for(lambda: not trainers(study))
 
 
 def assert_nothing_lost(study: Study, undisturbed: StudyRecord, toy: ModuleType) -> None:
@@ -122,7 +133,7 @@ def test_a_killed_driver_loses_nothing_and_decides_the_same(
     words = ["run", str(toy_space), "--name", "cut"]
     for after, harm in ((2, truncate), (5, empty), (8, shutil.rmtree)):
         driver = start([*words, "--address", cluster], folder.parent)
-        wait_for(lambda after=after: epochs_saved(folder) >= after, driver)  # type: ignore[misc]
+        wait_for_epochs(folder, after, driver)
         if after == 2:
             # a second driver is refused while the first one runs
             assert main(["resume", "cut", "--studies-dir", str(folder.parent)]) == 2
@@ -133,7 +144,7 @@ def test_a_killed_driver_loses_nothing_and_decides_the_same(
         moved = tmp_path / f"after {after}" / "cut"
         moved.parent.mkdir()
         # what an orphaned worker writes, it writes into the folder that it knows
-        wait_for(lambda: not trainers(folder))
+        wait_for_no_trainer(folder)
         folder = folder.rename(moved)
     assert main(["resume", "cut", "--studies-dir", str(folder.parent)]) == 0
     assert_nothing_lost(open_study(folder.parent, "cut"), undisturbed, toy)
@@ -157,14 +168,14 @@ def test_a_killed_driver_takes_the_workers_of_its_own_cluster_along(
     folder.mkdir()
     (folder / "pace.txt").write_text("0.3")
     driver = start(["run", str(toy_space), "--name", "own"], tmp_path)
-    wait_for(lambda: epochs_saved(folder) >= 3, driver)
+    wait_for_epochs(folder, 3, driver)
     driver.kill()
     # resumed at once: a worker that is still there has to end before its trial goes on
     resumed = start(["resume", "own"], tmp_path)
     output = output_of(resumed)
     assert resumed.returncode == 0, output
     assert_nothing_lost(open_study(tmp_path, "own"), undisturbed, toy)
-    wait_for(lambda: not trainers(folder))
+    wait_for_no_trainer(folder)
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -182,7 +193,7 @@ def test_a_signal_ends_the_driver_in_order(
     folder.mkdir()
     (folder / "pace.txt").write_text("0.2")
     driver = start(["run", str(toy_space), "--name", "cut", "--address", cluster], tmp_path)
-    wait_for(lambda: epochs_saved(folder) >= 3, driver)
+    wait_for_epochs(folder, 3, driver)
     for _ in range(times):
         driver.send_signal(cut)
         time.sleep(0.02)
@@ -278,7 +289,7 @@ def test_a_lost_node_costs_no_trial(
     driver = start(
         ["run", str(toy_space), "--name", "lost", "--address", nodes.address, *options], tmp_path
     )
-    wait_for(lambda: epochs_saved(folder) >= 2, driver)
+    wait_for_epochs(folder, 2, driver)
     nodes.remove_node(node, allow_graceful=False)
     another = nodes.add_node(**big)
     try:
@@ -323,7 +334,7 @@ def test_a_cluster_that_goes_away_interrupts_its_trials(
     folder.mkdir()
     (folder / "pace.txt").write_text("0.3")
     driver = start(["run", str(toy_space), "--name", "gone", "--address", address], tmp_path)
-    wait_for(lambda: epochs_saved(folder) >= 3, driver)
+    wait_for_epochs(folder, 3, driver)
     passing_cluster.communicate("", timeout=60)
     output = output_of(driver)
     assert driver.returncode != 0, output
