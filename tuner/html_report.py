@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COLOURS = {
     TrialState.RUNNING: "#0e7490",
+    TrialState.PAUSED: "#2563eb",
     TrialState.COMPLETED: "#15803d",
     TrialState.STOPPED: "#ca8a04",
     TrialState.DIVERGED: "#dc2626",

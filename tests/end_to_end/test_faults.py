@@ -178,8 +178,9 @@ def test_a_killed_driver_takes_the_workers_of_its_own_cluster_along(
     wait_for_no_trainer(folder)
 
 
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("cut", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("cut", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
+)
 def test_a_signal_ends_the_driver_in_order(
     cluster: str,
     toy_space: Path,
