@@ -121,7 +121,7 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
                 "seed": config.seed,
                 "confirmed": chosen.confirmed,
                 "epoch": best[0],
-                "values": entry.values,
+                "values": entry.trained_values,
             },
         )
         write_bundle(

@@ -77,7 +77,10 @@ def write_html_report(
         *_confirmation(confirmed, spec),
         *_front(entries, spec),
         "<h2>Best config</h2>",
-        _table(["field", "value"], [[k, str(v)] for k, v in (best.values if best else {}).items()]),
+        _table(
+            ["field", "value"],
+            [[k, str(v)] for k, v in (best.trained_values if best else {}).items()],
+        ),
         "<h2>Trials</h2>",
         _trials(entries, record.mode, spec),
         "</body></html>",
@@ -176,6 +179,7 @@ def _curves(entries: list[TrialEntry], best: TrialEntry | None) -> str:
 
 def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
     names = [name for name, _ in spec.space.items()]
+    names += sorted({name for entry in entries for name in entry.overrides} - set(names))
     rows = []
     for entry in entries:
         best = entry.best(mode)
@@ -186,7 +190,7 @@ def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
                 str(entry.epochs),
                 f"{best[1]:.4f}" if best else "",
                 entry.reason,
-                *(_value(entry.values.get(name, "")) for name in names),
+                *(_value(entry.trained_values.get(name, "")) for name in names),
             ]
         )
     return _table(["trial", "state", "epochs", f"best {spec.metric}", "why it ended", *names], rows)

@@ -178,7 +178,7 @@ class StudyView(Callback):  # type: ignore[misc]
                 str(entry.number),
                 f"{entry.epochs}/{spec.max_epochs}",
                 "" if last is None else f"{last:.4f}",
-                short_values(entry.values),
+                short_values(entry.trained_values),
             )
         return Panel(Group("\n".join(lines), "", running), title=self._folder.name)
 
@@ -301,7 +301,7 @@ def print_summary(
     best = record.best()
     console.print("best    " + _best_line(record, spec.metric))
     if best is not None:
-        for name, value in best.values.items():
+        for name, value in best.trained_values.items():
             console.print(f"          {name}: {short_value(value)}", markup=False)
     for table in goal_tables(folder, record, spec):
         console.print(table)
@@ -333,6 +333,7 @@ def write_results(folder: Path, record: StudyRecord, spec: StudySpec) -> None:
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     rows = [_row(entry, spec.metric, record.mode) for entry in entries]
     names = [name for name, _ in spec.space.items()]
+    names += sorted({name for entry in entries for name in entry.overrides} - set(names))
     metrics = sorted({name for entry in entries for name in entry.metrics})
     columns = [*_FIXED_COLUMNS, f"best_{spec.metric}", *names, *metrics]
     if spec.further_metrics:
@@ -362,6 +363,6 @@ def _row(entry: TrialEntry, metric: str, mode: str) -> dict[str, Any]:
         "best_epoch": best[0] if best else "",
         f"best_{metric}": best[1] if best else "",
         "seconds": round(entry.seconds, 1),
-        **entry.values,
+        **entry.trained_values,
         **entry.metrics,
     }
