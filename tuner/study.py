@@ -191,7 +191,9 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             check_gpu_hours(spec, resources.gpu)
             budgets = BudgetStopper(study.record, spec)
             stopper = StudyStopper(spec.search.time_budget)
-            keeper = CheckpointKeeper(study.record, study.folder, spec.checkpoints, console)
+            keeper = CheckpointKeeper(
+                study.record, study.folder, spec.checkpoints, console, spec.objectives
+            )
             keeper.prune()
             ends_in_order = _failure_ends_in_order(study)
             with ends_in_order, signals_stop(stopper), lost_worker_ends_one_trial():

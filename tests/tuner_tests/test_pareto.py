@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 
+from tuner.checkpoints import CheckpointKeeper
 from tuner.front_plot import front_plot
 from tuner.pareto import pareto_front
 from tuner.record import StudyRecord, TrialEntry, TrialState
 from tuner.schedulers import Policy
 from tuner.searchers import SEARCHERS, SearchView, build_searcher
+from tuner.settings import CheckpointSettings
 from tuner.spec import StudySpec, parse_spec
+from tuner.trial import trial_folder
 
 OBJECTIVES = (("val_dice", "max"), ("val_seconds_per_case", "min"))
 
@@ -51,6 +54,25 @@ def test_the_front_is_ordered_and_leaves_out_what_cannot_win() -> None:
     picture = front_plot(entries, front, OBJECTIVES)
     assert picture.count("<circle") == 4
     assert picture.count("fill='#0e7490'") == 3
+
+
+def test_the_front_keeps_its_checkpoints_while_it_is_one(tmp_path: Path) -> None:
+    spec = spec_of("[val_dice, val_seconds_per_case]")
+    record = StudyRecord(Path("memory"), spec.space, spec.mode, InMemoryStorage())
+    keeper = CheckpointKeeper(
+        record, tmp_path, CheckpointSettings(keep=1), objectives=spec.objectives
+    )
+    kept = []
+    for number, (dice, seconds) in enumerate([(0.9, 5), (0.6, 2), (0.7, 3), (0.5, 4), (0.8, 1)]):
+        record.propose({"learning_rate": 0.1, "foreground_fraction": 0.5}, "")
+        record.report(number, 9, dice, {"val_dice": dice, "val_seconds_per_case": seconds}, 1.0)
+        record.finish(number, TrialState.COMPLETED, "done")
+        trial_folder(tmp_path, number).mkdir(parents=True)
+        (trial_folder(tmp_path, number) / "best.ckpt").touch()
+        keeper.prune()
+        kept.append({int(path.parent.name) for path in tmp_path.glob("trials/*/best.ckpt")})
+    # the last one is better and faster than all but the winner
+    assert kept == [{0}, {0, 1}, {0, 1, 2}, {0, 1, 2}, {0, 4}]
 
 
 def spec_of(metric: str, more: str = "") -> StudySpec:
