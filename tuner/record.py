@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.distributions import distribution_of, stored_value
 from tuner.errors import StudyError
+from tuner.lineage import Inheritance, values_at
 from tuner.space import Choice
 from tuner.storage import TransactionalStorage, unreadable
 
@@ -109,6 +110,7 @@ class TrialEntry:
         generation: Generation of a searcher that works in generations.
         failures: How often it failed and was tried again.
         overrides: Values that a retry after running out of memory has in place of others.
+        lineage: What it took over from other trials, in the order of epochs.
     """
 
     number: int
@@ -122,11 +124,16 @@ class TrialEntry:
     generation: int = 0
     failures: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
+    lineage: list[Inheritance] = field(default_factory=list)
 
     @property
     def trained_values(self) -> dict[str, Any]:
-        """The values that the trial really trains with."""
-        return {**self.values, **self.overrides}
+        """The values that the trial really trains with from its next epoch on."""
+        return {**self.values_at(self.epochs + 1), **self.overrides}
+
+    def values_at(self, epoch: int) -> dict[str, Any]:
+        """The values of the search space with which an epoch is trained."""
+        return values_at(self.values, self.lineage, epoch)
 
     @property
     def epochs(self) -> int:
@@ -343,6 +350,14 @@ class StudyRecord:
             self.decide(number, "retried", reason)
             self._note_state(entry, TrialState.INTERRUPTED, reason)
 
+    def inherit(self, number: int, inheritance: Inheritance, reason: str) -> None:
+        """Let a trial that waits go on from the weights of another, with other values."""
+        entry = self.entries[number]
+        with self.transaction():
+            entry.lineage.append(inheritance)
+            self._note(entry, "lineage", [step.to_json() for step in entry.lineage])
+            self.decide(number, "inherits", reason)
+
     def interrupt(self, number: int, reason: str) -> None:
         """Mark a trial as cut off through no fault of its own; it goes on with `tune resume`."""
         entry = self.entries[number]
@@ -387,6 +402,7 @@ class StudyRecord:
             generation=attributes.get("generation", 0),
             failures=attributes.get("failures", 0),
             overrides=attributes.get("overrides", {}),
+            lineage=[Inheritance(**step) for step in attributes.get("lineage", ())],
         )
 
 

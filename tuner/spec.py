@@ -15,8 +15,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from training.config import Mode, ModelTrainingConfig
+from tuner.brackets import band_epochs, hyperband_brackets
 from tuner.errors import SpecError, suggestion
-from tuner.settings import CheckpointSettings, FailureSettings, Number, Section, Whole, seconds
+from tuner.settings import (
+    CheckpointSettings,
+    FailureSettings,
+    Number,
+    PopulationSettings,
+    Section,
+    Whole,
+    seconds,
+)
+from tuner.population_checks import check_population
 from tuner.space import Space
 from tuner.spec_parser import SpecParser
 from tuner.yaml_source import Override, YamlSource, dump_yaml
@@ -26,6 +36,7 @@ __all__ = [
     "CheckpointSettings",
     "FailureSettings",
     "Override",
+    "PopulationSettings",
     "ResourceSettings",
     "SearchSettings",
     "StudySpec",
@@ -111,6 +122,7 @@ class StudySpec(BaseModel):
         search: What proposes trials.
         scheduler: Key of `tuner.schedulers.SCHEDULERS`.
         asha: The rungs, None for none.
+        pbt: Population based training.
         resources: Share of a trial.
         failures: What follows when a trial fails.
         checkpoints: Which checkpoints are kept.
@@ -127,6 +139,7 @@ class StudySpec(BaseModel):
     search: SearchSettings
     scheduler: str
     asha: AshaSettings | None
+    pbt: PopulationSettings
     resources: ResourceSettings
     failures: FailureSettings
     checkpoints: CheckpointSettings
@@ -182,7 +195,14 @@ class StudySpec(BaseModel):
         return values
 
     def rungs(self) -> tuple[int, ...]:
-        """Epochs at which ASHA compares: grace_period * reduction_factor^k below max_epochs."""
+        """Epochs below max_epochs at which trials are compared by rungs, ascending.
+
+        Those of ASHA are grace_period * reduction_factor^k, those of Hyperband the milestones of
+        its brackets; other schedulers have none.
+        """
+        if self.asha is not None and self.scheduler == "hyperband":
+            brackets = hyperband_brackets(self.max_epochs, self.asha.reduction_factor)
+            return tuple(sorted({m for bracket in brackets for m in bracket.milestones[:-1]}))
         if self.asha is None or self.scheduler not in {"asha", "pasha"}:
             return ()
         rungs = []
@@ -194,6 +214,10 @@ class StudySpec(BaseModel):
 
     def expected_epochs(self) -> float:
         """Epochs that the study takes if one of `reduction_factor` trials survives each rung."""
+        if self.asha is not None and self.scheduler == "hyperband":
+            factor = self.asha.reduction_factor
+            epochs, trials = band_epochs(hyperband_brackets(self.max_epochs, factor), factor)
+            return epochs / trials * self.search.num_trials
         steps = [0, *self.rungs(), self.max_epochs]
         factor = self.rung_settings.reduction_factor
         per_trial = sum(
@@ -213,6 +237,7 @@ class StudySpec(BaseModel):
                 "search": self.search.model_dump(mode="json"),
                 "scheduler": self.scheduler,
                 "asha": False if self.asha is None else self.asha.model_dump(mode="json"),
+                "pbt": self.pbt.model_dump(mode="json"),
                 "resources": self.resources.model_dump(mode="json"),
                 "failures": self.failures.model_dump(mode="json"),
                 "checkpoints": self.checkpoints.model_dump(mode="json"),
@@ -265,11 +290,13 @@ def parse_spec(
     search = parser.section("search", SearchSettings)
     asha = _asha(parser)
     scheduler = _scheduler(parser)
+    pbt = parser.section("pbt", PopulationSettings)
     resources = parser.section("resources", ResourceSettings)
     failures = parser.section("failures", FailureSettings)
     checkpoints = parser.section("checkpoints", CheckpointSettings)
     parser.raise_problems()
     assert search is not None
+    assert pbt is not None
     assert resources is not None
     assert failures is not None
     assert checkpoints is not None
@@ -283,6 +310,7 @@ def parse_spec(
         search=search,
         scheduler=scheduler,
         asha=asha,
+        pbt=pbt,
         resources=resources,
         failures=failures,
         checkpoints=checkpoints,
@@ -301,8 +329,14 @@ def _asha(parser: SpecParser) -> AshaSettings | None:
     return parser.section("asha", AshaSettings)
 
 
-SCHEDULER_NAMES = ("asha", "pasha", "median", "none")
+SCHEDULER_NAMES = ("asha", "pasha", "hyperband", "median", "pbt", "pb2", "none")
 """Keys of `tuner.schedulers.SCHEDULERS`."""
+
+NEED_ASHA = frozenset({"asha", "pasha", "hyperband", "median"})
+"""Schedulers whose settings are in the section `asha`."""
+
+POPULATION_SCHEDULERS = frozenset({"pbt", "pb2"})
+"""Schedulers in which trials take over the weights of others."""
 
 
 def _scheduler(parser: SpecParser) -> str:
@@ -313,7 +347,7 @@ def _scheduler(parser: SpecParser) -> str:
             ("scheduler",), f"unknown scheduler {name!r}{suggestion(name, SCHEDULER_NAMES)}"
         )
         return "none"
-    if off and name != "none":
+    if off and name in NEED_ASHA:
         parser.problem(
             ("scheduler",),
             f"scheduler={name} needs the section asha, which is false: remove one of them",
@@ -336,6 +370,8 @@ def _check_together(spec: StudySpec, parser: SpecParser) -> None:
             f"grace_period={spec.asha.grace_period} must not be above "
             f"max_epochs={spec.max_epochs}: no trial could be stopped",
         )
+    if spec.scheduler in POPULATION_SCHEDULERS:
+        check_population(spec, parser)
     rng = random.Random(0)
     for _ in range(SAMPLES):
         if not parser.check_point(spec, spec.space.sample(rng)):

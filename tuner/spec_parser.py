@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SECTIONS = (
     *("metric", "mode", "config", "space", "search", "scheduler", "asha", "resources"),
-    *("failures", "checkpoints"),
+    *("pbt", "failures", "checkpoints"),
 )
 
 METRICS = ("val_dice", "val_nsd", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
@@ -104,7 +104,7 @@ class SpecParser:
                 if name in ModelTrainingConfig.model_fields:
                     hint = f": fixed values of the config go under `config:`, e.g. config.{name}"
                 self.problem((name,), f"unknown section {name!r}{hint}", key=True)
-        for name in ("config", "space", "search", "resources", "failures", "checkpoints"):
+        for name in ("config", "space", "search", "resources", "pbt", "failures", "checkpoints"):
             if not isinstance(self.data.get(name, {}), dict):
                 self.problem(
                     (name,), f"{name} must be a mapping of names, but got {self.data[name]!r}"
