@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from training.data import PreprocessedDataset, get_dataloaders
 from training.trainer import SegmentationTrainer
 from tuner.errors import ExportError
 from tuner.record import TrialEntry
-from tuner.trial import CONFIG_FILE, trial_folder
+from tuner.trial import config_file, trial_folder
 
 if TYPE_CHECKING:
     from tuner.study import Study
@@ -102,7 +102,7 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
             f"({entry.state}: {entry.reason}): choose another with --trial"
         )
     provenance = study.provenance()
-    config = _config(study, source, provenance)
+    config = _config(config_file(source, best[0]), source, provenance)
     dataset = _dataset(study, config)
     try:
         module = load_checkpoint(checkpoint, config)
@@ -116,7 +116,8 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
                 "study": study.name,
                 "trial": entry.number,
                 "epoch": best[0],
-                "values": entry.values,
+                "values": entry.values_at(best[0]),
+                **_schedule(study, entry.number, best[0]),
             },
         )
         write_bundle(
@@ -142,6 +143,12 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
     )
 
 
+def _schedule(study: Study, number: int, epoch: int) -> dict[str, Any]:
+    """Who trained the weights of an epoch, with which values; {} if it was one trial alone."""
+    stretches = study.record.schedule(number, epoch)
+    return {"schedule": [asdict(s) for s in stretches]} if len(stretches) > 1 else {}
+
+
 def _number(value: float, decimals: int) -> str:
     return "not defined" if math.isnan(value) else f"{value:.{decimals}f}"
 
@@ -161,9 +168,9 @@ def _entry(study: Study, number: int | None) -> TrialEntry:
     return study.record.entries[number]
 
 
-def _config(study: Study, source: Path, provenance: dict[str, Any]) -> ModelTrainingConfig:
-    """The trial's config; paths inside it are where the study folder is now."""
-    config = ModelTrainingConfig(**yaml.safe_load((source / CONFIG_FILE).read_text()))
+def _config(path: Path, source: Path, provenance: dict[str, Any]) -> ModelTrainingConfig:
+    """The config of a trial; paths inside it are where the study folder is now."""
+    config = ModelTrainingConfig(**yaml.safe_load(path.read_text()))
     config.log_dir = source
     config.checkpoint_dir = source
     config.data_dir = Path(provenance["data"]["preprocessed"])

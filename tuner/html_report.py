@@ -60,12 +60,25 @@ def write_html_report(path: Path, name: str, record: StudyRecord, spec: StudySpe
         _legend(entries),
         _curves(entries, best),
         "<h2>Best config</h2>",
-        _table(["field", "value"], [[k, str(v)] for k, v in (best.values if best else {}).items()]),
+        _best_config(record, best, score[0] if score else 0),
         "<h2>Trials</h2>",
         _trials(entries, record.mode, spec),
         "</body></html>",
     ]
     path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> str:
+    """Values that the best score was reached with; a column a trial that had a part in it."""
+    stretches = record.schedule(best.number, epoch) if best else []
+    several = len(stretches) > 1
+    names = dict.fromkeys(name for stretch in stretches for name in stretch.values)
+    columns = [
+        f"epochs {s.first} to {s.last} (trial {s.trial})" if several else "value"
+        for s in stretches
+    ]
+    rows = [[name, *(str(s.values.get(name, "")) for s in stretches)] for name in names]
+    return _table(["field", *columns], rows)
 
 
 def _legend(entries: list[TrialEntry]) -> str:

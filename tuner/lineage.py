@@ -35,6 +35,23 @@ class Inheritance:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Epochs that one trial trained with the same values.
+
+    Attributes:
+        first: The first of them.
+        last: The last of them.
+        trial: Number of the trial.
+        values: Its values by field name.
+    """
+
+    first: int
+    last: int
+    trial: int
+    values: Mapping[str, Any]
+
+
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Old and new value of each field that differs; None where a field takes no part."""
     names = dict.fromkeys([*old, *new])

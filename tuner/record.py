@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.distributions import distribution_of, stored_value
 from tuner.errors import StudyError
-from tuner.lineage import Inheritance, values_at
+from tuner.lineage import Inheritance, Stretch, values_at
 from tuner.space import Choice
 from tuner.storage import TransactionalStorage, unreadable
 
@@ -243,6 +243,17 @@ class StudyRecord:
     def with_state(self, *states: TrialState) -> list[TrialEntry]:
         """Trials in one of `states`."""
         return [entry for entry in self.entries.values() if entry.state in states]
+
+    def schedule(self, number: int, epoch: int) -> list[Stretch]:
+        """Which trial trained the weights of an epoch with which values, from epoch 1 on."""
+        stretches: list[Stretch] = []
+        while epoch:
+            entry = self.entries[number]
+            step = next((s for s in reversed(entry.lineage) if s.epoch < epoch), None)
+            first = step.epoch + 1 if step else 1
+            stretches.insert(0, Stretch(first, epoch, number, entry.values_at(epoch)))
+            number, epoch = (step.donor, step.epoch) if step else (number, 0)
+        return stretches
 
     def scores_at(self, epoch: int) -> Mapping[int, float]:
         """Score of each trial that reached an epoch, by number."""

@@ -212,6 +212,18 @@ class StudySpec(BaseModel):
             rung *= self.asha.reduction_factor
         return tuple(rungs)
 
+    @property
+    def population(self) -> int:
+        """Trials that take over each other's weights, 0 if they do not."""
+        return self.search.num_trials if self.scheduler in POPULATION_SCHEDULERS else 0
+
+    @property
+    def snapshot_interval(self) -> int:
+        """Epochs after which a trial keeps its checkpoint for others to take over."""
+        if self.population:
+            return self.pbt.perturbation_interval
+        return self.max_epochs + 1
+
     def expected_epochs(self) -> float:
         """Epochs that the study takes if one of `reduction_factor` trials survives each rung."""
         if self.asha is not None and self.scheduler == "hyperband":

@@ -178,7 +178,9 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             )
             view = StudyView(study.record, spec, study.folder, resources, dashboard, console)
             stopper = StudyStopper(spec.search.time_budget)
-            keeper = CheckpointKeeper(study.record, study.folder, spec.checkpoints, console)
+            keeper = CheckpointKeeper(
+                study.record, study.folder, spec.checkpoints, console, spec.population
+            )
             keeper.prune()
             ends_in_order = _failure_ends_in_order(study)
             with ends_in_order, _signals_stop(stopper), lost_worker_ends_one_trial(), view:

@@ -10,6 +10,7 @@ from tuner.searchers.grid import grid, grid_points
 from tuner.searchers.optuna_searchers import nsga2, qmc, random, tpe
 from tuner.searchers.priorband import priorband
 from tuner.searchers.record_searcher import (
+    INHERITS,
     TRIAL_NUMBER,
     Promotes,
     Propose,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tuner.spec import StudySpec
 
 __all__ = [
+    "INHERITS",
     "SEARCHERS",
     "TRIAL_NUMBER",
     "Proposal",

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TRIAL_NUMBER = "trial_number"
 """Key under which a trial's number travels beside its sampled values."""
 
+INHERITS = "inherits"
+"""Key under which travels what a trial took over from another: its number, and the epoch."""
+
 Propose = Callable[[SearchView], Proposal | None]
 """A searcher: the next trial, None if it has no more."""
 
@@ -73,7 +76,10 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         entry = self._next()
         if entry is not None:
             self._number_of[trial_id] = entry.number
-            return {**entry.trained_values, TRIAL_NUMBER: entry.number}
+            config = {**entry.trained_values, TRIAL_NUMBER: entry.number}
+            if entry.lineage:
+                config[INHERITS] = (entry.lineage[-1].donor, entry.lineage[-1].epoch)
+            return config
         if self._record.unfinished():
             # one of those that run may have to go on later
             return None
