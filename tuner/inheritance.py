@@ -25,8 +25,14 @@ def snapshot_file(folder: Path, epoch: int) -> Path:
 
 
 def keep_snapshot(folder: Path, epoch: int) -> None:
-    """Keep the last checkpoint, which is that of `epoch`, under a name of its own."""
+    """Keep the last checkpoint, which is that of `epoch`, under a name of its own.
+
+    One that is there stays: it has the weights that the epoch's score is of, while the last one
+    may have been taken over since.
+    """
     last, snapshot = folder / f"{LAST_CHECKPOINT}.ckpt", snapshot_file(folder, epoch)
+    if snapshot.is_file():
+        return
     partial = snapshot.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     try:

@@ -107,6 +107,13 @@ def test_it_goes_on_as_the_other_would_have_with_its_values(donor: Path, recipie
     assert [float(row["learning_rate"]) for row in rows] == [1e-4, 1e-4, 0.1]
 
 
+def test_a_snapshot_stays_what_its_score_is_of(donor: Path, recipient: Path) -> None:
+    own = snapshot_file(recipient, 2).read_bytes()
+    take_over(recipient, donor, 2, recipient / METRICS_FILE)
+    trainer(recipient, 3, 0.1, 3).fit(resume=True)
+    assert snapshot_file(recipient, 2).read_bytes() == own
+
+
 def test_a_trial_that_went_on_is_left_alone(donor: Path, recipient: Path) -> None:
     trainer(recipient, 3, 0.1, 3).fit(resume=True)
     before = (recipient / "last.ckpt").read_bytes()

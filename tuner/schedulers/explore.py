@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tuner.space import Choice
+from tuner.space import Choice, QUniform, RandInt, Uniform
 
 if TYPE_CHECKING:
     from tuner.space import Domain, Space
@@ -28,7 +29,7 @@ def perturbed(
     """Values near others: the explore step of population based training.
 
     With `resample_probability` a value is drawn anew. Else a number is multiplied by one of
-    `FACTORS`, and kept inside its domain; a choice among numbers moves to a neighbour; any other
+    `FACTORS`, or by the other one at a bound of its domain, and moves a step at least; a choice among numbers moves to a neighbour; any other
     choice stays, for it has none. A field that comes into play through a choice is drawn.
 
     Args:
@@ -53,12 +54,23 @@ def perturbed(
 
 def _neighbour(domain: Domain, value: Any, rng: random.Random) -> Any:
     if not isinstance(domain, Choice):
-        return domain.nearest(value * rng.choice(FACTORS))
+        factor = rng.choice(FACTORS)
+        # at a bound of its domain a number can only go the other way
+        both = [_moved(domain, value, by) for by in (factor, sum(FACTORS) - factor)]
+        return next((moved for moved in both if moved != value), value)
     ordered = sorted(option for option in domain.values if _is_number(option))
     if len(ordered) < len(domain.values):
         return value
     place = ordered.index(value) + rng.choice((-1, 1))
     return ordered[min(max(place, 0), len(ordered) - 1)]
+
+
+def _moved(domain: Uniform | RandInt | QUniform, value: float, factor: float) -> float:
+    moved = domain.nearest(value * factor)
+    if moved == value and not isinstance(domain, Uniform):
+        step = domain.step if isinstance(domain, QUniform) else 1
+        moved = domain.nearest(value + math.copysign(step, factor - 1))
+    return moved
 
 
 def _is_number(value: Any) -> bool:
