@@ -74,8 +74,7 @@ def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> st
     several = len(stretches) > 1
     names = dict.fromkeys(name for stretch in stretches for name in stretch.values)
     columns = [
-        f"epochs {s.first} to {s.last} (trial {s.trial})" if several else "value"
-        for s in stretches
+        f"epochs {s.first} to {s.last} (trial {s.trial})" if several else "value" for s in stretches
     ]
     rows = [[name, *(str(s.values.get(name, "")) for s in stretches)] for name in names]
     return _table(["field", *columns], rows)

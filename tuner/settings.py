@@ -52,6 +52,11 @@ class PopulationSettings(Section):
     """How likely a value is drawn anew; else a number is multiplied by 0.8 or 1.2, and a choice
     stays (among numbers, it moves to the next one)."""
 
+    synchronous: bool = True
+    """Whether a trial is compared when all have come as far, and waits for them where there are
+    as many workers as trials. If not, it is compared with those that are there: no worker
+    waits, but what is decided depends on who is fast, and the fastest never changes."""
+
 
 class FailureSettings(Section):
     """The section `failures`: what follows when a trial fails."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from training.config import Mode, ModelTrainingConfig
 from tuner.brackets import band_epochs, hyperband_brackets
 from tuner.errors import SpecError, suggestion
+from tuner.population_checks import check_population
 from tuner.settings import (
     CheckpointSettings,
     FailureSettings,
@@ -26,7 +27,6 @@ from tuner.settings import (
     Whole,
     seconds,
 )
-from tuner.population_checks import check_population
 from tuner.space import Space
 from tuner.spec_parser import SpecParser
 from tuner.yaml_source import Override, YamlSource, dump_yaml

@@ -55,7 +55,8 @@ VARIANTS = [
     "scheduler: pasha",
     "scheduler: hyperband",
     "scheduler: pbt\npbt: {perturbation_interval: 3}",
-    "scheduler: pb2\npbt: {perturbation_interval: 3}",
+    "scheduler: pbt\npbt: {perturbation_interval: 3, synchronous: false}",
+    "scheduler: pb2\npbt: {perturbation_interval: 9}",
 ]
 """Every scheduler, in every variant."""
 

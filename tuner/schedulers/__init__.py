@@ -76,9 +76,7 @@ def hyperband(record: StudyRecord, spec: StudySpec) -> Policy:
     return Hyperband(record, hyperband_brackets(spec.max_epochs, factor), factor, planned)
 
 
-def _of_population(
-    kind: type[PopulationTraining], record: StudyRecord, spec: StudySpec
-) -> Policy:
+def _of_population(kind: type[PopulationTraining], record: StudyRecord, spec: StudySpec) -> Policy:
     search = spec.search
     return kind(record, spec.pbt, search.num_trials, spec.max_epochs, search.seed)
 

@@ -29,8 +29,9 @@ def perturbed(
     """Values near others: the explore step of population based training.
 
     With `resample_probability` a value is drawn anew. Else a number is multiplied by one of
-    `FACTORS`, or by the other one at a bound of its domain, and moves a step at least; a choice among numbers moves to a neighbour; any other
-    choice stays, for it has none. A field that comes into play through a choice is drawn.
+    `FACTORS`, by the other one at a bound of its domain, and moves a step at least; a choice
+    among numbers moves to a neighbour; any other choice stays, for it has none. A field that
+    comes into play through a choice is drawn.
 
     Args:
         space: The space.

@@ -1,4 +1,4 @@
-"""Hyperband (Li et al., 2018): brackets of successive halving, each round of which waits for all."""
+"""Hyperband (Li et al., 2018): brackets of successive halving whose rounds wait for all."""
 
 from __future__ import annotations
 
@@ -120,32 +120,39 @@ class Hyperband(Policy):
         """
         if here in self._complete:
             return self._complete[here]
-        start, stop = self._starts[here.bracket : here.bracket + 2]
-        known = len(self._record.entries)
-        if known < stop and not last:
+        candidates = self._candidates(here, last=last)
+        if candidates is None:
             return None
-        candidates: Sequence[int] = range(start, min(stop, known))
-        quota = len(candidates)
-        if here.stage:
-            before = self._survivors(_Round(here.bracket, here.stage - 1), last=last)
-            if before is None:
-                return None
-            candidates = before
-        for _ in range(here.stage + 1):
-            quota = -(-quota // self._reduction_factor)
-        scores = self._record.scores_at(self._milestone(here))
-        finite = []
-        for number in candidates:
-            if number not in scores:
-                if not self._record.entries[number].state.finished:
-                    return None
-            elif math.isfinite(scores[number]):
-                finite.append(number)
+        scores, entries = self._record.scores_at(self._milestone(here)), self._record.entries
+        if any(n not in scores and not entries[n].state.finished for n in candidates):
+            return None
+        finite = [n for n in candidates if math.isfinite(scores.get(n, math.nan))]
         best = sorted(finite, key=lambda number: (-self._sign * scores[number], number))
-        survivors = tuple(best[:quota])
-        if known >= stop:
+        survivors = tuple(best[: self._quota(here)])
+        if not last:
             self._complete[here] = survivors
         return survivors
+
+    def _candidates(self, here: _Round, *, last: bool) -> Sequence[int] | None:
+        """Trials that a round compares; None while they are not all known."""
+        if here.stage:
+            return self._survivors(_Round(here.bracket, here.stage - 1), last=last)
+        members, known = self._members(here.bracket), len(self._record.entries)
+        if known < members.stop and not last:
+            return None
+        return members[: max(known - members.start, 0)]
+
+    def _quota(self, here: _Round) -> int:
+        """How many trials may survive a round."""
+        members = self._members(here.bracket)
+        quota = min(len(members), len(self._record.entries) - members.start)
+        for _ in range(here.stage + 1):
+            quota = -(-quota // self._reduction_factor)
+        return quota
+
+    def _members(self, bracket: int) -> range:
+        """Trials of a bracket."""
+        return range(self._starts[bracket], self._starts[bracket + 1])
 
     def _milestone(self, here: _Round) -> int:
         return self._kind(here.bracket).milestones[here.stage]

@@ -153,9 +153,7 @@ class _Bandit:
             epoch: Epoch that it begins after.
             rng: Random numbers.
         """
-        free = np.array(
-            [name in numbers and name in base for name in self._encoding.field_names()]
-        )
+        free = np.array([name in numbers and name in base for name in self._encoding.field_names()])
         start = self._encoding.encode(base)
         draws = np.random.default_rng(rng.getrandbits(64))
 

@@ -28,7 +28,7 @@ class PopulationTraining(Policy):
     same epoch. One of the worst `quantile_fraction` goes on from the checkpoint that one of the
     best had at that epoch, with its values, each a bit changed. While there are more trials
     than workers, a trial pauses there and the one that has trained least goes on, so that the
-    population stays together; no worker waits.
+    population stays together. With `synchronous`, none goes on before all have come as far.
 
     Who takes over whom, and with which values, is drawn with the study's seed, the trial's
     number and the epoch, and is in the record before the trial goes on. Ray's
@@ -64,6 +64,8 @@ class PopulationTraining(Policy):
             return GO_ON
         if self._others_wait(epoch):
             return Decision(Action.PAUSE, f"at epoch {epoch}: trials that trained less go first")
+        if self._settings.synchronous and not self._all_reached(epoch):
+            return Decision(Action.PAUSE, f"at epoch {epoch}: waits until all have come as far")
         weak, strong = self._quantiles(epoch)
         if number in weak and strong:
             return Decision(
@@ -80,6 +82,8 @@ class PopulationTraining(Policy):
         if not paused or len(self._record.entries) < self._population:
             return None
         entry = min(paused, key=lambda entry: (entry.epochs, entry.number))
+        if self._settings.synchronous and not self._all_reached(entry.epochs):
+            return None
         self._renew(entry)
         return entry.number
 
@@ -87,6 +91,10 @@ class PopulationTraining(Policy):
         if len(self._record.entries) < self._population:
             return True
         return any(entry.epochs <= epoch for entry in self._record.with_state(TrialState.PAUSED))
+
+    def _all_reached(self, epoch: int) -> bool:
+        entries = self._record.entries.values()
+        return all(entry.epochs >= epoch or entry.state.finished for entry in entries)
 
     def _renew(self, entry: TrialEntry) -> None:
         """Let a weak trial take over a strong one; nothing if it did so already."""
