@@ -116,7 +116,6 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
                 "study": study.name,
                 "trial": entry.number,
                 "epoch": best[0],
-                "values": entry.values_at(best[0]),
                 **_schedule(study, entry.number, best[0]),
             },
         )
@@ -144,9 +143,12 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
 
 
 def _schedule(study: Study, number: int, epoch: int) -> dict[str, Any]:
-    """Who trained the weights of an epoch, with which values; {} if it was one trial alone."""
+    """The values of an epoch, and of the epochs before it if several trials trained them."""
     stretches = study.record.schedule(number, epoch)
-    return {"schedule": [asdict(s) for s in stretches]} if len(stretches) > 1 else {}
+    values: dict[str, Any] = {"values": dict(stretches[-1].values)}
+    if len(stretches) > 1:
+        values["schedule"] = [asdict(stretch) for stretch in stretches]
+    return values
 
 
 def _number(value: float, decimals: int) -> str:

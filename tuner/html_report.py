@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COLOURS = {
     TrialState.RUNNING: "#0e7490",
+    TrialState.PAUSED: "#2563eb",
     TrialState.COMPLETED: "#15803d",
     TrialState.STOPPED: "#ca8a04",
     TrialState.DIVERGED: "#dc2626",
@@ -146,6 +147,7 @@ def _curves(entries: list[TrialEntry], best: TrialEntry | None) -> str:
 
 def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
     names = [name for name, _ in spec.space.items()]
+    names += sorted({name for entry in entries for name in entry.overrides} - set(names))
     rows = []
     for entry in entries:
         best = entry.best(mode)
@@ -156,7 +158,7 @@ def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
                 str(entry.epochs),
                 f"{best[1]:.4f}" if best else "",
                 entry.reason,
-                *(_value(entry.values.get(name, "")) for name in names),
+                *(_value(entry.trained_values.get(name, "")) for name in names),
             ]
         )
     return _table(["trial", "state", "epochs", f"best {spec.metric}", "why it ended", *names], rows)

@@ -251,7 +251,8 @@ class StudyRecord:
             entry = self.entries[number]
             step = next((s for s in reversed(entry.lineage) if s.epoch < epoch), None)
             first = step.epoch + 1 if step else 1
-            stretches.insert(0, Stretch(first, epoch, number, entry.values_at(epoch)))
+            values = {**entry.values_at(epoch), **entry.overrides}
+            stretches.insert(0, Stretch(first, epoch, number, values))
             number, epoch = (step.donor, step.epoch) if step else (number, 0)
         return stretches
 

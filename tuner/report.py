@@ -326,6 +326,7 @@ def write_results(folder: Path, record: StudyRecord, spec: StudySpec) -> None:
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     rows = [_row(entry, spec.metric, record.mode) for entry in entries]
     names = [name for name, _ in spec.space.items()]
+    names += sorted({name for entry in entries for name in entry.overrides} - set(names))
     metrics = sorted({name for entry in entries for name in entry.metrics})
     columns = [*_FIXED_COLUMNS, f"best_{spec.metric}", *names, *metrics]
     if spec.population:
@@ -352,6 +353,6 @@ def _row(entry: TrialEntry, metric: str, mode: str) -> dict[str, Any]:
         "best_epoch": best[0] if best else "",
         f"best_{metric}": best[1] if best else "",
         "seconds": round(entry.seconds, 1),
-        **entry.values,
+        **entry.trained_values,
         **entry.metrics,
     }

@@ -54,6 +54,8 @@ RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # the view tells how a trial failed, and its error.txt has the traceback
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # Ctrl-C is handled here, where it can be told apart from the end of the study
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }

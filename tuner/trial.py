@@ -168,13 +168,16 @@ class TrialRun:
             return self._reports.get()
         folder = self._study.trial_folder(self._number)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / HANG_FILE).open("w") as file:
+        path = folder / HANG_FILE
+        with path.open("a") as file:
             faulthandler.dump_traceback_later(limit * HANG_DUMP_SHARE, file=file)
             try:
                 self._turn.release()
                 return self._reports.get()
             finally:
                 faulthandler.cancel_dump_traceback_later()
+                if not path.stat().st_size:
+                    path.unlink()
 
     def close(self) -> None:
         """End training where it stands and free what it held."""

@@ -51,14 +51,17 @@ def lost_worker_ends_one_trial() -> Iterator[None]:
     """
     original = RayActorManager._actor_task_failed
 
-    def task_failed(manager: RayActorManager, task: Any, exception: Exception) -> None:
+    def task_failed(
+        manager: RayActorManager, tracked_actor_task: Any, exception: Exception
+    ) -> None:
+        # Ray gives both by name
         if isinstance(exception, RayError) and not isinstance(
             exception, RayActorError | RayTaskError
         ):
             out_of_memory = isinstance(exception, OutOfMemoryError)
             kind = WorkerOutOfMemoryError if out_of_memory else WorkerLostError
             exception = kind(str(exception).strip().splitlines()[0])
-        original(manager, task, exception)
+        original(manager, tracked_actor_task, exception)
 
     RayActorManager._actor_task_failed = task_failed
     try:

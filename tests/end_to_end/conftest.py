@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import ray
+from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from training.data import generate_phantom
@@ -51,8 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(private_cache: Path) -> Iterator[str]:
-    """Address of a cluster of two nodes with 2 CPU cores and 2 GPUs each."""
+def nodes(private_cache: Path) -> Iterator[Cluster]:
+    """A cluster of two nodes with 2 CPU cores and 2 GPUs each."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # a trial's libraries shall not start more threads than the machine has cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -60,9 +64,30 @@ def cluster(private_cache: Path) -> Iterator[str]:
     started = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     started.add_node(**node)
     ray.init(address=started.address, log_to_driver=False, logging_level="error")
-    yield started.address
+    yield started
     ray.shutdown()
     started.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cluster(nodes: Cluster) -> str:
+    """Address of that cluster."""
+    return str(nodes.address)
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module `toy.py`; studies of this process have its trials."""
+    if "toy" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["toy"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["toy"])
+        # workers do not find it
+        cloudpickle.register_pickle_by_value(sys.modules["toy"])
+    monkeypatch.setattr("tuner.study.TrialTrainable", sys.modules["toy"].ToyTrainable)
+    return sys.modules["toy"]
 
 
 @pytest.fixture(scope="session")

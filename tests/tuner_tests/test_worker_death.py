@@ -25,7 +25,7 @@ def fail_a_task(exception: Exception) -> list[Exception]:
     manager: Any = SimpleNamespace(
         _failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None
     )
-    RayActorManager._actor_task_failed(manager, task, exception)
+    RayActorManager._actor_task_failed(manager, tracked_actor_task=task, exception=exception)
     return told
 
 

@@ -1,0 +1,349 @@
+"""What is killed, hung, full, damaged or gone, and that a study goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from ray.cluster_utils import Cluster
+
+from tuner.cli import main
+from tuner.record import StudyRecord, TrialState
+from tuner.study import Study, open_study
+
+TOY = Path(__file__).with_name("toy.py")
+TRIALS = 6
+
+
+@pytest.fixture(scope="session")
+def toy_space(tmp_path_factory: pytest.TempPathFactory, space_file: Path) -> Path:
+    """A space for toy trials, one at a time."""
+    head, _, _ = space_file.read_text().partition("space:\n")
+    path = tmp_path_factory.mktemp("toy") / "toy.yaml"
+    path.write_text(
+        head
+        + "space:\n  learning_rate: {loguniform: [1e-4, 1e-1]}\n"
+        + f"search: {{num_trials: {TRIALS}, searcher: random, seed: 2}}\n"
+        + "asha: {grace_period: 1, reduction_factor: 2, promotion: true}\n"
+        + "resources: {max_concurrent: 1, cpu: 1, gpu: 0}\n"
+    )
+    return path
+
+
+def trace(record: StudyRecord) -> list[tuple[int, int, str, str]]:
+    """All decisions but those to stop and go on again."""
+    return [
+        (decision.trial, decision.epoch, decision.action, decision.reason)
+        for decision in record.decisions
+        if decision.action not in {"interrupted", "resumed"}
+    ]
+
+
+def scores(record: StudyRecord) -> list[dict[int, float]]:
+    return [record.entries[number].scores for number in sorted(record.entries)]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    cluster: str, toy_space: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StudyRecord:
+    """The record of the toy study when nothing goes wrong."""
+    studies = tmp_path_factory.mktemp("undisturbed")
+    driver = start(["run", str(toy_space), "--name", "calm", "--address", cluster], studies)
+    assert driver.wait(timeout=180) == 0, output_of(driver)
+    return open_study(studies, "calm").record
+
+
+def start(words: list[str], studies: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(TOY), *words, "--studies-dir", str(studies)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", "PYTHONPATH": str(TOY.parents[2])},
+    )
+
+
+def output_of(driver: subprocess.Popen[str]) -> str:
+    return driver.communicate(timeout=120)[0]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 180
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def wait_for_epochs(study: Path, number: int, driver: subprocess.Popen[str]) -> None:
+    """Wait until a study has saved so many epochs."""
+
+    def saved() -> bool:
+        assert driver.poll() is None, output_of(driver)
+        logs = study.glob("trials/*/trained.log")
+        return sum(log.read_text().count("saved") for log in logs) >= number
+
+    wait_for(saved)
+
+
+def wait_for_no_trainer(study: Path) -> None:
+    """Wait until no process trains a trial of a study."""
+    wait_for(lambda: not trainers(study))
+
+
+def assert_nothing_lost(study: Study, undisturbed: StudyRecord, toy: ModuleType) -> None:
+    assert study.finished
+    assert trace(study.record) == trace(undisturbed)
+    assert scores(study.record) == scores(undisturbed)
+    for log in study.folder.glob("trials/*/trained.log"):
+        assert toy.repeated(log) == [], log.read_text()
+
+
+def truncate(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, 0)
+
+
+def test_a_killed_driver_loses_nothing_and_decides_the_same(
+    cluster: str, toy_space: Path, tmp_path: Path, undisturbed: StudyRecord, toy: ModuleType
+) -> None:
+    """Killed three times, with Ray's files truncated, emptied, then gone, and moved once."""
+    folder = tmp_path / "before" / "cut"
+    folder.mkdir(parents=True)
+    (folder / "pace.txt").write_text("0.3")
+    words = ["run", str(toy_space), "--name", "cut"]
+    for after, harm in ((2, truncate), (5, empty), (8, shutil.rmtree)):
+        driver = start([*words, "--address", cluster], folder.parent)
+        wait_for_epochs(folder, after, driver)
+        if after == 2:
+            # a second driver is refused while the first one runs
+            assert main(["resume", "cut", "--studies-dir", str(folder.parent)]) == 2
+        driver.kill()
+        driver.communicate(timeout=60)
+        harm(folder / "ray")
+        words = ["resume", "cut"]
+        moved = tmp_path / f"after {after}" / "cut"
+        moved.parent.mkdir()
+        # what an orphaned worker writes, it writes into the folder that it knows
+        wait_for_no_trainer(folder)
+        folder = folder.rename(moved)
+    assert main(["resume", "cut", "--studies-dir", str(folder.parent)]) == 0
+    assert_nothing_lost(open_study(folder.parent, "cut"), undisturbed, toy)
+
+
+def trainers(study: Path) -> list[int]:
+    """Processes that train a trial of a study now."""
+    found = []
+    for placement in study.glob("trials/*/placement.yaml"):
+        pid = yaml.safe_load(placement.read_text())["pid"]
+        command = Path(f"/proc/{pid}/cmdline")
+        if command.is_file() and b"ToyTrainable" in command.read_bytes():
+            found.append(pid)
+    return found
+
+
+def test_a_killed_driver_takes_the_workers_of_its_own_cluster_along(
+    toy_space: Path, tmp_path: Path, undisturbed: StudyRecord, toy: ModuleType
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "pace.txt").write_text("0.3")
+    driver = start(["run", str(toy_space), "--name", "own"], tmp_path)
+    wait_for_epochs(folder, 3, driver)
+    driver.kill()
+    # resumed at once: a worker that is still there has to end before its trial goes on
+    resumed = start(["resume", "own"], tmp_path)
+    output = output_of(resumed)
+    assert resumed.returncode == 0, output
+    assert_nothing_lost(open_study(tmp_path, "own"), undisturbed, toy)
+    wait_for_no_trainer(folder)
+
+
+@pytest.mark.parametrize(
+    ("cut", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
+)
+def test_a_signal_ends_the_driver_in_order(
+    cluster: str,
+    toy_space: Path,
+    tmp_path: Path,
+    undisturbed: StudyRecord,
+    toy: ModuleType,
+    cut: signal.Signals,
+    times: int,
+) -> None:
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    (folder / "pace.txt").write_text("0.2")
+    driver = start(["run", str(toy_space), "--name", "cut", "--address", cluster], tmp_path)
+    wait_for_epochs(folder, 3, driver)
+    for _ in range(times):
+        driver.send_signal(cut)
+        time.sleep(0.02)
+    output = output_of(driver)
+    assert driver.returncode == 130, output
+    assert "Traceback" not in output
+    assert main(["resume", "cut", "--studies-dir", str(tmp_path)]) == 0
+    assert_nothing_lost(open_study(tmp_path, "cut"), undisturbed, toy)
+
+
+def faulty(
+    folder: Path, space: Path, faults: dict[int, dict[str, Any]], *options: str
+) -> tuple[int, Study]:
+    """Run a toy study in which faults happen."""
+    folder.mkdir(exist_ok=True)
+    (folder / "faults.json").write_text(json.dumps(faults))
+    where = ["--studies-dir", str(folder.parent)]
+    code = main(["run", str(space), "--name", folder.name, *options, *where])
+    return code, open_study(folder.parent, folder.name)
+
+
+def test_a_trial_that_fails_is_tried_again(
+    cluster: str, toy_space: Path, tmp_path: Path, toy: ModuleType
+) -> None:
+    faults = {
+        0: {"epoch": 3, "what": "kill", "times": 2},
+        1: {"epoch": 2, "what": "exception", "times": 1},
+        2: {"epoch": 3, "what": "hang", "times": 1},
+        3: {"epoch": 1, "what": "freeze", "times": 1},
+        4: {"epoch": 2, "what": "out of memory", "times": 9},
+        5: {"epoch": 3, "what": "exception", "times": 9},
+    }
+    options = [
+        *("--set", "asha=false", "--set", "failures.hang_timeout=15", "--max-concurrent", "3"),
+        *("--set", "failures.on_out_of_memory=smaller_batch", "--set", "train_batch_size=4"),
+    ]
+    code, study = faulty(tmp_path / "faulty", toy_space, faults, *options)
+    assert code == 0
+    entries = study.record.entries
+    for number in range(5):
+        assert entries[number].state is TrialState.COMPLETED, entries[number]
+        assert list(entries[number].scores) == [1, 2, 3, 4]
+    assert [entries[number].failures for number in range(6)] == [2, 1, 1, 1, 2, 2]
+    assert entries[5].state is TrialState.FAILED
+    assert "a fault of this machine (after 3 tries)" in entries[5].reason
+    retried = {d.trial: d.reason for d in study.record.decisions if d.action == "retried"}
+    assert "worker process died" in retried[0]
+    assert "retry 2 of 2" in retried[0]
+    assert "no epoch ended within 15 s" in retried[2]
+    assert "no epoch ended within 15 s" in retried[3]
+    assert entries[4].overrides == {"train_batch_size": 1, "val_batch_size": 2}
+    folder = study.folder / "trials" / "0004"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train_batch_size"] == 1
+    results = (study.folder / "results.csv").read_text().splitlines()
+    assert "train_batch_size" in results[0]
+    # where it hung
+    assert "in happen" in (study.folder / "trials" / "0002" / "hang.txt").read_text()
+    for log in study.folder.glob("trials/*/trained.log"):
+        begun = [line.split()[1] for line in log.read_text().splitlines() if "saved" in line]
+        assert begun == sorted(set(begun)), log.read_text()
+
+
+def test_a_full_disk_ends_the_study_and_no_trial(
+    cluster: str,
+    toy_space: Path,
+    tmp_path: Path,
+    undisturbed: StudyRecord,
+    toy: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    faults = {2: {"epoch": 1, "what": "disk full", "times": 1}}
+    code, study = faulty(tmp_path / "full", toy_space, faults)
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "tune resume full" in error
+    assert study.record.entries[2].state is TrialState.INTERRUPTED
+    assert study.record.entries[2].failures == 0
+    assert main(["resume", "full", "--studies-dir", str(tmp_path)]) == 0
+    assert_nothing_lost(open_study(tmp_path, "full"), undisturbed, toy)
+
+
+def test_a_lost_node_costs_no_trial(
+    nodes: Cluster, toy_space: Path, tmp_path: Path, toy: ModuleType
+) -> None:
+    big = {"num_cpus": 4, "object_store_memory": 100 * 2**20}
+    node = nodes.add_node(**big)
+    folder = tmp_path / "lost"
+    folder.mkdir()
+    (folder / "pace.txt").write_text("0.3")
+    # only the new node has room for such a trial
+    options = ["--cpus-per-trial", "4", "--num-trials", "2", "--set", "asha=false"]
+    driver = start(
+        ["run", str(toy_space), "--name", "lost", "--address", nodes.address, *options], tmp_path
+    )
+    wait_for_epochs(folder, 2, driver)
+    nodes.remove_node(node, allow_graceful=False)
+    another = nodes.add_node(**big)
+    try:
+        output = output_of(driver)
+        assert driver.returncode == 0, output
+    finally:
+        nodes.remove_node(another)
+    record = open_study(tmp_path, "lost").record
+    assert [entry.state for entry in record.entries.values()] == [TrialState.COMPLETED] * 2
+    assert sum(entry.failures for entry in record.entries.values()) == 1
+    for log in folder.glob("trials/*/trained.log"):
+        assert toy.repeated(log) == []
+
+
+@pytest.fixture
+def passing_cluster() -> Iterator[subprocess.Popen[str]]:
+    """A cluster in a process of its own, that can go away; its address is what it prints."""
+    program = (
+        "import sys; from ray.cluster_utils import Cluster\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 2,"
+        " 'include_dashboard': False, 'object_store_memory': 100 * 2**20})\n"
+        "print(cluster.address, flush=True); sys.stdin.read(); cluster.shutdown()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    yield process
+    process.communicate("", timeout=60)
+
+
+def test_a_cluster_that_goes_away_interrupts_its_trials(
+    cluster: str,
+    passing_cluster: subprocess.Popen[str],
+    toy_space: Path,
+    tmp_path: Path,
+    undisturbed: StudyRecord,
+    toy: ModuleType,
+) -> None:
+    assert passing_cluster.stdout is not None
+    address = passing_cluster.stdout.readline().strip()
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    (folder / "pace.txt").write_text("0.3")
+    driver = start(["run", str(toy_space), "--name", "gone", "--address", address], tmp_path)
+    wait_for_epochs(folder, 3, driver)
+    passing_cluster.communicate("", timeout=60)
+    output = output_of(driver)
+    assert driver.returncode != 0, output
+    left = open_study(tmp_path, "gone").record.entries.values()
+    assert {entry.state for entry in left} <= {
+        *(TrialState.RUNNING, TrialState.INTERRUPTED),
+        *(TrialState.PAUSED, TrialState.COMPLETED),
+    }
+    assert ray.is_initialized()
+    assert main(["resume", "gone", "--studies-dir", str(tmp_path)]) == 0
+    assert_nothing_lost(open_study(tmp_path, "gone"), undisturbed, toy)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.storages import InMemoryStorage
+from rich.console import Console
+
+from tuner.checkpoints import CheckpointKeeper
+from tuner.record import StudyRecord, TrialState
+from tuner.settings import CheckpointSettings
+from tuner.spec import parse_spec
+from tuner.trial import CHECKPOINT_FILES, trial_folder
+
+SPACE = parse_spec("space: {learning_rate: {uniform: [0.1, 1]}}", source="s.yaml").space
+SIZE = 1000
+
+
+def trial(
+    folder: Path, record: StudyRecord, score: float | None, state: TrialState = TrialState.COMPLETED
+) -> int:
+    """A trial with both checkpoints that ended in a state."""
+    number = record.propose({"learning_rate": 0.5}, "test").number
+    if score is not None:
+        record.report(number, 1, score, {}, 1.0)
+    if state is TrialState.PAUSED:
+        record.pause(number, "")
+    elif state is TrialState.INTERRUPTED:
+        record.interrupt(number, "")
+    elif state is not TrialState.RUNNING:
+        record.finish(number, state, "")
+    where = trial_folder(folder, number)
+    where.mkdir(parents=True)
+    for name in CHECKPOINT_FILES:
+        (where / name).write_bytes(b"x" * SIZE)
+    (where / "metrics.csv").write_text("kept")
+    return number
+
+
+def kept(folder: Path) -> dict[int, set[str]]:
+    return {
+        int(where.name): {path.name.partition(".")[0] for path in where.glob("*.ckpt*")}
+        for where in (folder / "trials").iterdir()
+    }
+
+
+def in_memory() -> StudyRecord:
+    return StudyRecord(Path("memory"), SPACE, "max", InMemoryStorage())
+
+
+def test_trials_that_lost_keep_no_checkpoint(tmp_path: Path) -> None:
+    record = in_memory()
+    both = {"best", "last"}
+    expected = {
+        trial(tmp_path, record, 0.5, TrialState.STOPPED): set(),
+        trial(tmp_path, record, 0.9): both,
+        trial(tmp_path, record, 0.7, TrialState.STOPPED): both,
+        trial(tmp_path, record, 0.1, TrialState.PAUSED): both,
+        trial(tmp_path, record, 0.1, TrialState.RUNNING): both,
+        trial(tmp_path, record, None, TrialState.RUNNING): both,
+        trial(tmp_path, record, 0.1, TrialState.INTERRUPTED): both,
+        trial(tmp_path, record, 1.0, TrialState.FAILED): set(),
+        trial(tmp_path, record, 1.0, TrialState.DIVERGED): set(),
+        trial(tmp_path, record, 0.6): set(),
+    }
+    (trial_folder(tmp_path, 0) / "last.ckpt.partial").write_bytes(b"cut off")
+    (trial_folder(tmp_path, 0) / "last.ckpt.damaged").write_bytes(b"damaged")
+    CheckpointKeeper(record, tmp_path, CheckpointSettings(keep=2)).prune()
+    assert kept(tmp_path) == expected
+    assert all((where / "metrics.csv").is_file() for where in (tmp_path / "trials").iterdir())
+
+
+ENDINGS = st.tuples(
+    st.floats(0, 1), st.sampled_from([TrialState.COMPLETED, TrialState.STOPPED, TrialState.FAILED])
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(endings=st.lists(ENDINGS, min_size=1, max_size=12), keep=st.integers(1, 4))
+def test_the_winner_at_the_end_was_kept_all_along(
+    tmp_path_factory: pytest.TempPathFactory, endings: list[tuple[float, TrialState]], keep: int
+) -> None:
+    folder = tmp_path_factory.mktemp("study")
+    record = in_memory()
+    keeper = CheckpointKeeper(record, folder, CheckpointSettings(keep=keep))
+    for score, state in endings:
+        trial(folder, record, score, state)
+        keeper.prune()
+    usable = [entry for entry in record.entries.values() if entry.state.usable]
+    ranked = sorted(usable, key=lambda entry: (-entry.scores[1], entry.number))
+    left = {number for number, names in kept(folder).items() if names}
+    assert left == {entry.number for entry in ranked[:keep]}
+    winner = record.best()
+    assert winner is None or winner.number in left
+
+
+def test_the_disk_budget_spares_the_winner_and_what_may_go_on(tmp_path: Path) -> None:
+    record = in_memory()
+    for score in (0.9, 0.8, 0.7):
+        trial(tmp_path, record, score)
+    trial(tmp_path, record, 0.1, TrialState.PAUSED)
+    said = io.StringIO()
+
+    def within(budget: int) -> dict[int, set[str]]:
+        limits = CheckpointSettings(disk_budget=budget)  # type: ignore[arg-type]
+        CheckpointKeeper(record, tmp_path, limits, Console(file=said)).prune()
+        return kept(tmp_path)
+
+    both = {"best", "last"}
+    assert within(8 * SIZE) == {0: both, 1: both, 2: both, 3: both}
+    # the last checkpoints of the worst go first
+    assert within(7 * SIZE) == {0: both, 1: both, 2: {"best"}, 3: both}
+    assert within(5 * SIZE) == {0: both, 1: {"best"}, 2: set(), 3: both}
+    assert said.getvalue() == ""
+    assert within(3 * SIZE) == {0: both, 1: set(), 2: set(), 3: both}
+    assert "above the disk budget" in said.getvalue()

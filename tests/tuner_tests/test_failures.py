@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.storages import InMemoryStorage
+
+from training.config import ModelTrainingConfig
+from tuner.failures import end_trial, smaller
+from tuner.record import StudyRecord, TrialEntry, TrialState
+from tuner.spec import StudySpec, parse_spec
+
+
+def spec_of(failures: str = "{}", config: str = "{}") -> StudySpec:
+    return parse_spec(
+        f"config: {config}\nspace: {{learning_rate: {{uniform: [0.1, 1]}}}}\n"
+        f"failures: {failures}\n",
+        source="s.yaml",
+    )
+
+
+def one_trial(spec: StudySpec) -> tuple[StudyRecord, TrialEntry]:
+    record = StudyRecord(Path("memory"), spec.space, spec.mode, InMemoryStorage())
+    return record, record.propose({"learning_rate": 0.5}, "test")
+
+
+def test_a_failure_is_tried_again_so_often_and_no_more() -> None:
+    spec = spec_of("{max_failures: 2}")
+    record, entry = one_trial(spec)
+    for number in (1, 2):
+        end_trial(record, spec, 0, TrialState.FAILED, "it died")
+        assert entry.state is TrialState.INTERRUPTED
+        assert entry.reason == f"it died; retry {number} of 2"
+        record.running(0)
+    end_trial(record, spec, 0, TrialState.FAILED, "it died")
+    assert (entry.state, entry.reason) == (TrialState.FAILED, "it died (after 3 tries)")
+    assert record.halted is None
+
+
+@pytest.mark.parametrize("state", [TrialState.DIVERGED, TrialState.OUT_OF_MEMORY])
+def test_what_would_happen_again_is_not_tried_again(state: TrialState) -> None:
+    spec = spec_of()
+    record, entry = one_trial(spec)
+    end_trial(record, spec, 0, state, "why")
+    assert (entry.state, entry.reason) == (state, "why")
+
+
+def test_what_stands_in_the_way_of_all_halts_the_study() -> None:
+    spec = spec_of()
+    record, entry = one_trial(spec)
+    end_trial(record, spec, 0, TrialState.INTERRUPTED, "the disk is full")
+    assert (entry.state, entry.failures) == (TrialState.INTERRUPTED, 0)
+    assert record.halted == "the disk is full"
+
+
+def test_out_of_memory_halves_the_batch_until_there_is_none() -> None:
+    spec = spec_of(
+        "{on_out_of_memory: smaller_batch, max_failures: 9}",
+        "{train_batch_size: 5, val_batch_size: 2}",
+    )
+    record, entry = one_trial(spec)
+    sizes = []
+    while True:
+        end_trial(record, spec, 0, TrialState.OUT_OF_MEMORY, "no memory")
+        if entry.state.finished:
+            break
+        config = spec.trial_config(entry.trained_values)
+        sizes.append((config.train_batch_size, config.val_batch_size))
+        record.running(0)
+    assert sizes == [(2, 1), (1, 1)]
+    assert entry.state is TrialState.OUT_OF_MEMORY
+    assert entry.values == {"learning_rate": 0.5}
+
+
+@given(patch=st.tuples(*[st.integers(1, 300)] * 3))
+def test_a_smaller_patch_has_about_half_the_voxels(patch: tuple[int, int, int]) -> None:
+    config = ModelTrainingConfig(patch_size=patch)
+    found = smaller(config, "smaller_patch")
+    if found is None:
+        assert all(axis <= 8 for axis in patch)
+        return
+    assert ModelTrainingConfig(**found).patch_size == tuple(found["patch_size"])
+    assert all(
+        1 <= after <= before for after, before in zip(found["patch_size"], patch, strict=True)
+    )
+    assert math.prod(found["patch_size"]) < math.prod(patch)
+    if min(patch) >= 64:
+        assert 0.3 < math.prod(found["patch_size"]) / math.prod(patch) <= 0.52
