@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tuner.distributions import distribution_of, stored_value
 from tuner.errors import StudyError
 from tuner.space import Choice
-from tuner.storage import TransactionalStorage, unreadable
+from tuner.storage import TransactionalStorage, refuse_lost_record, unreadable
 
 if TYPE_CHECKING:
     from tuner.space import Space
@@ -165,22 +165,28 @@ class StudyRecord:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path = folder / DATABASE
         if storage is None:
-            _refuse_lost_record(path)
+            refuse_lost_record(path)
             storage = TransactionalStorage(path)
         self._storage = storage
         self._durable_storage = storage if isinstance(storage, TransactionalStorage) else None
+        self.reload()
+
+    def reload(self) -> None:
+        """Read all trials anew, as another process may have written them."""
+        if self._durable_storage is not None:
+            self._durable_storage.reload()
         try:
             # the name inside stays what it was when the folder is renamed or moved
             studies = self._storage.get_all_studies()
-            direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
+            direction = StudyDirection.MAXIMIZE if self.mode == "max" else StudyDirection.MINIMIZE
             self._study_id = (
                 studies[0]._study_id
                 if studies
-                else self._storage.create_new_study([direction], folder.name)
+                else self._storage.create_new_study([direction], self.folder.name)
             )
             frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
         except (SQLAlchemyError, RuntimeError) as error:
-            raise unreadable(path, error) from error
+            raise unreadable(self.folder / DATABASE, error) from error
         stored = self._durable_storage.decisions() if self._durable_storage else []
         self.decisions: list[DecisionEntry] = [DecisionEntry(*row) for row in stored]
         self.halted: str | None = None
@@ -388,13 +394,6 @@ class StudyRecord:
             failures=attributes.get("failures", 0),
             overrides=attributes.get("overrides", {}),
         )
-
-
-def _refuse_lost_record(path: Path) -> None:
-    """A folder with trials and no record has lost it: a new one would train over them."""
-    lost = not path.is_file() or not path.stat().st_size
-    if lost and any((path.parent / "trials").glob("*")):
-        raise unreadable(path, ValueError("it is gone or empty, but the study has trials"))
 
 
 def epochs_spent(entries: Iterable[TrialEntry]) -> int:

@@ -26,7 +26,7 @@ from ray.tune.stopper import CombinedStopper, Stopper
 from training.durable_write import write_durably
 from tuner.checkpoints import CheckpointKeeper
 from tuner.dataset import StudyData, prepare_data
-from tuner.errors import ResourceError, StudyError
+from tuner.errors import ResourceError, StudyError, TunerError
 from tuner.preparation_view import preparation_view
 from tuner.provenance import provenance
 from tuner.record import StudyRecord
@@ -169,7 +169,13 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         StudyError: if another process runs this study, or the data have changed.
         ResourceError: if no node can hold a trial, or the cluster cannot be reached.
     """
-    with _only_driver(study), _nothing_left_of_a_false_start(study):
+    with (
+        _only_driver(study),
+        _nothing_left_of_a_false_start(study),
+        _full_disk_is_named(study),
+    ):
+        # the driver before may have written on since the study was opened
+        study.record.reload()
         with preparation_view(console) as show:
             data = prepare_data(study.spec, *show)
         _write_provenance(study, data)
@@ -182,18 +188,18 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             stopper = StudyStopper(spec.search.time_budget)
             keeper = CheckpointKeeper(study.record, study.folder, spec.checkpoints, console)
             keeper.prune()
-            ends_in_order = _failure_ends_in_order(study)
-            with ends_in_order, _signals_stop(stopper), lost_worker_ends_one_trial(), view:
+            with _signals_stop(stopper), lost_worker_ends_one_trial(), view:
                 _tune(study, data, resources, [view, keeper], stopper)
-        study.record.interrupt_running(study.record.halted or stopper.reason)
+        halted = study.record.halted
+        study.record.interrupt_running(halted or stopper.reason)
+        if halted:
+            raise StudyError(
+                f"{halted}: every finished epoch is kept; go on with "
+                f"`tune resume {study.name}` when that is put right"
+            )
         keeper.prune()
         write_results(study.folder, study.record, spec)
         study.record.close()
-        if study.record.halted:
-            raise StudyError(
-                f"{study.record.halted}: every finished epoch is kept; go on with "
-                f"`tune resume {study.name}` when that is put right"
-            )
         return stopper.interrupted
 
 
@@ -284,17 +290,22 @@ class HaltStopper(Stopper):  # type: ignore[misc]
 
 
 @contextmanager
-def _failure_ends_in_order(study: Study) -> Iterator[None]:
-    """Say what is wrong with the record or the disk instead of where Tune met it."""
+def _full_disk_is_named(study: Study) -> Iterator[None]:
+    """Say that the disk is full instead of where Ray, Tune or a report met it."""
     try:
         yield
+    except TunerError:
+        raise
     except Exception as error:
         if study.record.failure is not None:
             raise study.record.failure from error
-        # Ray writes its own files there too, and Tune hands on the text of an error alone
+        # Tune hands on no more than the text of an error
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
-        study.record.halt(f"the disk of {study.folder} is full")
+        raise StudyError(
+            f"the disk of {study.folder} is full ({os.strerror(errno.ENOSPC)}): make room, then "
+            f"go on with `tune resume {study.name}`; every finished epoch is kept"
+        ) from error
 
 
 @contextmanager
