@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -217,14 +217,10 @@ class StudyRecord:
         if self._durable_storage is not None:
             self._durable_storage.close()
 
-    @contextmanager
-    def transaction(self, *, durable: bool = True) -> Iterator[None]:
+    def transaction(self, *, durable: bool = True) -> AbstractContextManager[None]:
         """Commit all that is noted in the block together; see `TransactionalStorage`."""
-        if self._durable_storage is None:
-            yield
-            return
-        with self._durable_storage.transaction(durable=durable):
-            yield
+        storage = self._durable_storage
+        return nullcontext() if storage is None else storage.transaction(durable=durable)
 
     def decide(self, number: int, action: str, reason: str) -> None:
         """Note a decision about a trial that leaves its state as it is."""
