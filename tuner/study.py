@@ -174,8 +174,6 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         _nothing_left_of_a_false_start(study),
         _full_disk_is_named(study),
     ):
-        # the driver before may have written on since the study was opened
-        study.record.reload()
         with preparation_view(console) as show:
             data = prepare_data(study.spec, *show)
         _write_provenance(study, data)
@@ -192,14 +190,14 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                 _tune(study, data, resources, [view, keeper], stopper)
         halted = study.record.halted
         study.record.interrupt_running(halted or stopper.reason)
+        keeper.prune()
+        write_results(study.folder, study.record, spec)
+        study.record.close()
         if halted:
             raise StudyError(
                 f"{halted}: every finished epoch is kept; go on with "
                 f"`tune resume {study.name}` when that is put right"
             )
-        keeper.prune()
-        write_results(study.folder, study.record, spec)
-        study.record.close()
         return stopper.interrupted
 
 
@@ -350,6 +348,8 @@ def _only_driver(study: Study) -> Iterator[None]:
             f"watch it with `tune status {study.name}`"
         ) from error
     try:
+        # the driver before may have written on since the study was opened
+        study.record.reload()
         yield
     finally:
         lock.release()
