@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -30,7 +30,7 @@ from tuner.distributions import distribution_of, stored_value
 from tuner.errors import StudyError
 from tuner.lineage import Inheritance, Stretch, values_at
 from tuner.space import Choice
-from tuner.storage import TransactionalStorage, unreadable
+from tuner.storage import TransactionalStorage, refuse_lost_record, unreadable
 
 if TYPE_CHECKING:
     from tuner.space import Space
@@ -176,22 +176,28 @@ class StudyRecord:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path = folder / DATABASE
         if storage is None:
-            _refuse_lost_record(path)
+            refuse_lost_record(path)
             storage = TransactionalStorage(path)
         self._storage = storage
         self._durable_storage = storage if isinstance(storage, TransactionalStorage) else None
+        self.reload()
+
+    def reload(self) -> None:
+        """Read all trials anew, as another process may have written them."""
+        if self._durable_storage is not None:
+            self._durable_storage.reload()
         try:
             # the name inside stays what it was when the folder is renamed or moved
             studies = self._storage.get_all_studies()
-            direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
+            direction = StudyDirection.MAXIMIZE if self.mode == "max" else StudyDirection.MINIMIZE
             self._study_id = (
                 studies[0]._study_id
                 if studies
-                else self._storage.create_new_study([direction], folder.name)
+                else self._storage.create_new_study([direction], self.folder.name)
             )
             frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
         except (SQLAlchemyError, RuntimeError) as error:
-            raise unreadable(path, error) from error
+            raise unreadable(self.folder / DATABASE, error) from error
         stored = self._durable_storage.decisions() if self._durable_storage else []
         self.decisions: list[DecisionEntry] = [DecisionEntry(*row) for row in stored]
         self.halted: str | None = None
@@ -222,14 +228,10 @@ class StudyRecord:
         if self._durable_storage is not None:
             self._durable_storage.close()
 
-    @contextmanager
-    def transaction(self, *, durable: bool = True) -> Iterator[None]:
+    def transaction(self, *, durable: bool = True) -> AbstractContextManager[None]:
         """Commit all that is noted in the block together; see `TransactionalStorage`."""
-        if self._durable_storage is None:
-            yield
-            return
-        with self._durable_storage.transaction(durable=durable):
-            yield
+        storage = self._durable_storage
+        return nullcontext() if storage is None else storage.transaction(durable=durable)
 
     def decide(self, number: int, action: str, reason: str) -> None:
         """Note a decision about a trial that leaves its state as it is."""
@@ -428,13 +430,6 @@ class StudyRecord:
             overrides=attributes.get("overrides", {}),
             lineage=[Inheritance(**step) for step in attributes.get("lineage", ())],
         )
-
-
-def _refuse_lost_record(path: Path) -> None:
-    """A folder with trials and no record has lost it: a new one would train over them."""
-    lost = not path.is_file() or not path.stat().st_size
-    if lost and any((path.parent / "trials").glob("*")):
-        raise unreadable(path, ValueError("it is gone or empty, but the study has trials"))
 
 
 def epochs_spent(entries: Iterable[TrialEntry]) -> int:
