@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -42,12 +44,15 @@ def hyperband_brackets(max_epochs: int, reduction_factor: int) -> tuple[Bracket,
     return tuple(brackets)
 
 
-def band_epochs(brackets: tuple[Bracket, ...], reduction_factor: int) -> tuple[int, int]:
-    """Epochs that a band takes if none of its trials fails, and its trials."""
+def expected_epochs(brackets: Sequence[Bracket], reduction_factor: int, trials: int) -> int:
+    """Epochs that a number of trials takes if none fails, in one band after another."""
     epochs = 0
-    for bracket in brackets:
-        going, before = bracket.size, 0
+    for bracket in itertools.cycle(brackets):
+        if not trials:
+            break
+        going, before = min(bracket.size, trials), 0
+        trials -= going
         for milestone in bracket.milestones:
             epochs += going * (milestone - before)
             going, before = -(-going // reduction_factor), milestone
-    return epochs, sum(bracket.size for bracket in brackets)
+    return epochs

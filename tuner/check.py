@@ -94,12 +94,19 @@ def print_spec(console: Console, spec: StudySpec) -> None:
     )
     for line in _goals(spec):
         console.print(line, markup=False)
-    if spec.asha is None:
-        console.print(f"budget    {full} epochs: every trial trains {spec.max_epochs}")
-        return
+    if spec.population:
+        console.print(
+            f"scheduler {spec.scheduler}: compares every {spec.pbt.perturbation_interval} epochs; "
+            f"about {spec.pbt.quantile_fraction:.0%} of the trials take over a better one"
+        )
     rungs = ", ".join(str(rung) for rung in spec.rungs())
+    if not rungs:
+        most = "at most " if spec.scheduler == "median" else ""
+        console.print(f"budget    {most}{full} epochs: every trial trains {most}{spec.max_epochs}")
+        return
     console.print(
-        f"ASHA      compares at epochs {rungs}; about 1 in {spec.asha.reduction_factor} goes on"
+        f"scheduler {spec.scheduler}: compares at epochs {rungs}; about 1 in "
+        f"{spec.rung_settings.reduction_factor} goes on"
     )
     expected = spec.expected_epochs()
     console.print(

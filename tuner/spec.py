@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from training.config import Mode, ModelTrainingConfig
-from tuner.brackets import band_epochs, hyperband_brackets
+from tuner.brackets import expected_epochs, hyperband_brackets
 from tuner.errors import SpecError, suggestion
 from tuner.goals import ConfirmSettings, ConstraintSettings, check_goals, read_confirm
 from tuner.population_checks import check_population
@@ -269,8 +269,8 @@ class StudySpec(BaseModel):
         """Epochs that the study takes if one of `reduction_factor` trials survives each rung."""
         if self.asha is not None and self.scheduler == "hyperband":
             factor = self.asha.reduction_factor
-            epochs, trials = band_epochs(hyperband_brackets(self.max_epochs, factor), factor)
-            return epochs / trials * self.search.num_trials
+            brackets = hyperband_brackets(self.max_epochs, factor)
+            return expected_epochs(brackets, factor, self.search.num_trials)
         steps = [0, *self.rungs(), self.max_epochs]
         factor = self.rung_settings.reduction_factor
         per_trial = sum(

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+import tuner
 from tuner.cli import main
 from tuner.record import TrialState
-from tuner.study import open_study
+from tuner.study import Study, open_study
 from tuner.trial import config_file
 
 
-@pytest.mark.parametrize("scheduler", ["pbt", "pb2"])
-def test_weak_trials_go_on_from_strong_ones(
-    cluster: str, space_file: Path, tmp_path: Path, scheduler: str
-) -> None:
-    space = tmp_path / "population.yaml"
+def population_space(space_file: Path, folder: Path, scheduler: str) -> Path:
+    space = folder / "population.yaml"
     space.write_text(
         space_file.read_text() + f"scheduler: {scheduler}\npbt: {{perturbation_interval: 1}}\n"
     )
+    return space
+
+
+def test_weak_trials_go_on_from_strong_ones(cluster: str, space_file: Path, tmp_path: Path) -> None:
+    space = population_space(space_file, tmp_path, "pbt")
     where = ["--studies-dir", str(tmp_path)]
     run = ["run", str(space), "--num-trials", "4", "--max-concurrent", "2"]
     assert main([*run, "--name", "population", *where]) == 0
@@ -64,3 +71,47 @@ def test_weak_trials_go_on_from_strong_ones(
     assert best is not None
     exported = yaml.safe_load((bundle / "config.yaml").read_text())
     assert exported["learning_rate"] == weak.values_at(best[0])["learning_rate"]
+
+
+def decisions(study: Study) -> list[tuple[int, int, str, str]]:
+    """All decisions but those to stop and go on again."""
+    return [
+        (decision.trial, decision.epoch, decision.action, decision.reason)
+        for decision in study.record.decisions
+        if decision.action not in {"interrupted", "resumed"}
+    ]
+
+
+def test_a_killed_driver_loses_nothing_and_decides_the_same(
+    cluster: str, space_file: Path, tmp_path: Path
+) -> None:
+    """Real training, killed after a trial has taken over another, before the study is over."""
+    space = population_space(space_file, tmp_path, "pb2")
+    where = ["--studies-dir", str(tmp_path)]
+    run = ["run", str(space), "--num-trials", "4", "--max-concurrent", "1"]
+    assert main([*run, "--name", "calm", *where]) == 0
+    environment = {**os.environ, "PYTHONPATH": str(Path(tuner.__file__).parents[1])}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tuner", *run, "--name", "cut", "--address", cluster, *where],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    deadline = time.monotonic() + 180
+    while True:
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        if (tmp_path / "cut" / "optuna.db").is_file():
+            cut = open_study(tmp_path, "cut")
+            if any(entry.lineage for entry in cut.record.entries.values()):
+                break
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait(timeout=60)
+    assert not cut.finished
+    assert main(["resume", "cut", *where]) == 0
+    calm, cut = open_study(tmp_path, "calm"), open_study(tmp_path, "cut")
+    assert decisions(cut) == decisions(calm)
+    for number, entry in calm.record.entries.items():
+        assert cut.record.entries[number].scores == entry.scores
+        assert cut.record.entries[number].lineage == entry.lineage

@@ -22,7 +22,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from tuner.brackets import Bracket, hyperband_brackets
+from tuner.brackets import Bracket, expected_epochs, hyperband_brackets
 from tuner.record import StudyRecord, TrialState
 from tuner.schedulers import (
     SCHEDULERS,
@@ -439,7 +439,9 @@ def test_hyperband_equals_ray_where_brackets_are_full(record: StudyRecord) -> No
             chosen.status = Trial.PAUSED
         else:
             chosen.status = Trial.PENDING
-    assert [entry.epochs for entry in record.entries.values()] == [t.epoch for t in trials]
+    trained = [entry.epochs for entry in record.entries.values()]
+    assert trained == [trial.epoch for trial in trials]
+    assert sum(trained) == expected_epochs(brackets, 3, 17)
 
 
 @settings(max_examples=200, deadline=None)
