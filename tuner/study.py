@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune.stopper import CombinedStopper, Stopper
 
 from training.durable_write import write_durably
+from tuner.assembly import RAY_FOLDER, assemble
 from tuner.budget import BudgetStopper, check_gpu_hours, spent_budget
 from tuner.checkpoints import CheckpointKeeper
 from tuner.cluster import ray_cluster
@@ -40,12 +41,12 @@ from tuner.provenance import provenance
 from tuner.record import StudyRecord
 from tuner.report import StudyView, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
-from tuner.schedulers import Policy, RecordScheduler, build_policy
-from tuner.searchers import build_searcher
+from tuner.schedulers import Policy, build_policy
+from tuner.searchers import RecordSearcher, build_searcher
 from tuner.spec import Override, StudySpec, load_spec, parse_spec
-from tuner.stopping import HaltStopper, StudyStopper, signals_stop
+from tuner.stopping import StudyStopper, signals_stop
 from tuner.trial import StudyContext, TrialTrainable
-from tuner.worker_death import WorkerDeaths, head_is_gone, lost_worker_ends_one_trial
+from tuner.worker_death import lost_worker_ends_one_trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +55,6 @@ GIVEN_SPEC = "spec.yaml"
 RESOLVED_SPEC = "spec.resolved.yaml"
 PROVENANCE = "provenance.json"
 LOCK = "driver.lock"
-RAY_FOLDER = "ray"
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,6 @@ def _tune(
     spec, record = data.spec, study.record
     # nothing is read back from it, and half a file in it would be in the way
     shutil.rmtree(study.folder / RAY_FOLDER, ignore_errors=True)
-    deaths = WorkerDeaths(record, spec, head_is_gone)
     context = StudyContext(
         study.folder,
         spec.to_yaml(),
@@ -298,38 +297,15 @@ def _tune(
         resources.gpu,
         judged=chosen is not None,
     )
-    trainable = tune.with_resources(
-        tune.with_parameters(TrialTrainable, study=context),
-        {"cpu": resources.cpu, "gpu": resources.gpu},
-    )
-    policy = build_policy(record, spec) if chosen is None else Policy(record)
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=(
-                build_searcher(record, spec, policy)
-                if chosen is None
-                else ConfirmSearcher(record, spec, chosen)
-            ),
-            scheduler=RecordScheduler(record, policy, deaths.died),
-            # the searcher says when the study is over; a promoted trial is a new one to Tune
-            num_samples=-1,
-            max_concurrent_trials=resources.max_concurrent,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=RAY_FOLDER,
-            storage_path=str(study.folder),
-            # before the others, which show and prune what it decides
-            callbacks=[deaths, *callbacks],
-            stop=CombinedStopper(stopper, HaltStopper(record)),
-            verbose=0,
-            # what failed is tried again as the record has it, as a new trial to Tune
-            failure_config=tune.FailureConfig(max_failures=0),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    )
-    tuner.fit()
+    trainable = tune.with_parameters(TrialTrainable, study=context)
+    if chosen is None:
+        policy = build_policy(record, spec)
+        searcher: RecordSearcher = build_searcher(record, spec, policy)
+    else:
+        policy = Policy(record)
+        searcher = ConfirmSearcher(record, spec, chosen)
+    run = assemble(record, spec, trainable, searcher, policy, resources, callbacks, stopper)
+    run.fit()
 
 
 @contextmanager
