@@ -3,11 +3,13 @@
 A trial that may go on keeps its best and its last checkpoint. Of those that have ended, the best
 `keep` trials do; the others lost, and theirs are removed as soon as the record says so. Above
 the disk budget, ended trials lose their last checkpoints and then their best, the worst trial
-first. The winner's are never removed.
+first. The winner's are never removed. Checkpoints that trials of a population keep for each other
+(`epoch-00010.ckpt`) are removed when every trial has come further.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from ray.tune import Callback
 
 from tuner.pareto import Objectives, pareto_front
 from tuner.searchers import TRIAL_NUMBER
-from tuner.trial import CHECKPOINT_FILES, LAST_FILE, trial_folder
+from tuner.trial import CHECKPOINT_FILES, LAST_FILE, SNAPSHOT_PATTERN, TRIALS_FOLDER, trial_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,6 +40,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         console: Where to say that the budget cannot be kept.
         objectives: Metrics of the study and their modes; with several, the trials of their Pareto
             front keep their checkpoints as well.
+        population: Trials that take over each other's weights, 0 if they do not.
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         settings: CheckpointSettings,
         console: Console | None = None,
         objectives: Objectives = (),
+        population: int = 0,
     ) -> None:
         self._record = record
         self._objectives = objectives
         self._folder = folder
         self._settings = settings
         self._console = console
+        self._population = population
         self._warned = False
         self._kept: list[tuple[float, int]] = []
         self._seen: set[int] = set()
@@ -64,8 +69,9 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Prune when a trial has ended."""
+        """Prune when a trial has ended, or pauses."""
         self._prune([self._record.entries[trial.config[TRIAL_NUMBER]]])
+        self._remove_snapshots()
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -76,6 +82,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
     def prune(self) -> None:
         """Remove all checkpoints that need not stay, as the record has it."""
         self._prune(self._record.entries.values())
+        self._remove_snapshots()
 
     def _prune(self, entries: Iterable[TrialEntry]) -> None:
         for entry in entries:
@@ -126,6 +133,18 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
                 f"{budget / 1e9:.2f} GB: they are those of the winner and of trials that may go on",
                 markup=False,
             )
+
+    def _remove_snapshots(self) -> None:
+        """Remove those of epochs that no trial has to reach any more."""
+        if not self._population:
+            return
+        entries = self._record.entries
+        going = [entry.epochs for entry in entries.values() if not entry.state.finished]
+        # a trial that has just been told to take one over has not trained on yet
+        needed = min(going, default=math.inf) if len(entries) >= self._population else 0
+        for path in (self._folder / TRIALS_FOLDER).glob(f"*/{SNAPSHOT_PATTERN}"):
+            if int(path.stem.rpartition("-")[2]) < needed:
+                path.unlink()
 
     def _remove(self, number: int, names: Sequence[str]) -> int:
         """Bytes that removing a trial's checkpoints made free."""

@@ -25,10 +25,18 @@ class EpochGate(Callback):
         report: Takes the metrics of an epoch, with `epoch` (from 1) and `seconds`; it may
             block, and raises to end the training.
         metrics_file: CSV of all epochs, rewritten after each.
+        saved: Takes the number of an epoch whose checkpoint is the last one, before the epoch is
+            reported.
     """
 
-    def __init__(self, report: Callable[[Mapping[str, float]], None], metrics_file: Path) -> None:
+    def __init__(
+        self,
+        report: Callable[[Mapping[str, float]], None],
+        metrics_file: Path,
+        saved: Callable[[int], None] | None = None,
+    ) -> None:
         self._report = report
+        self._saved = saved
         self._metrics_file = metrics_file
         self._history: list[dict[str, float]] = []
         self._reported = 0
@@ -84,6 +92,8 @@ class EpochGate(Callback):
         while self._reported < len(self._history):
             self._reported += 1
             self._write()
+            if self._saved is not None and self._reported == len(self._history):
+                self._saved(self._reported)
             self._report(self._history[self._reported - 1])
 
     def _write(self) -> None:

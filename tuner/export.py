@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from training.trainer import SegmentationTrainer
 from tuner.confirm import CONFIRM_FOLDER, SEED, confirm_record, confirmed_configs
 from tuner.errors import ExportError
 from tuner.record import TrialEntry
-from tuner.trial import CONFIG_FILE, trial_folder
+from tuner.trial import config_file, trial_folder
 
 if TYPE_CHECKING:
     from tuner.study import Study
@@ -105,7 +105,7 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
             f"({entry.state}: {entry.reason}): choose another with --trial"
         )
     provenance = study.provenance()
-    config = _config(study, source, provenance)
+    config = _config(config_file(source, best[0]), source, provenance)
     dataset = _dataset(study, config)
     try:
         module = load_checkpoint(checkpoint, config)
@@ -121,7 +121,7 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
                 "seed": config.seed,
                 "confirmed": chosen.confirmed,
                 "epoch": best[0],
-                "values": entry.trained_values,
+                **_schedule(study, entry.number, best[0]),
             },
         )
         write_bundle(
@@ -145,6 +145,15 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
         labels=list(dataset.labels),
         tolerance=config.surface_tolerance,
     )
+
+
+def _schedule(study: Study, number: int, epoch: int) -> dict[str, Any]:
+    """The values of an epoch, and of the epochs before it if several trials trained them."""
+    stretches = study.record.schedule(number, epoch)
+    values: dict[str, Any] = {"values": dict(stretches[-1].values)}
+    if len(stretches) > 1:
+        values["schedule"] = [asdict(stretch) for stretch in stretches]
+    return values
 
 
 def _number(value: float, decimals: int) -> str:
@@ -190,9 +199,9 @@ def _searched(study: Study, entry: TrialEntry) -> _Chosen:
     return _Chosen(entry, study.folder, name, entry.number, confirmed=False)
 
 
-def _config(study: Study, source: Path, provenance: dict[str, Any]) -> ModelTrainingConfig:
-    """The trial's config; paths inside it are where the study folder is now."""
-    config = ModelTrainingConfig(**yaml.safe_load((source / CONFIG_FILE).read_text()))
+def _config(path: Path, source: Path, provenance: dict[str, Any]) -> ModelTrainingConfig:
+    """The config of a trial; paths inside it are where the study folder is now."""
+    config = ModelTrainingConfig(**yaml.safe_load(path.read_text()))
     config.log_dir = source
     config.checkpoint_dir = source
     config.data_dir = Path(provenance["data"]["preprocessed"])

@@ -77,10 +77,7 @@ def write_html_report(
         *_confirmation(confirmed, spec),
         *_front(entries, spec),
         "<h2>Best config</h2>",
-        _table(
-            ["field", "value"],
-            [[k, str(v)] for k, v in (best.trained_values if best else {}).items()],
-        ),
+        _best_config(record, best, score[0] if score else 0),
         "<h2>Trials</h2>",
         _trials(entries, record.mode, spec),
         "</body></html>",
@@ -111,6 +108,18 @@ def _front(entries: list[TrialEntry], spec: StudySpec) -> list[str]:
         front_plot(entries, front, spec.objectives[:2]),
         _table(columns, front_rows(front, spec.objectives)),
     ]
+
+
+def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> str:
+    """Values that the best score was reached with; a column a trial that had a part in it."""
+    stretches = record.schedule(best.number, epoch) if best else []
+    several = len(stretches) > 1
+    names = dict.fromkeys(name for stretch in stretches for name in stretch.values)
+    columns = [
+        f"epochs {s.first} to {s.last} (trial {s.trial})" if several else "value" for s in stretches
+    ]
+    rows = [[name, *(str(s.values.get(name, "")) for s in stretches)] for name in names]
+    return _table(["field", *columns], rows)
 
 
 def _legend(entries: list[TrialEntry]) -> str:

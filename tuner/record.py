@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.distributions import distribution_of, stored_value
 from tuner.errors import StudyError
+from tuner.lineage import Inheritance, Stretch, values_at
 from tuner.space import Choice
 from tuner.storage import TransactionalStorage, unreadable
 
@@ -112,6 +113,7 @@ class TrialEntry:
         failures: How often it failed and was tried again.
         overrides: Values that a retry after running out of memory has in place of others.
         notes: Further facts, by name; what JSON can hold.
+        lineage: What it took over from other trials, in the order of epochs.
     """
 
     number: int
@@ -126,11 +128,16 @@ class TrialEntry:
     failures: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    lineage: list[Inheritance] = field(default_factory=list)
 
     @property
     def trained_values(self) -> dict[str, Any]:
-        """The values that the trial really trains with."""
-        return {**self.values, **self.overrides}
+        """The values that the trial really trains with from its next epoch on."""
+        return {**self.values_at(self.epochs + 1), **self.overrides}
+
+    def values_at(self, epoch: int) -> dict[str, Any]:
+        """The values of the search space with which an epoch is trained."""
+        return values_at(self.values, self.lineage, epoch)
 
     @property
     def epochs(self) -> int:
@@ -241,6 +248,18 @@ class StudyRecord:
         """Trials in one of `states`."""
         return [entry for entry in self.entries.values() if entry.state in states]
 
+    def schedule(self, number: int, epoch: int) -> list[Stretch]:
+        """Which trial trained the weights of an epoch with which values, from epoch 1 on."""
+        stretches: list[Stretch] = []
+        while epoch:
+            entry = self.entries[number]
+            step = next((s for s in reversed(entry.lineage) if s.epoch < epoch), None)
+            first = step.epoch + 1 if step else 1
+            values = {**entry.values_at(epoch), **entry.overrides}
+            stretches.insert(0, Stretch(first, epoch, number, values))
+            number, epoch = (step.donor, step.epoch) if step else (number, 0)
+        return stretches
+
     def scores_at(self, epoch: int) -> Mapping[int, float]:
         """Score of each trial that reached an epoch, by number."""
         return self._by_epoch.get(epoch, {})
@@ -347,6 +366,14 @@ class StudyRecord:
             self.decide(number, "retried", reason)
             self._note_state(entry, TrialState.INTERRUPTED, reason)
 
+    def inherit(self, number: int, inheritance: Inheritance, reason: str) -> None:
+        """Let a trial that waits go on from the weights of another, with other values."""
+        entry = self.entries[number]
+        with self.transaction():
+            entry.lineage.append(inheritance)
+            self._note(entry, "lineage", [step.to_json() for step in entry.lineage])
+            self.decide(number, "inherits", reason)
+
     def interrupt(self, number: int, reason: str) -> None:
         """Mark a trial as cut off through no fault of its own; it goes on with `tune resume`."""
         entry = self.entries[number]
@@ -399,6 +426,7 @@ class StudyRecord:
             notes=attributes.get("notes", {}),
             failures=attributes.get("failures", 0),
             overrides=attributes.get("overrides", {}),
+            lineage=[Inheritance(**step) for step in attributes.get("lineage", ())],
         )
 
 

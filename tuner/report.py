@@ -301,14 +301,27 @@ def print_summary(
     best = record.best()
     console.print("best    " + _best_line(record, spec.metric))
     if best is not None:
-        for name, value in best.trained_values.items():
-            console.print(f"          {name}: {short_value(value)}", markup=False)
+        for stretch in _winning_schedule(record, best):
+            console.print(f"          {stretch}", markup=False)
     for table in goal_tables(folder, record, spec):
         console.print(table)
     console.print(f"files   {folder / RESULTS}, {folder / REPORT}")
     if next_steps:
         for step in next_commands(folder, record, spec):
             console.print(f"next    {step}", markup=False)
+
+
+def _winning_schedule(record: StudyRecord, best: TrialEntry) -> list[str]:
+    """The values that the best score was reached with, by epochs if they changed."""
+    score = best.best(record.mode)
+    assert score is not None
+    stretches = record.schedule(best.number, score[0])
+    if len(stretches) == 1:
+        return [f"{name}: {short_value(v)}" for name, v in stretches[0].values.items()]
+    return [
+        f"epochs {s.first} to {s.last} (trial {s.trial}): {short_values(dict(s.values))}"
+        for s in stretches
+    ]
 
 
 def next_commands(folder: Path, record: StudyRecord, spec: StudySpec) -> list[str]:
@@ -340,6 +353,10 @@ def write_results(folder: Path, record: StudyRecord, spec: StudySpec) -> None:
         front = {entry.number for entry in pareto_front(entries, spec.objectives)}
         columns.insert(len(_FIXED_COLUMNS), "on_front")
         rows = [{**row, "on_front": row["trial"] in front} for row in rows]
+    if spec.population:
+        columns.append("takes_over")
+        for row, entry in zip(rows, entries, strict=True):
+            row["takes_over"] = "; ".join(step.describe() for step in entry.lineage)
     with (folder / RESULTS).open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()

@@ -15,10 +15,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from training.config import Mode, ModelTrainingConfig
+from tuner.brackets import band_epochs, hyperband_brackets
 from tuner.errors import SpecError, suggestion
 from tuner.goals import ConfirmSettings, ConstraintSettings, check_goals, read_confirm
+from tuner.population_checks import check_population
 from tuner.recipes import RECIPES, recipe_values
-from tuner.settings import CheckpointSettings, FailureSettings, Number, Section, Whole, seconds
+from tuner.settings import (
+    CheckpointSettings,
+    FailureSettings,
+    Number,
+    PopulationSettings,
+    Section,
+    Whole,
+    seconds,
+)
 from tuner.space import Choice, Space
 from tuner.spec_parser import SpecParser
 from tuner.yaml_source import Override, YamlSource, dump_yaml
@@ -28,6 +38,7 @@ __all__ = [
     "CheckpointSettings",
     "FailureSettings",
     "Override",
+    "PopulationSettings",
     "ResourceSettings",
     "SearchSettings",
     "StudySpec",
@@ -125,6 +136,7 @@ class StudySpec(BaseModel):
         search: What proposes trials.
         scheduler: Key of `tuner.schedulers.SCHEDULERS`.
         asha: The rungs, None for none.
+        pbt: Population based training.
         resources: Share of a trial.
         failures: What follows when a trial fails.
         checkpoints: Which checkpoints are kept.
@@ -144,6 +156,7 @@ class StudySpec(BaseModel):
     search: SearchSettings
     scheduler: str
     asha: AshaSettings | None
+    pbt: PopulationSettings
     resources: ResourceSettings
     failures: FailureSettings
     checkpoints: CheckpointSettings
@@ -223,7 +236,14 @@ class StudySpec(BaseModel):
         return {**values, "optimizer": optimizer, "model_name": model_name}
 
     def rungs(self) -> tuple[int, ...]:
-        """Epochs at which ASHA compares: grace_period * reduction_factor^k below max_epochs."""
+        """Epochs below max_epochs at which trials are compared by rungs, ascending.
+
+        Those of ASHA are grace_period * reduction_factor^k, those of Hyperband the milestones of
+        its brackets; other schedulers have none.
+        """
+        if self.asha is not None and self.scheduler == "hyperband":
+            brackets = hyperband_brackets(self.max_epochs, self.asha.reduction_factor)
+            return tuple(sorted({m for bracket in brackets for m in bracket.milestones[:-1]}))
         if self.asha is None or self.scheduler not in {"asha", "pasha"}:
             return ()
         rungs = []
@@ -233,8 +253,24 @@ class StudySpec(BaseModel):
             rung *= self.asha.reduction_factor
         return tuple(rungs)
 
+    @property
+    def population(self) -> int:
+        """Trials that take over each other's weights, 0 if they do not."""
+        return self.search.num_trials if self.scheduler in POPULATION_SCHEDULERS else 0
+
+    @property
+    def snapshot_interval(self) -> int:
+        """Epochs after which a trial keeps its checkpoint for others to take over."""
+        if self.population:
+            return self.pbt.perturbation_interval
+        return self.max_epochs + 1
+
     def expected_epochs(self) -> float:
         """Epochs that the study takes if one of `reduction_factor` trials survives each rung."""
+        if self.asha is not None and self.scheduler == "hyperband":
+            factor = self.asha.reduction_factor
+            epochs, trials = band_epochs(hyperband_brackets(self.max_epochs, factor), factor)
+            return epochs / trials * self.search.num_trials
         steps = [0, *self.rungs(), self.max_epochs]
         factor = self.rung_settings.reduction_factor
         per_trial = sum(
@@ -254,6 +290,7 @@ class StudySpec(BaseModel):
                 "search": self.search.model_dump(mode="json"),
                 "scheduler": self.scheduler,
                 "asha": False if self.asha is None else self.asha.model_dump(mode="json"),
+                "pbt": self.pbt.model_dump(mode="json"),
                 "resources": self.resources.model_dump(mode="json"),
                 "failures": self.failures.model_dump(mode="json"),
                 "checkpoints": self.checkpoints.model_dump(mode="json"),
@@ -313,6 +350,7 @@ def parse_spec(
     search = parser.section("search", SearchSettings)
     asha = _asha(parser)
     scheduler = _scheduler(parser)
+    pbt = parser.section("pbt", PopulationSettings)
     resources = parser.section("resources", ResourceSettings)
     failures = parser.section("failures", FailureSettings)
     checkpoints = parser.section("checkpoints", CheckpointSettings)
@@ -320,6 +358,7 @@ def parse_spec(
     confirm = read_confirm(parser)
     parser.raise_problems()
     assert search is not None
+    assert pbt is not None
     assert resources is not None
     assert failures is not None
     assert checkpoints is not None
@@ -335,6 +374,7 @@ def parse_spec(
         search=search,
         scheduler=scheduler,
         asha=asha,
+        pbt=pbt,
         resources=resources,
         failures=failures,
         checkpoints=checkpoints,
@@ -355,8 +395,14 @@ def _asha(parser: SpecParser) -> AshaSettings | None:
     return parser.section("asha", AshaSettings)
 
 
-SCHEDULER_NAMES = ("asha", "pasha", "median", "none")
+SCHEDULER_NAMES = ("asha", "pasha", "hyperband", "median", "pbt", "pb2", "none")
 """Keys of `tuner.schedulers.SCHEDULERS`."""
+
+NEED_ASHA = frozenset({"asha", "pasha", "hyperband", "median"})
+"""Schedulers whose settings are in the section `asha`."""
+
+POPULATION_SCHEDULERS = frozenset({"pbt", "pb2"})
+"""Schedulers in which trials take over the weights of others."""
 
 
 def _scheduler(parser: SpecParser) -> str:
@@ -367,7 +413,7 @@ def _scheduler(parser: SpecParser) -> str:
             ("scheduler",), f"unknown scheduler {name!r}{suggestion(name, SCHEDULER_NAMES)}"
         )
         return "none"
-    if off and name != "none":
+    if off and name in NEED_ASHA:
         parser.problem(
             ("scheduler",),
             f"scheduler={name} needs the section asha, which is false: remove one of them",
@@ -390,6 +436,8 @@ def _check_together(spec: StudySpec, parser: SpecParser) -> None:
             f"grace_period={spec.asha.grace_period} must not be above "
             f"max_epochs={spec.max_epochs}: no trial could be stopped",
         )
+    if spec.scheduler in POPULATION_SCHEDULERS:
+        check_population(spec, parser)
     rng = random.Random(0)
     for _ in range(SAMPLES):
         if not parser.check_point(spec, spec.space.sample(rng)):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SECTIONS = (
     *("metric", "mode", "config", "space", "search", "scheduler", "asha", "resources"),
-    *("failures", "checkpoints", "constraints", "confirm"),
+    *("pbt", "failures", "checkpoints", "constraints", "confirm"),
 )
 
 METRICS = ("val_dice", "val_nsd", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
@@ -108,7 +108,7 @@ class SpecParser:
                     hint = f": fixed values of the config go under `config:`, e.g. config.{name}"
                 self.problem((name,), f"unknown section {name!r}{hint}", key=True)
         for name in (
-            *("config", "space", "search", "resources"),
+            *("config", "space", "search", "resources", "pbt"),
             *("failures", "checkpoints", "constraints"),
         ):
             if not isinstance(self.data.get(name, {}), dict):

@@ -192,7 +192,12 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             budgets = BudgetStopper(study.record, spec)
             stopper = StudyStopper(spec.search.time_budget)
             keeper = CheckpointKeeper(
-                study.record, study.folder, spec.checkpoints, console, spec.objectives
+                study.record,
+                study.folder,
+                spec.checkpoints,
+                console,
+                spec.objectives,
+                spec.population,
             )
             keeper.prune()
             ends_in_order = _failure_ends_in_order(study)

@@ -32,7 +32,7 @@ from training.durable_write import write_durably
 from tuner.confirm import CASES
 from tuner.constraints import VIOLATION, ConstraintBrokenError, TrialCosts
 from tuner.record import TrialState
-from tuner.searchers import TRIAL_NUMBER
+from tuner.searchers import INHERITS, TRIAL_NUMBER
 from tuner.spec import StudySpec, parse_spec
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ HANG_FILE = "hang.txt"
 LOCK_FILE = "trial.lock"
 LAST_FILE = "last.ckpt"
 CHECKPOINT_FILES = ("best.ckpt", LAST_FILE)
+SNAPSHOT_PATTERN = "epoch-*.ckpt"
 
 LOCK_SECONDS = 120.0
 """How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
@@ -122,7 +123,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def _begin(self, sampled: dict[str, Any]) -> TrialRun:
         values = dict(sampled)
         number = values.pop(TRIAL_NUMBER)
-        return TrialRun(self._study, self._spec, number, values)
+        inherits = values.pop(INHERITS, None)
+        return TrialRun(self._study, self._spec, number, values, inherits)
 
 
 class TrialRun:
@@ -133,15 +135,23 @@ class TrialRun:
         spec: The study's spec.
         number: The trial's number.
         values: Its sampled values.
+        inherits: Number of the trial whose weights it last took over, and the epoch; None if it
+            never did.
     """
 
     def __init__(
-        self, study: StudyContext, spec: StudySpec, number: int, values: Mapping[str, Any]
+        self,
+        study: StudyContext,
+        spec: StudySpec,
+        number: int,
+        values: Mapping[str, Any],
+        inherits: tuple[int, int] | None = None,
     ) -> None:
         self._study = study
         self._spec = spec
         self._number = number
         self._values = values
+        self._inherits = inherits
         self._note = ""
         self._reports: queue.Queue[dict[str, Any]] = queue.Queue()
         self._turn = threading.Semaphore(0)
@@ -253,14 +263,26 @@ class TrialRun:
         from training.models import build_model
         from training.trainer import SegmentationTrainer
         from tuner.epoch_gate import EpochGate
+        from tuner.inheritance import keep_snapshot, take_over
         from tuner.resumption import checkpoint_to_resume
 
+        notes = []
+        if self._inherits is not None:
+            donor, epoch = self._inherits
+            set_aside_config(folder, epoch)
+            source = self._study.trial_folder(donor)
+            notes.append(take_over(folder, source, epoch, folder / METRICS_FILE))
         config = self._study.trial_config(self._spec, self._number, self._values)
         config.data_dir = self._study.data.on_this_node(config)
         self._write_settings(folder, config)
         self._costs = TrialCosts(config, self._spec.constraints)
         train_loader, val_loader, _ = get_dataloaders(config)
-        gate = EpochGate(self.report_epoch, folder / METRICS_FILE)
+        interval = self._spec.snapshot_interval
+        gate = EpochGate(
+            self.report_epoch,
+            folder / METRICS_FILE,
+            lambda epoch: None if epoch % interval else keep_snapshot(folder, epoch),
+        )
         trainer = SegmentationTrainer(
             config,
             build_model(config),
@@ -269,7 +291,8 @@ class TrialRun:
             callbacks=[gate],
             progress_bar=False,
         )
-        checkpoint, self._note = checkpoint_to_resume(folder, trainer.module)
+        checkpoint, note = checkpoint_to_resume(folder, trainer.module)
+        self._note = "; ".join(filter(None, [*notes, note]))
         trainer.fit(resume=checkpoint or False)
         return trainer.lightning.current_epoch
 
@@ -326,6 +349,21 @@ class TrialRun:
             "started": time.time(),
         }
         write_durably(folder / PLACEMENT_FILE, yaml.safe_dump(placement, sort_keys=False))
+
+
+def config_file(folder: Path, epoch: int) -> Path:
+    """The file of the config with which a trial trained an epoch."""
+    for path in sorted(folder.glob("config.until-*.yaml")):
+        if epoch <= int(path.name.removesuffix(".yaml").rpartition("-")[2]):
+            return path
+    return folder / CONFIG_FILE
+
+
+def set_aside_config(folder: Path, epoch: int) -> None:
+    """Keep the config of the epochs until `epoch`, after which there is another."""
+    until = folder / f"config.until-{epoch:05d}.yaml"
+    if not until.is_file() and (folder / CONFIG_FILE).is_file():
+        (folder / CONFIG_FILE).replace(until)
 
 
 class TrialClosed(BaseException):

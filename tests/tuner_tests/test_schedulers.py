@@ -14,17 +14,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
 
+from tuner.brackets import Bracket, hyperband_brackets
 from tuner.record import StudyRecord, TrialState
 from tuner.schedulers import (
     SCHEDULERS,
     Action,
+    Hyperband,
     MedianStopping,
     Pasha,
     Policy,
     PromotionAsha,
     RecordScheduler,
+    RungPolicy,
     StoppingAsha,
     build_policy,
 )
@@ -44,14 +53,19 @@ VARIANTS = [
     "asha: {reduction_factor: 3, promotion: true}",
     "asha: {reduction_factor: 3, promotion: true, brackets: 2}",
     "scheduler: pasha",
+    "scheduler: hyperband",
+    "scheduler: pbt\npbt: {perturbation_interval: 3}",
+    "scheduler: pbt\npbt: {perturbation_interval: 3, synchronous: false}",
+    "scheduler: pb2\npbt: {perturbation_interval: 9}",
 ]
 """Every scheduler, in every variant."""
 
 
-def variant(text: str, mode: str = "max") -> StudySpec:
+def variant(text: str, mode: str = "max", trials: int = 15) -> StudySpec:
     metric = "val_dice" if mode == "max" else "val_loss"
     head = SPEC.replace("asha: {grace_period: 1, reduction_factor: 3}", "")
-    return parse_spec(f"{head}metric: {metric}\n{text}\n", source="spec.yaml")
+    search = f"search: {{num_trials: {trials}}}"
+    return parse_spec(f"{head}metric: {metric}\n{search}\n{text}\n", source="spec.yaml")
 
 
 def in_memory(mode: str = "max") -> StudyRecord:
@@ -77,6 +91,13 @@ def report(record: StudyRecord, policy: Policy, number: int, epoch: int, score: 
     state = record.entries[number].state
     assert (decision == TrialScheduler.STOP) == (state is not TrialState.RUNNING)
     return {TrialState.RUNNING: "goes on", TrialState.PAUSED: "pauses"}.get(state, "stops")
+
+
+class SimulatedTrial(SimpleNamespace):
+    """What Ray's schedulers use of a trial."""
+
+    def __hash__(self) -> int:
+        return hash(self.trial_id)
 
 
 Event = tuple[str, int, int]
@@ -143,7 +164,7 @@ def test_a_study_comes_to_its_end(text: str, record: StudyRecord) -> None:
 
 @pytest.mark.parametrize("text", VARIANTS)
 def test_a_resumed_study_decides_as_it_would_have(text: str, tmp_path: Path) -> None:
-    spec = variant(text)
+    spec = variant(text, trials=7)
     traces = []
     for name, stop_after in (("whole", 10_000), ("cut", 7)):
         folder = tmp_path / name
@@ -156,9 +177,7 @@ def test_a_resumed_study_decides_as_it_would_have(text: str, tmp_path: Path) -> 
                 record, build_policy(record, spec), noisy, trials=7, workers=1, steps=stop_after
             )
             trace += events
-            if not record.with_state(TrialState.RUNNING) and not any(
-                kind in {"new", "promoted"} for kind, _, _ in events
-            ):
+            if not events:
                 break
         traces.append(trace)
     assert traces[0] == traces[1]
@@ -171,12 +190,13 @@ def test_a_score_that_is_not_finite_helps_nobody(text: str, mode: str) -> None:
     sign = 1.0 if mode == "max" else -1.0
     spec = variant(text, mode)
     record = in_memory(mode)
+    policy = build_policy(record, spec)
     study_of(
         record,
-        build_policy(record, spec),
+        policy,
         lambda number, epoch: sign * noisy(number, epoch) if number % 3 else math.nan,
     )
-    if spec.rungs():
+    if isinstance(policy, RungPolicy):
         broken = [entry for entry in record.entries.values() if entry.number % 3 == 0]
         ladder = spec.rungs()[: spec.rung_settings.brackets]
         assert {entry.state for entry in broken} == {TrialState.STOPPED}
@@ -208,7 +228,9 @@ def test_an_epoch_reported_again_is_not_judged_again(text: str, record: StudyRec
 def test_no_worker_waits_while_anything_may_run(
     text: str, seed: int, workers: int, trials: int
 ) -> None:
-    spec = variant(text)
+    # a population is two at least
+    trials = max(trials, 2) if "pb" in text else trials
+    spec = variant(text, trials=trials)
     record = in_memory()
     policy = build_policy(record, spec)
     events = study_of(
@@ -380,3 +402,108 @@ def test_a_dead_worker_ends_its_trial_with_a_reason(record: StudyRecord) -> None
     RecordScheduler(record, Policy(record)).on_trial_error(None, trial)  # type: ignore[arg-type]
     assert record.entries[0].state is TrialState.FAILED
     assert "worker process died" in record.entries[0].reason
+
+
+def test_hyperband_equals_ray_where_brackets_are_full(record: StudyRecord) -> None:
+    """Ray keeps one band of 17 trials; all are there from the start, and one epoch a turn."""
+    brackets = hyperband_brackets(9, 3)
+    assert [(b.size, b.milestones) for b in brackets] == [(3, (9,)), (5, (3, 9)), (9, (1, 3, 9))]
+    policy = Hyperband(record, brackets, 3, planned=17)
+    study_of(record, policy, noisy, trials=17, workers=17, epochs=9)
+
+    ray_hyperband = HyperBandScheduler(
+        time_attr="epoch", metric="score", mode="max", max_t=9, reduction_factor=3
+    )
+    trials = [
+        SimulatedTrial(trial_id=str(number), status=Trial.PENDING, is_saving=False, epoch=0)
+        for number in range(17)
+    ]
+
+    def end(trial: SimulatedTrial) -> None:
+        if trial.status != Trial.TERMINATED:
+            trial.status = Trial.TERMINATED
+            ray_hyperband.on_trial_remove(controller, trial)
+
+    controller: Any = SimpleNamespace(stop_trial=end)
+    for trial in trials:
+        ray_hyperband.on_trial_add(controller, trial)
+    while (chosen := ray_hyperband.choose_trial_to_run(controller)) is not None:
+        chosen.status, chosen.epoch = Trial.RUNNING, chosen.epoch + 1
+        score = noisy(int(chosen.trial_id), chosen.epoch)
+        result = {"epoch": chosen.epoch, "score": score}
+        decision = ray_hyperband.on_trial_result(controller, chosen, result)
+        if decision == TrialScheduler.STOP:
+            chosen.status = Trial.TERMINATED
+            ray_hyperband.on_trial_complete(controller, chosen, result)
+        elif decision == TrialScheduler.PAUSE:
+            chosen.status = Trial.PAUSED
+        else:
+            chosen.status = Trial.PENDING
+    assert [entry.epochs for entry in record.entries.values()] == [t.epoch for t in trials]
+
+
+@settings(max_examples=200, deadline=None)
+@given(max_epochs=st.integers(1, 400), factor=st.integers(2, 5))
+def test_brackets_are_those_of_ray(max_epochs: int, factor: int) -> None:
+    ray_hyperband = HyperBandScheduler(max_t=max_epochs, reduction_factor=factor)
+    for halvings, bracket in enumerate(hyperband_brackets(max_epochs, factor)):
+        assert abs(bracket.size - ray_hyperband._get_n0(halvings)) <= 1
+        # Ray loses an epoch to rounding, of 243 epochs say
+        assert bracket.milestones[0] - ray_hyperband._get_r0(halvings) in {0, 1}
+        assert bracket.milestones[-1] == max_epochs
+        assert list(bracket.milestones) == sorted(set(bracket.milestones))
+
+
+def test_a_hyperband_round_waits_for_all_and_says_why_trials_end(record: StudyRecord) -> None:
+    policy = Hyperband(record, (Bracket(4, (1, 4)),), 2, planned=6)
+    for score in (0.1, 0.4, 0.3):
+        assert report(record, policy, propose(record), 1, score) == "pauses"
+        assert policy.promote() is None
+    assert report(record, policy, propose(record), 1, math.nan) == "stops"
+    assert policy.promote() == 1
+    assert record.entries[0].state is TrialState.STOPPED
+    assert "0.1 is not among the best 2 of its round" in record.entries[0].reason
+    record.running(1)
+    assert policy.promote() == 2
+    # of the last bracket the study has two only
+    record.running(2)
+    assert report(record, policy, propose(record), 1, 0.0) == "pauses"
+    assert report(record, policy, propose(record), 1, 0.2) == "goes on"
+    assert policy.promote() is None
+    assert record.entries[4].state is TrialState.STOPPED
+
+
+def test_a_trial_that_fails_does_not_hold_up_its_round(record: StudyRecord) -> None:
+    policy = Hyperband(record, (Bracket(3, (2, 4)),), 3, planned=3)
+    for score in (0.1, 0.4):
+        number = propose(record)
+        report(record, policy, number, 1, score)
+        assert report(record, policy, number, 2, score) == "pauses"
+    propose(record)
+    assert policy.promote() is None
+    record.finish(2, TrialState.FAILED, "an exception")
+    assert policy.promote() == 1
+
+
+def test_median_stopping_equals_ray(record: StudyRecord) -> None:
+    """Scores over a level each, from the first epoch on, so that averages are over the same."""
+    policy = MedianStopping(record, grace_period=1, min_trials=3)
+    rule = MedianStoppingRule(
+        time_attr="epoch", metric="score", mode="max", grace_period=1, min_samples_required=3
+    )
+    controller: Any = SimpleNamespace(get_live_trials=list)
+    stopped = 0
+    for number in range(30):
+        propose(record)
+        trial = SimulatedTrial(trial_id=str(number), status=Trial.RUNNING)
+        for epoch in range(1, 8):
+            score = noisy(number, epoch)
+            ours = report(record, policy, number, epoch, score)
+            result = {"epoch": epoch, "score": score}
+            assert (ours == "stops") == (
+                rule.on_trial_result(controller, trial, result) == TrialScheduler.STOP
+            )
+            if ours == "stops":
+                stopped += 1
+                break
+    assert 3 < stopped < 27

@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tuner.brackets import hyperband_brackets
 from tuner.schedulers.asha import PromotionAsha, RungPolicy, StoppingAsha
+from tuner.schedulers.hyperband import Hyperband
 from tuner.schedulers.median import MedianStopping
 from tuner.schedulers.pasha import Pasha
+from tuner.schedulers.pb2 import PopulationBandits
+from tuner.schedulers.pbt import PopulationTraining
 from tuner.schedulers.policy import Action, Decision, Policy
 from tuner.schedulers.record_scheduler import RecordScheduler
+from tuner.searchers.grid import grid_points
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
@@ -23,11 +28,15 @@ __all__ = [
     "SCHEDULERS",
     "Action",
     "Decision",
+    "Hyperband",
     "MedianStopping",
     "Pasha",
     "Policy",
+    "PopulationBandits",
+    "PopulationTraining",
     "PromotionAsha",
     "RecordScheduler",
+    "RungPolicy",
     "StoppingAsha",
     "build_policy",
 ]
@@ -56,6 +65,32 @@ def median(record: StudyRecord, spec: StudySpec) -> Policy:
     return MedianStopping(record, spec.rung_settings.grace_period)
 
 
+def hyperband(record: StudyRecord, spec: StudySpec) -> Policy:
+    """Hyperband with the brackets of the full budget and the spec's reduction factor."""
+    factor = spec.rung_settings.reduction_factor
+    search = spec.search
+    planned = search.num_trials
+    if search.searcher == "grid":
+        first = int(search.default_first) + len(search.start_from)
+        planned = min(planned, first + len(grid_points(spec.space)))
+    return Hyperband(record, hyperband_brackets(spec.max_epochs, factor), factor, planned)
+
+
+def _of_population(kind: type[PopulationTraining], record: StudyRecord, spec: StudySpec) -> Policy:
+    search = spec.search
+    return kind(record, spec.pbt, search.num_trials, spec.max_epochs, search.seed)
+
+
+def pbt(record: StudyRecord, spec: StudySpec) -> Policy:
+    """Population based training with the spec's section `pbt`."""
+    return _of_population(PopulationTraining, record, spec)
+
+
+def pb2(record: StudyRecord, spec: StudySpec) -> Policy:
+    """Population based bandits with the spec's section `pbt`."""
+    return _of_population(PopulationBandits, record, spec)
+
+
 def none(record: StudyRecord, spec: StudySpec) -> Policy:
     """Every trial trains to the full budget."""
     return Policy(record)
@@ -64,7 +99,10 @@ def none(record: StudyRecord, spec: StudySpec) -> Policy:
 SCHEDULERS: dict[str, Callable[[StudyRecord, StudySpec], Policy]] = {
     "asha": asha,
     "pasha": pasha,
+    "hyperband": hyperband,
     "median": median,
+    "pbt": pbt,
+    "pb2": pb2,
     "none": none,
 }
 

@@ -11,6 +11,7 @@ from tuner.searchers.optuna_searchers import nsga2, qmc, random, tpe
 from tuner.searchers.priorband import priorband
 from tuner.searchers.record_searcher import (
     GPU_SECONDS,
+    INHERITS,
     TRIAL_NUMBER,
     Promotes,
     Propose,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPU_SECONDS",
+    "INHERITS",
     "SEARCHERS",
     "TRIAL_NUMBER",
     "Proposal",

@@ -48,6 +48,11 @@ class SpaceEncoding:
             self._columns[name] for name, domain in space.items() if isinstance(domain, Choice)
         ]
 
+    def field_names(self) -> list[str]:
+        """Name of the field that each coordinate belongs to."""
+        names = list(self._columns)
+        return [names[field] for field in self.fields]
+
     def encode(self, values: Mapping[str, Any]) -> Float[ndarray, " d"]:
         """The vector of a point; coordinates of fields that take no part are in the middle."""
         vector = np.full(self.size, INACTIVE)

@@ -27,6 +27,8 @@ GPU_SECONDS = "gpu_seconds"
 
 TRIAL_NOTES = (VIOLATION, CASES)
 """What a trial may report with its ending, and the record notes."""
+INHERITS = "inherits"
+"""Key under which travels what a trial took over from another: its number, and the epoch."""
 
 Propose = Callable[[SearchView], Proposal | None]
 """A searcher: the next trial, None if it has no more."""
@@ -87,7 +89,10 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         entry = self._next()
         if entry is not None:
             self._number_of[trial_id] = entry.number
-            return {**self._values(entry), TRIAL_NUMBER: entry.number}
+            config = {**self._values(entry), TRIAL_NUMBER: entry.number}
+            if entry.lineage:
+                config[INHERITS] = (entry.lineage[-1].donor, entry.lineage[-1].epoch)
+            return config
         if self._record.unfinished():
             # one of those that run may have to go on later
             return None
