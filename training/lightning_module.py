@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -39,7 +40,8 @@ class SegmentationLightningModule(pl.LightningModule):
 
     Logged for each stage, once an epoch and over all ranks: `{stage}_loss`,
     `{stage}_dice` (mean over the foreground classes), `{stage}_dice_{class}`,
-    `{stage}_iou`, `{stage}_boundary_f1`, `{stage}_accuracy`. Logged of the test cases, and by
+    `{stage}_iou`, `{stage}_boundary_f1`, `{stage}_accuracy`; of whole cases also
+    `{stage}_seconds_per_case`, which their prediction takes. Logged of the test cases, and by
     class as well: `test_nsd` at `config.surface_tolerance`, `test_hd95` and `test_assd` in mm, and
     `test_hd95_{class}_missing`, the cases in which there was no such distance (see
     `training.metrics`). They are measured on the grid of the cases as they are given, and left
@@ -102,6 +104,9 @@ class SegmentationLightningModule(pl.LightningModule):
                 for stage in ("val", "test")
             }
         )
+        self.seconds = nn.ModuleDict(
+            {f"{stage}_seconds": MeanMetric() for stage in ("val", "test")}
+        )
         # Lightning's own mean divides by a truncated count where ranks have unlike shares
         self.losses = nn.ModuleDict(
             {
@@ -153,7 +158,11 @@ class SegmentationLightningModule(pl.LightningModule):
         cases = batch if isinstance(batch, list) and _holds_batches(batch) else [batch]
         for case in cases:
             image, label = _image_and_label(case)
-            self._step(stage, [self.predict_logits(image)], label)
+            started = _now(image)
+            logits = self.predict_logits(image)
+            seconds = (_now(image) - started) / len(image)
+            self._seconds_per_case(stage).update(seconds, len(image))
+            self._step(stage, [logits], label)
 
     def _step(self, stage: Stage, scales: list[Tensor], label: Int[Tensor, b * spatial]) -> Tensor:
         """Loss and metrics of one batch; the first of `scales` has full resolution."""
@@ -196,9 +205,12 @@ class SegmentationLightningModule(pl.LightningModule):
         surface = self._stage_surface(stage)
         if surface is not None:
             scores |= surface.compute()
+        seconds = None if stage == "train" else self._seconds_per_case(stage)
+        if seconds is not None:
+            scores["seconds_per_case"] = seconds.compute()
         # a state that is reset in inference mode could not be changed by a training after it
         with torch.inference_mode(mode=False):
-            for accumulated in (metrics, loss, surface):
+            for accumulated in (metrics, loss, surface, seconds):
                 if accumulated is not None:
                     accumulated.reset()
         # compute() has already gathered the ranks; the values are the same on each
@@ -246,6 +258,11 @@ class SegmentationLightningModule(pl.LightningModule):
         assert isinstance(loss, MeanMetric)
         return loss
 
+    def _seconds_per_case(self, stage: Stage) -> MeanMetric:
+        seconds = self.seconds[f"{stage}_seconds"]
+        assert isinstance(seconds, MeanMetric)
+        return seconds
+
     def _stage_surface(self, stage: Stage) -> SurfaceMetrics | None:
         """Surface metrics of a stage in which they are measured."""
         wanted = stage == "val" and self.config.monitor.startswith("val_nsd")
@@ -283,6 +300,13 @@ class SegmentationLightningModule(pl.LightningModule):
         if self.config.target_label is None:
             return label
         return (label == self.config.target_label).to(label.dtype)
+
+
+def _now(image: Tensor) -> float:
+    """The time, when all work that was given to the image's device is done."""
+    if image.is_cuda:
+        torch.cuda.synchronize(image.device)
+    return time.perf_counter()
 
 
 def _holds_batches(batch: list[Any]) -> bool:

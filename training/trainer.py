@@ -212,7 +212,12 @@ class SegmentationTrainer:
         return resume
 
     def _metrics(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self.lightning.callback_metrics.items()}
+        # how fast the machine was is logged, but is no result: those are the same in every run
+        return {
+            name: float(value)
+            for name, value in self.lightning.callback_metrics.items()
+            if not name.endswith("_seconds_per_case")
+        }
 
     def _log_hyperparameters(self) -> None:
         for experiment_logger in self.lightning.loggers:

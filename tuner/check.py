@@ -81,7 +81,8 @@ def print_spec(console: Console, spec: StudySpec) -> None:
         table.add_column(column)
     for name, domain, condition in spec.space.describe():
         table.add_row(name, domain, condition)
-    console.print(f"{spec.source} is valid: {spec.mode} {spec.metric}", markup=False)
+    aims = ", ".join(f"{mode} {name}" for name, mode in spec.objectives)
+    console.print(f"{spec.source} is valid: {aims}", markup=False)
     console.print()
     console.print(table)
     console.print()
@@ -91,6 +92,8 @@ def print_spec(console: Console, spec: StudySpec) -> None:
         f"seed {spec.search.seed}",
         markup=False,
     )
+    for line in _goals(spec):
+        console.print(line, markup=False)
     if spec.population:
         console.print(
             f"scheduler {spec.scheduler}: compares every {spec.pbt.perturbation_interval} epochs; "
@@ -110,3 +113,32 @@ def print_spec(console: Console, spec: StudySpec) -> None:
         f"budget    about {expected:.0f} epochs; training every trial to epoch "
         f"{spec.max_epochs} would take {full} ({full / expected:.1f} times as many)"
     )
+
+
+def _goals(spec: StudySpec) -> Iterator[str]:
+    """Lines about what a study aims at and may spend, where the file says something of it."""
+    search, limits = spec.search, spec.constraints
+    budgets = [
+        f"{search.epoch_budget} epochs" if search.epoch_budget is not None else "",
+        f"{search.gpu_hours:g} GPU-hours" if search.gpu_hours is not None else "",
+        f"{search.time_budget:g} s a run" if search.time_budget is not None else "",
+    ]
+    if any(budgets):
+        yield f"at most   {', '.join(budget for budget in budgets if budget)}"
+    if search.warm_start:
+        yield f"learns    from the studies {', '.join(search.warm_start)}"
+    kept = [
+        f"{limits.max_parameters:,} parameters" if limits.max_parameters is not None else "",
+        f"{limits.max_memory.human_readable(decimal=True)} of memory"
+        if limits.max_memory is not None
+        else "",
+    ]
+    if any(kept):
+        yield f"networks  of at most {', '.join(limit for limit in kept if limit)}"
+    if spec.confirm is not None:
+        most = (spec.confirm.top + 1) * spec.confirm.seeds
+        yield (
+            f"confirm   the best {spec.confirm.top} and the default config, "
+            f"{spec.confirm.seeds} seeds each: after the search, up to {most * spec.max_epochs} "
+            "epochs beside its budget"
+        )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
+from tuner.pareto import Objectives, pareto_front
 from tuner.searchers import TRIAL_NUMBER
 from tuner.trial import CHECKPOINT_FILES, LAST_FILE, SNAPSHOT_PATTERN, TRIALS_FOLDER, trial_folder
 
@@ -37,6 +38,8 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         folder: The study folder.
         settings: How many trials keep theirs, and how much disk they may take.
         console: Where to say that the budget cannot be kept.
+        objectives: Metrics of the study and their modes; with several, the trials of their Pareto
+            front keep their checkpoints as well.
         population: Trials that take over each other's weights, 0 if they do not.
     """
 
@@ -46,9 +49,11 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         folder: Path,
         settings: CheckpointSettings,
         console: Console | None = None,
+        objectives: Objectives = (),
         population: int = 0,
     ) -> None:
         self._record = record
+        self._objectives = objectives
         self._folder = folder
         self._settings = settings
         self._console = console
@@ -96,9 +101,21 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         sign = 1 if self._record.mode == "max" else -1
         insort(self._kept, (-sign * best[1], entry.number))
         # only ended trials are ranked: a place that is lost is lost for good
-        for _, number in self._kept[self._settings.keep :]:
-            self._remove(number, CHECKPOINT_FILES)
+        losers = self._kept[self._settings.keep :]
         del self._kept[self._settings.keep :]
+        front = self._front() if losers else set()
+        for place in losers:
+            if place[1] in front:
+                self._kept.append(place)
+            else:
+                self._remove(place[1], CHECKPOINT_FILES)
+
+    def _front(self) -> set[int]:
+        """Ended trials of the Pareto front, each of which may be the one that a person wants."""
+        if len(self._objectives) < 2:
+            return set()
+        ended = [entry for entry in self._record.entries.values() if entry.state.finished]
+        return {entry.number for entry in pareto_front(ended, self._objectives)}
 
     def _keep_budget(self, budget: int) -> None:
         spent = sum(path.stat().st_size for path in self._folder.glob("trials/*/*.ckpt*"))

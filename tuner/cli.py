@@ -31,6 +31,8 @@ NAMED_OPTIONS: dict[str, str] = {
     "max_epochs": "config.max_epochs",
     "num_trials": "search.num_trials",
     "time_budget": "search.time_budget",
+    "epoch_budget": "search.epoch_budget",
+    "gpu_hours": "search.gpu_hours",
     "seed": "search.seed",
     "max_concurrent": "resources.max_concurrent",
     "gpus_per_trial": "resources.gpu",
@@ -107,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     resume = commands.add_parser("resume", help="go on with a study that was cut off")
     resume.add_argument("name", help="name of the study")
+    _add_budget_options(resume)
     _add_study_options(resume, address=True)
     resume.set_defaults(command=_resume)
 
@@ -166,14 +169,27 @@ def _add_study_options(parser: argparse.ArgumentParser, *, address: bool = False
         parser.add_argument("--address", help="Ray cluster to join, e.g. auto (default: start one)")
 
 
+def _add_budget_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-trials", metavar="N", help="trials of the study")
+    parser.add_argument("--epoch-budget", metavar="N", help="end after N epochs of all trials")
+    parser.add_argument("--gpu-hours", metavar="H", help="end after H GPU-hours of all trials")
+    parser.add_argument("--time-budget", metavar="T", help="end this run after T, e.g. 30m or 2h")
+
+
 def _add_space_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data")
-    parser.add_argument("--num-trials", metavar="N", help="trials of the study")
+    _add_budget_options(parser)
+    parser.add_argument(
+        "--warm-start",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="learn from the trials of an earlier study; may be given several times",
+    )
     parser.add_argument("--max-epochs", metavar="N", help="epochs of a full training")
     parser.add_argument("--max-concurrent", metavar="N", help="trials at once")
     parser.add_argument("--gpus-per-trial", metavar="X", help="GPUs of a trial, e.g. 0.5")
     parser.add_argument("--cpus-per-trial", metavar="X", help="CPU cores of a trial")
-    parser.add_argument("--time-budget", metavar="T", help="end after T, e.g. 30m or 2h")
     parser.add_argument("--seed", metavar="N", help="seed of the search")
     parser.add_argument(
         "--set",
@@ -192,10 +208,13 @@ def _overrides(options: argparse.Namespace) -> dict[str, Override]:
 
     overrides: dict[str, Override] = {}
     for option, key in NAMED_OPTIONS.items():
-        value = getattr(options, option)
+        value = getattr(options, option, None)
         if value is not None:
             overrides[key] = Override(value, f"--{option.replace('_', '-')} {value}")
-    for setting in options.settings:
+    if getattr(options, "warm_start", []):
+        shown = " ".join(f"--warm-start {name}" for name in options.warm_start)
+        overrides["search.warm_start"] = Override(options.warm_start, shown)
+    for setting in getattr(options, "settings", []):
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise SpecError(f"--set {setting}: write --set KEY=VALUE, e.g. --set optimizer=sgd")
@@ -217,9 +236,13 @@ def _run(options: argparse.Namespace, out: Console) -> int:
 
 
 def _resume(options: argparse.Namespace, out: Console) -> int:
-    from tuner.study import open_study
+    from tuner.study import change_budgets, open_study
 
-    return _go_on(open_study(options.studies_dir, options.name), options, out)
+    study = open_study(options.studies_dir, options.name)
+    overrides = _overrides(options)
+    if overrides:
+        study = change_budgets(study, overrides)
+    return _go_on(study, options, out)
 
 
 def _go_on(study: Study, options: argparse.Namespace, out: Console) -> int:
@@ -283,7 +306,7 @@ def _export_to(study: Study, folder: Path, trial: int | None, out: Console) -> i
 
     exported = export_trial(study, folder.absolute(), trial)
     out.print(
-        f"exported trial {exported.trial} (epoch {exported.epoch}) to {folder}; it predicts the "
+        f"exported {exported.trial} (epoch {exported.epoch}) to {folder}; it predicts the "
         f"case {exported.verified_case} as the trial's model does",
         markup=False,
     )

@@ -24,7 +24,9 @@ from training.callbacks import BEST_CHECKPOINT
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, get_dataloaders
 from training.trainer import SegmentationTrainer
+from tuner.confirm import CONFIRM_FOLDER, SEED, confirm_record, confirmed_configs
 from tuner.errors import ExportError
+from tuner.lineage import schedule
 from tuner.record import TrialEntry
 from tuner.trial import config_file, trial_folder
 
@@ -38,7 +40,7 @@ class Exported:
 
     Attributes:
         folder: The bundle.
-        trial: Number of the exported trial.
+        trial: The exported trial, in words.
         epoch: Epoch of its best checkpoint.
         verified_case: Case on which the bundle was compared with the trial's model.
         metrics: Validation metrics of the checkpoint, and test metrics if there are test cases.
@@ -47,7 +49,7 @@ class Exported:
     """
 
     folder: Path
-    trial: int
+    trial: str
     epoch: int
     verified_case: str
     metrics: dict[str, float]
@@ -87,18 +89,20 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
     Args:
         study: The study.
         folder: Where the bundle goes; an older bundle there is replaced.
-        number: The trial; the study's best by default.
+        number: A trial of the search. By default the seed with the best validation score of the
+            config that the confirmation chose, or without one the best trial.
 
     Raises:
         ExportError: if there is no such trial, it has no checkpoint, or the bundle differs.
     """
-    entry = _entry(study, number)
+    chosen = _chosen(study, number)
+    entry = chosen.entry
     best = entry.best(study.record.mode)
-    source = trial_folder(study.folder, entry.number)
+    source = trial_folder(chosen.folder, entry.number)
     checkpoint = source / f"{BEST_CHECKPOINT}.ckpt"
     if best is None or not checkpoint.is_file():
         raise ExportError(
-            f"trial {entry.number} of the study {study.name!r} has no checkpoint "
+            f"{chosen.name} of the study {study.name!r} has no checkpoint "
             f"({entry.state}: {entry.reason}): choose another with --trial"
         )
     provenance = study.provenance()
@@ -114,7 +118,9 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
             provenance={
                 **provenance,
                 "study": study.name,
-                "trial": entry.number,
+                "trial": chosen.name if chosen.trial is None else chosen.trial,
+                "seed": config.seed,
+                "confirmed": chosen.confirmed,
                 "epoch": best[0],
                 **_schedule(study, entry.number, best[0]),
             },
@@ -133,7 +139,7 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
         raise ExportError(str(error)) from error
     return Exported(
         folder,
-        entry.number,
+        chosen.name,
         best[0],
         case,
         metrics,
@@ -144,7 +150,7 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
 
 def _schedule(study: Study, number: int, epoch: int) -> dict[str, Any]:
     """The values of an epoch, and of the epochs before it if several trials trained them."""
-    stretches = study.record.schedule(number, epoch)
+    stretches = schedule(study.record.entries, number, epoch)
     values: dict[str, Any] = {"values": dict(stretches[-1].values)}
     if len(stretches) > 1:
         values["schedule"] = [asdict(stretch) for stretch in stretches]
@@ -155,19 +161,43 @@ def _number(value: float, decimals: int) -> str:
     return "not defined" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
-def _entry(study: Study, number: int | None) -> TrialEntry:
-    if number is None:
-        entry = study.record.best()
-        if entry is None:
+@dataclass(frozen=True)
+class _Chosen:
+    """A trial to export, and the folder with its trial folder."""
+
+    entry: TrialEntry
+    folder: Path
+    name: str
+    trial: int | None
+    confirmed: bool
+
+
+def _chosen(study: Study, number: int | None) -> _Chosen:
+    if number is not None:
+        if number not in study.record.entries:
+            last = len(study.record.entries) - 1
             raise ExportError(
-                f"the study {study.name!r} has no trial with a score yet: "
-                f"go on with `tune resume {study.name}`"
+                f"the study {study.name!r} has no trial {number}: they are 0 to {last}"
             )
-        return entry
-    if number not in study.record.entries:
-        last = len(study.record.entries) - 1
-        raise ExportError(f"the study {study.name!r} has no trial {number}: they are 0 to {last}")
-    return study.record.entries[number]
+        return _searched(study, study.record.entries[number])
+    confirmation = confirm_record(study.folder, study.spec)
+    confirmed = confirmed_configs(study.record, confirmation, study.spec)
+    if confirmed:
+        candidate, entry = confirmed[0].candidate, confirmed[0].trials[0]
+        name = f"{candidate.name} with seed {entry.notes[SEED]}, confirmed,"
+        return _Chosen(entry, study.folder / CONFIRM_FOLDER, name, candidate.trial, confirmed=True)
+    best = study.record.best()
+    if best is None:
+        raise ExportError(
+            f"the study {study.name!r} has no trial with a score yet: "
+            f"go on with `tune resume {study.name}`"
+        )
+    return _searched(study, best)
+
+
+def _searched(study: Study, entry: TrialEntry) -> _Chosen:
+    name = f"trial {entry.number}"
+    return _Chosen(entry, study.folder, name, entry.number, confirmed=False)
 
 
 def _config(path: Path, source: Path, provenance: dict[str, Any]) -> ModelTrainingConfig:

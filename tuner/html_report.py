@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuner.confirm import verdict
+from tuner.confirm_report import confirm_columns, confirm_rows
+from tuner.confirm_statistics import METHOD
+from tuner.front_plot import front_plot
+from tuner.lineage import schedule
+from tuner.pareto import front_rows, pareto_front
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
 
 if TYPE_CHECKING:
+    from tuner.confirm import ConfirmedConfig
     from tuner.spec import StudySpec
 
 COLOURS = {
@@ -19,6 +27,7 @@ COLOURS = {
     TrialState.STOPPED: "#ca8a04",
     TrialState.DIVERGED: "#dc2626",
     TrialState.OUT_OF_MEMORY: "#dc2626",
+    TrialState.INFEASIBLE: "#ea580c",
     TrialState.FAILED: "#dc2626",
     TrialState.INTERRUPTED: "#9333ea",
 }
@@ -39,8 +48,14 @@ svg text { font: 12px system-ui, sans-serif; fill: #475569 }
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 900, 346, 60, 46, 12
 
 
-def write_html_report(path: Path, name: str, record: StudyRecord, spec: StudySpec) -> None:
-    """Write the report of a study to `path`."""
+def write_html_report(
+    path: Path,
+    name: str,
+    record: StudyRecord,
+    spec: StudySpec,
+    confirmed: Sequence[ConfirmedConfig] = (),
+) -> None:
+    """Write the report of a study to `path`, with what its confirmation says."""
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     spent = epochs_spent(entries)
     full = max(1, len(entries) * spec.max_epochs)
@@ -60,6 +75,8 @@ def write_html_report(path: Path, name: str, record: StudyRecord, spec: StudySpe
         f"</div><h2>{escape(spec.metric)} by epoch</h2>",
         _legend(entries),
         _curves(entries, best),
+        *_confirmation(confirmed, spec),
+        *_front(entries, spec),
         "<h2>Best config</h2>",
         _best_config(record, best, score[0] if score else 0),
         "<h2>Trials</h2>",
@@ -71,7 +88,7 @@ def write_html_report(path: Path, name: str, record: StudyRecord, spec: StudySpe
 
 def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> str:
     """Values that the best score was reached with; a column a trial that had a part in it."""
-    stretches = record.schedule(best.number, epoch) if best else []
+    stretches = schedule(record.entries, best.number, epoch) if best else []
     several = len(stretches) > 1
     names = dict.fromkeys(name for stretch in stretches for name in stretch.values)
     columns = [
@@ -79,6 +96,31 @@ def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> st
     ]
     rows = [[name, *(str(s.values.get(name, "")) for s in stretches)] for name in names]
     return _table(["field", *columns], rows)
+
+
+def _confirmation(confirmed: Sequence[ConfirmedConfig], spec: StudySpec) -> list[str]:
+    if spec.confirm is None:
+        return []
+    return [
+        "<h2>Confirmed with other seeds</h2>",
+        f"<p><b>{escape(verdict(confirmed))}.</b></p>",
+        *([_table(confirm_columns(spec), confirm_rows(confirmed, spec))] if confirmed else []),
+        f"<p>{escape(METHOD)}</p>",
+    ]
+
+
+def _front(entries: list[TrialEntry], spec: StudySpec) -> list[str]:
+    """The Pareto front: a table, and a picture of the first two metrics."""
+    if not spec.further_metrics:
+        return []
+    front = pareto_front(entries, spec.objectives)
+    columns = ["trial", *(f"{name} ({mode})" for name, mode in spec.objectives)]
+    return [
+        "<h2>Pareto front</h2>",
+        "<p>No other trial is better in one of these without being worse in another.</p>",
+        front_plot(entries, front, spec.objectives[:2]),
+        _table(columns, front_rows(front, spec.objectives)),
+    ]
 
 
 def _legend(entries: list[TrialEntry]) -> str:

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.distributions import distribution_of, stored_value
 from tuner.errors import StudyError
-from tuner.lineage import Inheritance, Stretch, values_at
+from tuner.lineage import LINEAGE, Inheritance, values_at
 from tuner.space import Choice
 from tuner.storage import TransactionalStorage, unreadable
 
@@ -47,6 +47,7 @@ class TrialState(StrEnum):
     STOPPED = "stopped"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out of memory"
+    INFEASIBLE = "infeasible"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 
@@ -71,6 +72,7 @@ _OPTUNA_STATE = {
     TrialState.STOPPED: optuna.trial.TrialState.PRUNED,
     TrialState.DIVERGED: optuna.trial.TrialState.FAIL,
     TrialState.OUT_OF_MEMORY: optuna.trial.TrialState.FAIL,
+    TrialState.INFEASIBLE: optuna.trial.TrialState.FAIL,
     TrialState.FAILED: optuna.trial.TrialState.FAIL,
 }
 
@@ -110,7 +112,7 @@ class TrialEntry:
         generation: Generation of a searcher that works in generations.
         failures: How often it failed and was tried again.
         overrides: Values that a retry after running out of memory has in place of others.
-        lineage: What it took over from other trials, in the order of epochs.
+        notes: Further facts, by name; what JSON can hold.
     """
 
     number: int
@@ -124,7 +126,12 @@ class TrialEntry:
     generation: int = 0
     failures: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
-    lineage: list[Inheritance] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lineage(self) -> list[Inheritance]:
+        """What the trial took over from others, in the order of epochs."""
+        return [Inheritance(**step) for step in self.notes.get(LINEAGE, ())]
 
     @property
     def trained_values(self) -> dict[str, Any]:
@@ -244,18 +251,6 @@ class StudyRecord:
         """Trials in one of `states`."""
         return [entry for entry in self.entries.values() if entry.state in states]
 
-    def schedule(self, number: int, epoch: int) -> list[Stretch]:
-        """Which trial trained the weights of an epoch with which values, from epoch 1 on."""
-        stretches: list[Stretch] = []
-        while epoch:
-            entry = self.entries[number]
-            step = next((s for s in reversed(entry.lineage) if s.epoch < epoch), None)
-            first = step.epoch + 1 if step else 1
-            values = {**entry.values_at(epoch), **entry.overrides}
-            stretches.insert(0, Stretch(first, epoch, number, values))
-            number, epoch = (step.donor, step.epoch) if step else (number, 0)
-        return stretches
-
     def scores_at(self, epoch: int) -> Mapping[int, float]:
         """Score of each trial that reached an epoch, by number."""
         return self._by_epoch.get(epoch, {})
@@ -364,10 +359,9 @@ class StudyRecord:
 
     def inherit(self, number: int, inheritance: Inheritance, reason: str) -> None:
         """Let a trial that waits go on from the weights of another, with other values."""
-        entry = self.entries[number]
+        steps = [*self.entries[number].lineage, inheritance]
         with self.transaction():
-            entry.lineage.append(inheritance)
-            self._note(entry, "lineage", [step.to_json() for step in entry.lineage])
+            self.note(number, LINEAGE, [step.to_json() for step in steps])
             self.decide(number, "inherits", reason)
 
     def interrupt(self, number: int, reason: str) -> None:
@@ -392,6 +386,13 @@ class StudyRecord:
         self._note(entry, "reason", reason)
         entry.state, entry.reason = state, reason
 
+    def note(self, number: int, name: str, value: Any) -> None:
+        """Keep a further fact of a trial, which JSON can hold."""
+        entry = self.entries[number]
+        entry.notes[name] = value
+        with self.transaction():
+            self._note(entry, "notes", entry.notes)
+
     def _note(self, entry: TrialEntry, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._trial_ids[entry.number], key, value)
 
@@ -412,9 +413,9 @@ class StudyRecord:
             seconds=attributes.get("seconds", 0.0),
             proposed_by=attributes.get("proposed_by", ""),
             generation=attributes.get("generation", 0),
+            notes=attributes.get("notes", {}),
             failures=attributes.get("failures", 0),
             overrides=attributes.get("overrides", {}),
-            lineage=[Inheritance(**step) for step in attributes.get("lineage", ())],
         )
 
 

@@ -14,7 +14,13 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
+from tuner.budget import budget_lines, spent_budget
+from tuner.confirm import confirm_record, confirmed_configs, is_confirmed
+from tuner.confirm_report import CONFIRM_CSV, write_confirm_csv
+from tuner.goals_view import goal_tables, spending_lines
 from tuner.html_report import write_html_report
+from tuner.lineage import schedule
+from tuner.pareto import pareto_front
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
 from tuner.searchers import TRIAL_NUMBER
 
@@ -34,6 +40,7 @@ STYLES = {
     TrialState.STOPPED: "yellow",
     TrialState.DIVERGED: "red",
     TrialState.OUT_OF_MEMORY: "red",
+    TrialState.INFEASIBLE: "red",
     TrialState.FAILED: "red",
     TrialState.INTERRUPTED: "magenta",
 }
@@ -159,6 +166,7 @@ class StudyView(Callback):  # type: ignore[misc]
             "trials  " + _counts(record, spec.search.num_trials),
             "best    " + _best_line(record, spec.metric),
             f"epochs  {spent} of {full} that full training would take ({spent / full:.0%})",
+            *(f"budget  {line}" for line in budget_lines(record, spec)),
             f"time    {self._clock()}, {self._time_left(spent)}",
         ]
         running = Table(box=None, padding=(0, 2, 0, 0))
@@ -186,7 +194,10 @@ class StudyView(Callback):  # type: ignore[misc]
             if ended
             else self._spec.expected_epochs() / self._spec.search.num_trials
         )
-        left = max(0.0, per_trial * self._spec.search.num_trials - spent)
+        most = per_trial * self._spec.search.num_trials
+        if self._spec.search.epoch_budget is not None:
+            most = min(most, self._spec.search.epoch_budget)
+        left = max(0.0, most - spent)
         seconds = left * (time.monotonic() - self._started) / trained
         if self._spec.search.time_budget is not None:
             budget_left = self._spec.search.time_budget - (time.monotonic() - self._started)
@@ -286,11 +297,15 @@ def print_summary(
             f"epochs  {spent}; training all {len(entries)} trials to the end would take "
             f"{full} ({full / max(spent, 1):.1f} times as many)"
         )
+    for line in spending_lines(folder, record, spec):
+        console.print(line, markup=False)
     best = record.best()
     console.print("best    " + _best_line(record, spec.metric))
     if best is not None:
         for stretch in _winning_schedule(record, best):
             console.print(f"          {stretch}", markup=False)
+    for table in goal_tables(folder, record, spec):
+        console.print(table)
     console.print(f"files   {folder / RESULTS}, {folder / REPORT}")
     if next_steps:
         for step in next_commands(folder, record, spec):
@@ -301,7 +316,7 @@ def _winning_schedule(record: StudyRecord, best: TrialEntry) -> list[str]:
     """The values that the best score was reached with, by epochs if they changed."""
     score = best.best(record.mode)
     assert score is not None
-    stretches = record.schedule(best.number, score[0])
+    stretches = schedule(record.entries, best.number, score[0])
     if len(stretches) == 1:
         return [f"{name}: {short_value(v)}" for name, v in stretches[0].values.items()]
     return [
@@ -314,7 +329,13 @@ def next_commands(folder: Path, record: StudyRecord, spec: StudySpec) -> list[st
     """What a person would type next."""
     where = f" --studies-dir {folder.parent}" if folder.parent != Path("studies").absolute() else ""
     unfinished = record.unfinished() or len(record.entries) < spec.search.num_trials
-    steps = [f"tune resume {folder.name}{where}"] if unfinished else []
+    spent = spent_budget(record, spec) is not None
+    steps = []
+    if unfinished and spent:
+        option = "--epoch-budget N" if spec.search.epoch_budget is not None else "--gpu-hours H"
+        steps.append(f"tune resume {folder.name}{where} {option}")
+    elif unfinished or not is_confirmed(record, confirm_record(folder, spec), spec):
+        steps.append(f"tune resume {folder.name}{where}")
     if record.best() is not None:
         steps.append(f"tune export {folder.name}{where} -o bundle")
         steps.append(f"tensorboard --logdir {folder / 'trials'}")
@@ -333,11 +354,18 @@ def write_results(folder: Path, record: StudyRecord, spec: StudySpec) -> None:
         columns.append("takes_over")
         for row, entry in zip(rows, entries, strict=True):
             row["takes_over"] = "; ".join(step.describe() for step in entry.lineage)
+    if spec.further_metrics:
+        front = {entry.number for entry in pareto_front(entries, spec.objectives)}
+        columns.insert(len(_FIXED_COLUMNS), "on_front")
+        rows = [{**row, "on_front": row["trial"] in front} for row in rows]
     with (folder / RESULTS).open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    write_html_report(folder / REPORT, folder.name, record, spec)
+    confirmed = confirmed_configs(record, confirm_record(folder, spec), spec)
+    if confirmed:
+        write_confirm_csv(folder / CONFIRM_CSV, confirmed, spec)
+    write_html_report(folder / REPORT, folder.name, record, spec, confirmed)
 
 
 _FIXED_COLUMNS: Sequence[str] = ("trial", "state", "reason", "epochs", "best_epoch", "seconds")

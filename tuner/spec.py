@@ -17,17 +17,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from training.config import Mode, ModelTrainingConfig
 from tuner.brackets import expected_epochs, hyperband_brackets
 from tuner.errors import SpecError, suggestion
+from tuner.goals import ConfirmSettings, ConstraintSettings, check_goals, read_confirm
 from tuner.population_checks import check_population
+from tuner.recipes import RECIPES, recipe_values
 from tuner.settings import (
+    AshaSettings,
     CheckpointSettings,
     FailureSettings,
     Number,
     PopulationSettings,
+    ResourceSettings,
     Section,
     Whole,
     seconds,
 )
-from tuner.space import Space
+from tuner.space import Choice, Space
 from tuner.spec_parser import SpecParser
 from tuner.yaml_source import Override, YamlSource, dump_yaml
 
@@ -45,14 +49,6 @@ __all__ = [
 ]
 
 
-def _one_gpu_at_most(value: Any) -> Any:
-    if isinstance(value, int | float) and value > 1:
-        raise ValueError(
-            "a trial uses one GPU or a fraction of one: more trials at once use more GPUs better"
-        )
-    return value
-
-
 class SearchSettings(Section):
     """The section `search`: what proposes trials, and how many."""
 
@@ -60,53 +56,32 @@ class SearchSettings(Section):
     """Key of `tuner.searchers.SEARCHERS`."""
 
     default_first: bool = True
-    """Whether the first trial is the known good default: each field's value in `config`, or
-    else of `ModelTrainingConfig`, or what comes nearest to it in the field's domain."""
+    """Whether the first trial is the known good default: of each field the value of the network's
+    recipe (`tuner.recipes`), or else of `ModelTrainingConfig`, or what comes nearest to it in the
+    field's domain."""
 
     start_from: list[dict[str, Any]] = Field(default_factory=list)
     """Points to try first, each a mapping of fields to values; fields that a point leaves out
     have their default."""
 
+    warm_start: list[str] = Field(default_factory=list)
+    """Earlier studies whose trials the searcher learns from; they are no trials of this study."""
+
     num_trials: Annotated[Whole, Field(ge=1)] = 20
-    """Trials of the study."""
+    """Trials of the study. The search ends with the first of its budgets that is spent."""
+
+    epoch_budget: Annotated[Whole, Field(ge=1)] | None = None
+    """Epochs that all trials together may train, over all runs; null for no limit."""
+
+    gpu_hours: Annotated[Number, Field(gt=0)] | None = None
+    """GPU-hours that all trials together may train, over all runs; null for no limit."""
 
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     """Seed of the proposals."""
 
     time_budget: Annotated[Number, BeforeValidator(seconds), Field(gt=0)] | None = None
-    """Seconds after which the study ends, e.g. `30m`; null for no limit."""
-
-
-class AshaSettings(Section):
-    """The section `asha`: asynchronous successive halving (Li et al., 2020)."""
-
-    grace_period: Annotated[Whole, Field(ge=1)] = 1
-    """Epochs that every trial trains; the first rung."""
-
-    reduction_factor: Annotated[Whole, Field(ge=2)] = 3
-    """One of so many trials survives a rung; rungs are apart by this factor."""
-
-    promotion: bool = False
-    """Whether trials pause at a rung and the best go on when a worker is free, rather than
-    stop there for good."""
-
-    brackets: Annotated[Whole, Field(ge=1)] = 1
-    """Ladders of rungs (Hyperband): each leaves out one more of the lowest rungs."""
-
-
-class ResourceSettings(Section):
-    """The section `resources`: the share of one trial, and how many run at once."""
-
-    cpu: Annotated[Number, Field(gt=0)] | Literal["auto"] = "auto"
-    """CPU cores of a trial."""
-
-    gpu: Annotated[Number, BeforeValidator(_one_gpu_at_most), Field(ge=0)] | Literal["auto"] = (
-        "auto"
-    )
-    """GPUs of a trial: 0, 1 or a fraction."""
-
-    max_concurrent: Annotated[Whole, Field(ge=1)] | Literal["auto"] = "auto"
-    """Trials at once."""
+    """Time after which the search ends, e.g. `30m`, counted from the start of each `tune run` or
+    `tune resume`; null for no limit."""
 
 
 class StudySpec(BaseModel):
@@ -117,6 +92,7 @@ class StudySpec(BaseModel):
         source_text: The file as given.
         metric: Validation metric that trials are compared by.
         mode: Whether a greater ("max") or smaller ("min") metric is better.
+        further_metrics: Metrics that matter beside it, with their modes.
         config: Fixed values of `ModelTrainingConfig`, as given.
         space: What varies.
         search: What proposes trials.
@@ -126,6 +102,8 @@ class StudySpec(BaseModel):
         resources: Share of a trial.
         failures: What follows when a trial fails.
         checkpoints: Which checkpoints are kept.
+        constraints: What a trial must keep to.
+        confirm: How the best trials are confirmed, None for not at all.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -134,6 +112,7 @@ class StudySpec(BaseModel):
     source_text: str
     metric: str
     mode: Mode
+    further_metrics: tuple[tuple[str, Mode], ...] = ()
     config: dict[str, Any]
     space: Space
     search: SearchSettings
@@ -143,6 +122,13 @@ class StudySpec(BaseModel):
     resources: ResourceSettings
     failures: FailureSettings
     checkpoints: CheckpointSettings
+    constraints: ConstraintSettings = ConstraintSettings()
+    confirm: ConfirmSettings | None = None
+
+    @property
+    def objectives(self) -> tuple[tuple[str, Mode], ...]:
+        """All metrics that matter with their modes, the one that trials are compared by first."""
+        return ((self.metric, self.mode), *self.further_metrics)
 
     @property
     def rung_settings(self) -> AshaSettings:
@@ -182,17 +168,34 @@ class StudySpec(BaseModel):
         return [self._completed(given) for given in self.search.start_from]
 
     def _completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        flat = self.base_config().flat()
+        plain = self.base_config().flat()
+        recipe = self._recipe(given)
         values: dict[str, Any] = {}
         for name, domain in self.space.items():
             if not self.space.active(name, values):
                 continue
             field, _, part = name.partition(".")
-            default = flat.get(field)
+            default = plain.get(field)
+            if name in recipe and (not isinstance(domain, Choice) or domain.contains(recipe[name])):
+                default = recipe[name]
             if part:
                 default = default.get(part) if isinstance(default, dict) else None
             values[name] = domain.nearest(given.get(name, default))
         return values
+
+    def _recipe(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of the network for the optimizer that the point will have."""
+        base = self.base_config()
+        domains = self.space.domains
+        model_name: Any = base.model_name
+        if "model_name" in domains:
+            model_name = domains["model_name"].nearest(given.get("model_name", model_name))
+        optimizer: Any = base.optimizer
+        if "optimizer" in domains:
+            usual = RECIPES[model_name].optimizer
+            optimizer = domains["optimizer"].nearest(given.get("optimizer", usual))
+        values = recipe_values(model_name, optimizer, base.max_epochs)
+        return {**values, "optimizer": optimizer, "model_name": model_name}
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs below max_epochs at which trials are compared by rungs, ascending.
@@ -242,8 +245,8 @@ class StudySpec(BaseModel):
         """The whole spec as a search space file, every setting written out."""
         return dump_yaml(
             {
-                "metric": self.metric,
-                "mode": self.mode,
+                "metric": self._listed(0),
+                "mode": self._listed(1),
                 "config": self.config,
                 "space": self.space.to_yaml(),
                 "search": self.search.model_dump(mode="json"),
@@ -253,8 +256,15 @@ class StudySpec(BaseModel):
                 "resources": self.resources.model_dump(mode="json"),
                 "failures": self.failures.model_dump(mode="json"),
                 "checkpoints": self.checkpoints.model_dump(mode="json"),
+                "constraints": self.constraints.model_dump(mode="json"),
+                "confirm": False if self.confirm is None else self.confirm.model_dump(mode="json"),
             }
         )
+
+    def _listed(self, part: int) -> Any:
+        """Names (0) or modes (1) of the metrics; a plain value where there is one."""
+        listed = [objective[part] for objective in self.objectives]
+        return listed if len(listed) > 1 else listed[0]
 
 
 def load_spec(path: Path, overrides: Mapping[str, Override] | None = None) -> StudySpec:
@@ -296,7 +306,7 @@ def parse_spec(
     parser = SpecParser(YamlSource.parse(text, str(source)))
     parser.apply(overrides or {})
     parser.check_sections()
-    metric, mode = parser.metric()
+    (metric, mode), *further = parser.metrics()
     config = parser.config()
     space = parser.space(config)
     search = parser.section("search", SearchSettings)
@@ -306,17 +316,21 @@ def parse_spec(
     resources = parser.section("resources", ResourceSettings)
     failures = parser.section("failures", FailureSettings)
     checkpoints = parser.section("checkpoints", CheckpointSettings)
+    constraints = parser.section("constraints", ConstraintSettings)
+    confirm = read_confirm(parser)
     parser.raise_problems()
     assert search is not None
     assert pbt is not None
     assert resources is not None
     assert failures is not None
     assert checkpoints is not None
+    assert constraints is not None
     spec = StudySpec(
         source=Path(source),
         source_text=text,
         metric=metric,
         mode=mode,
+        further_metrics=tuple(further),
         config=config,
         space=space,
         search=search,
@@ -326,6 +340,8 @@ def parse_spec(
         resources=resources,
         failures=failures,
         checkpoints=checkpoints,
+        constraints=constraints,
+        confirm=confirm,
     )
     _check_together(spec, parser)
     parser.raise_problems()
@@ -375,7 +391,7 @@ def _check_together(spec: StudySpec, parser: SpecParser) -> None:
     """Check what only several values together can get wrong."""
     if not parser.check_point(spec, {}):
         return
-    _check_class_metric(spec, parser)
+    check_goals(spec, parser)
     if spec.asha is not None and spec.asha.grace_period > spec.max_epochs:
         parser.problem(
             ("asha", "grace_period"),
@@ -388,18 +404,3 @@ def _check_together(spec: StudySpec, parser: SpecParser) -> None:
     for _ in range(SAMPLES):
         if not parser.check_point(spec, spec.space.sample(rng)):
             return
-
-
-def _check_class_metric(spec: StudySpec, parser: SpecParser) -> None:
-    """`val_dice_2` needs a class 2; the number of classes may come from the data later."""
-    number = spec.metric.removeprefix("val_dice_").removeprefix("val_nsd_")
-    if number == spec.metric or not number.isdecimal():
-        return
-    config = spec.base_config()
-    known = [config.target_label] if config.target_label else list(range(1, config.num_classes))
-    if ("num_classes" in spec.config or config.target_label) and int(number) not in known:
-        parser.problem(
-            ("metric",),
-            f"metric {spec.metric} names no foreground class: they are "
-            f"{', '.join(str(label) for label in known)}",
-        )

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 SECTIONS = (
     *("metric", "mode", "config", "space", "search", "scheduler", "asha", "resources"),
-    *("pbt", "failures", "checkpoints"),
+    *("pbt", "failures", "checkpoints", "constraints", "confirm"),
 )
 
 METRICS = ("val_dice", "val_nsd", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
 """Metrics that trials can be compared by; `val_dice_K` and `val_nsd_K` are those of class K."""
+
+COSTS = ("val_seconds_per_case", "parameters", "peak_memory")
+"""Metrics that may stand after the first one: smaller is better of each."""
 
 DEFAULT_METRIC = "val_dice"
 
@@ -104,7 +107,10 @@ class SpecParser:
                 if name in ModelTrainingConfig.model_fields:
                     hint = f": fixed values of the config go under `config:`, e.g. config.{name}"
                 self.problem((name,), f"unknown section {name!r}{hint}", key=True)
-        for name in ("config", "space", "search", "resources", "pbt", "failures", "checkpoints"):
+        for name in (
+            *("config", "space", "search", "resources"),
+            *("pbt", "failures", "checkpoints", "constraints"),
+        ):
             if not isinstance(self.data.get(name, {}), dict):
                 self.problem(
                     (name,), f"{name} must be a mapping of names, but got {self.data[name]!r}"
@@ -112,22 +118,44 @@ class SpecParser:
         if "space" not in self.data and not self._problems:
             self.problem(("space",), "there is no section `space`: nothing would vary")
 
-    def metric(self) -> tuple[str, Mode]:
-        """The metric and its mode."""
-        metric = self.data.get("metric", DEFAULT_METRIC)
-        if not isinstance(metric, str) or not (
-            metric in METRICS or re.fullmatch(r"val_(dice|nsd)_[1-9]\d*", metric)
-        ):
-            known = [*METRICS, "val_dice_1"]
-            self.problem(("metric",), f"unknown metric {metric!r}{suggestion(metric, known)}")
-            return DEFAULT_METRIC, "max"
-        best: Mode = "min" if metric == "val_loss" else "max"
-        mode = self.data.get("mode", best)
-        if mode != best:
+    def metrics(self) -> list[tuple[str, Mode]]:
+        """The metrics and their modes, the one that trials are compared by first."""
+        given = self.data.get("metric", DEFAULT_METRIC)
+        names = given if isinstance(given, list) else [given]
+        found = [self._metric(name, index) for index, name in enumerate(names)]
+        modes = self.data.get("mode")
+        expected = [mode for _, mode in found]
+        if "mode" in self.data and modes not in (expected, *(expected if len(found) == 1 else ())):
+            wanted = expected[0] if len(found) == 1 else f"[{', '.join(expected)}]"
+            shown = ", ".join(str(name) for name in names)
             self.problem(
-                ("mode",), f"mode={mode!r} does not fit metric {metric}: write {best}, or leave out"
+                ("mode",),
+                f"mode={modes!r} does not fit metric {shown}: write {wanted}, or leave out",
             )
-        return metric, best
+        if not found:
+            self.problem(("metric",), "metric names none: leave it out for val_dice")
+        return found or [(DEFAULT_METRIC, "max")]
+
+    def _metric(self, name: Any, index: int) -> tuple[str, Mode]:
+        """One of the metrics; notes what is wrong with it."""
+        path: YamlPath = (
+            ("metric", index) if isinstance(self.data.get("metric"), list) else ("metric",)
+        )
+        if isinstance(name, str) and name in COSTS:
+            if index == 0:
+                self.problem(
+                    path,
+                    f"{name} cannot be the first metric: trials are compared by it, and the "
+                    "cheapest network is seldom the best; put e.g. val_dice before it",
+                )
+            return name, "min"
+        if isinstance(name, str) and (
+            name in METRICS or re.fullmatch(r"val_(dice|nsd)_[1-9]\d*", name)
+        ):
+            return name, "min" if name == "val_loss" else "max"
+        known = [*METRICS, "val_dice_1", *COSTS]
+        self.problem(path, f"unknown metric {name!r}{suggestion(name, known)}")
+        return DEFAULT_METRIC, "max"
 
     def config(self) -> dict[str, Any]:
         """The fixed values, checked one by one."""
@@ -176,8 +204,8 @@ class SpecParser:
         """A section of settings; None if something in it is wrong."""
         given = self.data.get(name, {})
         if not isinstance(given, dict):
-            if name == "asha":
-                self.problem((name,), f"asha must be a mapping or false, but got {given!r}")
+            if name in {"asha", "confirm"}:
+                self.problem((name,), f"{name} must be a mapping or false, but got {given!r}")
             return None
         try:
             return model(**given)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,17 +20,30 @@ from ray import tune
 from ray.tune.stopper import CombinedStopper, Stopper
 
 from training.durable_write import write_durably
+from tuner.budget import BudgetStopper, check_gpu_hours, spent_budget
 from tuner.checkpoints import CheckpointKeeper
+from tuner.cluster import ray_cluster
+from tuner.confirm import (
+    CONFIRM_FOLDER,
+    Candidate,
+    candidates,
+    confirm_record,
+    is_confirmed,
+    missing,
+)
+from tuner.confirm_searcher import ConfirmSearcher
 from tuner.dataset import StudyData, prepare_data
-from tuner.errors import ResourceError, StudyError
+from tuner.earlier import check_comparable, import_earlier, not_imported
+from tuner.errors import StudyError
 from tuner.preparation_view import preparation_view
 from tuner.provenance import provenance
 from tuner.record import StudyRecord
 from tuner.report import StudyView, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
-from tuner.schedulers import RecordScheduler, build_policy
+from tuner.schedulers import Policy, RecordScheduler, build_policy
 from tuner.searchers import build_searcher
-from tuner.spec import StudySpec, load_spec
+from tuner.spec import Override, StudySpec, load_spec, parse_spec
+from tuner.stopping import HaltStopper, StudyStopper, signals_stop
 from tuner.trial import StudyContext, TrialTrainable
 from tuner.worker_death import WorkerDeaths, head_is_gone, lost_worker_ends_one_trial
 
@@ -46,19 +55,6 @@ RESOLVED_SPEC = "spec.resolved.yaml"
 PROVENANCE = "provenance.json"
 LOCK = "driver.lock"
 RAY_FOLDER = "ray"
-
-RAY_SETTINGS = {
-    # medical data: nothing about a study leaves the machine
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # the record, the trial folders and our own view replace Tune's loggers and tables
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    # the view tells how a trial failed, and its error.txt has the traceback
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    # Ctrl-C is handled here, where it can be told apart from the end of the study
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,15 @@ class Study:
 
     @property
     def finished(self) -> bool:
-        """Whether every trial of the study has ended."""
+        """Whether there is nothing left to do: to search, or to confirm."""
+        searched = self.searched or spent_budget(self.record, self.spec) is not None
+        return searched and is_confirmed(
+            self.record, confirm_record(self.folder, self.spec), self.spec
+        )
+
+    @property
+    def searched(self) -> bool:
+        """Whether every trial of the search has ended."""
         entries = self.record.entries.values()
         return len(entries) >= self.spec.search.num_trials and all(
             entry.state.finished for entry in entries
@@ -170,23 +174,46 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         ResourceError: if no node can hold a trial, or the cluster cannot be reached.
     """
     with _only_driver(study), _nothing_left_of_a_false_start(study):
+        earlier = [
+            open_study(study.folder.parent, name) for name in not_imported(study.folder, study.spec)
+        ]
+        check_comparable(earlier, study.spec)
         with preparation_view(console) as show:
             data = prepare_data(study.spec, *show)
         _write_provenance(study, data)
         spec = data.spec
-        with _ray_cluster(address) as dashboard:
+        if earlier:
+            import_earlier(study.folder, data, earlier, console)
+        with ray_cluster(address) as dashboard:
             resources = plan_resources(
                 spec.resources, nodes_of(ray.nodes()), spec.search.num_trials
             )
-            view = StudyView(study.record, spec, study.folder, resources, dashboard, console)
+            check_gpu_hours(spec, resources.gpu)
+            budgets = BudgetStopper(study.record, spec)
             stopper = StudyStopper(spec.search.time_budget)
             keeper = CheckpointKeeper(
-                study.record, study.folder, spec.checkpoints, console, spec.population
+                study.record,
+                study.folder,
+                spec.checkpoints,
+                console,
+                spec.objectives,
+                spec.population,
             )
             keeper.prune()
             ends_in_order = _failure_ends_in_order(study)
-            with ends_in_order, _signals_stop(stopper), lost_worker_ends_one_trial(), view:
-                _tune(study, data, resources, [view, keeper], stopper)
+            with ends_in_order, signals_stop(stopper), lost_worker_ends_one_trial():
+                if budgets.reason is None and not study.searched:
+                    with StudyView(
+                        study.record, spec, study.folder, resources, dashboard, console
+                    ) as view:
+                        stoppers = CombinedStopper(stopper, budgets)
+                        _tune(study, data, resources, [view, keeper], stoppers)
+                study.record.interrupt_running(
+                    study.record.halted or budgets.reason or stopper.reason
+                )
+                if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
+                    stopper.lift_time_budget()
+                    _confirm(study, data, resources, stopper, dashboard, console)
         study.record.interrupt_running(study.record.halted or stopper.reason)
         keeper.prune()
         write_results(study.folder, study.record, spec)
@@ -199,27 +226,87 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         return stopper.interrupted
 
 
+def change_budgets(study: Study, overrides: Mapping[str, Override]) -> Study:
+    """The study with other budgets, which its folder keeps.
+
+    Args:
+        study: The study; nobody may run it now.
+        overrides: Values of the section `search`, as for `parse_spec`.
+
+    Raises:
+        SpecError: if a value is not valid.
+        StudyError: if another process runs the study.
+    """
+    source = study.folder / RESOLVED_SPEC
+    spec = parse_spec(study.spec.to_yaml(), source=source, overrides=overrides)
+    with _only_driver(study):
+        write_durably(source, spec.to_yaml())
+    return Study(study.folder, load_spec(source), study.record)
+
+
+def _confirm(
+    study: Study,
+    data: StudyData,
+    resources: TrialResources,
+    stopper: StudyStopper,
+    dashboard: str | None,
+    console: Console | None,
+) -> None:
+    """Train the best trials of the study and its default config again, with other seeds."""
+    spec, folder = data.spec, study.folder / CONFIRM_FOLDER
+    chosen = candidates(study.record, spec)
+    if not chosen:
+        return
+    folder.mkdir(exist_ok=True)
+    confirmation = StudyRecord(folder, spec.space, spec.mode)
+    if is_confirmed(study.record, confirmation, spec):
+        return
+    trials = len(confirmation.entries) + len(missing(confirmation, chosen, spec))
+    search = spec.search.model_copy(update={"num_trials": trials, "time_budget": None})
+    shown = spec.model_copy(update={"search": search})
+    second = Study(folder, spec, confirmation)
+    view = StudyView(confirmation, shown, folder, resources, dashboard, console)
+    with _failure_ends_in_order(second), view:
+        _tune(second, data, resources, [view], stopper, chosen)
+    confirmation.interrupt_running(confirmation.halted or stopper.reason)
+    if confirmation.halted:
+        study.record.halt(confirmation.halted)
+    confirmation.close()
+
+
 def _tune(
     study: Study,
     data: StudyData,
     resources: TrialResources,
     callbacks: list[tune.Callback],
-    stopper: StudyStopper,
+    stopper: Stopper,
+    chosen: list[Candidate] | None = None,
 ) -> None:
+    """Let Tune run the search; or with candidates, their confirmation."""
     spec, record = data.spec, study.record
     # nothing is read back from it, and half a file in it would be in the way
     shutil.rmtree(study.folder / RAY_FOLDER, ignore_errors=True)
     deaths = WorkerDeaths(record, spec, head_is_gone)
-    context = StudyContext(study.folder, spec.to_yaml(), data.for_trials, resources.gpu)
+    context = StudyContext(
+        study.folder,
+        spec.to_yaml(),
+        data.for_trials,
+        resources.gpu,
+        judged=chosen is not None,
+    )
     trainable = tune.with_resources(
         tune.with_parameters(TrialTrainable, study=context),
         {"cpu": resources.cpu, "gpu": resources.gpu},
     )
-    policy = build_policy(record, spec)
+    policy = build_policy(record, spec) if chosen is None else Policy(record)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=build_searcher(record, spec, policy),
+            search_alg=(
+                build_searcher(record, spec, policy)
+                if chosen is None
+                else ConfirmSearcher(record, spec, chosen)
+            ),
             scheduler=RecordScheduler(record, policy, deaths.died),
             # the searcher says when the study is over; a promoted trial is a new one to Tune
             num_samples=-1,
@@ -241,50 +328,6 @@ def _tune(
     tuner.fit()
 
 
-class StudyStopper(Stopper):  # type: ignore[misc]
-    """Ends the study when its time is over or the user says so.
-
-    Args:
-        time_budget: Seconds that the study may take, None for no limit.
-    """
-
-    def __init__(self, time_budget: float | None) -> None:
-        self._deadline = time.monotonic() + (math.inf if time_budget is None else time_budget)
-        self.interrupted = False
-
-    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Never stop a single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether all trials are to end now."""
-        return self.interrupted or time.monotonic() >= self._deadline
-
-    @property
-    def reason(self) -> str:
-        """Why trials that are still running were cut off."""
-        return "interrupted by the user" if self.interrupted else "the time budget ended"
-
-
-class HaltStopper(Stopper):  # type: ignore[misc]
-    """Ends the study when something is in the way of all its trials.
-
-    Args:
-        record: The study's record.
-    """
-
-    def __init__(self, record: StudyRecord) -> None:
-        self._record = record
-
-    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Never stop a single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether all trials are to end now."""
-        return self._record.halted is not None or self._record.failure is not None
-
-
 @contextmanager
 def _failure_ends_in_order(study: Study) -> Iterator[None]:
     """Say what is wrong with the record or the disk instead of where Tune met it."""
@@ -297,26 +340,6 @@ def _failure_ends_in_order(study: Study) -> Iterator[None]:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         study.record.halt(f"the disk of {study.folder} is full")
-
-
-@contextmanager
-def _signals_stop(stopper: StudyStopper) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the study in order; a second one ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signal_number: int, frame: FrameType | None) -> None:
-        if stopper.interrupted:
-            raise KeyboardInterrupt
-        stopper.interrupted = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -344,34 +367,6 @@ def _only_driver(study: Study) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _ray_cluster(address: str | None) -> Iterator[str | None]:
-    """Start or join a Ray cluster; yields the address of its dashboard."""
-    os.environ.update(RAY_SETTINGS)
-    if ray.is_initialized():
-        yield None
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    try:
-        context = ray.init(
-            # None would join any cluster that runs here, and end with it
-            address=address or "local",
-            log_to_driver=False,
-            logging_level="error",
-            configure_logging=True,
-            include_dashboard=None if address else True,
-        )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise ResourceError(
-            f"no Ray cluster at address {address!r}: {str(error).splitlines()[0]}; "
-            "start one with `ray start --head`, or leave --address out to use this machine"
-        ) from error
-    try:
-        yield context.dashboard_url
-    finally:
-        ray.shutdown()
 
 
 def _write_provenance(study: Study, data: StudyData) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import faulthandler
 import gc
+import json
 import os
 import queue
 import socket
@@ -28,6 +29,8 @@ from ray import tune
 
 from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
+from tuner.confirm import CASES
+from tuner.constraints import VIOLATION, ConstraintBrokenError, TrialCosts
 from tuner.record import TrialState
 from tuner.searchers import INHERITS, TRIAL_NUMBER
 from tuner.spec import StudySpec, parse_spec
@@ -65,12 +68,14 @@ class StudyContext:
         spec_text: The resolved search space.
         data: Where the data are.
         gpus: GPUs of a trial, 0 for none; a fraction is one shared GPU.
+        judged: Whether trials are judged on the test cases when they have trained to the end.
     """
 
     folder: Path
     spec_text: str
     data: DataSource
     gpus: float
+    judged: bool = False
 
     def trial_folder(self, number: int) -> Path:
         """Folder of one trial."""
@@ -151,6 +156,7 @@ class TrialRun:
         self._reports: queue.Queue[dict[str, Any]] = queue.Queue()
         self._turn = threading.Semaphore(0)
         self._closing = False
+        self._costs: TrialCosts | None = None
         self._thread = threading.Thread(
             target=self._train_and_report_end, name=f"trial-{number}", daemon=True
         )
@@ -191,13 +197,17 @@ class TrialRun:
 
         Raises:
             TrialClosed: if the trial is not to go on.
+            ConstraintBrokenError: if the trial breaks a constraint of the study.
         """
         metrics = {key: value for key, value in row.items() if key not in {"epoch", "seconds"}}
+        assert self._costs is not None
+        metrics |= self._costs.measure()
         report: dict[str, Any] = {
             "epoch": int(row["epoch"]),
             "score": metrics[self._spec.metric],
             "metrics": metrics,
             "epoch_seconds": row["seconds"],
+            "gpus": self._study.gpus,
         }
         if self._note:
             report["note"], self._note = self._note, ""
@@ -215,17 +225,25 @@ class TrialRun:
             raise TrialClosed
 
     def _train_and_report_end(self) -> None:
+        more: dict[str, Any] = {}
         try:
             self.wait_for_turn()
             epochs = self._train()
+            if self._study.judged:
+                more[CASES] = self._judge()
             early = "" if epochs == self._spec.max_epochs else ", then stopped improving"
             ending = (TrialState.COMPLETED, f"trained {epochs} epochs{early}")
         except TrialClosed:
             return
+        except ConstraintBrokenError as error:
+            ending = (TrialState.INFEASIBLE, str(error))
+            more[VIOLATION] = error.violation
         except Exception as error:
             self._write_error()
             ending = ending_of(error)
-        self._reports.put({"done": True, "outcome": ending[0].value, "reason": ending[1]})
+        # in one text each: Tune would spread a mapping over many results
+        notes = {name: json.dumps(value) for name, value in more.items()}
+        self._reports.put({"done": True, "outcome": ending[0].value, "reason": ending[1], **notes})
 
     def _train(self) -> int:
         """Train to the end; the number of epochs trained."""
@@ -257,6 +275,7 @@ class TrialRun:
         config = self._study.trial_config(self._spec, self._number, self._values)
         config.data_dir = self._study.data.on_this_node(config)
         self._write_settings(folder, config)
+        self._costs = TrialCosts(config, self._spec.constraints)
         train_loader, val_loader, _ = get_dataloaders(config)
         interval = self._spec.snapshot_interval
         gate = EpochGate(
@@ -276,6 +295,15 @@ class TrialRun:
         self._note = "; ".join(filter(None, [*notes, note]))
         trainer.fit(resume=checkpoint or False)
         return trainer.lightning.current_epoch
+
+    def _judge(self) -> dict[str, float]:
+        """Score of each test case, with the best checkpoint."""
+        from training.case_scores import score_test_cases
+
+        config = self._study.trial_config(self._spec, self._number, self._values)
+        config.data_dir = self._study.data.on_this_node(config)
+        checkpoint = self._study.trial_folder(self._number) / "best.ckpt"
+        return score_test_cases(config, checkpoint, self._spec.metric.removeprefix("val_"))
 
     @contextmanager
     def _only_trainer(self, folder: Path) -> Iterator[None]:

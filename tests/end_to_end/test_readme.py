@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tuner.cli import main
 from tuner.spec import parse_spec
@@ -67,8 +68,12 @@ def test_own_data_in_five_lines(
 
 
 def test_the_space_in_the_readme_is_valid() -> None:
-    (text,) = blocks("yaml")
+    text, goals = blocks("yaml")
     assert parse_spec(text, source="README.md").rungs() == (4, 12, 36)
+    together = yaml.safe_dump(yaml.safe_load(text) | yaml.safe_load(goals))
+    spec = parse_spec(together, source="README.md")
+    assert len(spec.objectives) == 2
+    assert spec.confirm is not None
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:

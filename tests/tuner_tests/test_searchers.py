@@ -194,7 +194,8 @@ def test_the_default_comes_first_then_start_from() -> None:
     first, second, third = (searcher.suggest(str(n)) for n in range(3))
     default = {
         "optimizer": "adamw",
-        "learning_rate": 1e-4,
+        # D-Former's recipe; its schedule is none of those that vary here
+        "learning_rate": 8e-4,
         "scheduler": "none",
         # of the steps 0.3, 0.5, 0.7, 0.9 the one nearest to the default
         "foreground_fraction": spec.default_point()["foreground_fraction"],
@@ -203,6 +204,7 @@ def test_the_default_comes_first_then_start_from() -> None:
     assert second == {
         **default,
         "optimizer": "sgd",
+        "learning_rate": 1e-2,
         "momentum": 0.95,
         "nesterov": spec.default_point().get("nesterov", second["nesterov"]),  # type: ignore[index]
         "trial_number": 1,

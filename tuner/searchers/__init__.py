@@ -10,6 +10,7 @@ from tuner.searchers.grid import grid, grid_points
 from tuner.searchers.optuna_searchers import nsga2, qmc, random, tpe
 from tuner.searchers.priorband import priorband
 from tuner.searchers.record_searcher import (
+    GPU_SECONDS,
     INHERITS,
     TRIAL_NUMBER,
     Promotes,
@@ -18,12 +19,14 @@ from tuner.searchers.record_searcher import (
     report_result,
 )
 from tuner.searchers.view import Proposal, SearchView
+from tuner.warm_start import read_imported
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
     from tuner.spec import StudySpec
 
 __all__ = [
+    "GPU_SECONDS",
     "INHERITS",
     "SEARCHERS",
     "TRIAL_NUMBER",
@@ -65,4 +68,5 @@ def build_searcher(record: StudyRecord, spec: StudySpec, policy: Promotes) -> Re
     if spec.search.default_first:
         first.append(("default", spec.default_point()))
     first += [("start_from", point) for point in spec.start_points()]
-    return RecordSearcher(record, spec, SEARCHERS[spec.search.searcher], policy, first)
+    imported = read_imported(record.folder, spec.space) if spec.search.warm_start else {}
+    return RecordSearcher(record, spec, SEARCHERS[spec.search.searcher], policy, first, imported)

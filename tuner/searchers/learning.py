@@ -10,7 +10,7 @@ from tuner.record import TrialState
 if TYPE_CHECKING:
     from tuner.searchers.view import SearchView
 
-BROKEN = frozenset({TrialState.DIVERGED, TrialState.OUT_OF_MEMORY})
+BROKEN = frozenset({TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.INFEASIBLE})
 """Endings that are the configuration's fault: as bad as a result can be."""
 
 

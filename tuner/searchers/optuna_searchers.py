@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -12,12 +14,14 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
+from tuner.constraints import VIOLATION
 from tuner.distributions import distribution_of
 from tuner.searchers.learning import ranks_by_rung
 from tuner.searchers.view import Proposal
 from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform
 
 if TYPE_CHECKING:
+    from tuner.record import TrialEntry
     from tuner.searchers.view import SearchView
     from tuner.space import Domain
 
@@ -57,16 +61,36 @@ def qmc(view: SearchView) -> Proposal:
 
 
 def nsga2(view: SearchView) -> Proposal:
-    """Genetic algorithm with non-dominated sorting (Deb et al., 2002), 16 trials a generation."""
+    """Genetic algorithm with non-dominated sorting (Deb et al., 2002), 16 trials a generation.
+
+    It seeks the Pareto front of all metrics of the study.
+    """
     sampler = NSGAIISampler(seed=view.trial_seed(), population_size=16)
-    return _ask(view, sampler)
+    return _ask(view, sampler, further_metrics=view.further_metrics)
 
 
-def _ask(view: SearchView, sampler: BaseSampler, *, history: bool = True) -> Proposal:
-    """A point from a sampler that is shown the study's trials."""
-    study = optuna.create_study(storage=InMemoryStorage(), sampler=sampler, direction="maximize")
+def _ask(
+    view: SearchView,
+    sampler: BaseSampler,
+    *,
+    history: bool = True,
+    further_metrics: Sequence[tuple[str, str]] = (),
+) -> Proposal:
+    """A point from a sampler that is shown the study's trials.
+
+    Args:
+        view: The study.
+        sampler: The sampler.
+        history: Whether it is shown the trials at all.
+        further_metrics: Metrics that it optimises beside the study's own, with their modes.
+    """
+    study = optuna.create_study(
+        storage=InMemoryStorage(),
+        sampler=sampler,
+        directions=["maximize"] * (1 + len(further_metrics)),
+    )
     if history:
-        _show(view, study)
+        _show(view, study, further_metrics)
     trial = study.ask()
     values: dict[str, Any] = {}
     for name, domain in view.space.items():
@@ -76,9 +100,13 @@ def _ask(view: SearchView, sampler: BaseSampler, *, history: bool = True) -> Pro
     return Proposal(values, int(drawn.system_attrs.get(GENERATION, 0)))
 
 
-def _show(view: SearchView, study: optuna.Study) -> None:
+def _show(
+    view: SearchView, study: optuna.Study, further_metrics: Sequence[tuple[str, str]]
+) -> None:
     """Put the trials of the record into a study, in the order of their numbers."""
     ranks = ranks_by_rung(view)
+    entries = view.record.entries
+    further = [_signed_values([entries[n] for n in ranks], *metric) for metric in further_metrics]
     for number, entry in view.record.entries.items():
         rank = ranks.get(number)
         if rank is None and entry.state.finished:
@@ -87,7 +115,7 @@ def _show(view: SearchView, study: optuna.Study) -> None:
         study.add_trial(
             create_trial(
                 state=OptunaState.RUNNING if rank is None else OptunaState.COMPLETE,
-                value=rank,
+                values=None if rank is None else [rank, *(known[number] for known in further)],
                 params={
                     name: domain.label_of(value) if isinstance(domain, Choice) else value
                     for name, value in entry.values.items()
@@ -97,8 +125,18 @@ def _show(view: SearchView, study: optuna.Study) -> None:
                     name: distribution_of(view.space.domains[name]) for name in entry.values
                 },
                 system_attrs={GENERATION: entry.generation},
+                # a trial without a result has no say yet on what is feasible
+                constraints=None if rank is None else {"limits": entry.notes.get(VIOLATION, 0.0)},
             )
         )
+
+
+def _signed_values(entries: Sequence[TrialEntry], metric: str, mode: str) -> dict[int, float]:
+    """A metric of each trial's best epoch, greater is better; the worst where it is missing."""
+    sign = 1.0 if mode == "max" else -1.0
+    values = {entry.number: sign * entry.metrics.get(metric, math.nan) for entry in entries}
+    worst = min((value for value in values.values() if math.isfinite(value)), default=0.0)
+    return {number: value if math.isfinite(value) else worst for number, value in values.items()}
 
 
 def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:

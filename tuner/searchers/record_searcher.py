@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.search import Searcher
 
+from tuner.constraints import VIOLATION
 from tuner.failures import end_trial
 from tuner.record import TrialState
 from tuner.searchers.view import Proposal, SearchView
+from tuner.warm_start import LearningRecord, best_point
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord, TrialEntry
@@ -20,6 +23,11 @@ TRIAL_NUMBER = "trial_number"
 
 INHERITS = "inherits"
 """Key under which travels what a trial took over from another: its number, and the epoch."""
+GPU_SECONDS = "gpu_seconds"
+"""Note of a trial: time that it trained, times its share of a GPU."""
+
+TRIAL_NOTES = (VIOLATION, "cases")
+"""What a trial may report with its ending, and the record notes."""
 
 Propose = Callable[[SearchView], Proposal | None]
 """A searcher: the next trial, None if it has no more."""
@@ -45,6 +53,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         propose: What draws new trials.
         policy: What promotes paused trials.
         first: Points to try before the searcher is asked, by what they are.
+        imported: Trials of earlier studies that it learns from.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         propose: Propose,
         policy: Promotes,
         first: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        imported: Mapping[int, TrialEntry] | None = None,
     ) -> None:
         super().__init__()
         self._record = record
@@ -61,7 +71,9 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         self._propose = propose
         self._policy = policy
         self._first = tuple(first)
-        self._default = spec.default_point()
+        imported = imported or {}
+        self._known = LearningRecord(record, dict(imported)) if imported else record
+        self._default = best_point(imported, record.mode) or spec.default_point()
         self._rungs = (*spec.rungs(), spec.max_epochs)
         self._to_resume = [entry.number for entry in record.unfinished()]
         self._number_of: dict[str, int] = {}
@@ -76,7 +88,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         entry = self._next()
         if entry is not None:
             self._number_of[trial_id] = entry.number
-            config = {**entry.trained_values, TRIAL_NUMBER: entry.number}
+            config = {**self._values(entry), TRIAL_NUMBER: entry.number}
             if entry.lineage:
                 config[INHERITS] = (entry.lineage[-1].donor, entry.lineage[-1].epoch)
             return config
@@ -96,9 +108,12 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         # the scheduler's on_trial_error has the exception of a lost process, and closes the trial
         if not error and result is not None:
             report_result(self._record, number, result)
-            if "outcome" in result:
-                state = TrialState(result["outcome"])
-                end_trial(self._record, self._spec, number, state, result["reason"])
+            with self._record.transaction():
+                for name in set(TRIAL_NOTES) & set(result):
+                    self._record.note(number, name, json.loads(result[name]))
+                if "outcome" in result:
+                    state = TrialState(result["outcome"])
+                    end_trial(self._record, self._spec, number, state, result["reason"])
         if self._record.entries[number].state is TrialState.INTERRUPTED:
             self._to_resume.append(number)
 
@@ -107,6 +122,10 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the record is the state."""
+
+    def _values(self, entry: TrialEntry) -> dict[str, Any]:
+        """What the trial trains with."""
+        return entry.trained_values
 
     def _next(self) -> TrialEntry | None:
         if self._to_resume:
@@ -132,7 +151,14 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
             name, values = self._first[number]
             return self._record.propose(values, name)
         proposed = self._propose(
-            SearchView(self._record, number, self._spec.search.seed, self._default, self._rungs)
+            SearchView(
+                self._known,
+                number,
+                self._spec.search.seed,
+                self._default,
+                self._rungs,
+                self._spec.further_metrics,
+            )
         )
         if proposed is None:
             self._exhausted = True
@@ -152,4 +178,10 @@ def report_result(record: StudyRecord, number: int, result: dict[str, Any]) -> b
         for key, value in result.items()
         if key.startswith(prefix)
     }
-    return record.report(number, result["epoch"], result["score"], metrics, result["epoch_seconds"])
+    seconds = result["epoch_seconds"]
+    with record.transaction():
+        new = record.report(number, result["epoch"], result["score"], metrics, seconds)
+        if new and result.get("gpus"):
+            before = record.entries[number].notes.get(GPU_SECONDS, 0.0)
+            record.note(number, GPU_SECONDS, before + seconds * result["gpus"])
+    return new

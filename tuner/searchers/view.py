@@ -14,6 +14,7 @@ from tuner.searchers.encoding import SpaceEncoding
 if TYPE_CHECKING:
     from tuner.record import StudyRecord, TrialEntry
     from tuner.space import Space
+    from tuner.warm_start import LearningRecord
 
 
 @dataclass(frozen=True)
@@ -21,18 +22,21 @@ class SearchView:
     """The study as a searcher sees it; all that a proposal may depend on.
 
     Attributes:
-        record: The study's record.
+        record: The study's record, or with it the trials of earlier studies.
         number: Number of the trial to propose.
         seed: The study's seed.
-        default: The known good point of the space.
+        default: The best point that was known before the study: of earlier studies, or the
+            default.
         rungs: Epochs at which trials are compared, ascending, the full budget last.
+        further_metrics: Metrics that matter beside the study's own, with their modes.
     """
 
-    record: StudyRecord
+    record: StudyRecord | LearningRecord
     number: int
     seed: int
     default: Mapping[str, Any]
     rungs: tuple[int, ...]
+    further_metrics: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def encoding(self) -> SpaceEncoding:

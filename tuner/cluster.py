@@ -1,0 +1,52 @@
+"""The Ray cluster of a study: its own, or one that it joins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from tuner.errors import ResourceError
+
+RAY_SETTINGS = {
+    # medical data: nothing about a study leaves the machine
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # the record, the trial folders and our own view replace Tune's loggers and tables
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # the view tells how a trial failed, and its error.txt has the traceback
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # Ctrl-C is handled here, where it can be told apart from the end of the study
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+
+
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[str | None]:
+    """Start or join a Ray cluster; yields the address of its dashboard."""
+    os.environ.update(RAY_SETTINGS)
+    if ray.is_initialized():
+        yield None
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        context = ray.init(
+            # None would join any cluster that runs here, and end with it
+            address=address or "local",
+            log_to_driver=False,
+            logging_level="error",
+            configure_logging=True,
+            include_dashboard=None if address else True,
+        )
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise ResourceError(
+            f"no Ray cluster at address {address!r}: {str(error).splitlines()[0]}; "
+            "start one with `ray start --head`, or leave --address out to use this machine"
+        ) from error
+    try:
+        yield context.dashboard_url
+    finally:
+        ray.shutdown()

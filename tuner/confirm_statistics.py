@@ -1,0 +1,94 @@
+"""Means over cases and seeds, their intervals, and whether two configs differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.stats import t as student
+from scipy.stats import wilcoxon
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from numpy import ndarray
+
+LEVEL = 0.05
+
+METHOD = (
+    "Means are over seeds and test cases. Intervals are 95 % t-intervals whose variance is that "
+    "of the seeds' means over the seeds plus that of the cases' means (of a difference: of the "
+    "paired differences) over the cases, with the degrees of freedom of Welch and Satterthwaite; "
+    "p is that of the same t-test. Two configs are told apart if the interval of their difference "
+    "leaves out 0 and Wilcoxon's signed-rank test over the cases (means over seeds, two-sided) has "
+    "p < 0.05. The cases alone would not do: they take the luck of a seed for a difference."
+)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of two configs on the same cases.
+
+    Attributes:
+        difference: Mean of the first minus that of the second.
+        p_value: Of the t-test over seeds and cases.
+        p_cases: Of Wilcoxon's signed-rank test over the cases.
+    """
+
+    difference: Interval
+    p_value: float
+    p_cases: float
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the two can be told apart."""
+        return self.p_value < LEVEL and self.p_cases < LEVEL
+
+
+def interval(scores: Float[ndarray, "seeds cases"]) -> Interval:
+    """Mean of scores and its t-interval, for other seeds and other cases."""
+    return _t_interval(scores.mean(), [scores.mean(axis=1), scores.mean(axis=0)])[0]
+
+
+def compare(
+    one: Float[ndarray, "seeds cases"], other: Float[ndarray, "other_seeds cases"]
+) -> Comparison:
+    """Compare two configs that were judged on the same cases, in the same order."""
+    by_case = one.mean(axis=0) - other.mean(axis=0)
+    samples = [one.mean(axis=1), other.mean(axis=1), by_case]
+    difference, p_value = _t_interval(by_case.mean(), samples)
+    # without any difference there is nothing to rank
+    p_cases = float(wilcoxon(by_case).pvalue) if np.any(by_case != 0) else 1.0
+    return Comparison(difference, p_value, p_cases)
+
+
+def _t_interval(mean: float, samples: Sequence[Float[ndarray, " n"]]) -> tuple[Interval, float]:
+    """Interval of a mean whose error has the independent parts of `samples`; p of it being 0.
+
+    A part that one value has is not known, and makes the interval infinite.
+    """
+    mean = float(mean)
+    if any(len(sample) < 2 for sample in samples):
+        return Interval(mean, -math.inf, math.inf), 1.0
+    parts = [float(sample.var(ddof=1)) / len(sample) for sample in samples]
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return Interval(mean, mean, mean), float(mean == 0)
+    shares = [part / sum(parts) for part in parts]
+    freedom = 1 / sum(
+        share**2 / (len(sample) - 1) for share, sample in zip(shares, samples, strict=True)
+    )
+    reach = float(student.ppf(1 - LEVEL / 2, freedom)) * error
+    p_value = 2 * float(student.sf(abs(mean) / error, freedom))
+    return Interval(mean, mean - reach, mean + reach), p_value
