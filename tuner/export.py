@@ -26,6 +26,7 @@ from training.data import PreprocessedDataset, get_dataloaders
 from training.trainer import SegmentationTrainer
 from tuner.confirm import CONFIRM_FOLDER, SEED, confirm_record, confirmed_configs
 from tuner.errors import ExportError
+from tuner.lineage import schedule
 from tuner.record import TrialEntry
 from tuner.trial import config_file, trial_folder
 
@@ -149,7 +150,7 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
 
 def _schedule(study: Study, number: int, epoch: int) -> dict[str, Any]:
     """The values of an epoch, and of the epochs before it if several trials trained them."""
-    stretches = study.record.schedule(number, epoch)
+    stretches = schedule(study.record.entries, number, epoch)
     values: dict[str, Any] = {"values": dict(stretches[-1].values)}
     if len(stretches) > 1:
         values["schedule"] = [asdict(stretch) for stretch in stretches]

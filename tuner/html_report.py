@@ -12,6 +12,7 @@ from tuner.confirm import verdict
 from tuner.confirm_report import confirm_columns, confirm_rows
 from tuner.confirm_statistics import METHOD
 from tuner.front_plot import front_plot
+from tuner.lineage import schedule
 from tuner.pareto import front_rows, pareto_front
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
 
@@ -85,6 +86,18 @@ def write_html_report(
     path.write_text("\n".join(parts), encoding="utf-8")
 
 
+def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> str:
+    """Values that the best score was reached with; a column a trial that had a part in it."""
+    stretches = schedule(record.entries, best.number, epoch) if best else []
+    several = len(stretches) > 1
+    names = dict.fromkeys(name for stretch in stretches for name in stretch.values)
+    columns = [
+        f"epochs {s.first} to {s.last} (trial {s.trial})" if several else "value" for s in stretches
+    ]
+    rows = [[name, *(str(s.values.get(name, "")) for s in stretches)] for name in names]
+    return _table(["field", *columns], rows)
+
+
 def _confirmation(confirmed: Sequence[ConfirmedConfig], spec: StudySpec) -> list[str]:
     if spec.confirm is None:
         return []
@@ -108,18 +121,6 @@ def _front(entries: list[TrialEntry], spec: StudySpec) -> list[str]:
         front_plot(entries, front, spec.objectives[:2]),
         _table(columns, front_rows(front, spec.objectives)),
     ]
-
-
-def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> str:
-    """Values that the best score was reached with; a column a trial that had a part in it."""
-    stretches = record.schedule(best.number, epoch) if best else []
-    several = len(stretches) > 1
-    names = dict.fromkeys(name for stretch in stretches for name in stretch.values)
-    columns = [
-        f"epochs {s.first} to {s.last} (trial {s.trial})" if several else "value" for s in stretches
-    ]
-    rows = [[name, *(str(s.values.get(name, "")) for s in stretches)] for name in names]
-    return _table(["field", *columns], rows)
 
 
 def _legend(entries: list[TrialEntry]) -> str:

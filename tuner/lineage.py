@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuner.record import TrialEntry
+
+LINEAGE = "lineage"
+"""Note of a trial: what it took over from others."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,25 @@ def values_at(
         if inheritance.epoch < epoch:
             values = inheritance.values
     return dict(values)
+
+
+def schedule(entries: Mapping[int, TrialEntry], number: int, epoch: int) -> list[Stretch]:
+    """Which trial trained the weights of an epoch with which values, from epoch 1 on.
+
+    Args:
+        entries: The trials of the study by number.
+        number: The trial that has the weights.
+        epoch: The epoch that they are of.
+    """
+    stretches: list[Stretch] = []
+    while epoch:
+        entry = entries[number]
+        step = next((step for step in reversed(entry.lineage) if step.epoch < epoch), None)
+        first = step.epoch + 1 if step else 1
+        values = {**entry.values_at(epoch), **entry.overrides}
+        stretches.insert(0, Stretch(first, epoch, number, values))
+        number, epoch = (step.donor, step.epoch) if step else (number, 0)
+    return stretches
 
 
 def _short(value: Any) -> str:

@@ -28,6 +28,12 @@ def check_population(spec: StudySpec, parser: SpecParser) -> None:
             f"searcher=grid does not go with scheduler={spec.scheduler}, which changes the values "
             "of trials while they train: choose another one",
         )
+    if spec.confirm is not None:
+        parser.problem(
+            ("confirm",),
+            f"confirm does not go with scheduler={spec.scheduler}: it trains one config from the "
+            "start, but the best weights came about with several; leave one of them out",
+        )
     if spec.search.num_trials < 2:
         parser.problem(
             ("search", "num_trials"),

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.distributions import distribution_of, stored_value
 from tuner.errors import StudyError
-from tuner.lineage import Inheritance, Stretch, values_at
+from tuner.lineage import LINEAGE, Inheritance, values_at
 from tuner.space import Choice
 from tuner.storage import TransactionalStorage, refuse_lost_record, unreadable
 
@@ -113,7 +113,6 @@ class TrialEntry:
         failures: How often it failed and was tried again.
         overrides: Values that a retry after running out of memory has in place of others.
         notes: Further facts, by name; what JSON can hold.
-        lineage: What it took over from other trials, in the order of epochs.
     """
 
     number: int
@@ -128,7 +127,11 @@ class TrialEntry:
     failures: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    lineage: list[Inheritance] = field(default_factory=list)
+
+    @property
+    def lineage(self) -> list[Inheritance]:
+        """What the trial took over from others, in the order of epochs."""
+        return [Inheritance(**step) for step in self.notes.get(LINEAGE, ())]
 
     @property
     def trained_values(self) -> dict[str, Any]:
@@ -250,18 +253,6 @@ class StudyRecord:
         """Trials in one of `states`."""
         return [entry for entry in self.entries.values() if entry.state in states]
 
-    def schedule(self, number: int, epoch: int) -> list[Stretch]:
-        """Which trial trained the weights of an epoch with which values, from epoch 1 on."""
-        stretches: list[Stretch] = []
-        while epoch:
-            entry = self.entries[number]
-            step = next((s for s in reversed(entry.lineage) if s.epoch < epoch), None)
-            first = step.epoch + 1 if step else 1
-            values = {**entry.values_at(epoch), **entry.overrides}
-            stretches.insert(0, Stretch(first, epoch, number, values))
-            number, epoch = (step.donor, step.epoch) if step else (number, 0)
-        return stretches
-
     def scores_at(self, epoch: int) -> Mapping[int, float]:
         """Score of each trial that reached an epoch, by number."""
         return self._by_epoch.get(epoch, {})
@@ -370,10 +361,9 @@ class StudyRecord:
 
     def inherit(self, number: int, inheritance: Inheritance, reason: str) -> None:
         """Let a trial that waits go on from the weights of another, with other values."""
-        entry = self.entries[number]
+        steps = [*self.entries[number].lineage, inheritance]
         with self.transaction():
-            entry.lineage.append(inheritance)
-            self._note(entry, "lineage", [step.to_json() for step in entry.lineage])
+            self.note(number, LINEAGE, [step.to_json() for step in steps])
             self.decide(number, "inherits", reason)
 
     def interrupt(self, number: int, reason: str) -> None:
@@ -428,7 +418,6 @@ class StudyRecord:
             notes=attributes.get("notes", {}),
             failures=attributes.get("failures", 0),
             overrides=attributes.get("overrides", {}),
-            lineage=[Inheritance(**step) for step in attributes.get("lineage", ())],
         )
 
 

@@ -19,6 +19,7 @@ from tuner.confirm import confirm_record, confirmed_configs, is_confirmed
 from tuner.confirm_report import CONFIRM_CSV, write_confirm_csv
 from tuner.goals_view import goal_tables, spending_lines
 from tuner.html_report import write_html_report
+from tuner.lineage import schedule
 from tuner.pareto import pareto_front
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
 from tuner.searchers import TRIAL_NUMBER
@@ -317,7 +318,7 @@ def _winning_schedule(record: StudyRecord, best: TrialEntry) -> list[str]:
     """The values that the best score was reached with, by epochs if they changed."""
     score = best.best(record.mode)
     assert score is not None
-    stretches = record.schedule(best.number, score[0])
+    stretches = schedule(record.entries, best.number, score[0])
     if len(stretches) == 1:
         return [f"{name}: {short_value(v)}" for name, v in stretches[0].values.items()]
     return [
@@ -351,14 +352,14 @@ def write_results(folder: Path, record: StudyRecord, spec: StudySpec) -> None:
     names += sorted({name for entry in entries for name in entry.overrides} - set(names))
     metrics = sorted({name for entry in entries for name in entry.metrics})
     columns = [*_FIXED_COLUMNS, f"best_{spec.metric}", *names, *metrics]
-    if spec.further_metrics:
-        front = {entry.number for entry in pareto_front(entries, spec.objectives)}
-        columns.insert(len(_FIXED_COLUMNS), "on_front")
-        rows = [{**row, "on_front": row["trial"] in front} for row in rows]
     if spec.population:
         columns.append("takes_over")
         for row, entry in zip(rows, entries, strict=True):
             row["takes_over"] = "; ".join(step.describe() for step in entry.lineage)
+    if spec.further_metrics:
+        front = {entry.number for entry in pareto_front(entries, spec.objectives)}
+        columns.insert(len(_FIXED_COLUMNS), "on_front")
+        rows = [{**row, "on_front": row["trial"] in front} for row in rows]
     with (folder / RESULTS).open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()

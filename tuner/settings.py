@@ -38,6 +38,23 @@ class Section(BaseModel):
     )
 
 
+class AshaSettings(Section):
+    """The section `asha`: asynchronous successive halving (Li et al., 2020)."""
+
+    grace_period: Annotated[Whole, Field(ge=1)] = 1
+    """Epochs that every trial trains; the first rung."""
+
+    reduction_factor: Annotated[Whole, Field(ge=2)] = 3
+    """One of so many trials survives a rung; rungs are apart by this factor."""
+
+    promotion: bool = False
+    """Whether trials pause at a rung and the best go on when a worker is free, rather than
+    stop there for good."""
+
+    brackets: Annotated[Whole, Field(ge=1)] = 1
+    """Ladders of rungs (Hyperband): each leaves out one more of the lowest rungs."""
+
+
 class PopulationSettings(Section):
     """The section `pbt`: population based training, for the schedulers pbt and pb2."""
 
@@ -85,3 +102,26 @@ class CheckpointSettings(Section):
     disk_budget: Annotated[ByteSize, Field(gt=0)] | None = None
     """Disk that checkpoints of the study may take, e.g. `20GB`; null for no limit. Those of
     the winner and of trials that may go on are never removed."""
+
+
+def _one_gpu_at_most(value: Any) -> Any:
+    if isinstance(value, int | float) and value > 1:
+        raise ValueError(
+            "a trial uses one GPU or a fraction of one: more trials at once use more GPUs better"
+        )
+    return value
+
+
+class ResourceSettings(Section):
+    """The section `resources`: the share of one trial, and how many run at once."""
+
+    cpu: Annotated[Number, Field(gt=0)] | Literal["auto"] = "auto"
+    """CPU cores of a trial."""
+
+    gpu: Annotated[Number, BeforeValidator(_one_gpu_at_most), Field(ge=0)] | Literal["auto"] = (
+        "auto"
+    )
+    """GPUs of a trial: 0, 1 or a fraction."""
+
+    max_concurrent: Annotated[Whole, Field(ge=1)] | Literal["auto"] = "auto"
+    """Trials at once."""

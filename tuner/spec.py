@@ -21,10 +21,12 @@ from tuner.goals import ConfirmSettings, ConstraintSettings, check_goals, read_c
 from tuner.population_checks import check_population
 from tuner.recipes import RECIPES, recipe_values
 from tuner.settings import (
+    AshaSettings,
     CheckpointSettings,
     FailureSettings,
     Number,
     PopulationSettings,
+    ResourceSettings,
     Section,
     Whole,
     seconds,
@@ -45,14 +47,6 @@ __all__ = [
     "load_spec",
     "parse_spec",
 ]
-
-
-def _one_gpu_at_most(value: Any) -> Any:
-    if isinstance(value, int | float) and value > 1:
-        raise ValueError(
-            "a trial uses one GPU or a fraction of one: more trials at once use more GPUs better"
-        )
-    return value
 
 
 class SearchSettings(Section):
@@ -88,38 +82,6 @@ class SearchSettings(Section):
     time_budget: Annotated[Number, BeforeValidator(seconds), Field(gt=0)] | None = None
     """Time after which the search ends, e.g. `30m`, counted from the start of each `tune run` or
     `tune resume`; null for no limit."""
-
-
-class AshaSettings(Section):
-    """The section `asha`: asynchronous successive halving (Li et al., 2020)."""
-
-    grace_period: Annotated[Whole, Field(ge=1)] = 1
-    """Epochs that every trial trains; the first rung."""
-
-    reduction_factor: Annotated[Whole, Field(ge=2)] = 3
-    """One of so many trials survives a rung; rungs are apart by this factor."""
-
-    promotion: bool = False
-    """Whether trials pause at a rung and the best go on when a worker is free, rather than
-    stop there for good."""
-
-    brackets: Annotated[Whole, Field(ge=1)] = 1
-    """Ladders of rungs (Hyperband): each leaves out one more of the lowest rungs."""
-
-
-class ResourceSettings(Section):
-    """The section `resources`: the share of one trial, and how many run at once."""
-
-    cpu: Annotated[Number, Field(gt=0)] | Literal["auto"] = "auto"
-    """CPU cores of a trial."""
-
-    gpu: Annotated[Number, BeforeValidator(_one_gpu_at_most), Field(ge=0)] | Literal["auto"] = (
-        "auto"
-    )
-    """GPUs of a trial: 0, 1 or a fraction."""
-
-    max_concurrent: Annotated[Whole, Field(ge=1)] | Literal["auto"] = "auto"
-    """Trials at once."""
 
 
 class StudySpec(BaseModel):

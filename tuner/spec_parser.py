@@ -108,8 +108,8 @@ class SpecParser:
                     hint = f": fixed values of the config go under `config:`, e.g. config.{name}"
                 self.problem((name,), f"unknown section {name!r}{hint}", key=True)
         for name in (
-            *("config", "space", "search", "resources", "pbt"),
-            *("failures", "checkpoints", "constraints"),
+            *("config", "space", "search", "resources"),
+            *("pbt", "failures", "checkpoints", "constraints"),
         ):
             if not isinstance(self.data.get(name, {}), dict):
                 self.problem(

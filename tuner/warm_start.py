@@ -118,13 +118,17 @@ def import_trials(
         if fitting is None:
             continue
         unlike |= set(fitting[1])
+        # what came after it took over another trial says nothing of the values it began with
+        own = entry.lineage[0].epoch if entry.lineage else entry.epochs
         kept.append(
             {
                 "study": name,
                 "trial": entry.number,
-                "state": state.value,
+                "state": (TrialState.STOPPED if own < entry.epochs else state).value,
                 "values": _stored(spec.space, fitting[0]),
-                "scores": {str(epoch): score for epoch, score in entry.scores.items()},
+                "scores": {
+                    str(epoch): score for epoch, score in entry.scores.items() if epoch <= own
+                },
                 "metrics": entry.metrics,
             }
         )

@@ -117,3 +117,30 @@ def test_the_disk_budget_spares_the_winner_and_what_may_go_on(tmp_path: Path) ->
     assert said.getvalue() == ""
     assert within(3 * SIZE) == {0: both, 1: set(), 2: set(), 3: both}
     assert "above the disk budget" in said.getvalue()
+
+
+def test_snapshots_stay_until_every_trial_has_come_further(tmp_path: Path) -> None:
+    record = in_memory()
+    keeper = CheckpointKeeper(record, tmp_path, CheckpointSettings(), population=3)
+    for _ in range(2):
+        number = trial(tmp_path, record, 0.5, TrialState.RUNNING)
+        for epoch in (2, 3, 4):
+            record.report(number, epoch, 0.5, {}, 1.0)
+        for epoch in (2, 4):
+            (trial_folder(tmp_path, number) / f"epoch-{epoch:05d}.ckpt").write_bytes(b"x")
+
+    def left() -> set[str]:
+        keeper.prune()
+        return {path.name for path in tmp_path.glob("trials/*/epoch-*.ckpt")}
+
+    # the third trial is still to come
+    assert left() == {"epoch-00002.ckpt", "epoch-00004.ckpt"}
+    late = trial(tmp_path, record, 0.5, TrialState.RUNNING)
+    record.report(late, 2, 0.5, {}, 1.0)
+    # it may have been told to take one over, and not have done so yet
+    assert left() == {"epoch-00002.ckpt", "epoch-00004.ckpt"}
+    record.report(late, 3, 0.5, {}, 1.0)
+    assert left() == {"epoch-00004.ckpt"}
+    for number in range(3):
+        record.finish(number, TrialState.COMPLETED, "")
+    assert left() == set()

@@ -19,7 +19,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pbt import _explore
 
 from tuner.errors import SpecError
-from tuner.lineage import Inheritance
+from tuner.lineage import Inheritance, schedule
 from tuner.record import StudyRecord, TrialState
 from tuner.schedulers import PopulationBandits, PopulationTraining, RecordScheduler
 from tuner.schedulers.explore import perturbed
@@ -261,11 +261,14 @@ def test_a_schedule_tells_who_trained_the_weights() -> None:
     record.inherit(1, Inheritance(2, 0, {"learning_rate": 0.02}, {}), "")
     record.inherit(2, Inheritance(2, 0, {"learning_rate": 0.03}, {}), "")
     record.inherit(2, Inheritance(4, 1, {"learning_rate": 0.04}, {}), "")
-    told = [(s.first, s.last, s.trial, s.values["learning_rate"]) for s in record.schedule(2, 7)]
+    told = [
+        (s.first, s.last, s.trial, s.values["learning_rate"])
+        for s in schedule(record.entries, 2, 7)
+    ]
     # what trial 2 had from trial 0 it gave up at epoch 4
     assert told == [(1, 2, 0, 0.01), (3, 4, 1, 0.02), (5, 7, 2, 0.04)]
-    assert [s.trial for s in record.schedule(2, 4)] == [0, 2]
-    assert [s.last for s in record.schedule(0, 3)] == [3]
+    assert [s.trial for s in schedule(record.entries, 2, 4)] == [0, 2]
+    assert [s.last for s in schedule(record.entries, 0, 3)] == [3]
 
 
 def drift(record: StudyRecord, policy: PopulationTraining, trials: int, epochs: int) -> None:
@@ -351,6 +354,7 @@ scheduler: pbt
         ("pbt: 3", "pbt must be a mapping"),
         ("search: {searcher: grid}", "searcher=grid does not go with scheduler=pbt"),
         ("search: {num_trials: 1}", "num_trials=1 is no population"),
+        ("confirm: {top: 2}", "confirm does not go with scheduler=pbt"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(change: str, message: str) -> None:

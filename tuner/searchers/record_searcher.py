@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 TRIAL_NUMBER = "trial_number"
 """Key under which a trial's number travels beside its sampled values."""
 
+INHERITS = "inherits"
+"""Key under which travels what a trial took over from another: its number, and the epoch."""
 GPU_SECONDS = "gpu_seconds"
 """Note of a trial: time that it trained, times its share of a GPU."""
 
 TRIAL_NOTES = (VIOLATION, CASES)
 """What a trial may report with its ending, and the record notes."""
-INHERITS = "inherits"
-"""Key under which travels what a trial took over from another: its number, and the epoch."""
 
 Propose = Callable[[SearchView], Proposal | None]
 """A searcher: the next trial, None if it has no more."""
