@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 MOST_OBSERVATIONS = 150
 """Scores that the process is fitted to at most; time grows with their third power."""
 
+FIRST_PER_FIELD = 2
+"""Trials a field that have a score before the process is asked."""
+
+EXPLORES_EVERY = 4
+"""One trial of so many is one of the Sobol sequence: at the first rung it costs little, and what
+is best at the end may be far from what was best at first."""
+
 
 def gp(view: SearchView) -> Proposal:
     """The point of the greatest expected improvement at the full budget.
@@ -31,10 +38,10 @@ def gp(view: SearchView) -> Proposal:
     Scores of all rungs are used: what a configuration does early says something of what it
     does late, and the process learns how much. Trials that run are taken to come out as
     expected, so that concurrent trials spread out. The first points are those of a Sobol
-    sequence.
+    sequence, and so is every fourth after that.
     """
-    needed = 2 + len(view.space.domains)
-    if len(ranks_by_rung(view)) < needed:
+    needed = FIRST_PER_FIELD * len(view.space.domains)
+    if len(ranks_by_rung(view)) < needed or view.number % EXPLORES_EVERY == 0:
         return qmc(view)
     points, budgets, values, pending = _observations(view)
     process = GaussianProcess.fit(points, budgets, values, view.encoding.fields)
