@@ -71,7 +71,7 @@ class _Section(BaseModel):
 class SearchSettings(_Section):
     """The section `search`: what proposes trials, and how many."""
 
-    searcher: Literal["gp", "tpe", "priorband", "cmaes", "nsga2", "random", "qmc", "grid"] = "tpe"
+    searcher: Literal["gp", "tpe", "priorband", "cmaes", "nsga2", "random", "qmc", "grid"] = "gp"
     """Key of `tuner.searchers.SEARCHERS`."""
 
     default_first: bool = True
@@ -101,7 +101,7 @@ class AshaSettings(_Section):
     reduction_factor: Annotated[Whole, Field(ge=2)] = 3
     """One of so many trials survives a rung; rungs are apart by this factor."""
 
-    promotion: bool = False
+    promotion: bool = True
     """Whether trials pause at a rung and the best go on when a worker is free, rather than
     stop there for good."""
 

@@ -6,7 +6,9 @@ The same objects that `tune run` uses propose and judge trials; training is a lo
 and diverging trials (search/problems.py, search/learning_curves.py) and the clock is simulated.
 What is counted is the epochs spent until the best checkpoint in hand is truly as good as 99 % of
 the best known. A study that spends its epochs without that counts with all of them, so its
-ratios are bounds. Syne Tune is measured where SYNE_TUNE_PYTHON names an interpreter that has it.
+ratios are bounds: it may spend FULL_TRAININGS full trainings, or so many that every worker could
+do 1.5, and random search ten times that. Studies that the file of --json has beside it (.jsonl)
+are not simulated again, so a run may be cut off and gone on with. Syne Tune is measured where SYNE_TUNE_PYTHON names an interpreter that has it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,22 +41,26 @@ PROBLEMS: dict[str, Callable[[], Any]] = {
     "hartmann6": lambda: Hartmann(6),
     "curves": LearningCurves,
 }
+FULL_TRAININGS = 40
+RANDOM_MAY = 10
+
 Cell = tuple[str, int, str]
 
 problem = cache(lambda name: PROBLEMS[name]())
 
 
-def simulate(cell: Cell, seed: int, budget: int) -> dict[str, Any]:
+def simulate(cell: Cell, seed: int) -> dict[str, Any]:
     """One study.
 
     Args:
         cell: Problem, workers and contender.
         seed: Seed of searcher, scheduler and noise.
-        budget: Epochs that the study may spend.
     """
     name, workers, contender = cell
     quieten()
     searched = problem(name)
+    budget = searched.epochs * max(FULL_TRAININGS, workers * 3 // 2)
+    budget *= RANDOM_MAY if contender == RANDOM else 1
     searcher, scheduler = PEERS[contender](searched, seed)
     simulator = Simulator(
         searched, searcher, scheduler, workers=workers, seed=seed, budget=budget,
@@ -78,6 +84,22 @@ def simulate(cell: Cell, seed: int, budget: int) -> dict[str, Any]:
         "trials": outcome.trials,
         "wall": time.perf_counter() - started,
     }
+
+
+def simulated(jobs: list[tuple[Cell, int]], log: Path, processes: int) -> list[dict[str, Any]]:
+    """The studies of `jobs`, from the log where it has them."""
+    known: dict[tuple[Cell, int], dict[str, Any]] = {}
+    if log.is_file():
+        for study in map(json.loads, log.read_text().splitlines()):
+            cell = (study["problem"], study["workers"], study["contender"])
+            known[cell, study["seed"]] = study
+    with ProcessPoolExecutor(processes) as pool, log.open("a") as file:
+        running = {pool.submit(simulate, *job): job for job in jobs if job not in known}
+        for done in as_completed(running):
+            known[running[done]] = done.result()
+            file.write(json.dumps(done.result()) + "\n")
+            file.flush()
+    return [known[job] for job in jobs]
 
 
 def summary(studies: list[dict[str, Any]]) -> dict[Cell, dict[str, float]]:
@@ -116,7 +138,9 @@ def table(found: dict[Cell, dict[str, float]], title: str) -> Table:
     shown = Table(title=title, caption="> : as many studies as not had spent all their epochs")
     for heading in ("problem", "workers", "contender", "epochs to 99 %", "quartiles", "reached",
                     "of the best", "random / it", "stock / it", "idle", "trials"):  # fmt: skip
-        shown.add_column(heading, justify="left" if heading in {"problem", "contender"} else "right")
+        shown.add_column(
+            heading, justify="left" if heading in {"problem", "contender"} else "right"
+        )
     for (name, workers, contender), r in sorted(found.items(), key=lambda item: item[0][:2]):
         more = ">" if r["reached"] <= 0.5 else ""
         shown.add_row(
@@ -136,10 +160,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--contenders", nargs="+", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--budget", type=int, default=1620, help="epochs of a study")
-    parser.add_argument(
-        "--random-budget", type=int, default=16200, help="epochs of a study of random search"
-    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--json", type=Path, default=Path("bench_search.json"))
     options = parser.parse_args()
@@ -153,21 +173,9 @@ def main() -> None:
     ]
     # one seed of everything before the next, so that a run that is cut off is of use
     jobs = [(cell, seed) for seed in range(options.seeds) for cell in cells]
-    studies: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(options.jobs) as pool:
-        running = [
-            pool.submit(
-                simulate, cell, seed,
-                options.random_budget if cell[2] == RANDOM else options.budget,
-            )
-            for cell, seed in jobs
-        ]  # fmt: skip
-        for done in running:
-            studies.append(done.result())
-            with options.json.with_suffix(".jsonl").open("a") as file:
-                file.write(json.dumps(studies[-1]) + "\n")
+    studies = simulated(jobs, options.json.with_suffix(".jsonl"), options.jobs)
     found = summary(studies)
-    Console(width=150).print(table(found, f"{options.seeds} seeds, {options.budget} epochs"))
+    Console(width=150).print(table(found, f"{options.seeds} seeds"))
     if STOCK in options.contenders:
         ratios = [r[f"times fewer than {STOCK}"] for c, r in found.items() if c[2] == OURS]
         print(f"{STOCK} / {OURS}: geometric mean {statistics.geometric_mean(ratios):.2f}, "
@@ -179,8 +187,7 @@ def main() -> None:
     rows = [
         {"problem": c[0], "workers": c[1], "contender": c[2], **row} for c, row in found.items()
     ]
-    facts = {"seeds": options.seeds, "budget": options.budget, "efficiency": shares}
-    facts |= {"random_budget": options.random_budget, "studies": studies}
+    facts = {"seeds": options.seeds, "efficiency": shares, "studies": studies}
     options.json.write_text(json.dumps({"measured": facts, "cells": rows}, indent=2))
     print(f"written to {options.json}")
 

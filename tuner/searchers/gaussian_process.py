@@ -57,7 +57,7 @@ class GaussianProcess:
         budgets: Float[ndarray, " n"],
         values: Float[ndarray, " n"],
         fields: Int[ndarray, " d"],
-        iterations: int = 25,
+        iterations: int = 15,
     ) -> GaussianProcess:
         """Choose hyperparameters of greatest posterior density.
 

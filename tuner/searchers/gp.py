@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from tuner.searchers.view import SearchView
 
 MOST_OBSERVATIONS = 150
-"""Scores that the process is fitted to at most; time grows with their third power."""
+"""Scores that the process is given at most; time grows with their third power."""
+
+MOST_FITTED = 80
+"""Scores, drawn of those, that its hyperparameters are fitted to at most."""
 
 FIRST_PER_FIELD = 2
 """Trials a field that have a score before the process is asked."""
@@ -44,7 +47,11 @@ def gp(view: SearchView) -> Proposal:
     if len(ranks_by_rung(view)) < needed or view.number % EXPLORES_EVERY == 0:
         return qmc(view)
     points, budgets, values, pending = _observations(view)
-    process = GaussianProcess.fit(points, budgets, values, view.encoding.fields)
+    drawn = view.rng().permutation(len(values))[:MOST_FITTED]
+    process = GaussianProcess.fit(
+        points[drawn], budgets[drawn], values[drawn], view.encoding.fields
+    )
+    process = process.with_values(points, budgets, values)
     if len(pending):
         full = np.ones(len(pending))
         expected, _ = process.predict(pending, full)

@@ -20,8 +20,7 @@ def main() -> None:
     settings = json.loads(sys.stdin.readline())
     scheduler = ASHA(
         config_space={
-            name: DOMAINS[kind](*arguments)
-            for name, (kind, arguments) in settings["space"].items()
+            name: DOMAINS[kind](*arguments) for name, (kind, arguments) in settings["space"].items()
         },
         metric="score",
         time_attr="epoch",
