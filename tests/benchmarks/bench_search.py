@@ -5,10 +5,12 @@
 The same objects that `tune run` uses propose and judge trials; training is a look-up with noise
 and diverging trials (search/problems.py, search/learning_curves.py) and the clock is simulated.
 What is counted is the epochs spent until the best checkpoint in hand is truly as good as 99 % of
-the best known. A study that spends its epochs without that counts with all of them, so its
-ratios are bounds: it may spend FULL_TRAININGS full trainings, or so many that every worker could
-do 1.5, and random search ten times that. Studies that the file of --json has beside it (.jsonl)
-are not simulated again, so a run may be cut off and gone on with. Syne Tune is measured where SYNE_TUNE_PYTHON names an interpreter that has it.
+the best known. A study may spend FULL_TRAININGS full trainings, or so many that every worker
+could do 1.5, and random search ten times that; one that spends them without a good checkpoint
+counts with all of them, so its ratios are bounds. Studies that the log beside the file of --json
+has (.jsonl) are not simulated again, so a run may be cut off and gone on with: remove the log
+after a change of a searcher or scheduler. Syne Tune is measured where SYNE_TUNE_PYTHON names an
+interpreter that has it.
 """
 
 from __future__ import annotations
@@ -181,9 +183,10 @@ def main() -> None:
         print(f"{STOCK} / {OURS}: geometric mean {statistics.geometric_mean(ratios):.2f}, "
               f"least {min(ratios):.2f}")  # fmt: skip
     shares = {contender: efficiency(found, contender) for contender in options.contenders}
+    few, many = min(options.workers), max(options.workers)
     for contender, share in shares.items():
-        print(f"efficiency {min(options.workers)} to {max(options.workers)} workers, {contender}: "
-              + ", ".join(f"{name} {value:.0%}" for name, value in sorted(share.items())))  # fmt: skip
+        figures = ", ".join(f"{name} {value:.0%}" for name, value in sorted(share.items()))
+        print(f"efficiency {few} to {many} workers, {contender}: {figures}")
     rows = [
         {"problem": c[0], "workers": c[1], "contender": c[2], **row} for c, row in found.items()
     ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,7 +37,7 @@ class Straight:
 
     epochs = 9
     target = math.inf
-    fixed: dict[str, Any] = {}
+    fixed: Mapping[str, Any] = MappingProxyType({})
 
     def space(self) -> Space:
         return Space({"x": Uniform(0.0, 1.0)})
@@ -156,8 +159,6 @@ def test_curves_are_those_of_the_table_where_it_is_far_from_others(
 
 
 def test_no_curve_is_above_the_best_known_one(curves: learning_curves.LearningCurves) -> None:
-    import random
-
     rng = random.Random(5)
     drawn = [curves.space().sample(rng) for _ in range(500)]
     scores = [curves.true(values, epoch) for values in drawn for epoch in (9, 18, 27)]
