@@ -20,6 +20,7 @@ from tuner.schedulers import Policy, build_policy
 from tuner.searchers import SEARCHERS, RecordSearcher, SearchView, build_searcher
 from tuner.searchers.encoding import SpaceEncoding
 from tuner.searchers.gaussian_process import GaussianProcess, _loss_and_gradient, _prior
+from tuner.searchers.gp import _at_fault
 from tuner.searchers.learning import ranks_by_rung
 from tuner.spec import StudySpec, parse_spec
 
@@ -350,6 +351,12 @@ def test_the_process_predicts_as_a_conditional_normal_does() -> None:
     prior = 0.5 * (((process.logs - means) / spreads) ** 2).sum()
     density = multivariate_normal(np.zeros(12), joint).logpdf(values)
     assert loss == pytest.approx(prior - density - 6 * math.log(2 * math.pi), rel=1e-6)
+
+
+def test_a_lone_diverged_trial_had_bad_luck() -> None:
+    places = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 0.95, 1.0]
+    encoded = {number: np.array([place]) for number, place in enumerate(places)}
+    assert _at_fault([2, 6, 7, 8], encoded) == [6, 7, 8]
 
 
 def test_the_process_learns_that_late_scores_are_steadier() -> None:

@@ -74,15 +74,19 @@ def _observations(
     numbers = sorted(ranks, key=lambda number: -ranks[number])
     rows: list[tuple[int, float, float]] = []
     broken: list[int] = []
-    for number in _most_telling(numbers, view):
+    chosen = _most_telling(numbers, view)
+    for number in chosen:
         entry = view.record.entries[number]
         curve = [
             (rung, view.sign * entry.scores[rung]) for rung in view.rungs if rung in entry.scores
         ]
         if entry.state in BROKEN or not all(math.isfinite(score) for _, score in curve):
             broken.append(number)
-            continue
-        rows += [(number, _budget(rung, view), score) for rung, score in curve]
+        else:
+            rows += [(number, _budget(rung, view), score) for rung, score in curve]
+    encoded = {n: view.encoding.encode(view.record.entries[n].values) for n in chosen}
+    if rows:
+        broken = _at_fault(broken, encoded)
     scores: Float[ndarray, " n"] = np.array([row[2] for row in rows])
     if len(scores):
         low, middle = np.percentile(scores, (25, 75))
@@ -91,7 +95,7 @@ def _observations(
         scores = (scores - scores.mean()) / max(float(scores.std()), 1e-9)
     worst = float(scores.min()) if len(scores) else -1.0
     rows += [(number, 1.0, 0.0) for number in broken]
-    points = np.stack([view.encoding.encode(view.record.entries[row[0]].values) for row in rows])
+    points = np.stack([encoded[row[0]] for row in rows])
     pending = [
         view.encoding.encode(entry.values)
         for entry in view.record.with_state(TrialState.RUNNING, TrialState.INTERRUPTED)
@@ -102,6 +106,22 @@ def _observations(
         np.concatenate([scores, np.full(len(broken), worst)]),
         np.stack(pending) if pending else np.empty((0, view.encoding.size)),
     )
+
+
+def _at_fault(broken: Sequence[int], encoded: dict[int, Float[ndarray, " d"]]) -> list[int]:
+    """The broken trials whose neighbours broke too; the others had bad luck.
+
+    Taken at its word, one accident near the best configurations would hide them for good.
+    """
+    numbers = list(encoded)
+    vectors = np.stack(list(encoded.values()))
+    at_fault = []
+    for number in broken:
+        distances = ((vectors - encoded[number]) ** 2).sum(axis=1)
+        nearest = [numbers[index] for index in np.argsort(distances, kind="stable")[:4]]
+        if sum(other in broken for other in nearest if other != number) >= 2:
+            at_fault.append(number)
+    return at_fault
 
 
 def _most_telling(numbers: Sequence[int], view: SearchView) -> list[int]:
