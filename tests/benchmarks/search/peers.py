@@ -28,7 +28,7 @@ from tuner.record import StudyRecord
 from tuner.schedulers import RecordScheduler, build_policy
 from tuner.searchers import build_searcher
 from tuner.space import Choice, LogUniform, QUniform, RandInt, Space, Uniform
-from tuner.spec import AshaSettings, ResourceSettings, SearchSettings, StudySpec
+from tuner.spec import AshaSettings, SearchSettings, parse_spec
 
 ENDLESS = 10**9
 FACTOR = 3
@@ -47,21 +47,19 @@ def ours(
     brackets: int = 1,
 ) -> Built:
     """Our searcher and scheduler on a record in memory."""
-    spec = StudySpec(
-        source=Path("simulated.yaml"),
-        source_text="",
-        metric="val_dice",
-        mode="max",
-        config={"max_epochs": problem.epochs, **problem.fixed},
-        space=problem.space(),
-        search=SearchSettings(
-            searcher=searcher, num_trials=ENDLESS, seed=seed, default_first=default_first
-        ),
-        scheduler=scheduler,
-        asha=AshaSettings(
-            grace_period=1, reduction_factor=FACTOR, promotion=promotion, brackets=brackets
-        ),
-        resources=ResourceSettings(),
+    base = parse_spec("space: {learning_rate: {uniform: [0.1, 1]}}", source="simulated.yaml")
+    spec = base.model_copy(
+        update={
+            "config": {"max_epochs": problem.epochs, **problem.fixed},
+            "space": problem.space(),
+            "search": SearchSettings(
+                searcher=searcher, num_trials=ENDLESS, seed=seed, default_first=default_first
+            ),
+            "scheduler": scheduler,
+            "asha": AshaSettings(
+                grace_period=1, reduction_factor=FACTOR, promotion=promotion, brackets=brackets
+            ),
+        }
     )
     record = StudyRecord(Path("simulated"), spec.space, "max", InMemoryStorage())
     policy = build_policy(record, spec)
