@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tuner.record import StudyRecord
     from tuner.spec import StudySpec
 
+FAREWELL_SECONDS = 2.0
+"""How long after a worker died its cluster is watched, to tell whether all of it ends."""
+
 HEAD_SECONDS = 5.0
 """How long the head node of a cluster may take to answer before the cluster is taken for gone."""
 
@@ -151,10 +154,17 @@ class WorkerDeaths(Callback):  # type: ignore[misc]
 
 
 def head_is_gone() -> bool:
-    """Whether the head node of the joined cluster answers no more."""
+    """Whether the head node of the joined cluster answers no more, or soon will not.
+
+    The processes of a cluster that goes away do not end at the same moment: the first to be
+    missed may be a worker.
+    """
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    try:
-        with closing(socket.create_connection((host, int(port)), timeout=HEAD_SECONDS)):
-            return False
-    except OSError:
-        return True
+    deadline = time.monotonic() + FAREWELL_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with closing(socket.create_connection((host, int(port)), timeout=HEAD_SECONDS)):
+                time.sleep(0.1)
+        except OSError:
+            return True
+    return False

@@ -163,7 +163,7 @@ class Bench:
             study = self.study(f"workers_{row.studies}")
             row.studies += 1
             driver = self.start(study)
-            while driver.poll() is None:
+            while driver.poll() is None and row.times < times:
                 time.sleep(self._rng.uniform(0.3, 4.0))
                 for pid in trainers(study):
                     os.kill(pid, signal.SIGKILL)

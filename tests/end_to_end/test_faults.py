@@ -346,4 +346,7 @@ def test_a_cluster_that_goes_away_interrupts_its_trials(
     }
     assert ray.is_initialized()
     assert main(["resume", "gone", "--studies-dir", str(tmp_path)]) == 0
-    assert_nothing_lost(open_study(tmp_path, "gone"), undisturbed, toy)
+    study = open_study(tmp_path, "gone")
+    # a worker may be missed before the head is; its trial is tried again then
+    study.record.decisions[:] = [d for d in study.record.decisions if d.action != "retried"]
+    assert_nothing_lost(study, undisturbed, toy)
