@@ -8,8 +8,8 @@ validation score over its seeds; its test scores say how good it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ from tuner.confirm_statistics import Comparison, Interval, compare, interval
 from tuner.record import StudyRecord, TrialEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from jaxtyping import Float
     from numpy import ndarray
 
@@ -210,6 +208,4 @@ def _compared(config: ConfirmedConfig, default: ConfirmedConfig | None) -> Confi
         judged.scores[:, [judged.cases.index(case) for case in shared]]
         for judged in (config, default)
     )
-    return ConfirmedConfig(
-        **{**vars(config), "against_default": compare(one, other)},
-    )
+    return replace(config, against_default=compare(one, other))

@@ -74,13 +74,22 @@ class TrialCosts:
 
 
 def count_parameters(config: ModelTrainingConfig) -> int:
-    """Parameters of the network of a config, which is built without memory for them."""
+    """Parameters of the network of a config, which is built without memory for them.
+
+    Raises:
+        MemoryError: if no memory could hold them.
+    """
     import torch
 
     from training.models import build_model
 
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(config).parameters())
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in build_model(config).parameters())
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise MemoryError(f"can't allocate memory for the network: {error}") from error
 
 
 class MemoryMeter:

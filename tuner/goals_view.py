@@ -10,9 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from tuner.budget import budget_lines, spent_budget
-from tuner.confirm import confirm_record, confirmed_configs, verdict
+from tuner.confirm import SEED, confirm_record, confirmed_configs, verdict
 from tuner.confirm_report import confirm_columns, confirm_rows
 from tuner.pareto import front_rows, pareto_front
+from tuner.record import TrialState
 from tuner.warm_start import read_imported
 
 if TYPE_CHECKING:
@@ -40,10 +41,18 @@ def goal_tables(folder: Path, record: StudyRecord, spec: StudySpec) -> Iterator[
         columns = ["front", *(f"{name} ({mode})" for name, mode in spec.objectives)]
         yield _table(columns, front_rows(front, spec.objectives))
     if spec.confirm is not None:
-        confirmed = confirmed_configs(record, confirm_record(folder, spec), spec)
+        confirmation = confirm_record(folder, spec)
+        confirmed = confirmed_configs(record, confirmation, spec)
         if confirmed:
             yield _table(confirm_columns(spec), confirm_rows(confirmed, spec))
         yield escape(f"confirm {verdict(confirmed)}")
+        for entry in confirmation.entries.values() if confirmation else ():
+            if entry.state is not TrialState.COMPLETED:
+                yield escape(
+                    f"        {entry.proposed_by.removeprefix('confirm ')} with seed "
+                    f"{entry.notes.get(SEED)}: {entry.state} after {entry.epochs} epochs, "
+                    f"{entry.reason}"
+                )
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -11,12 +11,9 @@ next decision: should a power loss take it, the trial's own checkpoint tells it 
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,43 +25,23 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.distributions import distribution_of, stored_value
 from tuner.errors import StudyError
-from tuner.lineage import LINEAGE, Inheritance, values_at
 from tuner.space import Choice
-from tuner.storage import TransactionalStorage, unreadable
+from tuner.storage import TransactionalStorage, refuse_lost_record, unreadable
+from tuner.trial_entry import DecisionEntry, TrialEntry, TrialState, epochs_spent
 
 if TYPE_CHECKING:
     from tuner.space import Space
 
+__all__ = [
+    "DATABASE",
+    "DecisionEntry",
+    "StudyRecord",
+    "TrialEntry",
+    "TrialState",
+    "epochs_spent",
+]
+
 DATABASE = "optuna.db"
-
-
-class TrialState(StrEnum):
-    """How a trial stands; every trial ends in one of these, with a reason."""
-
-    RUNNING = "running"
-    PAUSED = "paused"
-    COMPLETED = "completed"
-    STOPPED = "stopped"
-    DIVERGED = "diverged"
-    OUT_OF_MEMORY = "out of memory"
-    INFEASIBLE = "infeasible"
-    FAILED = "failed"
-    INTERRUPTED = "interrupted"
-
-    @property
-    def finished(self) -> bool:
-        """Whether the trial will never run again."""
-        return self not in {TrialState.RUNNING, TrialState.PAUSED, TrialState.INTERRUPTED}
-
-    @property
-    def usable(self) -> bool:
-        """Whether the trial's best checkpoint may win the study."""
-        return self in {
-            TrialState.COMPLETED,
-            TrialState.STOPPED,
-            TrialState.PAUSED,
-            TrialState.INTERRUPTED,
-        }
 
 
 _OPTUNA_STATE = {
@@ -75,86 +52,6 @@ _OPTUNA_STATE = {
     TrialState.INFEASIBLE: optuna.trial.TrialState.FAIL,
     TrialState.FAILED: optuna.trial.TrialState.FAIL,
 }
-
-
-@dataclass(frozen=True)
-class DecisionEntry:
-    """What was decided about a trial, and why.
-
-    Attributes:
-        time: When, in seconds since 1970.
-        trial: The trial's number.
-        epoch: The epoch that it had trained.
-        action: What was decided, or the state that it ended in.
-        reason: Why, for a person to read.
-    """
-
-    time: float
-    trial: int
-    epoch: int
-    action: str
-    reason: str
-
-
-@dataclass
-class TrialEntry:
-    """One trial as the record knows it.
-
-    Attributes:
-        number: Number of the trial in the study, from 0.
-        values: Sampled values by field name.
-        state: How the trial stands.
-        reason: Why it ended, for a person to read.
-        scores: Value of the study's metric by epoch, from 1.
-        metrics: All metrics of the best epoch.
-        seconds: Time spent on training, over all its runs.
-        proposed_by: What drew its values.
-        generation: Generation of a searcher that works in generations.
-        failures: How often it failed and was tried again.
-        overrides: Values that a retry after running out of memory has in place of others.
-        notes: Further facts, by name; what JSON can hold.
-    """
-
-    number: int
-    values: dict[str, Any]
-    state: TrialState = TrialState.RUNNING
-    reason: str = ""
-    scores: dict[int, float] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    proposed_by: str = ""
-    generation: int = 0
-    failures: int = 0
-    overrides: dict[str, Any] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def lineage(self) -> list[Inheritance]:
-        """What the trial took over from others, in the order of epochs."""
-        return [Inheritance(**step) for step in self.notes.get(LINEAGE, ())]
-
-    @property
-    def trained_values(self) -> dict[str, Any]:
-        """The values that the trial really trains with from its next epoch on."""
-        return {**self.values_at(self.epochs + 1), **self.overrides}
-
-    def values_at(self, epoch: int) -> dict[str, Any]:
-        """The values of the search space with which an epoch is trained."""
-        return values_at(self.values, self.lineage, epoch)
-
-    @property
-    def epochs(self) -> int:
-        """Epochs trained."""
-        return max(self.scores, default=0)
-
-    def best(self, mode: str) -> tuple[int, float] | None:
-        """Epoch and value of the best finite score; the first of equals."""
-        finite = {epoch: score for epoch, score in self.scores.items() if math.isfinite(score)}
-        if not finite:
-            return None
-        sign = 1 if mode == "max" else -1
-        epoch = max(sorted(finite), key=lambda epoch: sign * finite[epoch])
-        return epoch, finite[epoch]
 
 
 class StudyRecord:
@@ -179,22 +76,28 @@ class StudyRecord:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path = folder / DATABASE
         if storage is None:
-            _refuse_lost_record(path)
+            refuse_lost_record(path)
             storage = TransactionalStorage(path)
         self._storage = storage
         self._durable_storage = storage if isinstance(storage, TransactionalStorage) else None
+        self.reload()
+
+    def reload(self) -> None:
+        """Read all trials anew, as another process may have written them."""
+        if self._durable_storage is not None:
+            self._durable_storage.reload()
         try:
             # the name inside stays what it was when the folder is renamed or moved
             studies = self._storage.get_all_studies()
-            direction = StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
+            direction = StudyDirection.MAXIMIZE if self.mode == "max" else StudyDirection.MINIMIZE
             self._study_id = (
                 studies[0]._study_id
                 if studies
-                else self._storage.create_new_study([direction], folder.name)
+                else self._storage.create_new_study([direction], self.folder.name)
             )
             frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
         except (SQLAlchemyError, RuntimeError) as error:
-            raise unreadable(path, error) from error
+            raise unreadable(self.folder / DATABASE, error) from error
         stored = self._durable_storage.decisions() if self._durable_storage else []
         self.decisions: list[DecisionEntry] = [DecisionEntry(*row) for row in stored]
         self.halted: str | None = None
@@ -225,14 +128,10 @@ class StudyRecord:
         if self._durable_storage is not None:
             self._durable_storage.close()
 
-    @contextmanager
-    def transaction(self, *, durable: bool = True) -> Iterator[None]:
+    def transaction(self, *, durable: bool = True) -> AbstractContextManager[None]:
         """Commit all that is noted in the block together; see `TransactionalStorage`."""
-        if self._durable_storage is None:
-            yield
-            return
-        with self._durable_storage.transaction(durable=durable):
-            yield
+        storage = self._durable_storage
+        return nullcontext() if storage is None else storage.transaction(durable=durable)
 
     def decide(self, number: int, action: str, reason: str) -> None:
         """Note a decision about a trial that leaves its state as it is."""
@@ -417,15 +316,3 @@ class StudyRecord:
             failures=attributes.get("failures", 0),
             overrides=attributes.get("overrides", {}),
         )
-
-
-def _refuse_lost_record(path: Path) -> None:
-    """A folder with trials and no record has lost it: a new one would train over them."""
-    lost = not path.is_file() or not path.stat().st_size
-    if lost and any((path.parent / "trials").glob("*")):
-        raise unreadable(path, ValueError("it is gone or empty, but the study has trials"))
-
-
-def epochs_spent(entries: Iterable[TrialEntry]) -> int:
-    """Epochs trained over `entries`."""
-    return sum(entry.epochs for entry in entries)

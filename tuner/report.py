@@ -124,6 +124,8 @@ class StudyView(Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """Announce an epoch."""
+        if "note" in result:
+            self._line(self._entry(trial), result["note"], always=True)
         if "epoch" in result:
             entry = self._entry(trial)
             self._line(

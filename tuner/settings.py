@@ -38,6 +38,41 @@ class Section(BaseModel):
     )
 
 
+class SearchSettings(Section):
+    """The section `search`: what proposes trials, and how many."""
+
+    searcher: Literal["gp", "tpe", "priorband", "cmaes", "nsga2", "random", "qmc", "grid"] = "gp"
+    """Key of `tuner.searchers.SEARCHERS`."""
+
+    default_first: bool = True
+    """Whether the first trial is the known good default: of each field the value of the network's
+    recipe (`tuner.recipes`), or else of `ModelTrainingConfig`, or what comes nearest to it in the
+    field's domain."""
+
+    start_from: list[dict[str, Any]] = Field(default_factory=list)
+    """Points to try first, each a mapping of fields to values; fields that a point leaves out
+    have their default."""
+
+    warm_start: list[str] = Field(default_factory=list)
+    """Earlier studies whose trials the searcher learns from; they are no trials of this study."""
+
+    num_trials: Annotated[Whole, Field(ge=1)] = 20
+    """Trials of the study. The search ends with the first of its budgets that is spent."""
+
+    epoch_budget: Annotated[Whole, Field(ge=1)] | None = None
+    """Epochs that all trials together may train, over all runs; null for no limit."""
+
+    gpu_hours: Annotated[Number, Field(gt=0)] | None = None
+    """GPU-hours that all trials together may train, over all runs; null for no limit."""
+
+    seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
+    """Seed of the proposals."""
+
+    time_budget: Annotated[Number, BeforeValidator(seconds), Field(gt=0)] | None = None
+    """Time after which the search ends, e.g. `30m`, counted from the start of each `tune run` or
+    `tune resume`; null for no limit."""
+
+
 class AshaSettings(Section):
     """The section `asha`: asynchronous successive halving (Li et al., 2020)."""
 
@@ -47,7 +82,7 @@ class AshaSettings(Section):
     reduction_factor: Annotated[Whole, Field(ge=2)] = 3
     """One of so many trials survives a rung; rungs are apart by this factor."""
 
-    promotion: bool = False
+    promotion: bool = True
     """Whether trials pause at a rung and the best go on when a worker is free, rather than
     stop there for good."""
 

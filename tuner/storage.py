@@ -75,10 +75,21 @@ class TransactionalStorage(RDBStorage):
             super().__init__(
                 f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}}
             )
-            with self.engine.connect() as connection:
-                last = connection.execute(text("SELECT MAX(trial_id) FROM trials")).scalar()
         except (SQLAlchemyError, RuntimeError) as error:
             raise unreadable(path, error) from error
+        self.reload()
+
+    def reload(self) -> None:
+        """Look how many trials there are, as another process may have added some.
+
+        Raises:
+            StudyError: if the file is damaged.
+        """
+        try:
+            with self.engine.connect() as connection:
+                last = connection.execute(text("SELECT MAX(trial_id) FROM trials")).scalar()
+        except SQLAlchemyError as error:
+            raise unreadable(self._path, error) from error
         self._last_trial_id: int = last or 0
 
     @property
@@ -250,6 +261,13 @@ def unreadable(path: Path, error: Exception) -> StudyError:
         f"the record {path} cannot be read: {reason}; nothing was changed: put back a copy of it, "
         "or keep its folder (trials/ has every checkpoint and metrics.csv) and start a new study"
     )
+
+
+def refuse_lost_record(path: Path) -> None:
+    """A folder with trials and no record has lost it: a new one would train over them."""
+    lost = not path.is_file() or not path.stat().st_size
+    if lost and any((path.parent / "trials").glob("*")):
+        raise unreadable(path, ValueError("it is gone or empty, but the study has trials"))
 
 
 def _check_integrity(path: Path) -> None:

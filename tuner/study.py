@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune.stopper import CombinedStopper, Stopper
 
 from training.durable_write import write_durably
+from tuner.assembly import RAY_FOLDER, assemble
 from tuner.budget import BudgetStopper, check_gpu_hours, spent_budget
 from tuner.checkpoints import CheckpointKeeper
 from tuner.cluster import ray_cluster
@@ -34,18 +35,18 @@ from tuner.confirm import (
 from tuner.confirm_searcher import ConfirmSearcher
 from tuner.dataset import StudyData, prepare_data
 from tuner.earlier import check_comparable, import_earlier, not_imported
-from tuner.errors import StudyError
+from tuner.errors import StudyError, TunerError
 from tuner.preparation_view import preparation_view
 from tuner.provenance import provenance
 from tuner.record import StudyRecord
 from tuner.report import StudyView, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
-from tuner.schedulers import Policy, RecordScheduler, build_policy
-from tuner.searchers import build_searcher
+from tuner.schedulers import Policy, build_policy
+from tuner.searchers import RecordSearcher, build_searcher
 from tuner.spec import Override, StudySpec, load_spec, parse_spec
-from tuner.stopping import HaltStopper, StudyStopper, signals_stop
+from tuner.stopping import StudyStopper, signals_stop
 from tuner.trial import StudyContext, TrialTrainable
-from tuner.worker_death import WorkerDeaths, head_is_gone, lost_worker_ends_one_trial
+from tuner.worker_death import lost_worker_ends_one_trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +55,6 @@ GIVEN_SPEC = "spec.yaml"
 RESOLVED_SPEC = "spec.resolved.yaml"
 PROVENANCE = "provenance.json"
 LOCK = "driver.lock"
-RAY_FOLDER = "ray"
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,11 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         StudyError: if another process runs this study, or the data have changed.
         ResourceError: if no node can hold a trial, or the cluster cannot be reached.
     """
-    with _only_driver(study), _nothing_left_of_a_false_start(study):
+    with (
+        _only_driver(study),
+        _nothing_left_of_a_false_start(study),
+        _full_disk_is_named(study),
+    ):
         earlier = [
             open_study(study.folder.parent, name) for name in not_imported(study.folder, study.spec)
         ]
@@ -200,8 +204,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                 spec.population,
             )
             keeper.prune()
-            ends_in_order = _failure_ends_in_order(study)
-            with ends_in_order, signals_stop(stopper), lost_worker_ends_one_trial():
+            with signals_stop(stopper), lost_worker_ends_one_trial():
                 if budgets.reason is None and not study.searched:
                     with StudyView(
                         study.record, spec, study.folder, resources, dashboard, console
@@ -214,13 +217,14 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                 if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
                     stopper.lift_time_budget()
                     _confirm(study, data, resources, stopper, dashboard, console)
-        study.record.interrupt_running(study.record.halted or stopper.reason)
+        halted = study.record.halted
+        study.record.interrupt_running(halted or stopper.reason)
         keeper.prune()
         write_results(study.folder, study.record, spec)
         study.record.close()
-        if study.record.halted:
+        if halted:
             raise StudyError(
-                f"{study.record.halted}: every finished epoch is kept; go on with "
+                f"{halted}: every finished epoch is kept; go on with "
                 f"`tune resume {study.name}` when that is put right"
             )
         return stopper.interrupted
@@ -266,7 +270,7 @@ def _confirm(
     shown = spec.model_copy(update={"search": search})
     second = Study(folder, spec, confirmation)
     view = StudyView(confirmation, shown, folder, resources, dashboard, console)
-    with _failure_ends_in_order(second), view:
+    with _full_disk_is_named(second), view:
         _tune(second, data, resources, [view], stopper, chosen)
     confirmation.interrupt_running(confirmation.halted or stopper.reason)
     if confirmation.halted:
@@ -286,7 +290,6 @@ def _tune(
     spec, record = data.spec, study.record
     # nothing is read back from it, and half a file in it would be in the way
     shutil.rmtree(study.folder / RAY_FOLDER, ignore_errors=True)
-    deaths = WorkerDeaths(record, spec, head_is_gone)
     context = StudyContext(
         study.folder,
         spec.to_yaml(),
@@ -294,52 +297,34 @@ def _tune(
         resources.gpu,
         judged=chosen is not None,
     )
-    trainable = tune.with_resources(
-        tune.with_parameters(TrialTrainable, study=context),
-        {"cpu": resources.cpu, "gpu": resources.gpu},
-    )
-    policy = build_policy(record, spec) if chosen is None else Policy(record)
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=(
-                build_searcher(record, spec, policy)
-                if chosen is None
-                else ConfirmSearcher(record, spec, chosen)
-            ),
-            scheduler=RecordScheduler(record, policy, deaths.died),
-            # the searcher says when the study is over; a promoted trial is a new one to Tune
-            num_samples=-1,
-            max_concurrent_trials=resources.max_concurrent,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=RAY_FOLDER,
-            storage_path=str(study.folder),
-            # before the others, which show and prune what it decides
-            callbacks=[deaths, *callbacks],
-            stop=CombinedStopper(stopper, HaltStopper(record)),
-            verbose=0,
-            # what failed is tried again as the record has it, as a new trial to Tune
-            failure_config=tune.FailureConfig(max_failures=0),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    )
-    tuner.fit()
+    trainable = tune.with_parameters(TrialTrainable, study=context)
+    if chosen is None:
+        policy = build_policy(record, spec)
+        searcher: RecordSearcher = build_searcher(record, spec, policy)
+    else:
+        policy = Policy(record)
+        searcher = ConfirmSearcher(record, spec, chosen)
+    run = assemble(record, spec, trainable, searcher, policy, resources, callbacks, stopper)
+    run.fit()
 
 
 @contextmanager
-def _failure_ends_in_order(study: Study) -> Iterator[None]:
-    """Say what is wrong with the record or the disk instead of where Tune met it."""
+def _full_disk_is_named(study: Study) -> Iterator[None]:
+    """Say that the disk is full instead of where Ray, Tune or a report met it."""
     try:
         yield
+    except TunerError:
+        raise
     except Exception as error:
         if study.record.failure is not None:
             raise study.record.failure from error
-        # Ray writes its own files there too, and Tune hands on the text of an error alone
+        # Tune hands on no more than the text of an error
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
-        study.record.halt(f"the disk of {study.folder} is full")
+        raise StudyError(
+            f"the disk of {study.folder} is full ({os.strerror(errno.ENOSPC)}): make room, then "
+            f"go on with `tune resume {study.name}`; every finished epoch is kept"
+        ) from error
 
 
 @contextmanager
@@ -364,6 +349,8 @@ def _only_driver(study: Study) -> Iterator[None]:
             f"watch it with `tune status {study.name}`"
         ) from error
     try:
+        # the driver before may have written on since the study was opened
+        study.record.reload()
         yield
     finally:
         lock.release()

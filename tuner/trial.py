@@ -348,7 +348,7 @@ class TrialRun:
             "gpu_ids": [str(gpu) for gpu in ray.get_gpu_ids()],
             "started": time.time(),
         }
-        write_durably(folder / PLACEMENT_FILE, yaml.safe_dump(placement, sort_keys=False))
+        (folder / PLACEMENT_FILE).write_text(yaml.safe_dump(placement, sort_keys=False))
 
 
 def config_file(folder: Path, epoch: int) -> Path:

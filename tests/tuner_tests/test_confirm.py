@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy.stats import t as student
 from scipy.stats import ttest_ind, wilcoxon
 
@@ -26,6 +28,7 @@ from tuner.confirm import (
 from tuner.confirm_report import confirm_rows, write_confirm_csv
 from tuner.confirm_searcher import ConfirmSearcher
 from tuner.confirm_statistics import compare, interval
+from tuner.goals_view import goal_tables
 from tuner.record import StudyRecord, TrialState
 from tuner.spec import StudySpec, parse_spec
 
@@ -151,6 +154,22 @@ def test_a_config_that_is_no_better_is_not(record: StudyRecord, tmp_path: Path) 
     assert [row["config"] for row in written] == [config.candidate.name for config in configs]
     assert written[0]["distinguishable"] == "False"
     assert float(written[0]["test_dice"]) == configs[0].test.mean
+
+
+def test_the_summary_names_what_did_not_complete(record: StudyRecord, tmp_path: Path) -> None:
+    spec = spec_of()
+    half = confirm(tmp_path / "confirm", record, spec, 0.1, trials=4)
+    entry = half.propose(candidates(record, spec)[1].values, "confirm trial 2")
+    half.note(entry.number, SEED, 7)
+    half.finish(entry.number, TrialState.DIVERGED, "the training loss is nan")
+    half.close()
+    console = Console(width=200, record=True, file=io.StringIO())
+    for shown in goal_tables(tmp_path, record, spec):
+        console.print(shown)
+    text = console.export_text()
+    assert "trial 2 with seed 7: diverged after 0 epochs, the training loss is nan" in text
+    assert "trial 3  2 of 3" in text
+    assert "confirm trial 3 wins" in text
 
 
 def test_nothing_is_said_before_anything_is_judged(record: StudyRecord) -> None:

@@ -37,6 +37,12 @@ def test_parameters_are_those_of_the_network() -> None:
     assert count_parameters(SMALL) == real
 
 
+def test_a_network_that_no_memory_holds_is_out_of_memory() -> None:
+    params = {"embed_dim": 10**12, "depths": [1, 1], "num_heads": [1, 2]}
+    with pytest.raises(MemoryError, match="can't allocate memory for the network"):
+        count_parameters(ModelTrainingConfig(model_params=params))
+
+
 def test_a_network_of_exactly_the_limit_may_train() -> None:
     number = count_parameters(SMALL)
     TrialCosts(SMALL, ConstraintSettings(max_parameters=number))

@@ -48,8 +48,8 @@ asha: {grace_period: 1, reduction_factor: 3}
 VARIANTS = [
     "scheduler: none",
     "scheduler: median",
-    "asha: {reduction_factor: 3}",
-    "asha: {reduction_factor: 3, brackets: 2}",
+    "asha: {reduction_factor: 3, promotion: false}",
+    "asha: {reduction_factor: 3, promotion: false, brackets: 2}",
     "asha: {reduction_factor: 3, promotion: true}",
     "asha: {reduction_factor: 3, promotion: true, brackets: 2}",
     "scheduler: pasha",

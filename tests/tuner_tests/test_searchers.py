@@ -20,6 +20,7 @@ from tuner.schedulers import Policy, build_policy
 from tuner.searchers import SEARCHERS, RecordSearcher, SearchView, build_searcher
 from tuner.searchers.encoding import SpaceEncoding
 from tuner.searchers.gaussian_process import GaussianProcess, _loss_and_gradient, _prior
+from tuner.searchers.gp import _at_fault
 from tuner.searchers.learning import ranks_by_rung
 from tuner.spec import StudySpec, parse_spec
 
@@ -316,10 +317,9 @@ def _data(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_the_gradient_of_the_process_equals_finite_differences() -> None:
     points, budgets, values = _data(20)
     squares = np.stack([(points[:, None, i] - points[None, :, i]) ** 2 for i in range(2)])
-    times = (budgets[:, None] - budgets[None, :]) ** 2
     means, spreads = _prior(2)
-    logs = means + np.array([0.3, -0.2, 0.4, 0.1, -0.5])
-    arguments = (squares, times, values, means, spreads)
+    logs = means + np.array([0.3, -0.2, 0.7, 0.4, 0.1, -0.5])
+    arguments = (squares, budgets, values, means, spreads)
     _, gradient = _loss_and_gradient(logs, *arguments)
     numeric = approx_fprime(logs, lambda x: _loss_and_gradient(x, *arguments)[0], 1e-6)
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4)
@@ -333,13 +333,13 @@ def test_the_process_predicts_as_a_conditional_normal_does() -> None:
     mean, deviation = process.predict(new, np.ones(2))
 
     def covariance(p: np.ndarray, t: np.ndarray, q: np.ndarray, u: np.ndarray) -> np.ndarray:
-        signal, _, length = np.exp(process.logs[:3])
-        distance = np.sqrt(5 * (((p[:, None] - q[None]) / np.exp(process.logs[3:])) ** 2).sum(-1))
+        signal, _, _, length = np.exp(process.logs[:4])
+        distance = np.sqrt(5 * (((p[:, None] - q[None]) / np.exp(process.logs[4:])) ** 2).sum(-1))
         matern = (1 + distance + distance**2 / 3) * np.exp(-distance)
         return (signal * matern + 1) * np.exp(-0.5 * ((t[:, None] - u[None]) / length) ** 2)
 
     full = np.ones(2)
-    noise = (math.exp(process.logs[1]) + 1e-6) * np.eye(12)
+    noise = np.diag(np.exp(process.logs[1] + process.logs[2] * budgets) + 1e-6)
     inverse = np.linalg.inv(covariance(points, budgets, points, budgets) + noise)
     cross = covariance(points, budgets, new, full)
     np.testing.assert_allclose(mean, cross.T @ inverse @ values, rtol=1e-6)
@@ -348,12 +348,28 @@ def test_the_process_predicts_as_a_conditional_normal_does() -> None:
     # and the density that is maximised is that of the values
     joint = covariance(points, budgets, points, budgets) + noise
     squares = np.stack([(points[:, None, i] - points[None, :, i]) ** 2 for i in range(2)])
-    times = (budgets[:, None] - budgets[None, :]) ** 2
     means, spreads = _prior(2)
-    loss, _ = _loss_and_gradient(process.logs, squares, times, values, means, spreads)
+    loss, _ = _loss_and_gradient(process.logs, squares, budgets, values, means, spreads)
     prior = 0.5 * (((process.logs - means) / spreads) ** 2).sum()
     density = multivariate_normal(np.zeros(12), joint).logpdf(values)
     assert loss == pytest.approx(prior - density - 6 * math.log(2 * math.pi), rel=1e-6)
+
+
+def test_a_lone_diverged_trial_had_bad_luck() -> None:
+    places = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 0.95, 1.0]
+    encoded = {number: np.array([place]) for number, place in enumerate(places)}
+    assert _at_fault([2, 6, 7, 8], encoded) == [6, 7, 8]
+
+
+def test_the_process_learns_that_late_scores_are_steadier() -> None:
+    rng = np.random.default_rng(0)
+    points, budgets = rng.uniform(size=(80, 1)), rng.choice([0.0, 1.0], 80)
+    values = np.sin(4 * points[:, 0]) + np.where(budgets == 0, 0.5, 0.02) * rng.normal(size=80)
+    process = GaussianProcess.fit(
+        points, budgets, (values - values.mean()) / values.std(), np.zeros(1, dtype=int)
+    )
+    early, late = np.exp(process.logs[1] + process.logs[2] * np.array([0.0, 1.0]))
+    assert early > 20 * late
 
 
 def test_the_process_learns_that_early_scores_tell_of_late_ones() -> None:

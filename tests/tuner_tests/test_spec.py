@@ -109,6 +109,18 @@ def test_rungs(grace: int, factor: int, epochs: int, rungs: tuple[int, ...]) -> 
     assert parse(text).rungs() == rungs
 
 
+def test_failures_and_checkpoints() -> None:
+    text = GOOD + "failures: {hang_timeout: 30m}\ncheckpoints: {disk_budget: 20GB}\n"
+    spec = parse(text)
+    assert spec.failures.hang_timeout == 1800
+    assert spec.checkpoints.disk_budget == 20 * 10**9
+    again = parse(spec.to_yaml())
+    assert (again.failures, again.checkpoints) == (spec.failures, spec.checkpoints)
+    plain = parse(GOOD)
+    assert (plain.failures.max_failures, plain.failures.on_out_of_memory) == (2, "fail")
+    assert (plain.checkpoints.keep, plain.checkpoints.disk_budget) == (5, None)
+
+
 def test_expected_epochs() -> None:
     # nine trials: all train 1 epoch, three 2 more, one 6 more, a third of one 18 more
     assert parse(GOOD).expected_epochs() == pytest.approx(9 * 1 + 3 * 2 + 1 * 6 + 18 / 3)
@@ -163,6 +175,13 @@ WRONG = [
     ("gpu: 0.5", "gpu: -1", "13:18: gpu=-1: input should be greater than or equal to 0"),
     ("gpu: 0.5", "cpu: lots", "13:18: cpu='lots' is not known and is no number; choose from auto"),
     ("resources: {gpu: 0.5}", "resources: 3", "13:12: resources must be a mapping"),
+    ("resources: {gpu: 0.5}", "failures: [1]", "13:1: failures must be a mapping of names"),
+    ("resources: {gpu: 0.5}", "failures: {max_failures: -1}", "13:26: max_failures=-1: input sho"),
+    ("resources: {gpu: 0.5}", "failures: {hang_timeout: 0}", "13:26: hang_timeout=0"),
+    ("resources: {gpu: 0.5}", "failures: {on_out_of_memory: no}", "13:30: on_out_of_memory"),
+    ("resources: {gpu: 0.5}", "checkpoints: {keep: 0}", "13:21: keep=0: input should be greater"),
+    ("resources: {gpu: 0.5}", "checkpoints: {disk_budget: much}", "13:28: disk_budget='much'"),
+    ("resources: {gpu: 0.5}", "checkpoint: {keep: 1}", "13:1: unknown section 'checkpoint'; did"),
     ("resources: {gpu: 0.5}", "metric: val_iou", "13:1: 'metric' comes twice, first at s.yaml:1:1"),
     ("resources: {gpu: 0.5}", "resources: {gpu: 0.5", "this is no YAML"),
     ("resources: {gpu: 0.5}", "\tresources: 1", "13:1: this is no YAML"),

@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import OutOfMemoryError, OwnerDiedError, RayActorError
 
 from tuner.record import StudyRecord, TrialState
 from tuner.schedulers import Policy, RecordScheduler
 from tuner.spec import parse_spec
-from tuner.worker_death import WorkerOutOfMemoryError, lost_worker_ends_one_trial
+from tuner.worker_death import (
+    WorkerDeaths,
+    WorkerLostError,
+    WorkerOutOfMemoryError,
+    lost_worker_ends_one_trial,
+)
 
 MESSAGE = "1 worker(s) were killed due to the node running low on memory.\nTop 10 users: ..."
 
@@ -51,3 +56,23 @@ def test_the_trial_is_recorded_as_out_of_memory(tmp_path: Path) -> None:
     entry = record.entries[0]
     assert entry.state is TrialState.OUT_OF_MEMORY
     assert "Ray ended its worker to free memory" in entry.reason
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_trial_of_a_lost_cluster_is_interrupted_and_others_are_tried_again(
+    tmp_path: Path, gone: bool
+) -> None:
+    spec = parse_spec("space: {learning_rate: {uniform: [0.1, 1]}}", source="s.yaml")
+    record = StudyRecord(tmp_path, spec.space, "max")
+    record.propose({"learning_rate": 0.5}, "test")
+    WorkerDeaths(record, spec, lambda: gone).died(0, TrialState.FAILED, "its process died")
+    entry = StudyRecord(tmp_path, spec.space, "max").entries[0]
+    assert entry.state is TrialState.INTERRUPTED
+    assert entry.failures == (0 if gone else 1)
+    assert record.halted == ("the Ray cluster went away" if gone else None)
+
+
+def test_objects_lost_with_a_node_end_one_trial_alone() -> None:
+    with lost_worker_ends_one_trial():
+        (error,) = fail_a_task(OwnerDiedError("0" * 56, None, ""))
+    assert isinstance(error, WorkerLostError)

@@ -144,7 +144,7 @@ class PromotionAsha(RungPolicy):
         cutoff = ranked[quota - 1] if quota else math.inf
         return Decision(
             Action.PAUSE,
-            f"at {self._name_of(epoch)}: {self._verdict(number, epoch, len(rung), cutoff)}",
+            f"by ASHA at {self._name_of(epoch)}: {self._verdict(number, epoch, len(rung), cutoff)}",
         )
 
     def promote(self, *, last: bool = False) -> int | None:

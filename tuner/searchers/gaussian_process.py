@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg import cho_solve, cholesky
+from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ JITTER = 1e-6
 TREND = 1.0
 """Variance of the trend that all configurations share over the budget."""
 
-SIGNAL, NOISE, BUDGET = 0, 1, 2
-"""Places of the logarithms of signal variance, noise variance and the budget's length scale in
-the hyperparameters; those of the fields' length scales follow."""
+SIGNAL, NOISE, STEADYING, BUDGET, FIELDS = range(5)
+"""Places in the hyperparameters: the logarithms of signal variance, of the noise variance at
+budget 0, of what it is multiplied by up to budget 1, and of the budget's length scale; those of
+the fields' length scales follow."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,15 @@ class GaussianProcess:
 
     The covariance is `signal * matern52(x, x') * rbf(t, t') + TREND * rbf(t, t')`, with a
     length scale a field: configurations that are alike have like learning curves, and all
-    curves share a trend.
+    curves share a trend. The noise changes with the budget: the score of a whole training says
+    more than the same score after an epoch, however many of the latter there are.
 
     Attributes:
         points: Observed configurations, in the unit cube.
         budgets: Their budgets, from 0 to 1.
         fields: Index of the field that each coordinate belongs to.
         logs: Logarithms of the hyperparameters.
-        factor: Lower Cholesky factor of the covariance of the values.
+        inverse: Inverse of the covariance of the values.
         weights: Covariance's inverse times the values.
     """
 
@@ -44,7 +47,7 @@ class GaussianProcess:
     budgets: Float[ndarray, " n"]
     fields: Int[ndarray, " d"]
     logs: Float[ndarray, " p"]
-    factor: Float[ndarray, "n n"]
+    inverse: Float[ndarray, "n n"]
     weights: Float[ndarray, " n"]
 
     @classmethod
@@ -54,7 +57,7 @@ class GaussianProcess:
         budgets: Float[ndarray, " n"],
         values: Float[ndarray, " n"],
         fields: Int[ndarray, " d"],
-        iterations: int = 25,
+        iterations: int = 15,
     ) -> GaussianProcess:
         """Choose hyperparameters of greatest posterior density.
 
@@ -69,14 +72,13 @@ class GaussianProcess:
         squares = np.stack(
             [
                 ((points[:, None, fields == field] - points[None, :, fields == field]) ** 2).sum(-1)
-                for field in range(len(means) - 3)
+                for field in range(len(means) - FIELDS)
             ]
         )
-        times = (budgets[:, None] - budgets[None, :]) ** 2
         found = minimize(
             _loss_and_gradient,
             means,
-            args=(squares, times, values, means, spreads),
+            args=(squares, budgets, values, means, spreads),
             jac=True,
             method="L-BFGS-B",
             bounds=list(zip(means - 4 * spreads, means + 4 * spreads, strict=True)),
@@ -94,10 +96,9 @@ class GaussianProcess:
         fields: Int[ndarray, " d"],
     ) -> GaussianProcess:
         covariance = _covariance(points, budgets, points, budgets, fields, logs)
-        covariance[np.diag_indices_from(covariance)] += math.exp(logs[NOISE]) + JITTER
-        factor = cholesky(covariance, lower=True)
-        weights = cho_solve((factor, True), values)
-        return cls(points, budgets, fields, logs, factor, weights)
+        covariance[np.diag_indices_from(covariance)] += _noise(budgets, logs) + JITTER
+        inverse = _inverse(cholesky(covariance, lower=True, check_finite=False))
+        return cls(points, budgets, fields, logs, inverse, inverse @ values)
 
     def with_values(
         self,
@@ -113,8 +114,8 @@ class GaussianProcess:
     ) -> tuple[Float[ndarray, " m"], Float[ndarray, " m"]]:
         """Mean and standard deviation of `f`, without the noise."""
         cross = _covariance(self.points, self.budgets, points, budgets, self.fields, self.logs)
-        half = solve_triangular(self.factor, cross, lower=True)
-        variance = math.exp(self.logs[SIGNAL]) + TREND - (half**2).sum(axis=0)
+        known = np.einsum("nm,nm->m", cross, self.inverse @ cross)
+        variance = math.exp(self.logs[SIGNAL]) + TREND - known
         return cross.T @ self.weights, np.sqrt(np.maximum(variance, 1e-12))
 
 
@@ -124,9 +125,23 @@ def _prior(num_fields: int) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"]]
     Length scales grow with the root of the number of fields (Hvarfner et al., 2024).
     """
     scale = math.log(0.4 * math.sqrt(num_fields))
-    means = np.array([0.0, math.log(1e-2), 0.0, *[scale] * num_fields])
-    spreads = np.array([1.0, 1.5, 0.5, *[0.8] * num_fields])
+    means = np.array([0.0, math.log(1e-2), -1.0, 0.0, *[scale] * num_fields])
+    spreads = np.array([1.0, 1.5, 1.5, 0.5, *[0.8] * num_fields])
     return means, spreads
+
+
+def _noise(budgets: Float[ndarray, " n"], logs: Float[ndarray, " p"]) -> Float[ndarray, " n"]:
+    """Variance of the noise of scores at budgets."""
+    variance: Float[ndarray, " n"] = np.exp(logs[NOISE] + logs[STEADYING] * budgets)
+    return variance
+
+
+def _inverse(factor: Float[ndarray, "n n"]) -> Float[ndarray, "n n"]:
+    """Inverse of the matrix of a lower Cholesky factor."""
+    lower, failed = dpotri(factor, lower=True)
+    assert not failed
+    inverse: Float[ndarray, "n n"] = np.tril(lower) + np.tril(lower, -1).T
+    return inverse
 
 
 def _matern(squares: Float[ndarray, "..."]) -> tuple[Float[ndarray, "..."], Float[ndarray, "..."]]:
@@ -144,7 +159,7 @@ def _covariance(
     fields: Int[ndarray, " d"],
     logs: Float[ndarray, " p"],
 ) -> Float[ndarray, "n m"]:
-    scales = np.exp(logs[3:])[fields]
+    scales = np.exp(logs[FIELDS:])[fields]
     scaled, other_scaled = points / scales, others / scales
     squares = (
         (scaled**2).sum(1)[:, None]
@@ -161,29 +176,27 @@ def _covariance(
 def _loss_and_gradient(
     logs: Float[ndarray, " p"],
     squares: Float[ndarray, "f n n"],
-    times: Float[ndarray, "n n"],
+    budgets: Float[ndarray, " n"],
     values: Float[ndarray, " n"],
     means: Float[ndarray, " p"],
     spreads: Float[ndarray, " p"],
 ) -> tuple[float, Float[ndarray, " p"]]:
     """Negative log posterior density of hyperparameters, and its gradient."""
-    signal, noise = math.exp(logs[SIGNAL]), math.exp(logs[NOISE])
-    inverse_scales = np.exp(-2 * logs[3:])
+    signal, noise = math.exp(logs[SIGNAL]), _noise(budgets, logs)
+    inverse_scales = np.exp(-2 * logs[FIELDS:])
     similarity, slope = _matern(np.tensordot(inverse_scales, squares, 1))
-    scaled_times = times * math.exp(-2 * logs[BUDGET])
+    scaled_times = (budgets[:, None] - budgets[None, :]) ** 2 * math.exp(-2 * logs[BUDGET])
     trend = np.exp(-0.5 * scaled_times)
     covariance = (signal * similarity + TREND) * trend
-    total = covariance + np.eye(len(values)) * (noise + JITTER)
-    factor = cholesky(total, lower=True)
-    weights = cho_solve((factor, True), values)
-    inverse = cho_solve((factor, True), np.eye(len(values)))
-    inner = 0.5 * (inverse - np.outer(weights, weights))
+    factor = cholesky(covariance + np.diag(noise + JITTER), lower=True, check_finite=False)
+    weights = cho_solve((factor, True), values, check_finite=False)
+    inner = 0.5 * (_inverse(factor) - np.outer(weights, weights))
     by_signal = (inner * signal * similarity * trend).sum()
-    by_noise = noise * np.trace(inner)
+    by_noise = np.diag(inner) * noise
     by_budget = (inner * covariance * scaled_times).sum()
     weighted = inner * signal * slope * trend
     by_scales = -2 * inverse_scales * np.tensordot(squares, weighted, 2)
     gaps = (logs - means) / spreads
     loss = 0.5 * values @ weights + np.log(np.diag(factor)).sum() + 0.5 * (gaps**2).sum()
-    gradient = np.array([by_signal, by_noise, by_budget, *by_scales]) + gaps / spreads
-    return float(loss), gradient
+    gradient = np.array([by_signal, by_noise.sum(), by_noise @ budgets, by_budget, *by_scales])
+    return float(loss), gradient + gaps / spreads

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from tuner.searchers.view import SearchView
 
 MOST_OBSERVATIONS = 150
-"""Scores that the process is fitted to at most; time grows with their third power."""
+"""Scores that the process is given at most; time grows with their third power."""
+
+MOST_FITTED = 80
+"""Scores, drawn of those, that its hyperparameters are fitted to at most."""
+
+FIRST_PER_FIELD = 2
+"""Trials a field that have a score before the process is asked."""
+
+EXPLORES_EVERY = 4
+"""One trial of so many is one of the Sobol sequence: at the first rung it costs little, and what
+is best at the end may be far from what was best at first."""
 
 
 def gp(view: SearchView) -> Proposal:
@@ -31,13 +41,17 @@ def gp(view: SearchView) -> Proposal:
     Scores of all rungs are used: what a configuration does early says something of what it
     does late, and the process learns how much. Trials that run are taken to come out as
     expected, so that concurrent trials spread out. The first points are those of a Sobol
-    sequence.
+    sequence, and so is every fourth after that.
     """
-    needed = 2 + len(view.space.domains)
-    if len(ranks_by_rung(view)) < needed:
+    needed = FIRST_PER_FIELD * len(view.space.domains)
+    if len(ranks_by_rung(view)) < needed or view.number % EXPLORES_EVERY == 0:
         return qmc(view)
     points, budgets, values, pending = _observations(view)
-    process = GaussianProcess.fit(points, budgets, values, view.encoding.fields)
+    drawn = view.rng().permutation(len(values))[:MOST_FITTED]
+    process = GaussianProcess.fit(
+        points[drawn], budgets[drawn], values[drawn], view.encoding.fields
+    )
+    process = process.with_values(points, budgets, values)
     if len(pending):
         full = np.ones(len(pending))
         expected, _ = process.predict(pending, full)
@@ -60,15 +74,19 @@ def _observations(
     numbers = sorted(ranks, key=lambda number: -ranks[number])
     rows: list[tuple[int, float, float]] = []
     broken: list[int] = []
-    for number in _most_telling(numbers, view):
+    chosen = _most_telling(numbers, view)
+    for number in chosen:
         entry = view.record.entries[number]
         curve = [
             (rung, view.sign * entry.scores[rung]) for rung in view.rungs if rung in entry.scores
         ]
         if entry.state in BROKEN or not all(math.isfinite(score) for _, score in curve):
             broken.append(number)
-            continue
-        rows += [(number, _budget(rung, view), score) for rung, score in curve]
+        else:
+            rows += [(number, _budget(rung, view), score) for rung, score in curve]
+    encoded = {n: view.encoding.encode(view.record.entries[n].values) for n in chosen}
+    if rows:
+        broken = _at_fault(broken, encoded)
     scores: Float[ndarray, " n"] = np.array([row[2] for row in rows])
     if len(scores):
         low, middle = np.percentile(scores, (25, 75))
@@ -77,7 +95,7 @@ def _observations(
         scores = (scores - scores.mean()) / max(float(scores.std()), 1e-9)
     worst = float(scores.min()) if len(scores) else -1.0
     rows += [(number, 1.0, 0.0) for number in broken]
-    points = np.stack([view.encoding.encode(view.record.entries[row[0]].values) for row in rows])
+    points = np.stack([encoded[row[0]] for row in rows])
     pending = [
         view.encoding.encode(entry.values)
         for entry in view.record.with_state(TrialState.RUNNING, TrialState.INTERRUPTED)
@@ -88,6 +106,22 @@ def _observations(
         np.concatenate([scores, np.full(len(broken), worst)]),
         np.stack(pending) if pending else np.empty((0, view.encoding.size)),
     )
+
+
+def _at_fault(broken: Sequence[int], encoded: dict[int, Float[ndarray, " d"]]) -> list[int]:
+    """The broken trials whose neighbours broke too; the others had bad luck.
+
+    Taken at its word, one accident near the best configurations would hide them for good.
+    """
+    numbers = list(encoded)
+    vectors = np.stack(list(encoded.values()))
+    at_fault = []
+    for number in broken:
+        distances = ((vectors - encoded[number]) ** 2).sum(axis=1)
+        nearest = [numbers[index] for index in np.argsort(distances, kind="stable")[:4]]
+        if sum(other in broken for other in nearest if other != number) >= 2:
+            at_fault.append(number)
+    return at_fault
 
 
 def _most_telling(numbers: Sequence[int], view: SearchView) -> list[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.search import Searcher
 
+from tuner.confirm import CASES
 from tuner.constraints import VIOLATION
 from tuner.failures import end_trial
 from tuner.record import TrialState
@@ -26,7 +27,7 @@ INHERITS = "inherits"
 GPU_SECONDS = "gpu_seconds"
 """Note of a trial: time that it trained, times its share of a GPU."""
 
-TRIAL_NOTES = (VIOLATION, "cases")
+TRIAL_NOTES = (VIOLATION, CASES)
 """What a trial may report with its ending, and the record notes."""
 
 Propose = Callable[[SearchView], Proposal | None]

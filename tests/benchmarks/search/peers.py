@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import random
+import subprocess
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -186,8 +190,6 @@ class RandomPeer(Searcher):  # type: ignore[misc]
 
     def __init__(self, problem: Any, seed: int) -> None:
         super().__init__()
-        import random
-
         self._space = problem.space()
         self._rng = random.Random(seed)
 
@@ -199,18 +201,134 @@ class RandomPeer(Searcher):  # type: ignore[misc]
         pass
 
 
+SYNE_TUNE_PYTHON = os.environ.get("SYNE_TUNE_PYTHON", "")
+"""Interpreter of an environment that has Syne Tune, where there is one."""
+
+
+class SyneTunePeer(Searcher, FIFOScheduler):  # type: ignore[misc]
+    """Syne Tune's ASHA, which is searcher and scheduler in one, in a process of its own.
+
+    Its spaces have no conditions: it draws every field, and those that take no part are left
+    out.
+    """
+
+    def __init__(self, problem: Any, seed: int) -> None:
+        Searcher.__init__(self)
+        FIFOScheduler.__init__(self)
+        self._space = problem.space()
+        bridge = Path(__file__).with_name("syne_tune_asha.py")
+        self._process = subprocess.Popen(
+            [SYNE_TUNE_PYTHON, str(bridge)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        space = {name: _syne_domain(domain) for name, domain in self._space.items()}
+        settings = {"space": space, "epochs": problem.epochs, "factor": FACTOR, "seed": seed}
+        self._send(settings)
+
+    def close(self) -> None:
+        """End its process."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        drawn = self._call("suggest", trial_id, {})
+        values: dict[str, Any] = {}
+        for name, domain in self._space.items():
+            if self._space.active(name, values):
+                given = drawn[name]
+                values[name] = domain.value_of(given) if isinstance(domain, Choice) else given
+                if isinstance(domain, QUniform):
+                    values[name] = domain.at(given)
+        return values
+
+    def on_trial_result(self, *arguments: Any) -> Any:
+        if len(arguments) == 2:  # as a searcher: nothing to add
+            return None
+        _, trial, result = arguments
+        score = result["score"]
+        if score != score:
+            return TrialScheduler.CONTINUE  # the trial ends by itself
+        told = {"score": score, "epoch": result["epoch"]}
+        return self._call("result", trial.trial_id, told)
+
+    def on_trial_complete(self, *arguments: Any, **named: Any) -> None:
+        if len(arguments) == 3:  # as a scheduler
+            return
+        result = named["result"]
+        if result.get("outcome") == "completed":
+            told = {"score": result["score"], "epoch": result["epoch"]}
+            self._call("complete", arguments[0], told)
+        elif result.get("outcome") == "diverged":
+            self._call("error", arguments[0], {})
+
+    def _call(self, call: str, trial_id: str, result: dict[str, Any]) -> Any:
+        self._send([call, int(trial_id), result])
+        assert self._process.stdout
+        return json.loads(self._process.stdout.readline())
+
+    def _send(self, message: Any) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+
+
+def _syne_domain(domain: Any) -> tuple[str, list[Any]]:
+    match domain:
+        case Choice():
+            return "choice", [list(domain.labels)]
+        case LogUniform():
+            return "loguniform", [domain.low, domain.high]
+        case Uniform():
+            return "uniform", [domain.low, domain.high]
+        case QUniform():
+            return "randint", [0, domain.steps]
+        case RandInt():
+            return "randint", [domain.low, domain.high]
+    raise AssertionError(domain)
+
+
+def syne_tune_asha(problem: Any, seed: int) -> Built:
+    """Syne Tune's ASHA with its random searcher."""
+    peer = SyneTunePeer(problem, seed)
+    return peer, peer
+
+
 def random_full(problem: Any, seed: int) -> Built:
     """Random search, every trial to the full budget."""
     return RandomPeer(problem, seed), FIFOScheduler()
 
 
+def shipped(problem: Any, seed: int) -> Built:
+    """What a search space gets that names neither searcher nor scheduler."""
+    return ours(
+        problem,
+        seed,
+        searcher=SearchSettings().searcher,
+        promotion=AshaSettings().promotion,
+        brackets=AshaSettings().brackets,
+    )
+
+
+OURS = "segtune"
+STOCK = "Ray ASHA + OptunaSearch"
+RANDOM = "random, full budget"
+
 PEERS: dict[str, Callable[[Any, int], Built]] = {
-    "Ray ASHA + OptunaSearch": ray_asha_optuna,
+    OURS: shipped,
+    STOCK: ray_asha_optuna,
     "Ray HyperBand + OptunaSearch": ray_hyperband,
     "Optuna TPE + SuccessiveHalving": optuna_halving,
     "Optuna TPE + Hyperband": optuna_hyperband,
-    "random, full budget": random_full,
+    RANDOM: random_full,
 }
+if SYNE_TUNE_PYTHON:
+    PEERS["Syne Tune ASHA"] = syne_tune_asha
 
 
 def quieten() -> None:

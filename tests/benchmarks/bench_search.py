@@ -1,0 +1,199 @@
+"""Our searcher and scheduler beside others, in simulated studies: epochs to a good model.
+
+    python tests/benchmarks/bench_search.py [--seeds 20] [--workers 4 16 64] [--jobs 2]
+
+The same objects that `tune run` uses propose and judge trials; training is a look-up with noise
+and diverging trials (search/problems.py, search/learning_curves.py) and the clock is simulated.
+What is counted is the epochs spent until the best checkpoint in hand is truly as good as 99 % of
+the best known. A study may spend FULL_TRAININGS full trainings, or so many that every worker
+could do 1.5, and random search ten times that; one that spends them without a good checkpoint
+counts with all of them, so its ratios are bounds. Studies that the log beside the file of --json
+has (.jsonl) are not simulated again, so a run may be cut off and gone on with: remove the log
+after a change of a searcher or scheduler. Syne Tune is measured where SYNE_TUNE_PYTHON names an
+interpreter that has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent / "search"))
+
+from learning_curves import LearningCurves
+from peers import OURS, PEERS, RANDOM, STOCK, quieten
+from problems import Hartmann
+from rich.console import Console
+from rich.table import Table
+from simulator import Simulator
+
+PROBLEMS: dict[str, Callable[[], Any]] = {
+    "hartmann3": lambda: Hartmann(3),
+    "hartmann6": lambda: Hartmann(6),
+    "curves": LearningCurves,
+}
+FULL_TRAININGS = 40
+RANDOM_MAY = 10
+
+Cell = tuple[str, int, str]
+
+problem = cache(lambda name: PROBLEMS[name]())
+
+
+def simulate(cell: Cell, seed: int) -> dict[str, Any]:
+    """One study.
+
+    Args:
+        cell: Problem, workers and contender.
+        seed: Seed of searcher, scheduler and noise.
+    """
+    name, workers, contender = cell
+    quieten()
+    searched = problem(name)
+    budget = searched.epochs * max(FULL_TRAININGS, workers * 3 // 2)
+    budget *= RANDOM_MAY if contender == RANDOM else 1
+    searcher, scheduler = PEERS[contender](searched, seed)
+    simulator = Simulator(
+        searched, searcher, scheduler, workers=workers, seed=seed, budget=budget,
+        targets=(searched.target,),
+    )  # fmt: skip
+    started = time.perf_counter()
+    outcome = simulator.run()
+    if hasattr(searcher, "close"):
+        searcher.close()
+    reached = math.isfinite(outcome.epochs_to(searched.target))
+    return {
+        "problem": name,
+        "workers": workers,
+        "contender": contender,
+        "seed": seed,
+        "reached": reached,
+        "epochs": outcome.epochs_to(searched.target) if reached else budget,
+        "seconds": outcome.seconds_to(searched.target) if reached else outcome.seconds,
+        "score": outcome.curve[-1][2] / searched.best if outcome.curve else 0.0,
+        "idle": outcome.idle / (outcome.seconds * workers),
+        "trials": outcome.trials,
+        "wall": time.perf_counter() - started,
+    }
+
+
+def simulated(jobs: list[tuple[Cell, int]], log: Path, processes: int) -> list[dict[str, Any]]:
+    """The studies of `jobs`, from the log where it has them."""
+    known: dict[tuple[Cell, int], dict[str, Any]] = {}
+    if log.is_file():
+        for study in map(json.loads, log.read_text().splitlines()):
+            cell = (study["problem"], study["workers"], study["contender"])
+            known[cell, study["seed"]] = study
+    with ProcessPoolExecutor(processes) as pool, log.open("a") as file:
+        running = {pool.submit(simulate, *job): job for job in jobs if job not in known}
+        for done in as_completed(running):
+            known[running[done]] = done.result()
+            file.write(json.dumps(done.result()) + "\n")
+            file.flush()
+    return [known[job] for job in jobs]
+
+
+def summary(studies: list[dict[str, Any]]) -> dict[Cell, dict[str, float]]:
+    """Medians and ratios of each problem, number of workers and contender."""
+    groups: dict[Cell, list[dict[str, Any]]] = {}
+    for study in studies:
+        key = (study["problem"], study["workers"], study["contender"])
+        groups.setdefault(key, []).append(study)
+    found: dict[Cell, dict[str, float]] = {}
+    for key, group in groups.items():
+        quartiles = statistics.quantiles([s["epochs"] for s in group], n=4, method="inclusive")
+        found[key] = dict(zip(("lower", "median", "upper"), quartiles, strict=True))
+        for name, of in (("seconds", statistics.median), ("score", statistics.median),
+                         ("idle", statistics.mean), ("reached", statistics.mean),
+                         ("trials", statistics.median)):  # fmt: skip
+            found[key][name] = of([s[name] for s in group])
+    for (name, workers, _), row in found.items():
+        for other in (STOCK, RANDOM):
+            if (peer := found.get((name, workers, other))) is not None:
+                row[f"times fewer than {other}"] = peer["median"] / row["median"]
+    return found
+
+
+def efficiency(found: dict[Cell, dict[str, float]], contender: str) -> dict[str, float]:
+    """Share of the speed-up that more workers could bring at most, from fewest to most."""
+    shares = {}
+    for name in {cell[0] for cell in found}:
+        seconds = {w: r["seconds"] for (p, w, c), r in found.items() if (p, c) == (name, contender)}
+        few, many = min(seconds), max(seconds)
+        shares[name] = seconds[few] * few / (seconds[many] * many)
+    return shares
+
+
+def table(found: dict[Cell, dict[str, float]], title: str) -> Table:
+    """The figures for people."""
+    shown = Table(title=title, caption="> : as many studies as not had spent all their epochs")
+    for heading in ("problem", "workers", "contender", "epochs to 99 %", "quartiles", "reached",
+                    "of the best", "random / it", "stock / it", "idle", "trials"):  # fmt: skip
+        shown.add_column(
+            heading, justify="left" if heading in {"problem", "contender"} else "right"
+        )
+    for (name, workers, contender), r in sorted(found.items(), key=lambda item: item[0][:2]):
+        more = ">" if r["reached"] <= 0.5 else ""
+        shown.add_row(
+            name, str(workers), contender, f"{more}{r['median']:.0f}",
+            f"{r['lower']:.0f}-{r['upper']:.0f}", f"{r['reached']:.0%}", f"{r['score']:.3f}",
+            f"{r.get(f'times fewer than {RANDOM}', math.nan):.2f}",
+            f"{r.get(f'times fewer than {STOCK}', math.nan):.2f}",
+            f"{r['idle']:.1%}", f"{r['trials']:.0f}",
+        )  # fmt: skip
+    return shown
+
+
+def main() -> None:
+    """Simulate, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--workers", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    parser.add_argument("--contenders", nargs="+", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--json", type=Path, default=Path("bench_search.json"))
+    options = parser.parse_args()
+    if RANDOM not in options.contenders or OURS not in options.contenders:
+        parser.error(f"--contenders needs {OURS!r} and {RANDOM!r}, which others are set beside")
+    cells = [
+        (name, workers, contender)
+        for name in options.problems
+        for contender in options.contenders
+        for workers in options.workers
+    ]
+    # one seed of everything before the next, so that a run that is cut off is of use
+    jobs = [(cell, seed) for seed in range(options.seeds) for cell in cells]
+    studies = simulated(jobs, options.json.with_suffix(".jsonl"), options.jobs)
+    found = summary(studies)
+    Console(width=150).print(table(found, f"{options.seeds} seeds"))
+    if STOCK in options.contenders:
+        ratios = [r[f"times fewer than {STOCK}"] for c, r in found.items() if c[2] == OURS]
+        print(f"{STOCK} / {OURS}: geometric mean {statistics.geometric_mean(ratios):.2f}, "
+              f"least {min(ratios):.2f}")  # fmt: skip
+    shares = {contender: efficiency(found, contender) for contender in options.contenders}
+    few, many = min(options.workers), max(options.workers)
+    for contender, share in shares.items():
+        figures = ", ".join(f"{name} {value:.0%}" for name, value in sorted(share.items()))
+        print(f"efficiency {few} to {many} workers, {contender}: {figures}")
+    rows = [
+        {"problem": c[0], "workers": c[1], "contender": c[2], **row} for c, row in found.items()
+    ]
+    facts = {"seeds": options.seeds, "efficiency": shares, "studies": studies}
+    options.json.write_text(json.dumps({"measured": facts, "cells": rows}, indent=2))
+    print(f"written to {options.json}")
+
+
+if __name__ == "__main__":
+    main()

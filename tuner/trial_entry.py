@@ -1,0 +1,125 @@
+"""One trial, and one decision, as a study's record knows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from tuner.lineage import LINEAGE, Inheritance, values_at
+
+
+class TrialState(StrEnum):
+    """How a trial stands; every trial ends in one of these, with a reason."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out of memory"
+    INFEASIBLE = "infeasible"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trial will never run again."""
+        return self not in {TrialState.RUNNING, TrialState.PAUSED, TrialState.INTERRUPTED}
+
+    @property
+    def usable(self) -> bool:
+        """Whether the trial's best checkpoint may win the study."""
+        return self in {
+            TrialState.COMPLETED,
+            TrialState.STOPPED,
+            TrialState.PAUSED,
+            TrialState.INTERRUPTED,
+        }
+
+
+@dataclass(frozen=True)
+class DecisionEntry:
+    """What was decided about a trial, and why.
+
+    Attributes:
+        time: When, in seconds since 1970.
+        trial: The trial's number.
+        epoch: The epoch that it had trained.
+        action: What was decided, or the state that it ended in.
+        reason: Why, for a person to read.
+    """
+
+    time: float
+    trial: int
+    epoch: int
+    action: str
+    reason: str
+
+
+@dataclass
+class TrialEntry:
+    """One trial as the record knows it.
+
+    Attributes:
+        number: Number of the trial in the study, from 0.
+        values: Sampled values by field name.
+        state: How the trial stands.
+        reason: Why it ended, for a person to read.
+        scores: Value of the study's metric by epoch, from 1.
+        metrics: All metrics of the best epoch.
+        seconds: Time spent on training, over all its runs.
+        proposed_by: What drew its values.
+        generation: Generation of a searcher that works in generations.
+        failures: How often it failed and was tried again.
+        overrides: Values that a retry after running out of memory has in place of others.
+        notes: Further facts, by name; what JSON can hold.
+    """
+
+    number: int
+    values: dict[str, Any]
+    state: TrialState = TrialState.RUNNING
+    reason: str = ""
+    scores: dict[int, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    proposed_by: str = ""
+    generation: int = 0
+    failures: int = 0
+    overrides: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lineage(self) -> list[Inheritance]:
+        """What the trial took over from others, in the order of epochs."""
+        return [Inheritance(**step) for step in self.notes.get(LINEAGE, ())]
+
+    @property
+    def trained_values(self) -> dict[str, Any]:
+        """The values that the trial really trains with from its next epoch on."""
+        return {**self.values_at(self.epochs + 1), **self.overrides}
+
+    def values_at(self, epoch: int) -> dict[str, Any]:
+        """The values of the search space with which an epoch is trained."""
+        return values_at(self.values, self.lineage, epoch)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained."""
+        return max(self.scores, default=0)
+
+    def best(self, mode: str) -> tuple[int, float] | None:
+        """Epoch and value of the best finite score; the first of equals."""
+        finite = {epoch: score for epoch, score in self.scores.items() if math.isfinite(score)}
+        if not finite:
+            return None
+        sign = 1 if mode == "max" else -1
+        epoch = max(sorted(finite), key=lambda epoch: sign * finite[epoch])
+        return epoch, finite[epoch]
+
+
+def epochs_spent(entries: Iterable[TrialEntry]) -> int:
+    """Epochs trained over `entries`."""
+    return sum(entry.epochs for entry in entries)
