@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.distributions import distribution_of, stored_value
 from tuner.errors import StudyError
+from tuner.lineage import LINEAGE, Inheritance
 from tuner.space import Choice
 from tuner.storage import TransactionalStorage, refuse_lost_record, unreadable
 from tuner.trial_entry import DecisionEntry, TrialEntry, TrialState, epochs_spent
