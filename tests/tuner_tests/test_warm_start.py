@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.storages import InMemoryStorage
 
+from tuner.lineage import Inheritance
 from tuner.record import StudyRecord, TrialState
 from tuner.schedulers import Policy
 from tuner.searchers import RecordSearcher, build_searcher
@@ -116,6 +118,22 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     assert entries[-25].values["class_weights"] == [1, 1, 5]
     assert (entries[-26].state, entries[-26].scores) == (TrialState.STOPPED, {3: -9.0})
     assert entries[-26].proposed_by == "old, trial 27"
+
+
+def test_of_a_trial_that_took_over_another_its_own_epochs_are_kept() -> None:
+    spec = spec_of()
+    record = StudyRecord(Path("memory"), spec.space, "max", InMemoryStorage())
+    for _ in range(2):
+        number = record.propose(ADAM, "test").number
+        for epoch in (1, 2):
+            record.report(number, epoch, 0.1 * epoch, {}, 1.0)
+    record.inherit(1, Inheritance(2, 0, {**ADAM, "learning_rate": 0.02}, {}), "")
+    for number in (0, 1):
+        record.report(number, 3, 0.3, {}, 1.0)
+        record.finish(number, TrialState.COMPLETED, "")
+    kept, _ = import_trials(record, spec, "old", spec)
+    assert [trial["scores"].keys() for trial in kept] == [{"1", "2", "3"}, {"1", "2"}]
+    assert [trial["state"] for trial in kept] == ["completed", "stopped"]
 
 
 def searcher_of(folder: Path, spec: StudySpec) -> tuple[RecordSearcher, StudyRecord]:
