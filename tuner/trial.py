@@ -200,8 +200,8 @@ class TrialRun:
             ConstraintBrokenError: if the trial breaks a constraint of the study.
         """
         metrics = {key: value for key, value in row.items() if key not in {"epoch", "seconds"}}
-        assert self._costs is not None
-        metrics |= self._costs.measure()
+        if self._costs is not None:
+            metrics |= self._costs.measure()
         report: dict[str, Any] = {
             "epoch": int(row["epoch"]),
             "score": metrics[self._spec.metric],

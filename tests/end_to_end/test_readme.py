@@ -68,12 +68,17 @@ def test_own_data_in_five_lines(
 
 
 def test_the_space_in_the_readme_is_valid() -> None:
-    text, goals = blocks("yaml")
+    text, population, goals = blocks("yaml")
     assert parse_spec(text, source="README.md").rungs() == (4, 12, 36)
     together = yaml.safe_dump(yaml.safe_load(text) | yaml.safe_load(goals))
     spec = parse_spec(together, source="README.md")
     assert len(spec.objectives) == 2
     assert spec.confirm is not None
+    # what changes the network cannot vary in a population
+    fixed = yaml.safe_load(text)
+    del fixed["space"]["patch_size"]
+    together = yaml.safe_dump(fixed | yaml.safe_load(population))
+    assert parse_spec(together, source="README.md").population
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
