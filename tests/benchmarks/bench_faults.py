@@ -233,7 +233,7 @@ def trainers(study: Path) -> list[int]:
     for placement in study.glob("trials/*/placement.yaml"):
         pid = yaml.safe_load(placement.read_text())["pid"]
         command = Path(f"/proc/{pid}/cmdline")
-        if command.is_file() and b"ToyTrainable" in command.read_bytes():
+        if command.is_file() and b"Trainable" in command.read_bytes():
             found.add(pid)
     return list(found)
 
