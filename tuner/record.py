@@ -286,11 +286,11 @@ class StudyRecord:
         self._note(entry, "reason", reason)
         entry.state, entry.reason = state, reason
 
-    def note(self, number: int, name: str, value: Any) -> None:
+    def note(self, number: int, name: str, value: Any, *, durable: bool = True) -> None:
         """Keep a further fact of a trial, which JSON can hold."""
         entry = self.entries[number]
         entry.notes[name] = value
-        with self.transaction():
+        with self.transaction(durable=durable):
             self._note(entry, "notes", entry.notes)
 
     def _note(self, entry: TrialEntry, key: str, value: Any) -> None:

@@ -219,6 +219,8 @@ def test_a_decision_is_synced_and_a_score_alone_is_not(tmp_path: Path, space: Sp
     assert syncs() == durable
     record.report(0, 1, 0.5, {"val_dice": 0.5}, 1.0)
     assert syncs() == later
+    assert report_result(record, 0, {**result(3, 0.5), "gpus": 0.5})
+    assert syncs() == later
     with record.transaction(durable=False):
         record.report(0, 2, 0.5, {"val_dice": 0.5}, 1.0)
         record.pause(0, "weak")

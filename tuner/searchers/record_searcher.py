@@ -24,6 +24,7 @@ TRIAL_NUMBER = "trial_number"
 
 INHERITS = "inherits"
 """Key under which travels what a trial took over from another: its number, and the epoch."""
+
 GPU_SECONDS = "gpu_seconds"
 """Note of a trial: time that it trained, times its share of a GPU."""
 
@@ -180,9 +181,10 @@ def report_result(record: StudyRecord, number: int, result: dict[str, Any]) -> b
         if key.startswith(prefix)
     }
     seconds = result["epoch_seconds"]
-    with record.transaction():
+    # a score alone is no decision: it need not be on the disk before the trial goes on
+    with record.transaction(durable=False):
         new = record.report(number, result["epoch"], result["score"], metrics, seconds)
         if new and result.get("gpus"):
             before = record.entries[number].notes.get(GPU_SECONDS, 0.0)
-            record.note(number, GPU_SECONDS, before + seconds * result["gpus"])
+            record.note(number, GPU_SECONDS, before + seconds * result["gpus"], durable=False)
     return new
