@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import (
@@ -14,7 +15,7 @@ from optuna.distributions import (
 from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform
 
 if TYPE_CHECKING:
-    from tuner.space import Domain
+    from tuner.space import Domain, Space
 
 
 def distribution_of(domain: Domain) -> BaseDistribution:
@@ -32,6 +33,19 @@ def distribution_of(domain: Domain) -> BaseDistribution:
             return IntDistribution(domain.low, domain.high)
 
 
-def stored_value(domain: Domain, value: Any) -> Any:
-    """The value as Optuna keeps it."""
-    return domain.label_of(value) if isinstance(domain, Choice) else value
+def stored_values(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as Optuna and files keep them: a choice by its label."""
+    return {
+        name: domain.label_of(value) if isinstance(domain, Choice) else value
+        for name, value in values.items()
+        for domain in [space.domains[name]]
+    }
+
+
+def restored_values(space: Space, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that `stored_values` was given."""
+    return {
+        name: domain.value_of(value) if isinstance(domain, Choice) else value
+        for name, value in stored.items()
+        for domain in [space.domains[name]]
+    }

@@ -23,10 +23,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuner.distributions import distribution_of, stored_value
+from tuner.distributions import distribution_of, restored_values, stored_values
 from tuner.errors import StudyError
 from tuner.lineage import LINEAGE, Inheritance
-from tuner.space import Choice
 from tuner.storage import TransactionalStorage, refuse_lost_record, unreadable
 from tuner.trial_entry import DecisionEntry, TrialEntry, TrialState, epochs_spent
 
@@ -180,7 +179,7 @@ class StudyRecord:
         number = len(self.entries)
         template = create_trial(
             state=optuna.trial.TrialState.RUNNING,
-            params={name: stored_value(self.space.domains[name], values[name]) for name in values},
+            params=stored_values(self.space, values),
             distributions={name: distribution_of(self.space.domains[name]) for name in values},
             user_attrs={"proposed_by": proposed_by, "generation": generation},
         )
@@ -298,14 +297,9 @@ class StudyRecord:
 
     def _entry_from(self, trial: FrozenTrial) -> TrialEntry:
         attributes = trial.user_attrs
-        domains = self.space.domains
-        values = {}
-        for name, stored in trial.params.items():
-            domain = domains[name]
-            values[name] = domain.value_of(stored) if isinstance(domain, Choice) else stored
         return TrialEntry(
             number=trial.number,
-            values=values,
+            values=restored_values(self.space, trial.params),
             state=TrialState(attributes.get("state", TrialState.RUNNING)),
             reason=attributes.get("reason", ""),
             scores=dict(trial.intermediate_values),

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
+from tuner.distributions import restored_values, stored_values
 from tuner.record import StudyRecord, TrialEntry, TrialState
-from tuner.space import Choice
 
 if TYPE_CHECKING:
-    from tuner.space import Domain, Space
+    from tuner.space import Space
     from tuner.spec import StudySpec
 
 WARM_START = "warm_start.json"
@@ -125,7 +125,7 @@ def import_trials(
                 "study": name,
                 "trial": entry.number,
                 "state": (TrialState.STOPPED if own < entry.epochs else state).value,
-                "values": _stored(spec.space, fitting[0]),
+                "values": stored_values(spec.space, fitting[0]),
                 "scores": {
                     str(epoch): score for epoch, score in entry.scores.items() if epoch <= own
                 },
@@ -150,7 +150,7 @@ def read_imported(folder: Path, space: Space) -> dict[int, TrialEntry]:
         number = -1 - index
         entries[number] = TrialEntry(
             number,
-            _restored(space, kept["values"]),
+            restored_values(space, kept["values"]),
             TrialState(kept["state"]),
             scores={int(epoch): score for epoch, score in kept["scores"].items()},
             metrics=kept["metrics"],
@@ -207,19 +207,3 @@ def _is_hyperparameter(name: str) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _stored(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _label(space.domains[name], value) for name, value in values.items()}
-
-
-def _label(domain: Domain, value: Any) -> Any:
-    return domain.label_of(value) if isinstance(domain, Choice) else value
-
-
-def _restored(space: Space, stored: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: domain.value_of(value) if isinstance(domain, Choice) else value
-        for name, value in stored.items()
-        for domain in [space.domains[name]]
-    }

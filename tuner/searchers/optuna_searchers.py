@@ -15,7 +15,7 @@ from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
 from tuner.constraints import VIOLATION
-from tuner.distributions import distribution_of
+from tuner.distributions import distribution_of, stored_values
 from tuner.searchers.learning import ranks_by_rung
 from tuner.searchers.view import Proposal
 from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform
@@ -116,11 +116,7 @@ def _show(
             create_trial(
                 state=OptunaState.RUNNING if rank is None else OptunaState.COMPLETE,
                 values=None if rank is None else [rank, *(known[number] for known in further)],
-                params={
-                    name: domain.label_of(value) if isinstance(domain, Choice) else value
-                    for name, value in entry.values.items()
-                    for domain in [view.space.domains[name]]
-                },
+                params=stored_values(view.space, entry.values),
                 distributions={
                     name: distribution_of(view.space.domains[name]) for name in entry.values
                 },
