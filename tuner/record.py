@@ -106,7 +106,9 @@ class StudyRecord:
         }
         self._trial_ids = {trial.number: trial._trial_id for trial in frozen}
         self._by_epoch: dict[int, dict[int, float]] = {}
+        self._by_state: dict[TrialState, set[int]] = {state: set() for state in TrialState}
         for entry in self.entries.values():
+            self._by_state[entry.state].add(entry.number)
             for epoch, score in entry.scores.items():
                 self._by_epoch.setdefault(epoch, {})[entry.number] = score
 
@@ -147,12 +149,16 @@ class StudyRecord:
         return self.with_state(TrialState.RUNNING, TrialState.INTERRUPTED)
 
     def with_state(self, *states: TrialState) -> list[TrialEntry]:
-        """Trials in one of `states`."""
-        return [entry for entry in self.entries.values() if entry.state in states]
+        """Trials in one of `states`, by number."""
+        numbers = sorted(number for state in states for number in self._by_state[state])
+        return [self.entries[number] for number in numbers]
 
     def scores_at(self, epoch: int) -> Mapping[int, float]:
-        """Score of each trial that reached an epoch, by number."""
-        return self._by_epoch.get(epoch, {})
+        """Score of each trial that reached an epoch, by number, in the order they came.
+
+        The mapping grows with the record, until `reload`.
+        """
+        return self._by_epoch.setdefault(epoch, {})
 
     def best(self) -> TrialEntry | None:
         """The trial with the best score of all that may win, the first of equals."""
@@ -187,6 +193,7 @@ class StudyRecord:
         with self.transaction():
             self._trial_ids[number] = self._storage.create_new_trial(self._study_id, template)
             self.entries[number] = entry
+            self._by_state[entry.state].add(number)
             self.decide(number, "proposed", f"by {proposed_by}")
         return entry
 
@@ -283,6 +290,8 @@ class StudyRecord:
     def _note_state(self, entry: TrialEntry, state: TrialState, reason: str) -> None:
         self._note(entry, "state", state.value)
         self._note(entry, "reason", reason)
+        self._by_state[entry.state].remove(entry.number)
+        self._by_state[state].add(entry.number)
         entry.state, entry.reason = state, reason
 
     def note(self, number: int, name: str, value: Any, *, durable: bool = True) -> None:

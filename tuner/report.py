@@ -69,6 +69,7 @@ class StudyView(Callback):  # type: ignore[misc]
     ) -> None:
         self._record = record
         self._spec = spec
+        self._max_epochs = spec.max_epochs
         self._folder = folder
         self._resources = resources
         self._dashboard = dashboard
@@ -89,7 +90,7 @@ class StudyView(Callback):  # type: ignore[misc]
         self._console.print(f"study          {self._folder}")
         self._console.print(f"Ray dashboard  {dashboard}")
         self._console.print(
-            f"trials         {self._spec.search.num_trials} of up to {self._spec.max_epochs} "
+            f"trials         {self._spec.search.num_trials} of up to {self._max_epochs} "
             f"epochs, {share.max_concurrent} at once, {share.cpu:g} CPU and {share.gpu:g} GPU each"
         )
         if self._console.is_terminal:
@@ -130,7 +131,7 @@ class StudyView(Callback):  # type: ignore[misc]
             entry = self._entry(trial)
             self._line(
                 entry,
-                f"epoch {result['epoch']}/{self._spec.max_epochs}  "
+                f"epoch {result['epoch']}/{self._max_epochs}  "
                 f"{self._spec.metric} {result['score']:.4f}",
             )
 
@@ -152,7 +153,8 @@ class StudyView(Callback):  # type: ignore[misc]
 
     def _line(self, entry: TrialEntry, text: str, *, always: bool = False) -> None:
         if self._live is None:
-            self._console.print(f"[{self._clock()}] trial {entry.number:>3}  {text}", markup=False)
+            # `Console.print` would take a millisecond for the colours that a file has not
+            self._console.out(f"[{self._clock()}] trial {entry.number:>3}  {text}", highlight=False)
         elif always:
             style = STYLES[entry.state]
             self._live.console.print(f"[{style}]trial {entry.number}[/] {text}")

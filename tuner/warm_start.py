@@ -183,10 +183,12 @@ class LearningRecord:
         self.space = record.space
         # the last mapping comes first in the order of a ChainMap
         self.entries: Mapping[int, TrialEntry] = ChainMap(record.entries, imported)
+        self._record, self._imported = record, imported
 
     def with_state(self, *states: TrialState) -> list[TrialEntry]:
         """Trials in one of `states`."""
-        return [entry for entry in self.entries.values() if entry.state in states]
+        ours = self._record.with_state(*states)
+        return [*(entry for entry in self._imported.values() if entry.state in states), *ours]
 
 
 def _flat(spec: StudySpec, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,28 +1,32 @@
-"""What our record, searcher and scheduler add to Ray Tune, by trials that do nothing.
+"""What our record, scheduler and searcher add to Ray Tune, by trials that do nothing.
 
     python tests/benchmarks/bench_overhead.py [--trials 2000] [--rounds 2] [--json FILE]
 
-Every run is a whole study on the real Ray Tune, with reused actors: trials of five reports each,
-which train nothing. Stock Tune (its random search and its ASHA, with and without the loggers
-that it adds by default) and ours (record on the disk, live view, random search or the default
-searcher) take turns on the same cluster. The ratio is to stock Tune without loggers.
+Every run is a whole study on the real Ray Tune, with reused actors, of trials that train nothing
+and report five times. Stock Tune and ours (record on the disk, lines of the view to a file) take
+turns on the same cluster, in two kinds of studies: in one every trial is better than those
+before it, so that the stopping ASHA of both judges all reports and stops nobody; in the other
+both ASHA stop early, ours in its default, the promotion variant. Ratios are to stock Tune with
+the same kind of searcher, without the loggers (CSV, JSON, TensorBoard) that it adds by default;
+a row tells what these cost.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 from rich.table import Table
 
@@ -33,12 +37,12 @@ from tuner.report import StudyView
 from tuner.resources import TrialResources
 from tuner.schedulers import build_policy
 from tuner.searchers import build_searcher
-from tuner.spec import StudySpec, parse_spec
+from tuner.settings import SearchSettings
+from tuner.spec import parse_spec
 from tuner.stopping import StudyStopper
 
 REPORTS = 5
 WORKERS = 2
-LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
 
 SPEC = """
 config: {{max_epochs: {reports}}}
@@ -47,11 +51,25 @@ space:
   weight_decay: {{loguniform: [1e-6, 1e-2]}}
   optimizer: {{choice: [adamw, adam, sgd]}}
 search: {{num_trials: {trials}, searcher: {searcher}, default_first: false}}
+asha: {{promotion: {promotion}}}
 """
+
+RANDOM, OPTUNA = "Ray Tune", "Ray Tune, OptunaSearch"
+LOGGED = "Ray Tune with its loggers"
+OURS_RANDOM, OURS_DEFAULT = "ours, random", "ours, default searcher"
+PEER_OF = {LOGGED: RANDOM, OURS_RANDOM: RANDOM, OURS_DEFAULT: OPTUNA}
+
+TO_THE_END, EARLY = "5 reports each", "stopped early"
+CONTENDERS = {
+    TO_THE_END: (RANDOM, LOGGED, OURS_RANDOM),
+    EARLY: (RANDOM, OURS_RANDOM, OPTUNA, OURS_DEFAULT),
+}
 
 
 class Trivial(tune.Trainable):  # type: ignore[misc]
     """A trial that trains nothing and reports as `TrialTrainable` does."""
+
+    _improves = False
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begin a trial."""
@@ -66,6 +84,8 @@ class Trivial(tune.Trainable):  # type: ignore[misc]
         """One report."""
         self._epoch += 1
         score = 1.0 - self._rate - 0.5 / self._epoch
+        if self._improves:
+            score = time.time()
         result = {
             "epoch": self._epoch,
             "score": score,
@@ -77,10 +97,16 @@ class Trivial(tune.Trainable):  # type: ignore[misc]
         return result
 
 
-def stock(trials: int, folder: Path) -> int:
-    """Ray Tune as its documentation has it: random search, ASHA, reused actors."""
+class Improving(Trivial):
+    """Every trial is better than those before it."""
+
+    _improves = True
+
+
+def stock(trials: int, folder: Path, trainable: type[Trivial], *, optuna: bool) -> int:
+    """Ray Tune as its documentation has it: ASHA, reused actors, random search or Optuna."""
     tuner = tune.Tuner(
-        tune.with_resources(Trivial, {"cpu": 1}),
+        tune.with_resources(trainable, {"cpu": 1}),
         param_space={
             "learning_rate": tune.loguniform(1e-5, 1e-2),
             "weight_decay": tune.loguniform(1e-6, 1e-2),
@@ -90,6 +116,7 @@ def stock(trials: int, folder: Path) -> int:
             metric="score",
             mode="max",
             num_samples=trials,
+            search_alg=OptunaSearch() if optuna else None,
             scheduler=tune.schedulers.ASHAScheduler(
                 time_attr="epoch", max_t=REPORTS, grace_period=1, reduction_factor=3
             ),
@@ -107,18 +134,20 @@ def stock(trials: int, folder: Path) -> int:
     return sum(result.metrics["epoch"] for result in tuner.fit() if result.metrics)
 
 
-def ours(trials: int, folder: Path, searcher: str) -> int:
+def ours(trials: int, folder: Path, trainable: type[Trivial], searcher: str) -> int:
     """A study as `tune run` assembles it, but for what a trial does."""
-    text = SPEC.format(trials=trials, reports=REPORTS, searcher=searcher)
+    promotion = "false" if trainable is Improving else "true"
+    text = SPEC.format(trials=trials, reports=REPORTS, searcher=searcher, promotion=promotion)
     spec = parse_spec(text, source="overhead.yaml")
     record = StudyRecord(folder, spec.space, spec.mode)
     resources = TrialResources(cpu=1, gpu=0, max_concurrent=WORKERS)
-    view = StudyView(record, spec, folder, resources, None, Console(quiet=True))
-    policy = build_policy(record, spec)
-    proposes = build_searcher(record, spec, policy)
-    stopper = StudyStopper(None)
-    with view:
-        assemble(record, spec, Trivial, proposes, policy, resources, [view], stopper).fit()
+    with (folder / "log.txt").open("w") as log:
+        view = StudyView(record, spec, folder, resources, None, Console(file=log))
+        policy = build_policy(record, spec)
+        proposes = build_searcher(record, spec, policy)
+        stopper = StudyStopper(None)
+        with view:
+            assemble(record, spec, trainable, proposes, policy, resources, [view], stopper).fit()
     record.close()
     entries = record.entries.values()
     assert len(entries) == trials
@@ -126,62 +155,68 @@ def ours(trials: int, folder: Path, searcher: str) -> int:
     return sum(entry.epochs for entry in entries)
 
 
+def run(name: str, kind: str, trials: int, folder: Path) -> int:
+    """One study of a contender; how many reports there were."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0" if name == LOGGED else "1"
+    trainable = Improving if kind == TO_THE_END else Trivial
+    if name == OURS_RANDOM:
+        return ours(trials, folder, trainable, "random")
+    if name == OURS_DEFAULT:
+        return ours(trials, folder, trainable, SearchSettings().searcher)
+    return stock(trials, folder, trainable, optuna=name == OPTUNA)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=2000, help="trials of a run")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each")
+    parser.add_argument("--kinds", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     os.environ.update(RAY_SETTINGS)
     console = Console()
     ray.init(address="local", num_cpus=WORKERS, log_to_driver=False, logging_level="error")
-    kinds: dict[str, Callable[[int, Path], int]] = {
-        "stock, with its loggers": stock,
-        "stock": stock,
-        "ours, random": lambda trials, folder: ours(trials, folder, "random"),
-        "ours, default searcher": lambda trials, folder: ours(trials, folder, _default_searcher()),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    reports: dict[str, int] = {}
-    stock(8, Path(tempfile.mkdtemp()))  # workers load Ray's libraries
-    for _ in range(options.rounds):
-        for name, run in kinds.items():
-            os.environ[LOGGERS] = "0" if name == "stock, with its loggers" else "1"
+    cells = [(kind, name) for kind in options.kinds for name in CONTENDERS[kind]]
+    seconds: dict[tuple[str, str], list[float]] = {cell: [] for cell in cells}
+    reports: dict[tuple[str, str], int] = {}
+    for kind in options.kinds:  # workers load Ray's libraries
+        run(OURS_RANDOM, kind, 8, Path(tempfile.mkdtemp()))
+        run(LOGGED, kind, 8, Path(tempfile.mkdtemp()))
+    for number in range(options.rounds):
+        # forth and back, so that a machine that gets slower favours nobody
+        for kind, name in cells if number % 2 == 0 else cells[::-1]:
             with tempfile.TemporaryDirectory() as folder:
                 began = time.perf_counter()
-                reports[name] = run(options.trials, Path(folder))
-                seconds[name].append(time.perf_counter() - began)
-            console.print(f"{name:<26} {seconds[name][-1]:7.1f} s  {reports[name]} reports")
+                reports[kind, name] = run(name, kind, options.trials, Path(folder))
+                seconds[kind, name].append(time.perf_counter() - began)
+            console.print(
+                f"{kind:<16} {name:<26} {seconds[kind, name][-1]:7.1f} s  "
+                f"{reports[kind, name]} reports",
+                highlight=False,
+            )
     ray.shutdown()
-    base = seconds["stock"]
-    table = Table(title=f"{options.trials} trials of {REPORTS} reports, {WORKERS} workers")
-    for heading in ("", "s, median", "ms a report", "ratio to stock"):
+    table = Table(title=f"{options.trials} trials, {WORKERS} workers, {options.rounds} rounds")
+    for heading in ("study", "", "s, median", "reports", "ms a report", "ratio to its peer"):
         table.add_column(heading)
-    figures: dict[str, Any] = {"trials": options.trials, "rounds": options.rounds}
-    for name, runs in seconds.items():
-        per_report = statistics.median(runs) / reports[name]
+    figures: dict[str, Any] = {"trials": options.trials, "rounds": options.rounds, "cells": []}
+    for (kind, name), runs in seconds.items():
+        base = seconds[kind, PEER_OF.get(name, name)]
         ratios = [one / other for one, other in zip(runs, base, strict=True)]
+        median = statistics.median(runs)
+        count = reports[kind, name]
         table.add_row(
-            name,
-            f"{statistics.median(runs):.1f}",
-            f"{1000 * per_report:.2f}",
+            *(kind, name, f"{median:.1f}", str(count), f"{1000 * median / count:.2f}"),
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
         )
-        figures[name] = {
-            "seconds": runs,
-            "reports": reports[name],
-            "ratio_to_stock": statistics.median(ratios),
-        }
+        figures["cells"].append(
+            {"study": kind, "contender": name, "seconds": runs, "reports": count, "ratios": ratios}
+        )
     console.print(table)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2))
-
-
-def _default_searcher() -> str:
-    spec: StudySpec = parse_spec("space: {learning_rate: {uniform: [0.1, 1]}}", source="x.yaml")
-    return spec.search.searcher
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ whole epochs, `grace_period * reduction_factor^k`, so none is lost to rounding.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tuner.record import TrialState
 from tuner.schedulers.policy import GO_ON, Action, Decision, Policy
+from tuner.schedulers.rung import Rung
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
@@ -51,6 +52,7 @@ class RungPolicy(Policy):
         shares = [float(reduction_factor) ** -s for s in range(brackets)]
         self._shares = [share / sum(shares) for share in shares]
         self._bracket_of: dict[int, int] = {}
+        self._rung_at: dict[tuple[int, int], Rung] = {}
 
     def bracket(self, number: int) -> int:
         """The bracket of a trial."""
@@ -61,13 +63,15 @@ class RungPolicy(Policy):
             self._bracket_of[number] = int(rng.choice(len(self._shares), p=self._shares))
         return self._bracket_of[number]
 
-    def _rung(self, epoch: int, bracket: int) -> dict[int, float]:
-        """Finite scores at a rung of a bracket by trial, greater is better."""
-        return {
-            number: self._sign * score
-            for number, score in self._record.scores_at(epoch).items()
-            if math.isfinite(score) and self.bracket(number) == bracket
-        }
+    def _rung(self, epoch: int, bracket: int) -> Rung:
+        """A rung of a bracket as it is now."""
+        rung = self._rung_at.get((epoch, bracket))
+        if rung is None or rung.is_stale:
+            rung = self._rung_at[epoch, bracket] = Rung(
+                self._record, epoch, lambda number: self.bracket(number) == bracket
+            )
+        rung.follow()
+        return rung
 
     def _compares_at(self, number: int, epoch: int) -> bool:
         return epoch in self._rungs[self.bracket(number) :]
@@ -105,8 +109,8 @@ class StoppingAsha(RungPolicy):
         score = self._score(number, epoch)
         rung = self._rung(epoch, self.bracket(number))
         cutoff = (
-            float(np.quantile(list(rung.values()), 1 - 1 / self._reduction_factor))
-            if rung
+            float(np.quantile(rung.scores(), 1 - 1 / self._reduction_factor))
+            if len(rung)
             else math.nan
         )
         if math.isfinite(score) and score >= cutoff:
@@ -140,8 +144,7 @@ class PromotionAsha(RungPolicy):
         if self._next(also=number) == number:
             return self._passes(number, epoch, len(rung))
         quota = len(rung) // self._reduction_factor
-        ranked = sorted(rung.values(), reverse=True)
-        cutoff = ranked[quota - 1] if quota else math.inf
+        cutoff = -rung.ranked[quota - 1][0] if quota else math.inf
         return Decision(
             Action.PAUSE,
             f"by ASHA at {self._name_of(epoch)}: {self._verdict(number, epoch, len(rung), cutoff)}",
@@ -165,21 +168,9 @@ class PromotionAsha(RungPolicy):
                 if last:
                     # a study of few trials still trains its best one to the end
                     quota = max(quota, 1)
-                if sum(self._passed(n, epoch) for n in rung if n != also) >= quota:
+                if rung.passed(also) >= quota:
                     continue
-                # the first trial of equals goes first
-                best = sorted(rung, key=lambda number: (-rung[number], number))[:quota]
-                for number in best:
-                    entry = self._record.entries[number]
-                    waits = entry.state is TrialState.PAUSED or number == also
-                    if waits and entry.epochs == epoch:
-                        return number
+                waiting = rung.first_waiting(also)
+                if waiting is not None and bisect_left(rung.ranked, waiting) < quota:
+                    return waiting[1]
         return None
-
-    def _passed(self, number: int, epoch: int) -> bool:
-        """Whether a trial went on after the rung at `epoch`."""
-        entry = self._record.entries[number]
-        return entry.epochs > epoch or entry.state in {
-            TrialState.RUNNING,
-            TrialState.INTERRUPTED,
-        }

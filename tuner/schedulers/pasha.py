@@ -21,19 +21,22 @@ class Pasha(PromotionAsha):
 
     def _top(self) -> int:
         """How many rungs trials may be promoted from."""
-        ladder = (*self._rungs, np.inf)
-        furthest = max((entry.epochs for entry in self._record.entries.values()), default=0)
         top = 1
         while top < len(self._rungs) and (
             # once used, a rung stays in use
-            furthest > ladder[top] or self._disagree(self._rungs[top - 1], self._rungs[top])
+            self._record.scores_at(self._rungs[top] + 1)
+            or self._disagree(self._rungs[top - 1], self._rungs[top])
         ):
             top += 1
         return top
 
     def _disagree(self, lower: int, upper: int) -> bool:
         """Whether trials are ranked differently at two epochs."""
-        above = {n: s for bracket in range(len(self._shares)) for n, s in self._of(upper, bracket)}
+        above = {
+            number: -negated
+            for bracket in range(len(self._shares))
+            for negated, number in self._rung(upper, bracket).ranked
+        }
         if len(above) < 2:
             return False
         below = {number: self._score(number, lower) for number in above}
@@ -44,9 +47,6 @@ class Pasha(PromotionAsha):
             abs(above[one] - above[other]) > epsilon
             for one, other in zip(ranked_above, ranked_below, strict=True)
         )
-
-    def _of(self, epoch: int, bracket: int) -> list[tuple[int, float]]:
-        return list(self._rung(epoch, bracket).items())
 
     def _epsilon(self, numbers: list[int], epoch: int) -> float:
         """The difference of scores that noise may explain."""

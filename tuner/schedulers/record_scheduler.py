@@ -46,10 +46,26 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         self._record = record
         self._policy = policy
         self._on_death = on_death or record.finish
+        self._waiting: list[Trial] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """The record is the state; there is nothing else to keep."""
         return {}
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Note that a trial waits for a worker."""
+        self._waiting.append(trial)
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """The newest trial that waits for a worker.
+
+        When a trial ends, Tune gives its worker to the trial that is chosen here. An older one
+        may be waiting for a worker process that is just starting; Tune would end that process and
+        start another for the newest, and where trials are shorter than the start of a process,
+        all but one worker would never come up.
+        """
+        self._waiting = [trial for trial in self._waiting if trial.status == trial.PENDING]
+        return self._waiting[-1] if self._waiting else None
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
