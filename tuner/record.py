@@ -153,10 +153,10 @@ class StudyRecord:
         numbers = sorted(number for state in states for number in self._by_state[state])
         return [self.entries[number] for number in numbers]
 
-    def scores_at(self, epoch: int) -> Mapping[int, float]:
+    def scores_at(self, epoch: int) -> dict[int, float]:
         """Score of each trial that reached an epoch, by number, in the order they came.
 
-        The mapping grows with the record, until `reload`.
+        It grows with the record, until `reload`; the record alone changes it.
         """
         return self._by_epoch.setdefault(epoch, {})
 

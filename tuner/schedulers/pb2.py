@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tuner.one_thread import one_thread
 from tuner.record import TrialState
 from tuner.schedulers.explore import HELD, perturbed
 from tuner.schedulers.pbt import PopulationTraining
@@ -57,13 +58,14 @@ class PopulationBandits(PopulationTraining):
         if not numbers or len(intervals) < 2 + encoding.size:
             return super()._explored(values, donor, epoch, rng)
         latest = sorted(intervals, key=lambda interval: interval.epoch)[-MOST_OBSERVATIONS:]
-        bandit = _Bandit(latest, encoding, self._max_epochs)
         score = self._sign * self._record.entries[donor].scores[epoch]
         running = self._record.with_state(TrialState.RUNNING, TrialState.INTERRUPTED)
-        bandit.expect([entry.values_at(entry.epochs + 1) for entry in running], score, epoch)
         kept = HELD | numbers
         base = perturbed(space, values, rng, self._settings.resample_probability, kept)
-        return bandit.choose(base, numbers, score, epoch, rng)
+        with one_thread():
+            bandit = _Bandit(latest, encoding, self._max_epochs)
+            bandit.expect([entry.values_at(entry.epochs + 1) for entry in running], score, epoch)
+            return bandit.choose(base, numbers, score, epoch, rng)
 
     def _intervals(self, entry: TrialEntry) -> list[_Interval]:
         """What each interval of a trial did to its score."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle
 from ray.exceptions import OutOfMemoryError
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuner.record import TrialState
@@ -17,7 +18,6 @@ from tuner.worker_death import WorkerOutOfMemoryError
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
-    from ray.tune.experiment import Trial
 
     from tuner.record import StudyRecord
     from tuner.schedulers.policy import Policy
@@ -64,7 +64,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         start another for the newest, and where trials are shorter than the start of a process,
         all but one worker would never come up.
         """
-        self._waiting = [trial for trial in self._waiting if trial.status == trial.PENDING]
+        self._waiting = [trial for trial in self._waiting if trial.status == Trial.PENDING]
         return self._waiting[-1] if self._waiting else None
 
     def on_trial_result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -95,5 +95,5 @@ class Rung:
         return math.isfinite(self._scores.get(number, math.nan)) and self._admits(number)
 
     @staticmethod
-    def _new(mapping: Mapping[int, float], known: int) -> list[int]:
-        return list(islice(reversed(mapping), len(mapping) - known))[::-1]
+    def _new(scores: dict[int, float], known: int) -> list[int]:
+        return list(islice(reversed(scores), len(scores) - known))[::-1]

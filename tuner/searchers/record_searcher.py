@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 from tuner.confirm import CASES
 from tuner.constraints import VIOLATION
 from tuner.failures import end_trial
+from tuner.one_thread import one_thread
 from tuner.record import TrialState
 from tuner.searchers.view import Proposal, SearchView
 from tuner.warm_start import LearningRecord, best_point
@@ -152,16 +153,16 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         if number < len(self._first):
             name, values = self._first[number]
             return self._record.propose(values, name)
-        proposed = self._propose(
-            SearchView(
-                self._known,
-                number,
-                self._spec.search.seed,
-                self._default,
-                self._rungs,
-                self._spec.further_metrics,
-            )
+        view = SearchView(
+            self._known,
+            number,
+            self._spec.search.seed,
+            self._default,
+            self._rungs,
+            self._spec.further_metrics,
         )
+        with one_thread():
+            proposed = self._propose(view)
         if proposed is None:
             self._exhausted = True
             return None
