@@ -17,6 +17,9 @@ RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # a study goes on from its record: Tune's own state, which it would write anew every 10 s with
+    # all trials in it, is never read
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10 * 365 * 24 * 3600),
     # the view tells how a trial failed, and its error.txt has the traceback
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # Ctrl-C is handled here, where it can be told apart from the end of the study

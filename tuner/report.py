@@ -153,8 +153,10 @@ class StudyView(Callback):  # type: ignore[misc]
 
     def _line(self, entry: TrialEntry, text: str, *, always: bool = False) -> None:
         if self._live is None:
-            # `Console.print` would take a millisecond for the colours that a file has not
-            self._console.out(f"[{self._clock()}] trial {entry.number:>3}  {text}", highlight=False)
+            if not self._console.quiet:
+                # `Console.print` takes a millisecond for the colours that a file has not
+                line = f"[{self._clock()}] trial {entry.number:>3}  {text}"
+                print(line, file=self._console.file, flush=True)
         elif always:
             style = STYLES[entry.state]
             self._live.console.print(f"[{style}]trial {entry.number}[/] {text}")

@@ -36,7 +36,7 @@ from tuner.record import StudyRecord
 from tuner.report import StudyView
 from tuner.resources import TrialResources
 from tuner.schedulers import build_policy
-from tuner.searchers import build_searcher
+from tuner.searchers import TRIAL_NUMBER, build_searcher
 from tuner.settings import SearchSettings
 from tuner.spec import parse_spec
 from tuner.stopping import StudyStopper
@@ -97,6 +97,29 @@ class Trivial(tune.Trainable):  # type: ignore[misc]
         return result
 
 
+class Promoted(Trivial):
+    """A trial of ours that goes on where it was when it paused, as `TrialTrainable` does."""
+
+    def setup(self, config: dict[str, Any], folder: Path) -> None:  # type: ignore[override]
+        """Begin a trial."""
+        self._folder = folder
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on after the last report."""
+        super().reset_config(new_config)
+        self._checkpoint = self._folder / str(new_config[TRIAL_NUMBER])
+        if self._checkpoint.is_file():
+            self._epoch = int(self._checkpoint.read_text())
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One report, which a later run of the trial goes on after."""
+        result = super().step()
+        self._checkpoint.write_text(str(self._epoch))
+        return result
+
+
 class Improving(Trivial):
     """Every trial is better than those before it."""
 
@@ -141,13 +164,17 @@ def ours(trials: int, folder: Path, trainable: type[Trivial], searcher: str) -> 
     spec = parse_spec(text, source="overhead.yaml")
     record = StudyRecord(folder, spec.space, spec.mode)
     resources = TrialResources(cpu=1, gpu=0, max_concurrent=WORKERS)
+    trial: Any = trainable
+    if trainable is Trivial:
+        (folder / "trials").mkdir()
+        trial = tune.with_parameters(Promoted, folder=folder / "trials")
     with (folder / "log.txt").open("w") as log:
         view = StudyView(record, spec, folder, resources, None, Console(file=log))
         policy = build_policy(record, spec)
         proposes = build_searcher(record, spec, policy)
         stopper = StudyStopper(None)
         with view:
-            assemble(record, spec, trainable, proposes, policy, resources, [view], stopper).fit()
+            assemble(record, spec, trial, proposes, policy, resources, [view], stopper).fit()
     record.close()
     entries = record.entries.values()
     assert len(entries) == trials
@@ -157,7 +184,13 @@ def ours(trials: int, folder: Path, trainable: type[Trivial], searcher: str) -> 
 
 def run(name: str, kind: str, trials: int, folder: Path) -> int:
     """One study of a contender; how many reports there were."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0" if name == LOGGED else "1"
+    if name in {OURS_RANDOM, OURS_DEFAULT}:
+        os.environ.update(RAY_SETTINGS)
+    else:
+        for variable in RAY_SETTINGS:
+            os.environ.pop(variable, None)
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # no tables in either
+        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0" if name == LOGGED else "1"
     trainable = Improving if kind == TO_THE_END else Trivial
     if name == OURS_RANDOM:
         return ours(trials, folder, trainable, "random")
