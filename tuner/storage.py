@@ -69,6 +69,7 @@ class TransactionalStorage(RDBStorage):
         self._durable = False
         self._failure: StudyError | None = None
         self._writer: sqlite3.Connection | None = None
+        self._level = ""
         if path.is_file() and path.stat().st_size:
             _check_integrity(path)
         try:
@@ -139,7 +140,10 @@ class TransactionalStorage(RDBStorage):
         try:
             writer = self._open_writer()
             # FULL syncs the log with each commit, NORMAL leaves that to the next one
-            writer.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+            level = "FULL" if self._durable else "NORMAL"
+            if level != self._level:
+                writer.execute(f"PRAGMA synchronous = {level}")
+                self._level = level
             writer.execute("BEGIN IMMEDIATE")
             for statement, values in self._pending:
                 writer.execute(statement, values)
@@ -163,7 +167,7 @@ class TransactionalStorage(RDBStorage):
             mode = "delete" if _on_network_file_system(self._path) else "wal"
             writer.execute(f"PRAGMA journal_mode = {mode}")
             writer.execute(_DECISIONS)
-            self._writer = writer
+            self._writer, self._level = writer, ""
         return self._writer
 
     def _write(self, statement: str, *values: Any) -> None:

@@ -108,11 +108,7 @@ class StoppingAsha(RungPolicy):
             return GO_ON
         score = self._score(number, epoch)
         rung = self._rung(epoch, self.bracket(number))
-        cutoff = (
-            float(np.quantile(rung.scores(), 1 - 1 / self._reduction_factor))
-            if len(rung)
-            else math.nan
-        )
+        cutoff = rung.quantile(1 - 1 / self._reduction_factor)
         if math.isfinite(score) and score >= cutoff:
             return self._passes(number, epoch, len(rung))
         verdict = self._verdict(number, epoch, len(rung), cutoff)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tuner.record import TrialState
 
 if TYPE_CHECKING:
@@ -62,9 +64,17 @@ class Rung:
         self._went_on.update(filter(self._belongs, self._new(self._later, self._num_later)))
         self._num_later = len(self._later)
 
-    def scores(self) -> list[float]:
-        """Scores of the trials, greater is better, the best first."""
-        return [-negated for negated, _ in self.ranked]
+    def quantile(self, share: float) -> float:
+        """The score that a share of the scores is below, between two of them by `numpy.quantile`.
+
+        NaN for no scores.
+        """
+        if not self.ranked:
+            return math.nan
+        below, weight = divmod((len(self.ranked) - 1) * share, 1.0)
+        # of the whole list, `numpy.quantile` looks at these two
+        places = (-1 - int(below), -1 - min(int(below) + 1, len(self.ranked) - 1))
+        return float(np.quantile([-self.ranked[place][0] for place in places], weight))
 
     def passed(self, also: int | None) -> int:
         """How many trials went on after this rung; `also`, which is being judged, did not yet."""

@@ -1,8 +1,10 @@
 """Learning curves of a small D-Former, looked up between the configurations that were trained.
 
 learning_curves.csv holds the validation Dice of 256 configurations by epoch (make_curves.py). A
-curve is split into what is steady, its mean over five epochs, and what is not, whose standard
-deviation is that of the noise. Both are interpolated over configurations by kernel regression
+curve is split into what is steady, its mean over five epochs, and what is not. The noise of a
+score is drawn from the latter, around the same epoch: it falls with the learning rate, to a tenth
+and less, and a training that collapses now and then falls below its mean more than it rises above.
+Steady curves are interpolated over configurations by kernel regression
 (Nadaraya and Watson, 1964) on the encoded configuration, with a precision a field. The
 precisions below have the least leave-one-out error, which `fitted_precisions` finds and
 `leave_one_out` measures.
@@ -61,7 +63,7 @@ class LearningCurves:
     Attributes:
         vectors: Encoded configurations of the table.
         steady: Their curves without noise.
-        noise: Standard deviation of the noise of each.
+        noise: What the scores differ by from those.
         diverged_at: Epoch at which each diverged, infinite for never.
     """
 
@@ -84,10 +86,10 @@ class LearningCurves:
         self.scores = np.array([[*c, *[0.0] * (self.epochs - len(c))] for c in curves])
         self.steady = np.stack([_steady(curve) for curve in self.scores])
         # a mean over the window holds a share of the noise itself
-        self.noise = (self.scores - self.steady).std(axis=1) / math.sqrt(1 - 1 / WINDOW)
+        self.noise = (self.scores - self.steady) / math.sqrt(1 - 1 / WINDOW)
         names = list(self._space.domains)
         self._scales = np.sqrt([PRECISIONS[names[field]] for field in self._encoding.fields])
-        self._known: dict[str, tuple[Any, float, float]] = {}
+        self._known: dict[str, tuple[Any, Any, float]] = {}
         self.best = self._best()
 
     @property
@@ -110,8 +112,11 @@ class LearningCurves:
         luck = random.Random(f"{seed} {key}")
         if luck.random() < UNLUCKY and epoch > luck.random() * self.epochs:
             return math.nan
-        noise = self._look_up(values)[1] * np.random.default_rng((seed, key, epoch)).normal()
-        return self.true(values, epoch) + float(noise)
+        rng = np.random.default_rng((seed, key, epoch))
+        half = WINDOW // 2
+        near = rng.choice(len(self.noise), p=self._look_up(values)[1])
+        at = np.clip(epoch - 1 + rng.integers(-half, half + 1), 0, self.epochs - 1)
+        return self.true(values, epoch) + float(self.noise[near, at])
 
     def seconds(self, values: Mapping[str, Any]) -> float:
         """Seconds of an epoch, from 0.7 to 1.3, by chance.
@@ -120,15 +125,15 @@ class LearningCurves:
         """
         return 0.7 + 0.6 * random.Random(repr(sorted(values.items()))).random()
 
-    def _look_up(self, values: Mapping[str, Any]) -> tuple[Any, float, float]:
-        """Curve, noise, and the epoch at which training diverges, of a configuration."""
+    def _look_up(self, values: Mapping[str, Any]) -> tuple[Any, Any, float]:
+        """Curve, share of each trained configuration in it, and the epoch at which training diverges, of a configuration."""
         taken = {name: value for name, value in values.items() if name in self._space.domains}
         key = repr(sorted(taken.items()))
         if key not in self._known:
             weights = self._weights(self._encoding.encode(taken)[None])[0]
             fails = np.isfinite(self.diverged_at)
             at = self.diverged_at[weights.argmax()] if weights[fails].sum() > 0.5 else math.inf
-            self._known[key] = (weights @ self.steady, float(weights @ self.noise), float(at))
+            self._known[key] = (weights @ self.steady, weights, float(at))
         return self._known[key]
 
     def _weights(self, vectors: Any) -> Any:
