@@ -126,7 +126,7 @@ class LearningCurves:
         return 0.7 + 0.6 * random.Random(repr(sorted(values.items()))).random()
 
     def _look_up(self, values: Mapping[str, Any]) -> tuple[Any, Any, float]:
-        """Curve, share of each trained configuration in it, and the epoch at which training diverges, of a configuration."""
+        """Curve of a configuration, shares of those trained in it, epoch at which it diverges."""
         taken = {name: value for name, value in values.items() if name in self._space.domains}
         key = repr(sorted(taken.items()))
         if key not in self._known:
