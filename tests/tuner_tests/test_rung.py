@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from ray.tune.experiment import Trial
 
-from tuner.record import StudyRecord, TrialState
+from tuner.record import StudyRecord, TrialEntry, TrialState
 from tuner.schedulers import Policy, PromotionAsha, RecordScheduler
 from tuner.schedulers.rung import Rung
 from tuner.space import Space, Uniform
@@ -85,7 +85,6 @@ def test_the_next_trial_is_that_of_the_record_alone(
     policy = PromotionAsha(record, RUNGS, FACTOR, brackets=2, seed=3)
     for action, pick, score in steps:
         running = record.with_state(TrialState.RUNNING)
-        chosen = running[pick % len(running)] if running else None
         if action == "new":
             add(record)
         elif action == "promote":
@@ -93,22 +92,27 @@ def test_the_next_trial_is_that_of_the_record_alone(
             assert policy.promote(last=pick == 0) == expected
             if expected is not None:
                 record.running(expected)
-        elif chosen is None:
-            continue
-        elif action == "report" and chosen.epochs < 5:
-            record.report(chosen.number, chosen.epochs + 1, score, {}, 1.0)
-            at_rung = chosen.epochs in RUNGS[policy.bracket(chosen.number) :]
-            if at_rung and math.isfinite(score):
-                goes_on = next_by_hand(record, policy, chosen.number, last=False) == chosen.number
-                assert (policy.judge(chosen.number, chosen.epochs).action == "continue") == goes_on
-        elif action == "pause":
-            record.pause(chosen.number, "it waits")
-        elif action == "fail":
-            record.finish(chosen.number, TrialState.FAILED, "it broke")
-        elif action == "interrupt":
-            record.interrupt(chosen.number, "cut off")
+        elif running:
+            happens(record, policy, running[pick % len(running)], action, score)
         fresh = PromotionAsha(record, RUNGS, FACTOR, brackets=2, seed=3)
         assert policy.promote() == fresh.promote()
+
+
+def happens(
+    record: StudyRecord, policy: PromotionAsha, entry: TrialEntry, action: str, score: float
+) -> None:
+    """What becomes of a running trial."""
+    if action == "pause":
+        record.pause(entry.number, "it waits")
+    elif action == "fail":
+        record.finish(entry.number, TrialState.FAILED, "it broke")
+    elif action == "interrupt":
+        record.interrupt(entry.number, "cut off")
+    elif entry.epochs < 5:
+        record.report(entry.number, entry.epochs + 1, score, {}, 1.0)
+        if entry.epochs in RUNGS[policy.bracket(entry.number) :] and math.isfinite(score):
+            goes_on = next_by_hand(record, policy, entry.number, last=False) == entry.number
+            assert (policy.judge(entry.number, entry.epochs).action == "continue") == goes_on
 
 
 @given(
