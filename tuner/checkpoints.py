@@ -4,7 +4,8 @@ A trial that may go on keeps its best and its last checkpoint. Of those that hav
 `keep` trials do; the others lost, and theirs are removed as soon as the record says so. Above
 the disk budget, ended trials lose their last checkpoints and then their best, the worst trial
 first. The winner's are never removed. Checkpoints that trials of a population keep for each other
-(`epoch-00010.ckpt`) are removed when every trial has come further.
+(`epoch-00010.ckpt`) are removed when every trial has come further. Of a confirmation, the best
+trial of each configuration keeps its own.
 """
 
 from __future__ import annotations
@@ -147,12 +148,21 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
                 path.unlink()
 
     def _remove(self, number: int, names: Sequence[str]) -> int:
-        """Bytes that removing a trial's checkpoints made free."""
-        folder = trial_folder(self._folder, number)
-        freed = 0
-        for name in names:
-            # with those that were left partly written, or found damaged
-            for path in folder.glob(f"{name}*"):
-                freed += path.stat().st_size
-                path.unlink()
-        return freed
+        return remove_checkpoints(self._folder, number, names)
+
+
+def remove_checkpoints(
+    study_folder: Path, number: int, names: Sequence[str] = CHECKPOINT_FILES
+) -> int:
+    """Remove a trial's checkpoints, with those left partly written or found damaged.
+
+    Returns:
+        Bytes that this made free.
+    """
+    folder = trial_folder(study_folder, number)
+    freed = 0
+    for name in names:
+        for path in folder.glob(f"{name}*"):
+            freed += path.stat().st_size
+            path.unlink()
+    return freed

@@ -22,13 +22,14 @@ from ray.tune.stopper import CombinedStopper, Stopper
 from training.durable_write import write_durably
 from tuner.assembly import RAY_FOLDER, assemble
 from tuner.budget import BudgetStopper, check_gpu_hours, spent_budget
-from tuner.checkpoints import CheckpointKeeper
+from tuner.checkpoints import CheckpointKeeper, remove_checkpoints
 from tuner.cluster import ray_cluster
 from tuner.confirm import (
     CONFIRM_FOLDER,
     Candidate,
     candidates,
     confirm_record,
+    confirmed_configs,
     is_confirmed,
     missing,
 )
@@ -264,6 +265,7 @@ def _confirm(
     folder.mkdir(exist_ok=True)
     confirmation = StudyRecord(folder, spec.space, spec.mode)
     if is_confirmed(study.record, confirmation, spec):
+        confirmation.close()
         return
     trials = len(confirmation.entries) + len(missing(confirmation, chosen, spec))
     search = spec.search.model_copy(update={"num_trials": trials, "time_budget": None})
@@ -275,6 +277,11 @@ def _confirm(
     confirmation.interrupt_running(confirmation.halted or stopper.reason)
     if confirmation.halted:
         study.record.halt(confirmation.halted)
+    if is_confirmed(study.record, confirmation, spec):
+        configs = confirmed_configs(study.record, confirmation, spec)
+        kept = {config.trials[0].number for config in configs}
+        for number in confirmation.entries.keys() - kept:
+            remove_checkpoints(folder, number)
     confirmation.close()
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from training.data import PreprocessedDataset
 from tuner.cli import main
-from tuner.confirm import CASES, SEED, confirm_record
+from tuner.confirm import CASES, SEED, confirm_record, confirmed_configs
 from tuner.record import TrialState
 from tuner.study import Study, open_study
 
@@ -104,6 +104,10 @@ def test_the_winner_is_confirmed_on_cases_that_selected_nothing(
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert config["seed"] == entry.notes[SEED]
     assert {entry.notes[SEED] for entry in confirmation.entries.values()} == {1, 2}
+    configs = confirmed_configs(study.record, confirmation, study.spec)
+    kept = {int(path.parent.name) for path in study.folder.glob("confirm/trials/*/best.ckpt")}
+    assert kept == {config.trials[0].number for config in configs}
+    assert len(kept) < len(confirmation.entries)
     where = ["--studies-dir", str(study.folder.parent)]
     assert main(["status", "goals", *where]) == 0
     assert "confirm" in capsys.readouterr().out
