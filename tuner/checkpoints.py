@@ -20,6 +20,7 @@ from ray.tune import Callback
 from tuner.pareto import Objectives, pareto_front
 from tuner.searchers import TRIAL_NUMBER
 from tuner.trial import CHECKPOINT_FILES, LAST_FILE, SNAPSHOT_PATTERN, TRIALS_FOLDER, trial_folder
+from tuner.trial_entry import sign_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -99,7 +100,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         if best is None:
             self._remove(entry.number, CHECKPOINT_FILES)
             return
-        sign = 1 if self._record.mode == "max" else -1
+        sign = sign_of(self._record.mode)
         insort(self._kept, (-sign * best[1], entry.number))
         # only ended trials are ranked: a place that is lost is lost for good
         losers = self._kept[self._settings.keep :]

@@ -17,6 +17,7 @@ import numpy as np
 
 from tuner.confirm_statistics import Comparison, Interval, compare, interval
 from tuner.record import StudyRecord, TrialEntry
+from tuner.trial_entry import sign_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -63,7 +64,7 @@ def candidates(record: StudyRecord, spec: StudySpec) -> list[Candidate]:
     """The best trials of the search, and the default config."""
     assert spec.confirm is not None
     default = spec.default_point()
-    sign = -1.0 if record.mode == "max" else 1.0
+    sign = -sign_of(record.mode)
     scored = [
         (sign * best[1], entry.number)
         for entry in record.entries.values()
@@ -145,7 +146,7 @@ def confirmed_configs(
     known = [config for config in found if config is not None]
     default = next((config for config in known if config.candidate.is_default), None)
     compared = [_compared(config, default) for config in known]
-    sign = -1.0 if record.mode == "max" else 1.0
+    sign = -sign_of(record.mode)
     return sorted(compared, key=lambda config: sign * config.validation)
 
 
@@ -179,7 +180,7 @@ def _judged(candidate: Candidate, confirmation: StudyRecord) -> ConfirmedConfig 
         for entry in mine
         if entry.notes.get(CASES) and (best := entry.best(confirmation.mode)) is not None
     }
-    sign = -1.0 if confirmation.mode == "max" else 1.0
+    sign = -sign_of(confirmation.mode)
     trials = [confirmation.entries[n] for n in sorted(scored, key=lambda n: sign * scored[n])]
     if not trials:
         return None

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from tuner.trial_entry import sign_of
+
 if TYPE_CHECKING:
     from tuner.record import TrialEntry
 
@@ -21,7 +23,7 @@ def metric_values(entry: TrialEntry, objectives: Objectives) -> tuple[float, ...
 
 def dominates(one: Sequence[float], other: Sequence[float], objectives: Objectives) -> bool:
     """Whether `one` is nowhere worse than `other`, and somewhere better."""
-    signs = [1.0 if mode == "max" else -1.0 for _, mode in objectives]
+    signs = [sign_of(mode) for _, mode in objectives]
     gains = [sign * (a - b) for sign, a, b in zip(signs, one, other, strict=True)]
     return min(gains) >= 0 and max(gains) > 0
 
@@ -43,7 +45,7 @@ def pareto_front(entries: Iterable[TrialEntry], objectives: Objectives) -> list[
         for values, entry in known
         if not any(dominates(other, values, objectives) for other, _ in known)
     ]
-    sign = -1.0 if objectives[0][1] == "max" else 1.0
+    sign = -sign_of(objectives[0][1])
     return [
         entry for _, entry in sorted(front, key=lambda pair: (sign * pair[0][0], pair[1].number))
     ]

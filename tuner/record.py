@@ -27,7 +27,7 @@ from tuner.distributions import distribution_of, restored_values, stored_values
 from tuner.errors import StudyError
 from tuner.lineage import LINEAGE, Inheritance
 from tuner.storage import TransactionalStorage, refuse_lost_record, unreadable
-from tuner.trial_entry import DecisionEntry, TrialEntry, TrialState, epochs_spent
+from tuner.trial_entry import DecisionEntry, TrialEntry, TrialState, epochs_spent, sign_of
 
 if TYPE_CHECKING:
     from tuner.space import Space
@@ -169,7 +169,7 @@ class StudyRecord:
         ]
         if not scored:
             return None
-        sign = 1 if self.mode == "max" else -1
+        sign = sign_of(self.mode)
         return max(scored, key=lambda pair: (sign * pair[0], -pair[1].number))[1]
 
     def propose(

@@ -115,7 +115,7 @@ class TrialEntry:
         finite = {epoch: score for epoch, score in self.scores.items() if math.isfinite(score)}
         if not finite:
             return None
-        sign = 1 if mode == "max" else -1
+        sign = sign_of(mode)
         epoch = max(sorted(finite), key=lambda epoch: sign * finite[epoch])
         return epoch, finite[epoch]
 
@@ -123,3 +123,8 @@ class TrialEntry:
 def epochs_spent(entries: Iterable[TrialEntry]) -> int:
     """Epochs trained over `entries`."""
     return sum(entry.epochs for entry in entries)
+
+
+def sign_of(mode: str) -> float:
+    """Factor that makes a greater score the better one."""
+    return 1.0 if mode == "max" else -1.0

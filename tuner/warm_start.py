@@ -18,6 +18,7 @@ from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
 from tuner.distributions import restored_values, stored_values
 from tuner.record import StudyRecord, TrialEntry, TrialState
+from tuner.trial_entry import sign_of
 
 if TYPE_CHECKING:
     from tuner.space import Space
@@ -161,7 +162,7 @@ def read_imported(folder: Path, space: Space) -> dict[int, TrialEntry]:
 
 def best_point(imported: Mapping[int, TrialEntry], mode: str) -> dict[str, Any] | None:
     """Values of the imported trial with the best score, None if none has a score."""
-    sign = 1.0 if mode == "max" else -1.0
+    sign = sign_of(mode)
     scored = [
         (sign * best[1], entry.number)
         for entry in imported.values()

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from tuner.trial_entry import sign_of
+
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
 
@@ -43,7 +45,7 @@ class Policy:
 
     def __init__(self, record: StudyRecord) -> None:
         self._record = record
-        self._sign = 1.0 if record.mode == "max" else -1.0
+        self._sign = sign_of(record.mode)
 
     def judge(self, number: int, epoch: int) -> Decision:
         """Decide on a trial whose score at `epoch` was just recorded."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tuner.record import TrialState
+from tuner.trial_entry import sign_of
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
@@ -37,7 +38,7 @@ class Rung:
         self._record = record
         self._epoch = epoch
         self._admits = admits
-        self._sign = 1.0 if record.mode == "max" else -1.0
+        self._sign = sign_of(record.mode)
         self._scores = record.scores_at(epoch)
         self._later = record.scores_at(epoch + 1)
         self._num_scores = self._num_later = 0

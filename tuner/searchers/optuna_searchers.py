@@ -19,6 +19,7 @@ from tuner.distributions import distribution_of, stored_values
 from tuner.searchers.learning import ranks_by_rung
 from tuner.searchers.view import Proposal
 from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform
+from tuner.trial_entry import sign_of
 
 if TYPE_CHECKING:
     from tuner.record import TrialEntry
@@ -129,7 +130,7 @@ def _show(
 
 def _signed_values(entries: Sequence[TrialEntry], metric: str, mode: str) -> dict[int, float]:
     """A metric of each trial's best epoch, greater is better; the worst where it is missing."""
-    sign = 1.0 if mode == "max" else -1.0
+    sign = sign_of(mode)
     values = {entry.number: sign * entry.metrics.get(metric, math.nan) for entry in entries}
     worst = min((value for value in values.values() if math.isfinite(value)), default=0.0)
     return {number: value if math.isfinite(value) else worst for number, value in values.items()}

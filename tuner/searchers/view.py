@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuner.searchers.encoding import SpaceEncoding
+from tuner.trial_entry import sign_of
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord, TrialEntry
@@ -51,7 +52,7 @@ class SearchView:
     @property
     def sign(self) -> float:
         """Factor that makes a greater score the better one."""
-        return 1.0 if self.record.mode == "max" else -1.0
+        return sign_of(self.record.mode)
 
     def trial_seed(self) -> int:
         """Seed of this proposal: of the study's seed and the trial's number."""
