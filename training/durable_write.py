@@ -30,11 +30,16 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
         raise
     # the name itself is part of the folder
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names of the files of a folder on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def write_durably(path: Path, text: str) -> None:

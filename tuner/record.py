@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
@@ -88,13 +89,13 @@ class StudyRecord:
             self._durable_storage.reload()
         try:
             # the name inside stays what it was when the folder is renamed or moved
-            studies = self._storage.get_all_studies()
-            direction = StudyDirection.MAXIMIZE if self.mode == "max" else StudyDirection.MINIMIZE
-            self._study_id = (
-                studies[0]._study_id
-                if studies
-                else self._storage.create_new_study([direction], self.folder.name)
-            )
+            if not self._storage.get_all_studies():
+                maximize = self.mode == "max"
+                direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
+                # another process may make it just now
+                with suppress(DuplicatedStudyError):
+                    self._storage.create_new_study([direction], self.folder.name)
+            self._study_id = self._storage.get_all_studies()[0]._study_id
             frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
         except (SQLAlchemyError, RuntimeError) as error:
             raise unreadable(self.folder / DATABASE, error) from error

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from training.durable_write import PARTIAL, sync_folder
 from tuner.errors import StudyError
 
 BUSY_SECONDS = 60.0
@@ -70,13 +71,15 @@ class TransactionalStorage(RDBStorage):
         self._failure: StudyError | None = None
         self._writer: sqlite3.Connection | None = None
         self._level = ""
-        if path.is_file() and path.stat().st_size:
-            _check_integrity(path)
         try:
+            if path.is_file() and path.stat().st_size:
+                _check_integrity(path)
+            else:
+                _create(path)
             super().__init__(
                 f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}}
             )
-        except (SQLAlchemyError, RuntimeError) as error:
+        except (SQLAlchemyError, RuntimeError, OSError) as error:
             raise unreadable(path, error) from error
         self.reload()
 
@@ -272,6 +275,31 @@ def refuse_lost_record(path: Path) -> None:
     lost = not path.is_file() or not path.stat().st_size
     if lost and any((path.parent / "trials").glob("*")):
         raise unreadable(path, ValueError("it is gone or empty, but the study has trials"))
+
+
+def _create(path: Path) -> None:
+    """Make the file with Optuna's tables at one stroke.
+
+    Another process may look at the study just then, and would begin to make them as well.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    partial.unlink(missing_ok=True)
+    try:
+        tables = RDBStorage(f"sqlite:///{partial}")
+        tables.scoped_session.remove()
+        tables.engine.dispose()
+        if path.is_file() and not path.stat().st_size:
+            path.unlink()
+        try:
+            # unlike a rename, it leaves a file alone that has come meanwhile
+            path.hardlink_to(partial)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system that knows no links
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def _check_integrity(path: Path) -> None:

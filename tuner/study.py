@@ -265,6 +265,7 @@ def _confirm(
     folder.mkdir(exist_ok=True)
     confirmation = StudyRecord(folder, spec.space, spec.mode)
     if is_confirmed(study.record, confirmation, spec):
+        _keep_confirmed(study, confirmation, spec)
         confirmation.close()
         return
     trials = len(confirmation.entries) + len(missing(confirmation, chosen, spec))
@@ -278,11 +279,16 @@ def _confirm(
     if confirmation.halted:
         study.record.halt(confirmation.halted)
     if is_confirmed(study.record, confirmation, spec):
-        configs = confirmed_configs(study.record, confirmation, spec)
-        kept = {config.trials[0].number for config in configs}
-        for number in confirmation.entries.keys() - kept:
-            remove_checkpoints(folder, number)
+        _keep_confirmed(study, confirmation, spec)
     confirmation.close()
+
+
+def _keep_confirmed(study: Study, confirmation: StudyRecord, spec: StudySpec) -> None:
+    """Remove the checkpoints of a confirmation but those of each configuration's best trial."""
+    configs = confirmed_configs(study.record, confirmation, spec)
+    kept = {config.trials[0].number for config in configs}
+    for number in confirmation.entries.keys() - kept:
+        remove_checkpoints(confirmation.folder, number)
 
 
 def _tune(

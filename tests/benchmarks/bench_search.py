@@ -8,12 +8,12 @@ What is counted is the epochs spent until the best checkpoint in hand is truly a
 the best known, and as 95 % of it: 99 % of the best learning curve is reached in a twenty
 thousandth of its space, and by nobody within these budgets. A study may spend FULL_TRAININGS full
 trainings, or so many that every worker could do 1.5, and random search ten times that; one that
-spends them without a good checkpoint counts with all of them, so its ratios are bounds; where
-that is more than half of the studies of both, they count as equal. The searcher was made with
-the first seeds, so the default starts at FIRST_SEED. Studies that the log beside the file of --json
-has (.jsonl) are not simulated again, so a run may be cut off and gone on with: remove the log
-after a change of a searcher or scheduler. Syne Tune is measured where SYNE_TUNE_PYTHON names an
-interpreter that has it.
+spends them without a good checkpoint counts with all of them. A ratio is a bound where half of the
+studies of one of the two end so (> or <), and there is none where half of both do. The searcher
+was made with the first seeds, so the default starts at FIRST_SEED. Studies that the log beside
+the file of --json has (.jsonl) are not simulated again, so a run may be cut off and gone on with:
+remove the log after a change of a searcher or scheduler. Syne Tune is measured where
+SYNE_TUNE_PYTHON names an interpreter that has it.
 """
 
 from __future__ import annotations
@@ -142,22 +142,30 @@ def summary(studies: list[dict[str, Any]]) -> dict[Cell, dict[str, float]]:
             peer = found.get((name, workers, other))
             for percent in TARGETS if peer is not None else ():
                 assert peer is not None
+                # neither came there: their budgets say nothing
+                known = max(peer[f"reached_{percent}"], row[f"reached_{percent}"]) > 0.5
                 ratio = peer[f"median_{percent}"] / row[f"median_{percent}"]
-                row[f"{other} / it, {percent}"] = ratio
+                row[f"{other} / it, {percent}"] = ratio if known else math.nan
     return found
 
 
 def efficiency(found: dict[Cell, dict[str, float]], contender: str) -> dict[str, float]:
-    """Share of the speed-up that more workers could bring at most, from fewest to most."""
+    """Share of the speed-up that more workers could bring at most, from fewest to most.
+
+    Of those problems whose target most studies reached with either.
+    """
     shares = {}
     for name in {cell[0] for cell in found}:
         for percent in TARGETS:
-            seconds = {
-                workers: row[f"seconds_{percent}"]
+            rows = {
+                workers: row
                 for (problem, workers, other), row in found.items()
                 if (problem, other) == (name, contender)
             }
-            few, many = min(seconds), max(seconds)
+            few, many = min(rows), max(rows)
+            if min(rows[few][f"reached_{percent}"], rows[many][f"reached_{percent}"]) <= 0.5:
+                continue
+            seconds = {workers: row[f"seconds_{percent}"] for workers, row in rows.items()}
             shares[f"{name}, {percent} %"] = seconds[few] * few / (seconds[many] * many)
     return shares
 
@@ -177,11 +185,27 @@ def table(found: dict[Cell, dict[str, float]], percent: int, title: str) -> Tabl
             name, str(workers), contender, f"{more}{r[f'median_{percent}']:.0f}",
             f"{r[f'lower_{percent}']:.0f}-{r[f'upper_{percent}']:.0f}",
             f"{r[f'reached_{percent}']:.0%}", f"{r['score']:.3f}",
-            f"{r.get(f'{RANDOM} / it, {percent}', math.nan):.2f}",
-            f"{r.get(f'{STOCK} / it, {percent}', math.nan):.2f}",
+            *(_ratio(found, (name, workers), r, other, percent) for other in (RANDOM, STOCK)),
             f"{r['idle']:.1%}", f"{r['trials']:.0f}",
         )  # fmt: skip
     return shown
+
+
+def _ratio(
+    found: dict[Cell, dict[str, float]],
+    where: tuple[str, int],
+    row: dict[str, float],
+    other: str,
+    percent: int,
+) -> str:
+    """Epochs of another contender by those of a row, > or < where it is a bound."""
+    ratio = row.get(f"{other} / it, {percent}", math.nan)
+    if math.isnan(ratio):
+        return "-"
+    peer = found[(*where, other)]
+    if peer[f"reached_{percent}"] <= 0.5:
+        return f">{ratio:.2f}"
+    return f"{'<' if row[f'reached_{percent}'] <= 0.5 else ''}{ratio:.2f}"
 
 
 def main() -> None:
@@ -213,8 +237,11 @@ def main() -> None:
         Console(width=150).print(table(found, percent, title))
         for other in {STOCK, RANDOM} & set(options.contenders):
             ratios = [r[f"{other} / it, {percent}"] for c, r in found.items() if c[2] == OURS]
-            print(f"{percent} %: {other} / {OURS}: geometric mean "
-                  f"{statistics.geometric_mean(ratios):.2f}, least {min(ratios):.2f}")  # fmt: skip
+            known = [ratio for ratio in ratios if not math.isnan(ratio)]
+            if known:
+                print(f"{percent} %: {other} / {OURS}: geometric mean "
+                      f"{statistics.geometric_mean(known):.2f}, least {min(known):.2f} "
+                      f"of {len(known)} cells that either reached")  # fmt: skip
     shares = {contender: efficiency(found, contender) for contender in options.contenders}
     few, many = min(options.workers), max(options.workers)
     for contender, share in shares.items() if few < many else ():

@@ -92,7 +92,9 @@ def ours(space: Path, trials: int, folder: Path) -> tuple[list[float], list[floa
             if decision.trial == number and decision.action in {"proposed", "promoted", "resumed"}
         ]
         begun = [line.split() for line in path.read_text().splitlines()]
-        for at, (began, process) in zip(scheduled, begun, strict=True):
+        for began, process in begun:
+            # a run that failed before its first batch has no line
+            at = max(time for time in scheduled if time <= float(began))
             starts.append((float(began), float(began) - at, process))
     record.close()
     return _first_and_later(starts)

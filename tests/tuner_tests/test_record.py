@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import multiprocessing
 import random
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from tuner.errors import StudyError
 from tuner.record import DecisionEntry, StudyRecord, TrialEntry, TrialState, epochs_spent
 from tuner.schedulers import RecordScheduler, build_policy
 from tuner.searchers import build_searcher, report_result
-from tuner.space import Space
+from tuner.space import Space, Uniform
 from tuner.spec import StudySpec, parse_spec
 from tuner.storage import TransactionalStorage
 
@@ -209,12 +210,21 @@ def test_a_decision_is_synced_and_a_score_alone_is_not(tmp_path: Path, space: Sp
     statements: list[str] = []
     storage._open_writer().set_trace_callback(statements.append)
 
-    def syncs() -> list[str]:
-        commits = [line for line in statements if line.startswith(("PRAGMA sync", "COMMIT"))]
-        statements.clear()
-        return commits
+    level = ""
 
-    durable, later = ([f"PRAGMA synchronous = {mode}", "COMMIT"] for mode in ("FULL", "NORMAL"))
+    def syncs() -> list[str]:
+        """The level that each commit had."""
+        nonlocal level
+        levels = []
+        for line in statements:
+            if line.startswith("PRAGMA synchronous = "):
+                level = line.rpartition(" ")[2]
+            elif line == "COMMIT":
+                levels.append(level)
+        statements.clear()
+        return levels
+
+    durable, later = ["FULL"], ["NORMAL"]
     propose(record)
     assert syncs() == durable
     record.report(0, 1, 0.5, {"val_dice": 0.5}, 1.0)
@@ -393,3 +403,28 @@ def test_a_driver_killed_at_any_commit_decides_the_same(tmp_path: Path, variant:
         assert trace(resumed) == trace(expected), (die_at, written)
         assert resumed.entries == expected.entries
     assert killed > 15
+
+
+def open_record(folder: Path, barrier: Any) -> None:
+    """In a process of its own: open the record at the same moment as others."""
+    space = Space({"x": Uniform(0, 1)})
+    barrier.wait()
+    record = StudyRecord(folder, space, "max")
+    assert not record.entries
+    record.close()
+
+
+def test_processes_that_open_a_new_study_at_once_find_one_record(tmp_path: Path) -> None:
+    """`tune status` may look at a study that `tune run` is just making."""
+    spawn = multiprocessing.get_context("fork")
+    for attempt in range(2):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        barrier = spawn.Barrier(4)
+        others = [spawn.Process(target=open_record, args=(folder, barrier)) for _ in range(4)]
+        for process in others:
+            process.start()
+        for process in others:
+            process.join()
+        assert [process.exitcode for process in others] == [0] * 4
+        assert [path.name for path in folder.iterdir()] == ["optuna.db"]

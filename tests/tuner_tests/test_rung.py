@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from ray.tune.experiment import Trial
 
 from tuner.record import StudyRecord, TrialEntry, TrialState
 from tuner.schedulers import Policy, PromotionAsha, RecordScheduler
+from tuner.schedulers.record_scheduler import WORKER_STARTS_WITHIN
 from tuner.schedulers.rung import Rung
 from tuner.space import Space, Uniform
 
@@ -71,7 +73,7 @@ def next_by_hand(
     mode=st.sampled_from(["max", "min"]),
     steps=st.lists(
         st.tuples(
-            st.sampled_from(["new", "report", "pause", "fail", "interrupt", "promote"]),
+            st.sampled_from(["new", "report", "pause", "fail", "interrupt", "promote", "reload"]),
             st.integers(0, 9),
             st.sampled_from([0.1, 0.2, 0.3, 0.4, math.nan]),
         ),
@@ -87,6 +89,8 @@ def test_the_next_trial_is_that_of_the_record_alone(
         running = record.with_state(TrialState.RUNNING)
         if action == "new":
             add(record)
+        elif action == "reload":
+            record.reload()
         elif action == "promote":
             expected = next_by_hand(record, policy, None, last=pick == 0)
             assert policy.promote(last=pick == 0) == expected
@@ -143,8 +147,12 @@ def test_a_record_read_anew_makes_a_rung_stale(tmp_path: Path) -> None:
     record.close()
 
 
-def test_a_free_worker_goes_to_the_newest_trial() -> None:
+def test_a_free_worker_goes_to_the_newest_trial_but_none_waits_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The older one has a worker process that is just starting, which Tune would end."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     scheduler = RecordScheduler(in_memory(), Policy(in_memory()))
     number = count()
     older, newer = (
@@ -152,7 +160,12 @@ def test_a_free_worker_goes_to_the_newest_trial() -> None:
     )
     for trial in (older, newer):
         scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        now += 5.0
     assert scheduler.choose_trial_to_run(None) is newer  # type: ignore[arg-type]
+    # no process starts for as long: its node may be lost
+    now = WORKER_STARTS_WITHIN + 1.0
+    assert scheduler.choose_trial_to_run(None) is older  # type: ignore[arg-type]
+    now = 10.0
     newer.status = Trial.RUNNING
     assert scheduler.choose_trial_to_run(None) is older  # type: ignore[arg-type]
     older.status = Trial.TERMINATED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
     from tuner.record import StudyRecord
     from tuner.schedulers.policy import Policy
+
+
+WORKER_STARTS_WITHIN = 60.0
+"""Seconds after which a trial no longer waits for a worker process that is just starting."""
 
 
 class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -46,7 +51,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         self._record = record
         self._policy = policy
         self._on_death = on_death or record.finish
-        self._waiting: list[Trial] = []
+        self._waiting: list[tuple[float, Trial]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """The record is the state; there is nothing else to keep."""
@@ -54,18 +59,25 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """Note that a trial waits for a worker."""
-        self._waiting.append(trial)
+        self._waiting.append((time.monotonic(), trial))
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """The newest trial that waits for a worker.
+        """The newest trial that waits for a worker, or the oldest if it has waited for long.
 
         When a trial ends, Tune gives its worker to the trial that is chosen here. An older one
         may be waiting for a worker process that is just starting; Tune would end that process and
         start another for the newest, and where trials are shorter than the start of a process,
-        all but one worker would never come up.
+        all but one worker would never come up. One that has waited for longer than a process
+        takes to start may wait for a node that is lost, and is given the next worker.
         """
-        self._waiting = [trial for trial in self._waiting if trial.status == Trial.PENDING]
-        return self._waiting[-1] if self._waiting else None
+        self._waiting = [
+            (at, trial) for at, trial in self._waiting if trial.status == Trial.PENDING
+        ]
+        if not self._waiting:
+            return None
+        since, oldest = self._waiting[0]
+        waited = time.monotonic() - since
+        return oldest if waited > WORKER_STARTS_WITHIN else self._waiting[-1][1]
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]

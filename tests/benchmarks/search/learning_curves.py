@@ -92,11 +92,6 @@ class LearningCurves:
         self._known: dict[str, tuple[Any, Any, float]] = {}
         self.best = self._best()
 
-    @property
-    def target(self) -> float:
-        """99 % of the best known score."""
-        return 0.99 * self.best
-
     def space(self) -> Space:
         """What is searched."""
         return self._space

@@ -74,11 +74,6 @@ class Hartmann:
         """The greatest value."""
         return 3.86278 if self.dims == 3 else 3.32237
 
-    @property
-    def target(self) -> float:
-        """99 % of the best value."""
-        return 0.99 * self.best
-
     def space(self) -> Space:
         """What is searched; the middle of the cube counts as its default."""
         return Space({f"x{index}": Uniform(0.0, 1.0) for index in range(self.dims)})

@@ -23,7 +23,6 @@ class Problem(Protocol):
     """Learning curves by configuration."""
 
     epochs: int
-    target: float
 
     def true(self, values: Mapping[str, Any], epoch: int) -> float: ...
 
