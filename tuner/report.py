@@ -167,7 +167,7 @@ class StudyView(Callback):  # type: ignore[misc]
     def _picture(self) -> RenderableType:
         record, spec = self._record, self._spec
         spent = epochs_spent(record.entries.values())
-        full = spec.search.num_trials * spec.max_epochs
+        full = spec.search.num_trials * self._max_epochs
         lines = [
             "trials  " + _counts(record, spec.search.num_trials),
             "best    " + _best_line(record, spec.metric),
@@ -183,7 +183,7 @@ class StudyView(Callback):  # type: ignore[misc]
             last = entry.scores.get(entry.epochs)
             running.add_row(
                 str(entry.number),
-                f"{entry.epochs}/{spec.max_epochs}",
+                f"{entry.epochs}/{self._max_epochs}",
                 "" if last is None else f"{last:.4f}",
                 short_values(entry.trained_values),
             )

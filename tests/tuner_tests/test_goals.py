@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from spec_text import parse
 
 from tuner.check import print_spec
 from tuner.errors import SpecError
-from tuner.spec import Override, StudySpec, parse_spec
 
 SPACE = "space: {learning_rate: {loguniform: [1e-5, 1e-2]}}\n"
 
@@ -23,17 +23,6 @@ constraints: {max_parameters: 30M, max_memory: 10GB}
 confirm: {top: 2, seeds: 4}
 """
 )
-
-
-def parse(text: str, **overrides: Any) -> StudySpec:
-    return parse_spec(
-        text,
-        source="s.yaml",
-        overrides={
-            key.replace("__", "."): Override(value, f"--set {key}={value}")
-            for key, value in overrides.items()
-        },
-    )
 
 
 def problems(text: str, **overrides: Any) -> str:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from spec_text import parse
 
 from training.config import ModelTrainingConfig
 from tuner.errors import SpecError
 from tuner.schedulers import SCHEDULERS
 from tuner.searchers import SEARCHERS
 from tuner.space import Choice, LogUniform, QUniform, RandInt, Uniform
-from tuner.spec import SCHEDULER_NAMES, Override, SearchSettings, StudySpec, load_spec, parse_spec
+from tuner.spec import SCHEDULER_NAMES, SearchSettings, load_spec
 from tuner.spec_parser import METRICS
 
 GOOD = """\
@@ -30,17 +31,6 @@ search: {num_trials: 9, time_budget: 1.5h}
 asha: {grace_period: 1, reduction_factor: 3}
 resources: {gpu: 0.5}
 """
-
-
-def parse(text: str, **overrides: Any) -> StudySpec:
-    return parse_spec(
-        text,
-        source="s.yaml",
-        overrides={
-            key.replace("__", "."): Override(value, f"--set {key}={value}")
-            for key, value in overrides.items()
-        },
-    )
 
 
 def problems(text: str, **overrides: Any) -> list[str]:
