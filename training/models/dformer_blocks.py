@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from training.models.dformer_kernels import DepthwiseConv3d, Perceptron
+from training.models.precision import without_autocast
 
 Size = tuple[int, int, int]
 Scope = Literal["local", "global"]
@@ -161,7 +162,7 @@ class GroupedAttention(nn.Module):
             mask = mask.repeat(tokens.shape[0], 1, 1, 1)
         drop_rate = self.attn_drop_rate if self.training else 0.0
         # autocast would bring it back to bf16
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             attended = F.scaled_dot_product_attention(query, key, value, mask, drop_rate)
         joined = grouping.join(attended.transpose(1, 2).flatten(2))
         mixed: Tensor = self.dropout(self.projection(joined))

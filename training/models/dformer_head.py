@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from training.models.dformer_kernels import Buffer
+from training.models.precision import compute_dtype, without_autocast
 
 Size = tuple[int, int, int]
 
@@ -65,11 +66,8 @@ class SegmentationHead(nn.Module):
 
     def _fused(self, tokens: Tensor) -> Tensor:
         dim = tokens.shape[-1]
-        device = tokens.device.type
-        dtype = tokens.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
+        dtype = compute_dtype(tokens)
+        with without_autocast(tokens.device.type):
             features = self.expand.weight.reshape(-1, dim, dim)
             centered = features - features.mean(dim=1, keepdim=True)
             classify = torch.matmul(self.classify.weight * self.norm.weight, centered)

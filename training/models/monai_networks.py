@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from training.config import ModelTrainingConfig
 from training.models.padding import FixedSizeNetwork, PaddedNetwork
@@ -25,6 +27,18 @@ UNETR_PATCH = 16
 
 def _cube(edge: int) -> tuple[int, int, int]:
     return edge, edge, edge
+
+
+class _LinspaceOnCpu(TorchFunctionMode):
+    """Lets a network be built without memory (device meta) whose constructor reads a linspace."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
 
 
 def build_unet3d(config: ModelTrainingConfig) -> nn.Module:
@@ -146,13 +160,14 @@ def build_swin_unetr(config: ModelTrainingConfig) -> nn.Module:
     fixed = (*SHAPE_ARGUMENTS, "use_checkpoint")
     check_model_params("swin_unetr", SwinUNETR, config.model_params, fixed)
     arguments = {"feature_size": 24, "patch_size": 2, **config.model_params}
-    network = SwinUNETR(
-        in_channels=config.input_channels,
-        out_channels=config.num_classes,
-        use_checkpoint=config.gradient_checkpointing,
-        spatial_dims=3,
-        **arguments,
-    )
+    with _LinspaceOnCpu():
+        network = SwinUNETR(
+            in_channels=config.input_channels,
+            out_channels=config.num_classes,
+            use_checkpoint=config.gradient_checkpointing,
+            spatial_dims=3,
+            **arguments,
+        )
     return PaddedNetwork(network, _cube(arguments["patch_size"] ** 5))
 
 

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+
+from training.config import ModelName, ModelTrainingConfig
+from training.models import build_model
+from training.models.footprint import FLOAT_BYTES, training_bytes
+
+PATCH = (16, 32, 32)
+
+SMALL: dict[str, dict[str, Any]] = {
+    "dformer3d": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]},
+    "unet3d": {"channels": [4, 8], "strides": [2]},
+    "vnet": {},
+    "swin_unetr": {"feature_size": 12},
+}
+
+
+def config_of(name: str, **fields: Any) -> ModelTrainingConfig:
+    return ModelTrainingConfig(
+        model_name=name, model_params=SMALL.get(name, {}), patch_size=PATCH, **fields
+    )
+
+
+@pytest.mark.parametrize("name", get_args(ModelName))
+def test_every_network_is_built_without_memory_for_its_weights(name: str) -> None:
+    config = ModelTrainingConfig(model_name=name, patch_size=PATCH)
+    with torch.device("meta"):
+        network = build_model(config)
+    assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
+
+
+# D-Former keeps less on a CPU, where it has kernels of its own
+@pytest.mark.parametrize("name", ["unet3d", "vnet", "swin_unetr"])
+def test_the_bytes_are_those_that_autograd_keeps(name: str) -> None:
+    config = config_of(name, train_batch_size=1)
+    network = build_model(config)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network(torch.zeros(1, 1, *PATCH))
+        loss = nn.functional.cross_entropy(logits, torch.zeros(1, *PATCH, dtype=torch.int64))
+    activations = sum(storage.nbytes() for storage in kept.values())
+    loss.backward()
+    numbers = sum(parameter.numel() for parameter in network.parameters())
+    measured = activations + 4 * FLOAT_BYTES * numbers
+    assert training_bytes(config) == pytest.approx(measured, rel=0.01)
+
+
+def test_moments_and_averages_of_the_weights_count() -> None:
+    adam, sgd = (config_of("unet3d", optimizer=name) for name in ("adam", "sgd"))
+    averaged = config_of("unet3d", optimizer="adam", ema_decay=0.99)
+    numbers = sum(parameter.numel() for parameter in build_model(adam).parameters())
+    assert training_bytes(adam) - training_bytes(sgd) == FLOAT_BYTES * numbers
+    assert training_bytes(averaged) - training_bytes(adam) == FLOAT_BYTES * numbers
+
+
+def test_recomputed_activations_do_not_count() -> None:
+    plain, checkpointed = (
+        config_of("dformer3d", gradient_checkpointing=given) for given in (False, True)
+    )
+    assert training_bytes(checkpointed) < training_bytes(plain)
