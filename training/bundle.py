@@ -8,7 +8,6 @@ channels, metrics, provenance).
 from __future__ import annotations
 
 import pickle
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +21,23 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from training.bundle_folder import (
+    CONFIG,
+    MANIFEST,
+    PREPROCESSING,
+    WEIGHTS,
+    replaced_bundle,
+)
+from training.bundle_folder import BundleError as BundleError
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
 
-WEIGHTS = "weights.pt"
-CONFIG = "config.yaml"
-PREPROCESSING = "preprocessing.json"
-MANIFEST = "bundle.json"
 FORMAT_VERSION = 1
 
 READ_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
 """What `torch.load` and `load_state_dict` raise for damaged files and other networks."""
-
-
-class BundleError(ValueError):
-    """A folder is no bundle, or a bundle does not predict what its trial predicted."""
 
 
 class Manifest(BaseModel):
@@ -206,22 +205,13 @@ def write_bundle(
     """Write a bundle, whole or not at all; an older bundle in its place is replaced.
 
     Raises:
-        BundleError: if `folder` exists and holds something else.
+        BundleError: if `folder` holds what is not of a bundle, or cannot be written.
     """
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise BundleError(
-            f"{folder} exists and is no exported model: choose another folder with -o"
-        )
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    torch.save(module.model.state_dict(), partial / WEIGHTS)
-    (partial / CONFIG).write_text(yaml.safe_dump(config.flat(), sort_keys=False))
-    (partial / PREPROCESSING).write_text(preprocessing.model_dump_json(indent=2))
-    (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2))
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    with replaced_bundle(folder) as new:
+        torch.save(module.model.state_dict(), new / WEIGHTS)
+        (new / CONFIG).write_text(yaml.safe_dump(config.flat(), sort_keys=False))
+        (new / PREPROCESSING).write_text(preprocessing.model_dump_json(indent=2))
+        (new / MANIFEST).write_text(manifest.model_dump_json(indent=2))
 
 
 def verify_bundle(

@@ -11,6 +11,9 @@ from typing import BinaryIO
 PARTIAL = ".partial"
 """What the name of a file ends in while it is written."""
 
+DAMAGED = ".damaged"
+"""What the name of a file that cannot be used is made to end in."""
+
 
 @contextmanager
 def durable_file(path: Path) -> Iterator[BinaryIO]:

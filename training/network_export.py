@@ -10,70 +10,138 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from training.bundle import Bundle, BundleError
+from training.local_path import is_url, url_refusal
 
 Network = Callable[[Tensor], Tensor]
 
 PARITY = 1e-4
 """How far logits may be from the network's own, as a part of the largest (at least 1)."""
 
+PARTIAL = ".segtune-convert-"
+"""What the name of the hidden folder begins with in which a file is written."""
+
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-def export_network(bundle: Bundle, path: Path, size: Sequence[int] | None = None) -> float:
+def check_target(path: Path, *, overwrite: bool = False) -> None:
+    """Check that a network can be written to a file, before any work.
+
+    Args:
+        path: The file; its suffix is the format.
+        overwrite: Whether a file that is there may be replaced.
+
+    Raises:
+        BundleError: for an unknown suffix, a file that is there, or one that cannot be written.
+    """
+    if is_url(path):
+        raise BundleError(url_refusal(path))
+    if path.suffix not in FORMATS:
+        raise BundleError(
+            f"{path}: the suffix names the format, and {path.suffix or 'none'!r} is none of "
+            f"{', '.join(FORMATS)}"
+        )
+    try:
+        if os.path.lexists(path) and not (overwrite and path.is_file()):
+            kind = "is a file that is there already" if path.is_file() else "is there and no file"
+            raise BundleError(
+                f"{path} {kind}: nothing was changed; choose another with -o"
+                + (", or replace it with --overwrite" if path.is_file() else "")
+            )
+        nearest = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=nearest):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def export_network(
+    bundle: Bundle, path: Path, size: Sequence[int] | None = None, *, overwrite: bool = False
+) -> float:
     """Write a bundle's network and check the file against it.
 
     Args:
         bundle: The exported model.
         path: File to write; its suffix is the format: .pt2, .ts or .onnx.
         size: Depth, height and width of a patch; the config's `patch_size` by default.
+        overwrite: Whether a file that is there is replaced.
 
     Returns:
         Largest difference of logits between the file, read back, and the network, over random
         inputs of two batch sizes.
 
     Raises:
-        BundleError: for an unknown suffix, a size below one voxel, packages that are not
-            installed, a network that the format cannot hold, or a file whose logits differ by
-            more than `PARITY`. No file is left then.
+        BundleError: for what `check_target` refuses, a size below one voxel, packages that are
+            not installed, a network that the format cannot hold, or a file whose logits differ
+            by more than `PARITY`. Nothing is left or changed then.
     """
-    if path.suffix not in FORMATS:
-        raise BundleError(
-            f"{path}: the suffix names the format, and {path.suffix or 'none'!r} is none of "
-            f"{', '.join(FORMATS)}"
-        )
+    check_target(path, overwrite=overwrite)
     size = tuple(size or bundle.config.patch_size)
     if len(size) != 3 or min(size) < 1:
         raise BundleError(f"the size {list(size)} needs three voxel counts of at least 1")
+    made = [parent for parent in path.absolute().parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
+            partial = Path(folder, path.name)
+            difference = _write_checked(bundle, partial, size)
+            _place(partial, path, overwrite=overwrite)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        for parent in made:
+            # not empty if all went well
+            with suppress(OSError):
+                parent.rmdir()
+    return difference
+
+
+def _write_checked(bundle: Bundle, path: Path, size: Sequence[int]) -> float:
+    """Write a network to a new file; the largest difference of its logits."""
     write, read = FORMATS[path.suffix]
     network = bundle.module.model.eval()
     image = torch.randn(2, bundle.config.input_channels, *size, device=bundle.module.device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        with _quiet(), torch.no_grad():
-            try:
-                write(network, image, partial)
-            except BundleError:
-                raise
-            except Exception as error:
-                raise BundleError(
-                    f"{bundle.config.model_name} cannot be written as {path.suffix} for patches "
-                    f"of {list(size)}: {str(error).strip().splitlines()[0]}"
-                ) from error
-            difference = _difference(network, read(partial), image)
+    with _quiet(), torch.no_grad():
+        try:
+            write(network, image, path)
+        except (BundleError, OSError):
+            raise
+        except Exception as error:
+            raise BundleError(
+                f"{bundle.config.model_name} cannot be written as {path.suffix} for patches "
+                f"of {list(size)}: {str(error).strip().splitlines()[0]}"
+            ) from error
+        return _difference(network, read(path), image)
+
+
+def _place(partial: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a finished file its name; one that has come meanwhile is not replaced unasked."""
+    if overwrite:
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return difference
+        return
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError:
+        check_target(path)
+    except OSError:  # a file system that knows no links
+        check_target(path)
+        partial.replace(path)
+
+
+def _unwritable(path: Path, error: OSError) -> BundleError:
+    return BundleError(
+        f"{path} cannot be written ({error.strerror or error}): choose another with -o"
+    )
 
 
 def _difference(network: nn.Module, exported: Network, image: Tensor) -> float:

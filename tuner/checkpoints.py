@@ -10,6 +10,7 @@ trial of each configuration keeps its own.
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from bisect import insort
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
+from training.durable_write import DAMAGED, PARTIAL
 from tuner.pareto import Objectives, pareto_front
 from tuner.searchers import TRIAL_NUMBER
-from tuner.trial import CHECKPOINT_FILES, LAST_FILE, SNAPSHOT_PATTERN, TRIALS_FOLDER, trial_folder
+from tuner.trial import CHECKPOINT_FILES, LAST_FILE, SNAPSHOT_PATTERN, trial_folder
 from tuner.trial_entry import sign_of
 
 if TYPE_CHECKING:
@@ -120,7 +122,11 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         return {entry.number for entry in pareto_front(ended, self._objectives)}
 
     def _keep_budget(self, budget: int) -> None:
-        spent = sum(path.stat().st_size for path in self._folder.glob("trials/*/*.ckpt*"))
+        spent = sum(
+            path.stat().st_size
+            for number in self._record.entries
+            for path in own_checkpoints(self._folder, number, (*CHECKPOINT_FILES, SNAPSHOT_PATTERN))
+        )
         winner = self._record.best()
         losers = [n for _, n in reversed(self._kept) if winner is None or n != winner.number]
         for names in ((LAST_FILE,), CHECKPOINT_FILES):
@@ -144,9 +150,10 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         going = [entry.epochs for entry in entries.values() if not entry.state.finished]
         # a trial that has just been told to take one over has not trained on yet
         needed = min(going, default=math.inf) if len(entries) >= self._population else 0
-        for path in (self._folder / TRIALS_FOLDER).glob(f"*/{SNAPSHOT_PATTERN}"):
-            if int(path.stem.rpartition("-")[2]) < needed:
-                path.unlink()
+        for number in entries:
+            for path in own_checkpoints(self._folder, number, (SNAPSHOT_PATTERN,)):
+                if int(path.name.split(".")[0].rpartition("-")[2]) < needed:
+                    path.unlink()
 
     def _remove(self, number: int, names: Sequence[str]) -> int:
         return remove_checkpoints(self._folder, number, names)
@@ -160,10 +167,21 @@ def remove_checkpoints(
     Returns:
         Bytes that this made free.
     """
-    folder = trial_folder(study_folder, number)
     freed = 0
-    for name in names:
-        for path in folder.glob(f"{name}*"):
-            freed += path.stat().st_size
-            path.unlink()
+    for path in own_checkpoints(study_folder, number, names):
+        freed += path.stat().st_size
+        path.unlink()
     return freed
+
+
+def own_checkpoints(study_folder: Path, number: int, patterns: Sequence[str]) -> list[Path]:
+    """Checkpoints of a trial that the program wrote, by name: a `best.ckpt.mine` is the user's."""
+    folder = trial_folder(study_folder, number)
+    if not folder.is_dir():
+        return []
+    own = [pattern + suffix for pattern in patterns for suffix in ("", DAMAGED, PARTIAL)]
+    return [
+        path
+        for path in folder.iterdir()
+        if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in own) and path.is_file()
+    ]

@@ -1,6 +1,7 @@
 """The command `tune`: parse the arguments, call what they name, choose the exit code.
 
-Exit codes: 0 done, 1 no usable result, 2 a mistake in the input, 130 interrupted.
+Exit codes: 0 done, 1 no usable result or most trials failed, 2 a mistake in the input,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.errors import TunerError
+from tuner.errors import StudyError, TunerError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +42,10 @@ NAMED_OPTIONS: dict[str, str] = {
 """Options that are short for `--set KEY=VALUE`, and their keys."""
 
 
+POSITIONAL = ("space", "bundle", "images")
+"""Paths that are no options."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -60,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = Console(highlight=False, width=140, soft_wrap=True)
     command: Command = options.command
     try:
+        _refuse_urls(options)
         return command(options, out)
     except KeyboardInterrupt:
         errors.print("interrupted", markup=False)
@@ -84,10 +90,23 @@ def _is_user_error(error: ValueError) -> bool:
     if isinstance(error, TunerError):
         return True
     # imported here, after the fact: `tune check` needs neither torch nor MONAI
-    from training.bundle import BundleError
+    from training.bundle_folder import BundleError
     from training.data import DatasetError
 
     return isinstance(error, BundleError | DatasetError)
+
+
+def _refuse_urls(options: argparse.Namespace) -> None:
+    """Refuse addresses where a path is meant: `Path` would make folders of them."""
+    from training.local_path import is_url, url_refusal
+
+    for name, value in vars(options).items():
+        for path in value if isinstance(value, list) else [value]:
+            meant = isinstance(path, Path) or (name == "data_dir" and path is not None)
+            # studies have a reason of their own
+            if meant and name != "studies_dir" and is_url(path):
+                option = "" if name in POSITIONAL else f"--{name.replace('_', '-')} "
+                raise StudyError(option + url_refusal(path))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -157,6 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar=("D", "H", "W"),
         help="voxels of a patch; those of training by default",
     )
+    convert.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     convert.set_defaults(command=_convert)
     return parser
 
@@ -226,12 +246,17 @@ def _run(options: argparse.Namespace, out: Console) -> int:
     from tuner.spec import load_spec
 
     spec = load_spec(options.space, _overrides(options))
-    from tuner.study import create_study
+    if options.export is not None:
+        from training.bundle_folder import check_bundle_folder
+
+        check_bundle_folder(options.export)
+    from tuner.new_study import create_study
 
     study = create_study(spec, options.studies_dir, options.name)
     code = _go_on(study, options, out)
-    if code == DONE and options.export is not None:
-        return _export_to(study, options.export, None, out)
+    # the best of the others is a model, also where most trials failed
+    if options.export is not None and code != INTERRUPTED and study.record.best() is not None:
+        return _export_to(study, options.export, None, out) or code
     return code
 
 
@@ -252,26 +277,42 @@ def _go_on(study: Study, options: argparse.Namespace, out: Console) -> int:
     if study.finished:
         out.print(f"the study {study.name} has finished already", markup=False)
         print_summary(out, study.folder, study.record, study.spec)
-        return DONE if study.record.best() else NO_RESULT
+        return _result(study)
     interrupted = run_study(study, options.address, out)
     print_summary(out, study.folder, study.record, study.spec)
     if interrupted:
         out.print("interrupted: every finished epoch is kept", markup=False)
         return INTERRUPTED
-    return DONE if study.record.best() else NO_RESULT
+    return _result(study)
+
+
+def _result(study: Study) -> int:
+    from tuner.failed_trials import most_failed
+
+    return NO_RESULT if study.record.best() is None or most_failed(study.record) else DONE
 
 
 def _list(options: argparse.Namespace, out: Console) -> int:
-    from tuner.report import studies_table
+    from tuner.report import shown_name, studies_table
     from tuner.study import open_study, study_folders
 
     folders = study_folders(options.studies_dir)
     if not folders:
         out.print(f"no studies in {options.studies_dir}", markup=False)
         return DONE
-    studies = [open_study(folder.parent, folder.name) for folder in folders]
-    out.print(studies_table([(study.folder, study.record, study.spec) for study in studies]))
-    return DONE
+    studies, damaged = [], []
+    for folder in folders:
+        try:
+            studies.append(open_study(folder.parent, folder.name))
+        except Exception as error:
+            # whatever is wrong with one study, the others are shown
+            reason = " ".join(str(error).split()) or type(error).__name__
+            damaged.append(f"{shown_name(folder.name)} cannot be read: {reason}")
+    if studies:
+        out.print(studies_table([(study.folder, study.record, study.spec) for study in studies]))
+    for line in damaged:
+        out.print(line, markup=False)
+    return DONE if studies else NO_RESULT
 
 
 def _status(options: argparse.Namespace, out: Console) -> int:
@@ -335,10 +376,11 @@ def _predict(options: argparse.Namespace, out: Console) -> int:
 
 def _convert(options: argparse.Namespace, out: Console) -> int:
     from training.bundle import Bundle
-    from training.network_export import export_network
+    from training.network_export import check_target, export_network
 
+    check_target(options.output, overwrite=options.overwrite)
     bundle = Bundle.load(options.bundle, device="cpu")
-    difference = export_network(bundle, options.output, options.size)
+    difference = export_network(bundle, options.output, options.size, overwrite=options.overwrite)
     size = " x ".join(map(str, options.size or bundle.config.patch_size))
     out.print(
         f"wrote {options.output}: preprocessed patches of {size} voxels in batches of any size; "

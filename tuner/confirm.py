@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuner.confirm_statistics import Comparison, Interval, compare, interval
-from tuner.record import StudyRecord, TrialEntry
+from tuner.record import DATABASE, StudyRecord, TrialEntry
 from tuner.trial_entry import sign_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ class Candidate:
 def confirm_record(study_folder: Path, spec: StudySpec) -> StudyRecord | None:
     """The record of a study's confirmation, None if it has not begun."""
     folder = study_folder / CONFIRM_FOLDER
-    return StudyRecord(folder, spec.space, spec.mode) if folder.is_dir() else None
+    # reading makes no record: a folder of that name may be the user's
+    there = (folder / DATABASE).is_file()
+    return StudyRecord(folder, spec.space, spec.mode) if there else None
 
 
 def candidates(record: StudyRecord, spec: StudySpec) -> list[Candidate]:

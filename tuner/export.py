@@ -20,6 +20,7 @@ from training.bundle import (
     verify_bundle,
     write_bundle,
 )
+from training.bundle_folder import check_bundle_folder
 from training.callbacks import BEST_CHECKPOINT
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, get_dataloaders
@@ -95,6 +96,7 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
     Raises:
         ExportError: if there is no such trial, it has no checkpoint, or the bundle differs.
     """
+    check_bundle_folder(folder)
     chosen = _chosen(study, number)
     entry = chosen.entry
     best = entry.best(study.record.mode)

@@ -13,10 +13,12 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from tuner.budget import budget_lines, spent_budget
 from tuner.confirm import confirm_record, confirmed_configs, is_confirmed
 from tuner.confirm_report import CONFIRM_CSV, write_confirm_csv
+from tuner.failed_trials import failure_lines
 from tuner.goals_view import goal_tables, spending_lines
 from tuner.html_report import write_html_report
 from tuner.lineage import schedule
@@ -272,6 +274,12 @@ def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table
     return table
 
 
+def shown_name(name: str) -> str:
+    """A name as a terminal can show it: no line breaks, control characters or undecodable bytes."""
+    text = name.encode(errors="surrogateescape").decode(errors="replace")
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def studies_table(studies: Iterable[tuple[Path, StudyRecord, StudySpec]]) -> Table:
     """One line a study: its trials, its best score, its folder."""
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -279,10 +287,10 @@ def studies_table(studies: Iterable[tuple[Path, StudyRecord, StudySpec]]) -> Tab
         table.add_column(column)
     for folder, record, spec in studies:
         table.add_row(
-            folder.name,
+            Text(shown_name(folder.name)),
             _counts(record, spec.search.num_trials),
             _best_line(record, spec.metric),
-            str(folder),
+            Text(shown_name(str(folder))),
         )
     return table
 
@@ -293,6 +301,8 @@ def print_summary(
     """The end of a study: trials, best config, epochs against full training, what to type."""
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     console.print()
+    for line in failure_lines(record):
+        console.print(line, markup=False)
     console.print(trials_table(entries, spec.metric, record.mode))
     spent = epochs_spent(entries)
     full = len(entries) * spec.max_epochs

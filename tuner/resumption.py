@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from training.callbacks import BEST_CHECKPOINT, LAST_CHECKPOINT
-
-DAMAGED = ".damaged"
-"""What the name of a checkpoint that cannot be used is made to end in."""
+from training.durable_write import DAMAGED
 
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 """What reading a damaged checkpoint raises."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from training.config import Mode, ModelTrainingConfig
+from training.local_path import is_url, url_refusal
 from tuner.errors import SpecError, suggestion
 from tuner.field_errors import UNKNOWN_NAME, describe_errors, field_problem
 from tuner.space import DOMAINS, Choice, Domain, RandInt, Space
@@ -166,7 +167,9 @@ class SpecParser:
             if self._is_field(path, name) and self._fits(path, name, value):
                 values[name] = value
         data_dir = values.get("data_dir")
-        if data_dir is not None and data_dir != EMBEDDED_DATA:
+        if data_dir is not None and is_url(data_dir):
+            self.problem(("config", "data_dir"), f"data_dir {url_refusal(data_dir)}")
+        elif data_dir is not None and data_dir != EMBEDDED_DATA:
             # a study may be resumed from another working folder
             values["data_dir"] = str(Path(data_dir).expanduser().absolute())
         return values

@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
-import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from filelock import FileLock, Timeout
 from ray import tune
 from ray.tune.stopper import CombinedStopper, Stopper
 
@@ -39,23 +35,31 @@ from tuner.earlier import check_comparable, import_earlier, not_imported
 from tuner.errors import StudyError, TunerError
 from tuner.preparation_view import preparation_view
 from tuner.provenance import provenance
-from tuner.record import StudyRecord
+from tuner.record import DATABASE, StudyRecord
 from tuner.report import StudyView, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
 from tuner.schedulers import Policy, build_policy
 from tuner.searchers import RecordSearcher, build_searcher
 from tuner.spec import Override, StudySpec, load_spec, parse_spec
+from tuner.spec_difference import spec_changes
 from tuner.stopping import StudyStopper, signals_stop
+from tuner.storage import unreadable
+from tuner.study_folder import (
+    PROVENANCE,
+    RESOLVED_SPEC,
+    FolderBefore,
+    check_studies_dir,
+    driver_lock,
+    refuse_foreign_confirmation,
+    remove_ray_files,
+    spec_time,
+    study_path,
+)
 from tuner.trial import StudyContext, TrialTrainable
 from tuner.worker_death import lost_worker_ends_one_trial
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-GIVEN_SPEC = "spec.yaml"
-RESOLVED_SPEC = "spec.resolved.yaml"
-PROVENANCE = "provenance.json"
-LOCK = "driver.lock"
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,14 @@ class Study:
         folder: The study folder.
         spec: Its resolved spec.
         record: Its trials.
+        before: What there was of its folder when this call began to make it, None if it was
+            opened.
     """
 
     folder: Path
     spec: StudySpec
     record: StudyRecord
+    before: FolderBefore | None = None
 
     @property
     def name(self) -> str:
@@ -99,62 +106,46 @@ class Study:
         return values
 
 
-def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
-    """Make the folder of a new study, or open the study of that name and the same spec.
-
-    Raises:
-        StudyError: if the name is not usable, or belongs to a study of another spec.
-    """
-    name = name or f"{spec.source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise StudyError(
-            f"the study name {name!r} must start with a letter or digit and "
-            "hold only letters, digits, '.', '_' and '-'"
-        )
-    folder = studies_dir.absolute() / name
-    if (folder / RESOLVED_SPEC).is_file():
-        existing = open_study(studies_dir, name)
-        if existing.spec.to_yaml() == spec.to_yaml():
-            return existing
-        # a study that never got as far as a trial, for wrong data say, may be given again
-        if existing.record.entries:
-            raise StudyError(
-                f"the study {name!r} exists in {studies_dir} with another search space: "
-                f"choose another --name, or go on with it by `tune resume {name}`"
-            )
-        (folder / PROVENANCE).unlink(missing_ok=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_durably(folder / GIVEN_SPEC, spec.source_text)
-        write_durably(folder / RESOLVED_SPEC, spec.to_yaml())
-    except OSError as error:
-        raise StudyError(
-            f"the study folder {folder} cannot be written ({error.strerror}): "
-            "choose another --studies-dir"
-        ) from error
-    return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode))
-
-
 def open_study(studies_dir: Path, name: str) -> Study:
-    """Open an existing study.
+    """Open an existing study; nothing is written.
 
     Raises:
         StudyError: if there is no study of that name, or its record cannot be read.
+        SpecError: if its spec cannot be read.
     """
-    folder = studies_dir.absolute() / name
-    if not (folder / RESOLVED_SPEC).is_file():
+    folder = study_path(studies_dir, name)
+    try:
+        there = (folder / RESOLVED_SPEC).is_file()
+    except OSError as error:
+        raise StudyError(f"the study folder {folder} cannot be read: {error.strerror}") from error
+    if not there and os.path.lexists(folder / RESOLVED_SPEC):
+        raise StudyError(f"{folder / RESOLVED_SPEC} is no file, or a link to none")
+    if not there:
         known = [path.name for path in study_folders(studies_dir)]
-        there = f"there are: {', '.join(known)}" if known else "there is none yet"
-        raise StudyError(f"no study {name!r} in {studies_dir} ({there})")
+        others = f"there are: {', '.join(known)}" if known else "there is none yet"
+        raise StudyError(f"no study {name!r} in {studies_dir} ({others})")
     spec = load_spec(folder / RESOLVED_SPEC)
+    if not (folder / DATABASE).is_file():
+        raise unreadable(folder / DATABASE, ValueError("it is not there"))
     return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode))
 
 
 def study_folders(studies_dir: Path) -> list[Path]:
-    """Folders of all studies, the oldest first."""
+    """Folders of all studies, the oldest first, with those that may not be looked into.
+
+    Raises:
+        StudyError: if no studies can be kept in `studies_dir`, or it cannot be read.
+    """
+    check_studies_dir(studies_dir)
+    if not studies_dir.is_dir():
+        return []
+    try:
+        ages = {folder: spec_time(folder) for folder in sorted(studies_dir.iterdir())}
+    except OSError as error:
+        raise StudyError(f"{studies_dir} cannot be read: {error.strerror}") from error
     return sorted(
-        (path.parent for path in studies_dir.glob(f"*/{RESOLVED_SPEC}")),
-        key=lambda folder: (folder / RESOLVED_SPEC).stat().st_mtime,
+        (folder for folder, age in ages.items() if age is not None),
+        key=lambda folder: ages[folder] or 0.0,
     )
 
 
@@ -176,9 +167,11 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
     """
     with (
         _only_driver(study),
-        _nothing_left_of_a_false_start(study),
+        _false_start_removed(study),
         _full_disk_is_named(study),
     ):
+        if study.spec.confirm is not None:
+            refuse_foreign_confirmation(study.folder)
         earlier = [
             open_study(study.folder.parent, name) for name in not_imported(study.folder, study.spec)
         ]
@@ -302,7 +295,7 @@ def _tune(
     """Let Tune run the search; or with candidates, their confirmation."""
     spec, record = data.spec, study.record
     # nothing is read back from it, and half a file in it would be in the way
-    shutil.rmtree(study.folder / RAY_FOLDER, ignore_errors=True)
+    remove_ray_files(study.folder / RAY_FOLDER)
     context = StudyContext(
         study.folder,
         spec.to_yaml(),
@@ -341,38 +334,36 @@ def _full_disk_is_named(study: Study) -> Iterator[None]:
 
 
 @contextmanager
-def _nothing_left_of_a_false_start(study: Study) -> Iterator[None]:
-    """Remove the folder of a study that an error kept from its first trial."""
+def _false_start_removed(study: Study) -> Iterator[None]:
+    """Remove what this call made if an error keeps the study from its first trial."""
+    before = study.before or FolderBefore.of(study.folder)
     try:
         yield
-    except ValueError:
+    except Exception:
         if not study.record.entries:
-            shutil.rmtree(study.folder, ignore_errors=True)
+            before.restore()
         raise
 
 
 @contextmanager
 def _only_driver(study: Study) -> Iterator[None]:
-    lock = FileLock(study.folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise StudyError(
-            f"another process runs the study {study.name!r} already: "
-            f"watch it with `tune status {study.name}`"
-        ) from error
-    try:
+    """Hold the lock of a study, which is as it was opened."""
+    with driver_lock(study.folder):
         # the driver before may have written on since the study was opened
         study.record.reload()
+        path = study.folder / RESOLVED_SPEC
+        if spec_changes(load_spec(path), study.spec):
+            raise StudyError(
+                f"another process gave the study {study.name!r} another search space just now: "
+                "choose another --name"
+            )
         yield
-    finally:
-        lock.release()
 
 
 def _write_provenance(study: Study, data: StudyData) -> None:
     """Write where the study comes from, or check that it still has the same data."""
     path = study.folder / PROVENANCE
-    if path.is_file():
+    if path.is_file() and study.record.entries:
         fingerprint = study.provenance()["data"]["fingerprint"]
         if fingerprint != data.fingerprint:
             raise StudyError(

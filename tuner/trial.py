@@ -48,7 +48,8 @@ HANG_FILE = "hang.txt"
 LOCK_FILE = "trial.lock"
 LAST_FILE = "last.ckpt"
 CHECKPOINT_FILES = ("best.ckpt", LAST_FILE)
-SNAPSHOT_PATTERN = "epoch-*.ckpt"
+SNAPSHOT_PATTERN = "epoch-[0-9][0-9][0-9][0-9][0-9].ckpt"
+EARLIER_CONFIG_PATTERN = "config.until-[0-9][0-9][0-9][0-9][0-9].yaml"
 
 LOCK_SECONDS = 120.0
 """How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
@@ -355,7 +356,7 @@ class TrialRun:
 
 def config_file(folder: Path, epoch: int) -> Path:
     """The file of the config with which a trial trained an epoch."""
-    for path in sorted(folder.glob("config.until-*.yaml")):
+    for path in sorted(folder.glob(EARLIER_CONFIG_PATTERN)):
         if epoch <= int(path.name.removesuffix(".yaml").rpartition("-")[2]):
             return path
     return folder / CONFIG_FILE

@@ -107,8 +107,7 @@ class Bench:
     def study(self, name: str, parent: Path | None = None) -> Path:
         """Folder of a new study."""
         folder = (parent or self._folder) / name
-        folder.mkdir()
-        (folder / "pace.txt").write_text(str(PACE))
+        folder.with_name(f"{name}.pace.txt").write_text(str(PACE))
         return folder
 
     def start(self, study: Path) -> subprocess.Popen[str]:

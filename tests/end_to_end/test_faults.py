@@ -128,8 +128,8 @@ def test_a_killed_driver_loses_nothing_and_decides_the_same(
 ) -> None:
     """Killed three times, with Ray's files truncated, emptied, then gone, and moved once."""
     folder = tmp_path / "before" / "cut"
-    folder.mkdir(parents=True)
-    (folder / "pace.txt").write_text("0.3")
+    folder.parent.mkdir()
+    toy.beside(folder, toy.PACE).write_text("0.3")
     words = ["run", str(toy_space), "--name", "cut"]
     for after, harm in ((2, truncate), (5, empty), (8, shutil.rmtree)):
         driver = start([*words, "--address", cluster], folder.parent)
@@ -145,6 +145,7 @@ def test_a_killed_driver_loses_nothing_and_decides_the_same(
         moved.parent.mkdir()
         # what an orphaned worker writes, it writes into the folder that it knows
         wait_for_no_trainer(folder)
+        toy.beside(folder, toy.PACE).rename(toy.beside(moved, toy.PACE))
         folder = folder.rename(moved)
     assert main(["resume", "cut", "--studies-dir", str(folder.parent)]) == 0
     assert_nothing_lost(open_study(folder.parent, "cut"), undisturbed, toy)
@@ -165,8 +166,7 @@ def test_a_killed_driver_takes_the_workers_of_its_own_cluster_along(
     toy_space: Path, tmp_path: Path, undisturbed: StudyRecord, toy: ModuleType
 ) -> None:
     folder = tmp_path / "own"
-    folder.mkdir()
-    (folder / "pace.txt").write_text("0.3")
+    toy.beside(folder, toy.PACE).write_text("0.3")
     driver = start(["run", str(toy_space), "--name", "own"], tmp_path)
     wait_for_epochs(folder, 3, driver)
     driver.kill()
@@ -191,8 +191,7 @@ def test_a_signal_ends_the_driver_in_order(
     times: int,
 ) -> None:
     folder = tmp_path / "cut"
-    folder.mkdir()
-    (folder / "pace.txt").write_text("0.2")
+    toy.beside(folder, toy.PACE).write_text("0.2")
     driver = start(["run", str(toy_space), "--name", "cut", "--address", cluster], tmp_path)
     wait_for_epochs(folder, 3, driver)
     for _ in range(times):
@@ -209,8 +208,7 @@ def faulty(
     folder: Path, space: Path, faults: dict[int, dict[str, Any]], *options: str
 ) -> tuple[int, Study]:
     """Run a toy study in which faults happen."""
-    folder.mkdir(exist_ok=True)
-    (folder / "faults.json").write_text(json.dumps(faults))
+    folder.with_name(f"{folder.name}.faults.json").write_text(json.dumps(faults))
     where = ["--studies-dir", str(folder.parent)]
     code = main(["run", str(space), "--name", folder.name, *options, *where])
     return code, open_study(folder.parent, folder.name)
@@ -283,8 +281,7 @@ def test_a_lost_node_costs_no_trial(
     big = {"num_cpus": 4, "object_store_memory": 100 * 2**20}
     node = nodes.add_node(**big)
     folder = tmp_path / "lost"
-    folder.mkdir()
-    (folder / "pace.txt").write_text("0.3")
+    toy.beside(folder, toy.PACE).write_text("0.3")
     # only the new node has room for such a trial
     options = ["--cpus-per-trial", "4", "--num-trials", "2", "--set", "asha=false"]
     driver = start(
@@ -332,8 +329,7 @@ def test_a_cluster_that_goes_away_interrupts_its_trials(
     assert passing_cluster.stdout is not None
     address = passing_cluster.stdout.readline().strip()
     folder = tmp_path / "gone"
-    folder.mkdir()
-    (folder / "pace.txt").write_text("0.3")
+    toy.beside(folder, toy.PACE).write_text("0.3")
     driver = start(["run", str(toy_space), "--name", "gone", "--address", address], tmp_path)
     wait_for_epochs(folder, 3, driver)
     passing_cluster.communicate("", timeout=60)

@@ -1,8 +1,9 @@
 """`tune` with trials that do not train: a known curve, checkpoints as always, faults on demand.
 
 All else is the real thing: driver, record, Ray Tune, workers, locks. As a script it is the
-command `tune`. Faults are read from `faults.json` in the study folder: for the trial's number,
-the `epoch` before which they happen, `what`, and how many `times`.
+command `tune`. Faults are read from `NAME.faults.json` beside the study folder NAME (a folder
+with foreign files would be refused): for the trial's number, the `epoch` before which they happen,
+`what`, and how many `times`. `NAME.pace.txt` has the seconds of an epoch.
 """
 
 from __future__ import annotations
@@ -26,13 +27,18 @@ TRAINED = "trained.log"
 PACE = "pace.txt"
 
 
+def beside(study: Path, name: str) -> Path:
+    """The file of a study's settings for toy trials."""
+    return study.with_name(f"{study.name}.{name}")
+
+
 class ToyRun(TrialRun):
     """Writes what an epoch would, and notes in `trained.log` when it began and was saved."""
 
     def _train_in(self, folder: Path) -> int:
         config = self._study.trial_config(self._spec, self._number, self._values)
         self._write_settings(folder, config)
-        pace = self._study.folder / PACE
+        pace = beside(self._study.folder, PACE)
         seconds = float(pace.read_text()) if pace.is_file() else 0.0
         last = folder / "last.ckpt"
         history = json.loads(last.read_text()) if last.is_file() else []
@@ -56,7 +62,7 @@ class ToyRun(TrialRun):
             file.write(f"{what} {epoch} {os.getpid()}\n")
 
     def _fault(self, folder: Path, epoch: int, config: Any) -> None:
-        path = self._study.folder / FAULTS
+        path = beside(self._study.folder, FAULTS)
         plan = json.loads(path.read_text()) if path.is_file() else {}
         fault = plan.get(str(self._number))
         if fault is None or fault["epoch"] != epoch:

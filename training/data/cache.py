@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.data.errors import DatasetError
 from training.data.preprocessing import Preprocessing
+from training.local_path import is_url, url_refusal
 
 FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
@@ -147,8 +148,15 @@ class PreprocessedDataset(BaseModel):
 
 
 def cache_root() -> Path:
-    """Folder of all preprocessed data: `$SEGTUNE_CACHE`, or `segtune` in the user's cache."""
+    """Folder of all preprocessed data: `$SEGTUNE_CACHE`, or `segtune` in the user's cache.
+
+    Raises:
+        DatasetError: if `$SEGTUNE_CACHE` is an address.
+    """
     if "SEGTUNE_CACHE" in os.environ:
+        if is_url(os.environ["SEGTUNE_CACHE"]):
+            why = "the cache is memory-mapped"
+            raise DatasetError(f"SEGTUNE_CACHE: {url_refusal(os.environ['SEGTUNE_CACHE'], why)}")
         return Path(os.environ["SEGTUNE_CACHE"]).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "segtune"

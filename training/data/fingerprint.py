@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,8 @@ def dataset_fingerprint(dataset: RawDataset, settings: Any, cache: Path) -> str:
 
 def _digests(files: Iterable[Path], cache: Path) -> list[str]:
     memo_file = cache / MEMO
-    try:
-        memo: dict[str, str] = json.loads(memo_file.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        memo = {}
+    ours = _read_memo(memo_file)
+    memo = ours or {}
     known = len(memo)
     digests = []
     for path in files:
@@ -45,8 +44,23 @@ def _digests(files: Iterable[Path], cache: Path) -> list[str]:
             with path.open("rb") as file:
                 memo[key] = hashlib.file_digest(file, "sha256").hexdigest()
         digests.append(memo[key])
-    if len(memo) > known:
-        partial = memo_file.with_suffix(".partial")
-        partial.write_text(json.dumps(memo))
-        partial.replace(memo_file)
+    if len(memo) > known and ours is not None:
+        # a name of its own: two processes may look at the same data at once
+        with tempfile.TemporaryDirectory(prefix=f".{MEMO}-", dir=cache) as partial:
+            written = Path(partial, MEMO)
+            written.write_text(json.dumps(memo))
+            written.replace(memo_file)
     return digests
+
+
+def _read_memo(path: Path) -> dict[str, str] | None:
+    """The digests that are remembered, {} for none yet; None for a file that is not ours."""
+    try:
+        memo = json.loads(path.read_text() or "{}")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        return None
+    entries = memo.items() if isinstance(memo, dict) else [("", None)]
+    own = all(isinstance(digest, str) and len(digest) == 64 for _, digest in entries)
+    return memo if own else None

@@ -9,7 +9,8 @@ and files differ in orientation, as those of scanners do.
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from training.data.cache import cache_root
+from training.data.errors import DatasetError
 from training.data.layouts import DATASET_JSON, IMAGES, LABELS
+from training.local_path import is_url, url_refusal
 
 PHANTOM = "phantom"
 """Value of `data_dir` that names the embedded data."""
@@ -32,7 +35,13 @@ Grid = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
 def resolve_data_dir(data_dir: Path | str) -> Path:
-    """The folder that a config's `data_dir` means; `phantom` is generated into the cache."""
+    """The folder that a config's `data_dir` means; `phantom` is generated into the cache.
+
+    Raises:
+        DatasetError: if it is an address, or something else has the phantom's name in the cache.
+    """
+    if is_url(data_dir):
+        raise DatasetError(f"the data folder {url_refusal(data_dir)}")
     if str(data_dir) != PHANTOM:
         return Path(data_dir)
     root = cache_root()
@@ -40,11 +49,15 @@ def resolve_data_dir(data_dir: Path | str) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{folder.name}.lock"):
         if not (folder / DATASET_JSON).is_file():
-            partial = root / f".{folder.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            generate_phantom(partial, num_cases=CASES, seed=SEED)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+            if os.path.lexists(folder):
+                raise DatasetError(
+                    f"{folder} is where the embedded data would be made, and is something else "
+                    f"(it has no {DATASET_JSON}): move it away, or choose another cache with the "
+                    "environment variable SEGTUNE_CACHE"
+                )
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=root) as partial:
+                made = generate_phantom(Path(partial, PHANTOM), num_cases=CASES, seed=SEED)
+                made.rename(folder)
     return folder
 
 
