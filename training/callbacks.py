@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
 from training.ema import WeightMovingAverage
+from training.logged_names import RATE, best_name
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
@@ -66,6 +67,69 @@ class SeedSteps(Callback):
         """Seed the step."""
         entropy = (self.seed, trainer.global_step, trainer.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
+class EpochLearningRate(LearningRateMonitor):
+    """Logs the learning rate that each epoch begins with, as `lr` whatever the optimizer.
+
+    Lightning's own monitor names it after the optimizer and the group of parameters. Here it is
+    that of the first group, which all groups of `training.optimizers` share.
+    """
+
+    def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Begin with no rates."""
+        self.lrs = {RATE: []}
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Nothing: one value an epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Log the rate of the epoch that begins."""
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self.lrs[RATE].append(rate)
+        trainer.callback_metrics[RATE] = torch.tensor(rate)
+        for experiment_logger in trainer.loggers:
+            experiment_logger.log_metrics({RATE: rate}, step=trainer.current_epoch + 1)
+
+
+class BestScore(Callback):
+    """Logs the best value so far of the monitored metric, epoch by epoch.
+
+    A run that is cut off at any time has logged its best score, which TensorBoard's HParams tab
+    shows. Scores that are not finite are passed over.
+
+    Args:
+        monitor: The monitored metric.
+        mode: Whether a greater ("max") or smaller ("min") value is better.
+        run: Name of the run. What a checkpoint of another run tells is not taken over.
+    """
+
+    def __init__(self, monitor: str, mode: str, run: str) -> None:
+        self.monitor = monitor
+        self.run = run
+        self._better = max if mode == "max" else min
+        self._best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score, and the run that it is of."""
+        return {"run": self.run, "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score of this run."""
+        if state_dict["run"] == self.run:
+            self._best = state_dict["best"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the best score up to this epoch."""
+        score = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        if trainer.sanity_checking or not math.isfinite(score):
+            return
+        self._best = score if self._best is None else self._better(self._best, score)
+        for experiment_logger in trainer.loggers:
+            experiment_logger.log_metrics(
+                {best_name(self.monitor): self._best}, step=trainer.current_epoch + 1
+            )
+            experiment_logger.save()
 
 
 class PatientEarlyStopping(EarlyStopping):
@@ -161,7 +225,7 @@ def get_callbacks(config: ModelTrainingConfig) -> list[Callback]:
                 patience=config.early_stopping_patience,
             )
         )
-    callbacks.append(LearningRateMonitor(logging_interval="epoch"))
+    callbacks.append(EpochLearningRate(logging_interval="epoch"))
     if config.ema_decay is not None:
         callbacks.append(WeightMovingAverage(config.ema_decay))
     return callbacks

@@ -403,6 +403,16 @@ class ModelTrainingConfig(BaseModel):
                 )
         return cls(**plain)
 
+    @classmethod
+    def searchable_fields(cls) -> list[str]:
+        """Fields that say how a network is trained: no paths, no machine, no data."""
+        return [
+            name
+            for name, field in cls.model_fields.items()
+            if not isinstance(field.json_schema_extra, dict)
+            or field.json_schema_extra.get("searchable") is not False
+        ]
+
     def flat(self) -> dict[str, Any]:
         """The config as plain values (JSON and YAML types), one entry a field."""
         return self.model_dump(mode="json")

@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 from training.class_weights import CLASS_WEIGHTS, VoxelCounts
 from training.config import ModelTrainingConfig
 from training.inference import predict_case
+from training.logged_names import EPOCH, check_logged_name
 from training.losses import DeepSupervisionLoss, build_loss
 from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
 from training.optimizers import get_optimizer
@@ -48,7 +49,10 @@ class SegmentationLightningModule(pl.LightningModule):
     out where the size of a voxel is not known. `val_nsd` and `val_nsd_{class}` are logged where
     `config.monitor` is one of them.
 
-    To extend it, override a step, call the inherited one, and `self.log` what you add.
+    What is logged once an epoch has the epoch as its x axis, counted from 1.
+
+    To extend it, override a step, call the inherited one, and `self.log` what you add, under
+    names that no field of the config has.
 
     Args:
         model: Network mapping images `(b, c, *spatial)` to logits `(b, k, *spatial)`; while
@@ -118,6 +122,15 @@ class SegmentationLightningModule(pl.LightningModule):
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> Any:
         """Logits of the network."""
         return self.model(image)
+
+    def log(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Log a metric, as Lightning does.
+
+        Raises:
+            ValueError: if its name is that of a config field, or taken.
+        """
+        check_logged_name(name, self.config.monitor)
+        super().log(name, *args, **kwargs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch of patches; logs the training metrics."""
@@ -219,6 +232,9 @@ class SegmentationLightningModule(pl.LightningModule):
             rank_zero_only=False,
             sync_dist=False,
         )
+        # a test comes after the last epoch, which is counted already
+        epoch = self.current_epoch + (stage != "test")
+        super().log(EPOCH, float(epoch), rank_zero_only=False, sync_dist=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and scheduler of the config; plateau with its monitor."""

@@ -16,12 +16,15 @@ from torch import nn
 from training.callbacks import (
     BEST_CHECKPOINT,
     LAST_CHECKPOINT,
+    BestScore,
     SeedSteps,
     StopOnDivergence,
     get_callbacks,
 )
 from training.checkpoint_io import DurableCheckpointIO
+from training.hparams import Hyperparameter, hyperparameters_of, log_hyperparameters
 from training.lightning_module import SegmentationLightningModule
+from training.logged_names import EPOCH
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -71,6 +74,8 @@ class SegmentationTrainer:
         test_loader: Whole cases for `test`.
         callbacks: Further Lightning callbacks, after those of `get_callbacks`.
         progress_bar: Whether Lightning shows its progress bar.
+        hyperparameters: Columns of TensorBoard's HParams tab, which shows them beside the best
+            value of the monitored metric; by default all fields that could be searched.
 
     Raises:
         ValueError: if the machine has fewer GPUs than `config.gpus`, or there are fewer
@@ -94,8 +99,10 @@ class SegmentationTrainer:
         *,
         callbacks: Sequence[Callback] = (),
         progress_bar: bool = True,
+        hyperparameters: Sequence[Hyperparameter] | None = None,
     ) -> None:
         self.config = config
+        self._hyperparameters = hyperparameters
         self.module = (
             model
             if isinstance(model, SegmentationLightningModule)
@@ -120,6 +127,7 @@ class SegmentationTrainer:
                 *get_callbacks(config),
                 SeedSteps(config.seed),
                 StopOnDivergence(config.monitor),
+                BestScore(config.monitor, config.monitor_mode, config.log_dir.name),
                 *callbacks,
             ],
             plugins=[DurableCheckpointIO()],
@@ -216,12 +224,22 @@ class SegmentationTrainer:
         return {
             name: float(value)
             for name, value in self.lightning.callback_metrics.items()
-            if not name.endswith("_seconds_per_case")
+            if not name.endswith("_seconds_per_case") and name != EPOCH
         }
 
     def _log_hyperparameters(self) -> None:
+        if not self.lightning.is_global_zero:
+            return
+        shown = self._hyperparameters
+        if shown is None:
+            shown = hyperparameters_of(self.config)
+        # a folder is not called by its name alone: two studies have a trial 0007 each
+        run = "/".join(self.config.log_dir.absolute().parts[-3:])
         for experiment_logger in self.lightning.loggers:
-            experiment_logger.log_hyperparams(self.config.flat())
+            assert isinstance(experiment_logger, TensorBoardLogger)
+            log_hyperparameters(experiment_logger, shown, self.config.monitor, run)
+            # the file hparams.yaml has the whole config
+            experiment_logger.hparams.update(self.config.flat())
 
 
 def _check_a_case_each(stage: str, loader: DataLoader[Any] | None, processes: int) -> None:

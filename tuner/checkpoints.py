@@ -127,8 +127,8 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
             for number in self._record.entries
             for path in own_checkpoints(self._folder, number, (*CHECKPOINT_FILES, SNAPSHOT_PATTERN))
         )
-        winner = self._record.best()
-        losers = [n for _, n in reversed(self._kept) if winner is None or n != winner.number]
+        # the best that has ended comes first: a better one that still runs may fail yet
+        losers = [number for _, number in reversed(self._kept[1:])]
         for names in ((LAST_FILE,), CHECKPOINT_FILES):
             for number in losers:
                 if spent <= budget:

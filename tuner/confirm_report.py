@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.confirm import ConfirmedConfig
+from tuner.results_table import metrics, params, write_csv
 
 if TYPE_CHECKING:
     from tuner.confirm_statistics import Interval
@@ -48,33 +48,32 @@ def confirm_rows(configs: Sequence[ConfirmedConfig], spec: StudySpec) -> list[li
 def write_confirm_csv(path: Path, configs: Sequence[ConfirmedConfig], spec: StudySpec) -> None:
     """Write a row a config: its means, intervals and comparison with the default."""
     rows = [_csv_row(config, spec) for config in configs]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, list(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 def _csv_row(config: ConfirmedConfig, spec: StudySpec) -> dict[str, Any]:
     against = config.against_default
     test = spec.metric.replace("val_", "test_", 1)
+    scores = {
+        spec.metric: config.validation,
+        test: config.test.mean,
+        f"{test}_low": config.test.low,
+        f"{test}_high": config.test.high,
+    }
     return {
         "config": config.candidate.name,
         "is_default": config.candidate.is_default,
         "trial": "" if config.candidate.trial is None else config.candidate.trial,
         "seeds": len(config.trials),
         "cases": len(config.cases),
-        spec.metric: config.validation,
-        test: config.test.mean,
-        f"{test}_low": config.test.low,
-        f"{test}_high": config.test.high,
         "minus_default": against.difference.mean if against else "",
         "minus_default_low": against.difference.low if against else "",
         "minus_default_high": against.difference.high if against else "",
         "p_value": against.p_value if against else "",
         "p_value_cases": against.p_cases if against else "",
         "distinguishable": against.distinguishable if against else "",
-        **config.candidate.values,
+        **metrics(scores),
+        **params(config.candidate.values),
     }
 
 

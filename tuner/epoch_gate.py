@@ -12,6 +12,8 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from training.durable_write import write_durably
+from training.logged_names import RATE
+from tuner.trial_entry import named_now
 
 
 class EpochGate(Callback):
@@ -49,7 +51,7 @@ class EpochGate(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the epochs of the checkpoint."""
-        self._history = [dict(row) for row in state_dict["history"]]
+        self._history = [named_now(row) for row in state_dict["history"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the epochs that the checkpoint brought along."""
@@ -84,21 +86,22 @@ class EpochGate(Callback):
                     "epoch": trainer.current_epoch,
                     "seconds": time.monotonic() - self._started,
                     **_metrics(trainer),
-                    "learning_rate": self._learning_rate,
+                    RATE: self._learning_rate,
                 }
             )
 
     def _report_new(self) -> None:
+        if self._reported < len(self._history):
+            self._write()
         while self._reported < len(self._history):
             self._reported += 1
-            self._write()
             if self._saved is not None and self._reported == len(self._history):
                 self._saved(self._reported)
             self._report(self._history[self._reported - 1])
 
     def _write(self) -> None:
         """Rewrite the CSV, whole or not at all."""
-        rows = self._history[: self._reported]
+        rows = self._history
         columns = list(dict.fromkeys(column for row in rows for column in row))
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, columns)

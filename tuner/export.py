@@ -25,11 +25,12 @@ from training.callbacks import BEST_CHECKPOINT
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, get_dataloaders
 from training.trainer import SegmentationTrainer
+from tuner.config_files import config_file
 from tuner.confirm import CONFIRM_FOLDER, SEED, confirm_record, confirmed_configs
 from tuner.errors import ExportError
 from tuner.lineage import schedule
 from tuner.record import TrialEntry
-from tuner.trial import config_file, trial_folder
+from tuner.trial import trial_folder
 
 if TYPE_CHECKING:
     from tuner.study import Study

@@ -15,6 +15,7 @@ from tuner.front_plot import front_plot
 from tuner.lineage import schedule
 from tuner.pareto import front_rows, pareto_front
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
+from tuner.results_table import value_names
 
 if TYPE_CHECKING:
     from tuner.confirm import ConfirmedConfig
@@ -63,7 +64,7 @@ def write_html_report(
     score = best.best(record.mode) if best else None
     figures = [
         (f"best {spec.metric}", f"{score[1]:.4f}" if score else "none"),
-        ("best trial", str(best.number) if best else "none"),
+        ("best trial", f"{best.number}{_running(best)}" if best else "none"),
         ("trials", str(len(entries))),
         ("epochs spent", f"{spent} of {full} ({spent / full:.0%})"),
     ]
@@ -188,11 +189,10 @@ def _curves(entries: list[TrialEntry], best: TrialEntry | None) -> str:
 
 
 def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
-    names = [name for name, _ in spec.space.items()]
-    names += sorted({name for entry in entries for name in entry.overrides} - set(names))
+    names = value_names(entries, spec)
     rows = []
     for entry in entries:
-        best = entry.best(mode)
+        best, values = entry.best(mode), entry.best_values(mode)
         rows.append(
             [
                 str(entry.number),
@@ -200,10 +200,14 @@ def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
                 str(entry.epochs),
                 f"{best[1]:.4f}" if best else "",
                 entry.reason,
-                *(_value(entry.trained_values.get(name, "")) for name in names),
+                *(_value(values.get(name, "")) for name in names),
             ]
         )
     return _table(["trial", "state", "epochs", f"best {spec.metric}", "why it ended", *names], rows)
+
+
+def _running(entry: TrialEntry) -> str:
+    return " (still running)" if entry.state is TrialState.RUNNING else ""
 
 
 def _value(value: object) -> str:

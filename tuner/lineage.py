@@ -90,8 +90,7 @@ def schedule(entries: Mapping[int, TrialEntry], number: int, epoch: int) -> list
         entry = entries[number]
         step = next((step for step in reversed(entry.lineage) if step.epoch < epoch), None)
         first = step.epoch + 1 if step else 1
-        values = {**entry.values_at(epoch), **entry.overrides}
-        stretches.insert(0, Stretch(first, epoch, number, values))
+        stretches.insert(0, Stretch(first, epoch, number, entry.trained_values_at(epoch)))
         number, epoch = (step.donor, step.epoch) if step else (number, 0)
     return stretches
 

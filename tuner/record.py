@@ -27,8 +27,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from tuner.distributions import distribution_of, restored_values, stored_values
 from tuner.errors import StudyError
 from tuner.lineage import LINEAGE, Inheritance
+from tuner.optuna_states import METRIC_NAMES, RUNNING, Told, what_to_tell
 from tuner.storage import TransactionalStorage, refuse_lost_record, unreadable
-from tuner.trial_entry import DecisionEntry, TrialEntry, TrialState, epochs_spent, sign_of
+from tuner.trial_entry import (
+    OVERRIDDEN,
+    DecisionEntry,
+    TrialEntry,
+    TrialState,
+    epochs_spent,
+    named_now,
+    sign_of,
+)
 
 if TYPE_CHECKING:
     from tuner.space import Space
@@ -43,16 +52,6 @@ __all__ = [
 ]
 
 DATABASE = "optuna.db"
-
-
-_OPTUNA_STATE = {
-    TrialState.COMPLETED: optuna.trial.TrialState.COMPLETE,
-    TrialState.STOPPED: optuna.trial.TrialState.PRUNED,
-    TrialState.DIVERGED: optuna.trial.TrialState.FAIL,
-    TrialState.OUT_OF_MEMORY: optuna.trial.TrialState.FAIL,
-    TrialState.INFEASIBLE: optuna.trial.TrialState.FAIL,
-    TrialState.FAILED: optuna.trial.TrialState.FAIL,
-}
 
 
 class StudyRecord:
@@ -106,6 +105,7 @@ class StudyRecord:
             trial.number: self._entry_from(trial) for trial in frozen
         }
         self._trial_ids = {trial.number: trial._trial_id for trial in frozen}
+        self._told = {trial.number: Told.of(trial) for trial in frozen}
         self._by_epoch: dict[int, dict[int, float]] = {}
         self._by_state: dict[TrialState, set[int]] = {state: set() for state in TrialState}
         for entry in self.entries.values():
@@ -136,9 +136,10 @@ class StudyRecord:
         storage = self._durable_storage
         return nullcontext() if storage is None else storage.transaction(durable=durable)
 
-    def decide(self, number: int, action: str, reason: str) -> None:
-        """Note a decision about a trial that leaves its state as it is."""
-        decision = DecisionEntry(time.time(), number, self.entries[number].epochs, action, reason)
+    def decide(self, number: int, action: str, reason: str, at: float | None = None) -> None:
+        """Note a decision about a trial that leaves its state as it is; made now, or `at`."""
+        moment = time.time() if at is None else at
+        decision = DecisionEntry(moment, number, self.entries[number].epochs, action, reason)
         if self._durable_storage is not None:
             self._durable_storage.add_decision(
                 decision.time, number, decision.epoch, action, reason
@@ -161,12 +162,17 @@ class StudyRecord:
         """
         return self._by_epoch.setdefault(epoch, {})
 
-    def best(self) -> TrialEntry | None:
-        """The trial with the best score of all that may win, the first of equals."""
+    def best(self, *, running: bool = True) -> TrialEntry | None:
+        """The trial with the best score of all that may win, the first of equals.
+
+        Args:
+            running: Whether it may be one that still runs, and may fail yet.
+        """
         scored = [
             (score[1], entry)
             for entry in self.entries.values()
             if entry.state.usable and (score := entry.best(self.mode)) is not None
+            if running or entry.state is not TrialState.RUNNING
         ]
         if not scored:
             return None
@@ -194,6 +200,7 @@ class StudyRecord:
         with self.transaction():
             self._trial_ids[number] = self._storage.create_new_trial(self._study_id, template)
             self.entries[number] = entry
+            self._told[number] = RUNNING
             self._by_state[entry.state].add(number)
             self.decide(number, "proposed", f"by {proposed_by}")
         return entry
@@ -206,6 +213,7 @@ class StudyRecord:
             with self.transaction():
                 self.decide(number, "promoted" if promoted else "resumed", entry.reason)
                 self._note_state(entry, TrialState.RUNNING, "")
+                self._tell(entry, RUNNING)
 
     def report(
         self, number: int, epoch: int, score: float, metrics: Mapping[str, float], seconds: float
@@ -240,11 +248,7 @@ class StudyRecord:
             state, reason = TrialState.FAILED, "it ended without reporting a score"
         with self.transaction():
             self._set_state(entry, state, reason)
-            self._storage.set_trial_state_values(
-                self._trial_ids[number],
-                _OPTUNA_STATE[state],
-                [best[1]] if state is TrialState.COMPLETED and best else None,
-            )
+            self._tell(entry, what_to_tell(entry, self.mode))
 
     def retry(self, number: int, reason: str, overrides: Mapping[str, Any]) -> None:
         """Let a trial that failed go on from its last checkpoint.
@@ -259,6 +263,8 @@ class StudyRecord:
             entry.failures += 1
             self._note(entry, "failures", entry.failures)
             if overrides:
+                step = [entry.epochs, dict(overrides)]
+                self.note(number, OVERRIDDEN, [*entry.overridden, step])
                 entry.overrides = {**entry.overrides, **overrides}
                 self._note(entry, "overrides", entry.overrides)
             self.decide(number, "retried", reason)
@@ -283,9 +289,53 @@ class StudyRecord:
             for entry in self.with_state(TrialState.RUNNING):
                 self._set_state(entry, TrialState.INTERRUPTED, reason)
 
-    def _set_state(self, entry: TrialEntry, state: TrialState, reason: str) -> None:
+    def close_running(self, reason: str) -> None:
+        """Put the record right when nobody runs the study; the caller holds the study's lock.
+
+        Trials that a driver left running are interrupted, as of the last write. In Optuna's
+        tables no trial is running any more, and the best one is complete, so that it is the
+        `best_trial` there. Nothing is written if all that is so already.
+
+        Args:
+            reason: Why trials that are still running were cut off.
+        """
+        assert self._durable_storage is not None
+        left = self._durable_storage.last_written()
         with self.transaction():
-            self.decide(entry.number, state.value, reason)
+            for entry in self.with_state(TrialState.RUNNING):
+                self._set_state(entry, TrialState.INTERRUPTED, reason, at=left)
+            winner = self.best()
+            ended = {decision.trial: decision.time for decision in self.decisions}
+            for number, entry in self.entries.items():
+                told = what_to_tell(entry, self.mode, over=True, wins=entry is winner)
+                self._tell(entry, told, ended=ended.get(number))
+
+    def describe(self, metric: str, attributes: Mapping[str, Any]) -> None:
+        """Say in Optuna's tables what the study is: its metric, and attributes for people."""
+        with self.transaction():
+            self._storage.set_study_system_attr(self._study_id, METRIC_NAMES, [metric])
+            for name, value in attributes.items():
+                self._storage.set_study_user_attr(self._study_id, name, value)
+
+    def _tell(self, entry: TrialEntry, told: Told, ended: float | None = None) -> None:
+        """Let Optuna's tables say something of a trial, if they do not yet."""
+        number = entry.number
+        if self._told[number] == told:
+            return
+        trial_id = self._trial_ids[number]
+        if self._durable_storage is None:
+            self._storage.set_trial_state_values(trial_id, told.state, told.values)
+        else:
+            self._durable_storage.set_trial_state_values(
+                trial_id, told.state, told.values, ended=ended
+            )
+        self._told[number] = told
+
+    def _set_state(
+        self, entry: TrialEntry, state: TrialState, reason: str, at: float | None = None
+    ) -> None:
+        with self.transaction():
+            self.decide(entry.number, state.value, reason, at)
             self._note_state(entry, state, reason)
 
     def _note_state(self, entry: TrialEntry, state: TrialState, reason: str) -> None:
@@ -313,7 +363,7 @@ class StudyRecord:
             state=TrialState(attributes.get("state", TrialState.RUNNING)),
             reason=attributes.get("reason", ""),
             scores=dict(trial.intermediate_values),
-            metrics=attributes.get("metrics", {}),
+            metrics=named_now(attributes.get("metrics", {})),
             seconds=attributes.get("seconds", 0.0),
             proposed_by=attributes.get("proposed_by", ""),
             generation=attributes.get("generation", 0),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,8 +21,8 @@ from tuner.failed_trials import failure_lines
 from tuner.goals_view import goal_tables, spending_lines
 from tuner.html_report import write_html_report
 from tuner.lineage import schedule
-from tuner.pareto import pareto_front
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
+from tuner.results_table import RESULTS, write_results_csv
 from tuner.searchers import TRIAL_NUMBER
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from tuner.resources import TrialResources
     from tuner.spec import StudySpec
 
-RESULTS = "results.csv"
 REPORT = "report.html"
 
 STYLES = {
@@ -361,42 +359,8 @@ def next_commands(folder: Path, record: StudyRecord, spec: StudySpec) -> list[st
 def write_results(folder: Path, record: StudyRecord, spec: StudySpec) -> None:
     """Write `results.csv` and `report.html`: every trial, its ending, metrics and values."""
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
-    rows = [_row(entry, spec.metric, record.mode) for entry in entries]
-    names = [name for name, _ in spec.space.items()]
-    names += sorted({name for entry in entries for name in entry.overrides} - set(names))
-    metrics = sorted({name for entry in entries for name in entry.metrics})
-    columns = [*_FIXED_COLUMNS, f"best_{spec.metric}", *names, *metrics]
-    if spec.population:
-        columns.append("takes_over")
-        for row, entry in zip(rows, entries, strict=True):
-            row["takes_over"] = "; ".join(step.describe() for step in entry.lineage)
-    if spec.further_metrics:
-        front = {entry.number for entry in pareto_front(entries, spec.objectives)}
-        columns.insert(len(_FIXED_COLUMNS), "on_front")
-        rows = [{**row, "on_front": row["trial"] in front} for row in rows]
-    with (folder / RESULTS).open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_results_csv(folder / RESULTS, entries, spec)
     confirmed = confirmed_configs(record, confirm_record(folder, spec), spec)
     if confirmed:
         write_confirm_csv(folder / CONFIRM_CSV, confirmed, spec)
     write_html_report(folder / REPORT, folder.name, record, spec, confirmed)
-
-
-_FIXED_COLUMNS: Sequence[str] = ("trial", "state", "reason", "epochs", "best_epoch", "seconds")
-
-
-def _row(entry: TrialEntry, metric: str, mode: str) -> dict[str, Any]:
-    best = entry.best(mode)
-    return {
-        "trial": entry.number,
-        "state": entry.state.value,
-        "reason": entry.reason,
-        "epochs": entry.epochs,
-        "best_epoch": best[0] if best else "",
-        f"best_{metric}": best[1] if best else "",
-        "seconds": round(entry.seconds, 1),
-        **entry.trained_values,
-        **entry.metrics,
-    }

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -188,7 +189,7 @@ class TransactionalStorage(RDBStorage):
             self._write(
                 "INSERT INTO trials (trial_id, number, study_id, state, datetime_start) "
                 "SELECT ?, COUNT(*), ?, ?, ? FROM trials WHERE study_id = ?",
-                *(trial_id, study_id, template_trial.state.name, _now(), study_id),
+                *(trial_id, study_id, template_trial.state.name, _stored_time(), study_id),
             )
             for name, value in template_trial.params.items():
                 distribution = template_trial.distributions[name]
@@ -223,10 +224,25 @@ class TransactionalStorage(RDBStorage):
         )
 
     def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: Sequence[float] | None = None,
+        *,
+        ended: float | None = None,
     ) -> bool:
-        """Set the state of a trial, and its final scores."""
+        """Set the state of a trial, and its final scores in place of those that it had.
+
+        Unlike Optuna, a trial that has ended may run again.
+
+        Args:
+            trial_id: The trial.
+            state: Its state.
+            values: Its final scores; None removes them.
+            ended: When it ended, in seconds since 1970; now by default.
+        """
         with self.transaction():
+            self._write("DELETE FROM trial_values WHERE trial_id = ?", trial_id)
             for objective, value in enumerate(values or ()):
                 self._write(
                     "INSERT INTO trial_values (trial_id, objective, value, value_type) "
@@ -235,16 +251,36 @@ class TransactionalStorage(RDBStorage):
                 )
             self._write(
                 "UPDATE trials SET state = ?, datetime_complete = ? WHERE trial_id = ?",
-                *(state.name, _now() if state.is_finished() else None, trial_id),
+                *(state.name, _stored_time(ended) if state.is_finished() else None, trial_id),
             )
         return True
 
-    def add_decision(self, time: float, trial: int, epoch: int, action: str, reason: str) -> None:
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Set an attribute of the study that people see."""
+        self._set_study_attr("study_user_attributes", study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Set an attribute of the study that Optuna reads."""
+        self._set_study_attr("study_system_attributes", study_id, key, value)
+
+    def _set_study_attr(self, table: str, study_id: int, key: str, value: Any) -> None:
+        self._write(
+            f"INSERT INTO {table} (study_id, key, value_json) VALUES (?, ?, ?) "
+            "ON CONFLICT (study_id, key) DO UPDATE SET value_json = excluded.value_json",
+            *(study_id, key, json.dumps(value)),
+        )
+
+    def last_written(self) -> float:
+        """When the file was last written to, in seconds since 1970."""
+        log = self._path.with_name(f"{self._path.name}-wal")
+        return max(path.stat().st_mtime for path in (self._path, log) if path.is_file())
+
+    def add_decision(self, at: float, trial: int, epoch: int, action: str, reason: str) -> None:
         """Append to the decisions."""
         self._write(
             "INSERT INTO segtune_decisions (time, trial, epoch, action, reason) "
             "VALUES (?, ?, ?, ?, ?)",
-            *(time, trial, epoch, action, reason),
+            *(at, trial, epoch, action, reason),
         )
 
     def decisions(self) -> list[tuple[float, int, int, str, str]]:
@@ -325,8 +361,11 @@ def _stored_number(value: float) -> tuple[float | None, str]:
     return float(value), "FINITE"
 
 
-def _now() -> str:
-    return datetime.datetime.now().isoformat(sep=" ", timespec="microseconds")
+def _stored_time(seconds: float | None = None) -> str:
+    """A time since 1970, or now, as Optuna's tables hold it: in UTC, without saying so."""
+    moment = time.time() if seconds is None else seconds
+    utc = datetime.datetime.fromtimestamp(moment, datetime.UTC).replace(tzinfo=None)
+    return utc.isoformat(sep=" ", timespec="microseconds")
 
 
 def _on_network_file_system(path: Path) -> bool:

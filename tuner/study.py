@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,9 @@ from tuner.worker_death import lost_worker_ends_one_trial
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+DRIVER_GONE = "cut off: the process that ran the study ended without a word"
+"""Reason of trials that a driver left running."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             data = prepare_data(study.spec, *show)
         _write_provenance(study, data)
         spec = data.spec
+        _describe(study, data, study.record)
         if earlier:
             import_earlier(study.folder, data, earlier, console)
         with ray_cluster(address) as dashboard:
@@ -205,14 +210,12 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                     ) as view:
                         stoppers = CombinedStopper(stopper, budgets)
                         _tune(study, data, resources, [view, keeper], stoppers)
-                study.record.interrupt_running(
-                    study.record.halted or budgets.reason or stopper.reason
-                )
+                study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
                 if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
                     stopper.lift_time_budget()
                     _confirm(study, data, resources, stopper, dashboard, console)
         halted = study.record.halted
-        study.record.interrupt_running(halted or stopper.reason)
+        study.record.close_running(halted or stopper.reason)
         keeper.prune()
         write_results(study.folder, study.record, spec)
         study.record.close()
@@ -257,6 +260,7 @@ def _confirm(
         return
     folder.mkdir(exist_ok=True)
     confirmation = StudyRecord(folder, spec.space, spec.mode)
+    _describe(study, data, confirmation)
     if is_confirmed(study.record, confirmation, spec):
         _keep_confirmed(study, confirmation, spec)
         confirmation.close()
@@ -268,7 +272,7 @@ def _confirm(
     view = StudyView(confirmation, shown, folder, resources, dashboard, console)
     with _full_disk_is_named(second), view:
         _tune(second, data, resources, [view], stopper, chosen)
-    confirmation.interrupt_running(confirmation.halted or stopper.reason)
+    confirmation.close_running(confirmation.halted or stopper.reason)
     if confirmation.halted:
         study.record.halt(confirmation.halted)
     if is_confirmed(study.record, confirmation, spec):
@@ -357,7 +361,29 @@ def _only_driver(study: Study) -> Iterator[None]:
                 f"another process gave the study {study.name!r} another search space just now: "
                 "choose another --name"
             )
+        close_records(study)
         yield
+
+
+def close_records(study: Study) -> None:
+    """Put a study's records right after a driver that was killed; the caller holds its lock."""
+    study.record.close_running(DRIVER_GONE)
+    confirmation = confirm_record(study.folder, study.spec)
+    if confirmation is not None:
+        confirmation.close_running(DRIVER_GONE)
+        confirmation.close()
+
+
+def _describe(study: Study, data: StudyData, record: StudyRecord) -> None:
+    """Say in one of a study's records what the study is, for Optuna's dashboard."""
+    attributes = {
+        "segtune": version("segtune"),
+        "study": study.name,
+        "data": str(data.source),
+        "data_fingerprint": data.fingerprint,
+        "spec": data.spec.to_yaml(),
+    }
+    record.describe(data.spec.metric, attributes)
 
 
 def _write_provenance(study: Study, data: StudyData) -> None:

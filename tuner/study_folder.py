@@ -23,7 +23,8 @@ from tuner.confirm import CONFIRM_FOLDER
 from tuner.confirm_report import CONFIRM_CSV
 from tuner.errors import StudyError
 from tuner.record import DATABASE
-from tuner.report import REPORT, RESULTS
+from tuner.report import REPORT
+from tuner.results_table import RESULTS
 from tuner.trial import TRIALS_FOLDER
 from tuner.warm_start import WARM_START
 

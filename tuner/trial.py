@@ -30,6 +30,13 @@ from ray import tune
 
 from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
+from tuner.config_files import (
+    CONFIG_FILE,
+    keep_changed_config,
+    log_folder,
+    set_aside_config,
+    shown_hyperparameters,
+)
 from tuner.confirm import CASES
 from tuner.constraints import VIOLATION, ConstraintBrokenError, TrialCosts
 from tuner.record import TrialState
@@ -40,7 +47,6 @@ if TYPE_CHECKING:
     from training.data import DataSource
 
 TRIALS_FOLDER = "trials"
-CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
 PLACEMENT_FILE = "placement.yaml"
 ERROR_FILE = "error.txt"
@@ -49,7 +55,6 @@ LOCK_FILE = "trial.lock"
 LAST_FILE = "last.ckpt"
 CHECKPOINT_FILES = ("best.ckpt", LAST_FILE)
 SNAPSHOT_PATTERN = "epoch-[0-9][0-9][0-9][0-9][0-9].ckpt"
-EARLIER_CONFIG_PATTERN = "config.until-[0-9][0-9][0-9][0-9][0-9].yaml"
 
 LOCK_SECONDS = 120.0
 """How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
@@ -277,6 +282,8 @@ class TrialRun:
             notes.append(take_over(folder, source, epoch, folder / METRICS_FILE))
         config = self._study.trial_config(self._spec, self._number, self._values)
         config.data_dir = self._study.data.on_this_node(config)
+        keep_changed_config(folder, config, folder / METRICS_FILE)
+        config.log_dir = log_folder(folder)
         self._write_settings(folder, config)
         self._costs = TrialCosts(config, self._spec.constraints)
         train_loader, val_loader, _ = get_dataloaders(config)
@@ -293,6 +300,7 @@ class TrialRun:
             val_loader,
             callbacks=[gate],
             progress_bar=False,
+            hyperparameters=shown_hyperparameters(self._spec.space, self._values),
         )
         checkpoint, note = checkpoint_to_resume(folder, trainer.module)
         self._note = "; ".join(filter(None, [*notes, note]))
@@ -352,21 +360,6 @@ class TrialRun:
             "started": time.time(),
         }
         (folder / PLACEMENT_FILE).write_text(yaml.safe_dump(placement, sort_keys=False))
-
-
-def config_file(folder: Path, epoch: int) -> Path:
-    """The file of the config with which a trial trained an epoch."""
-    for path in sorted(folder.glob(EARLIER_CONFIG_PATTERN)):
-        if epoch <= int(path.name.removesuffix(".yaml").rpartition("-")[2]):
-            return path
-    return folder / CONFIG_FILE
-
-
-def set_aside_config(folder: Path, epoch: int) -> None:
-    """Keep the config of the epochs until `epoch`, after which there is another."""
-    until = folder / f"config.until-{epoch:05d}.yaml"
-    if not until.is_file() and (folder / CONFIG_FILE).is_file():
-        (folder / CONFIG_FILE).replace(until)
 
 
 class TrialClosed(BaseException):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -33,11 +33,19 @@ class TrialState(StrEnum):
     def usable(self) -> bool:
         """Whether the trial's best checkpoint may win the study."""
         return self in {
+            TrialState.RUNNING,
             TrialState.COMPLETED,
             TrialState.STOPPED,
             TrialState.PAUSED,
             TrialState.INTERRUPTED,
         }
+
+
+OVERRIDDEN = "overridden"
+"""Note of a trial: after which epochs which values were replaced, as it had run out of memory."""
+
+FORMER_NAMES = {"learning_rate": "lr"}
+"""Logged metrics by the name that they had in earlier versions, and the one that they have now."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,29 @@ class TrialEntry:
         return [Inheritance(**step) for step in self.notes.get(LINEAGE, ())]
 
     @property
+    def overridden(self) -> list[list[Any]]:
+        """After which epochs which values were replaced, as the trial had run out of memory."""
+        # a record of an earlier version does not tell when
+        first = [[0, self.overrides]] if self.overrides else []
+        return list(self.notes.get(OVERRIDDEN, first))
+
+    @property
     def trained_values(self) -> dict[str, Any]:
         """The values that the trial really trains with from its next epoch on."""
-        return {**self.values_at(self.epochs + 1), **self.overrides}
+        return self.trained_values_at(self.epochs + 1)
+
+    def trained_values_at(self, epoch: int) -> dict[str, Any]:
+        """The values that the trial really trains, or trained, an epoch with."""
+        values = self.values_at(epoch)
+        for after, overrides in self.overridden:
+            if after < epoch:
+                values |= overrides
+        return values
+
+    def best_values(self, mode: str) -> dict[str, Any]:
+        """The values that the best score was reached with; without one those of the next epoch."""
+        best = self.best(mode)
+        return self.trained_values if best is None else self.trained_values_at(best[0])
 
     def values_at(self, epoch: int) -> dict[str, Any]:
         """The values of the search space with which an epoch is trained."""
@@ -118,6 +146,11 @@ class TrialEntry:
         sign = sign_of(mode)
         epoch = max(sorted(finite), key=lambda epoch: sign * finite[epoch])
         return epoch, finite[epoch]
+
+
+def named_now(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics that an earlier version may have logged, by the names that they have now."""
+    return {FORMER_NAMES.get(name, name): value for name, value in metrics.items()}
 
 
 def epochs_spent(entries: Iterable[TrialEntry]) -> int:

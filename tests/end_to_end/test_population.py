@@ -16,7 +16,6 @@ import tuner
 from tuner.cli import main
 from tuner.record import TrialState
 from tuner.study import Study, open_study
-from tuner.trial import config_file
 
 
 def population_space(space_file: Path, folder: Path, scheduler: str) -> Path:

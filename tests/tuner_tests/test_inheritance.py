@@ -13,7 +13,7 @@ from training.config import ModelTrainingConfig
 from training.trainer import SegmentationTrainer
 from tuner.epoch_gate import EpochGate
 from tuner.inheritance import keep_snapshot, snapshot_file, take_over
-from tuner.trial import METRICS_FILE, config_file, set_aside_config
+from tuner.trial import METRICS_FILE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
