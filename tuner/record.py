@@ -236,13 +236,19 @@ class StudyRecord:
         if entry.state.finished:
             return
         best = entry.best(self.mode)
+        optuna_state = _OPTUNA_STATE[state]
         if state is TrialState.COMPLETED and best is None:
-            state, reason = TrialState.FAILED, "it ended without reporting a score"
+            # Optuna completes no trial without a value
+            optuna_state = optuna.trial.TrialState.FAIL
+            if entry.scores:
+                reason = f"{reason}; its score was not defined in any epoch"
+            else:
+                state, reason = TrialState.FAILED, "it ended without reporting a score"
         with self.transaction():
             self._set_state(entry, state, reason)
             self._storage.set_trial_state_values(
                 self._trial_ids[number],
-                _OPTUNA_STATE[state],
+                optuna_state,
                 [best[1]] if state is TrialState.COMPLETED and best else None,
             )
 

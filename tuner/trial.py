@@ -10,6 +10,7 @@ import errno
 import faulthandler
 import gc
 import json
+import math
 import os
 import queue
 import socket
@@ -33,7 +34,7 @@ from training.durable_write import write_durably
 from tuner.confirm import CASES
 from tuner.constraints import VIOLATION, ConstraintBrokenError, TrialCosts
 from tuner.record import TrialState
-from tuner.searchers import INHERITS, TRIAL_NUMBER
+from tuner.searchers import INHERITS, TRIAL_NUMBER, UNDEFINED
 from tuner.spec import StudySpec, parse_spec
 
 if TYPE_CHECKING:
@@ -210,6 +211,11 @@ class TrialRun:
             "epoch_seconds": row["seconds"],
             "gpus": self._study.gpus,
         }
+        if not math.isfinite(report["score"]):
+            report[UNDEFINED] = (
+                f"{self._spec.metric} is not defined: no validation case has what it measures, in "
+                "its label or in its prediction; the epoch counts for nothing"
+            )
         if self._note:
             report["note"], self._note = self._note, ""
         self._reports.put(report)
