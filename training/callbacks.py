@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,29 @@ from training.logged_names import RATE, best_name
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
 
+logger = logging.getLogger(__name__)
+
 BEST_CHECKPOINT = "best"
 LAST_CHECKPOINT = "last"
 
 
 class TrainingDivergedError(ArithmeticError):
-    """The loss or the monitored metric is NaN or infinite."""
+    """The loss or the weights are NaN or infinite."""
 
 
 class StopOnDivergence(Callback):
-    """Raise `TrainingDivergedError` as soon as the loss or the monitored metric is not finite."""
+    """Raise `TrainingDivergedError` as soon as the loss or the weights are not finite.
+
+    The loss is checked after every step and after validation, the weights once an epoch. A step
+    that mixed precision leaves out because its gradients overflowed changes neither.
+
+    A monitored score that is not defined (see `training.metrics`) is no divergence: a network that
+    rightly finds nothing in any validation case has one. It is logged, and the epoch counts for
+    nothing: no best checkpoint, nothing for early stopping or the plateau scheduler.
+
+    Args:
+        monitor: The monitored metric.
+    """
 
     def __init__(self, monitor: str) -> None:
         self.monitor = monitor
@@ -42,13 +56,35 @@ class StopOnDivergence(Callback):
                 f"(epoch {trainer.current_epoch})"
             )
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the weights of an epoch, which the loss of a later step alone would show."""
+        for name, tensor in pl_module.state_dict().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                value = "nan" if tensor.isnan().any() else "inf"
+                raise TrainingDivergedError(
+                    f"the weight {name} is {value} at epoch {trainer.current_epoch}"
+                )
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the monitored metric of an epoch."""
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is not None and not math.isfinite(value):
+        """Check the validation loss of an epoch, and say if its score is not defined."""
+        loss = trainer.callback_metrics.get("val_loss")
+        if loss is not None and not math.isfinite(loss):
             raise TrainingDivergedError(
-                f"{self.monitor} is {float(value)} at epoch {trainer.current_epoch}"
+                f"val_loss is {float(loss)} at epoch {trainer.current_epoch}"
             )
+        if _undefined(trainer, self.monitor):
+            logger.warning(
+                "%s is not defined at epoch %d: no validation case has what it measures, in its "
+                "label or in its prediction; the epoch counts for nothing, and training goes on",
+                self.monitor,
+                trainer.current_epoch,
+            )
+
+
+def _undefined(trainer: Trainer, monitor: str) -> bool:
+    """Whether an epoch's monitored score is there, but no number."""
+    value = trainer.callback_metrics.get(monitor)
+    return value is not None and not math.isfinite(value)
 
 
 class SeedSteps(Callback):
@@ -133,7 +169,21 @@ class BestScore(Callback):
 
 
 class PatientEarlyStopping(EarlyStopping):
-    """Early stopping whose patience is the config's, also when a checkpoint had another."""
+    """Early stopping whose patience is the config's, also when a checkpoint had another.
+
+    An epoch whose score is not defined is no epoch without improvement; Lightning's own would end
+    the training there.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge an epoch that has a score."""
+        if not _undefined(trainer, self.monitor):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge an epoch that has a score."""
+        if not _undefined(trainer, self.monitor):
+            super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over best score and waiting time."""
@@ -146,7 +196,7 @@ class EpochCheckpoint(ModelCheckpoint):
     Lightning's own ModelCheckpoint saves before the schedulers are stepped, so a resumed run
     trains its first epoch with the learning rate of the epoch before, and it renews the last
     checkpoint only together with the best one. Here everything that belongs to an epoch has
-    happened when its checkpoint is written.
+    happened when its checkpoint is written. An epoch whose score is not defined is never the best.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,11 +239,13 @@ class EpochCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
     def _save_epoch(self, trainer: Trainer) -> None:
+        assert self.monitor is not None
         nothing_new = self.monitor not in trainer.callback_metrics
         if nothing_new or self._should_skip_saving_checkpoint(trainer):
             return
         candidates = self._monitor_candidates(trainer)
-        self._save_topk_checkpoint(trainer, candidates)
+        if not _undefined(trainer, self.monitor):
+            self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)
 
 
@@ -203,7 +255,8 @@ def get_callbacks(config: ModelTrainingConfig) -> list[Callback]:
     With `config.ema_decay` also the moving average of the weights.
 
     The best checkpoint by `config.monitor` is `best.ckpt` and the newest is `last.ckpt`, in
-    `config.checkpoint_dir`. EarlyStopping is left out when
+    `config.checkpoint_dir`; there is no best one while the monitored score is not defined in any
+    epoch. EarlyStopping is left out when
     `config.early_stopping_patience` is null.
     """
     checkpoint = EpochCheckpoint(

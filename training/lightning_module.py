@@ -47,7 +47,7 @@ class SegmentationLightningModule(pl.LightningModule):
     `test_hd95_{class}_missing`, the cases in which there was no such distance (see
     `training.metrics`). They are measured on the grid of the cases as they are given, and left
     out where the size of a voxel is not known. `val_nsd` and `val_nsd_{class}` are logged where
-    `config.monitor` is one of them.
+    `config.monitor` is one of them. A score is nan where it is not defined in any case.
 
     What is logged once an epoch has the epoch as its x axis, counted from 1.
 

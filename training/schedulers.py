@@ -85,8 +85,8 @@ class PlateauSchedule(ReduceLROnPlateau):
     def step(  # type: ignore[override]  # as torch's own is
         self, metrics: SupportsFloat, epoch: int | None = None
     ) -> None:
-        """End an epoch with its metric."""
-        if self.last_epoch < self.warmup_epochs:
+        """End an epoch with its metric; one that is not defined says nothing of progress."""
+        if self.last_epoch < self.warmup_epochs or not math.isfinite(metrics):
             self.last_epoch += 1
         else:
             super().step(metrics)

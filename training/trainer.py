@@ -170,7 +170,7 @@ class SegmentationTrainer:
 
         Raises:
             FileNotFoundError: if `resume` is a path and no file.
-            TrainingDivergedError: if the loss or the monitored metric is not finite.
+            TrainingDivergedError: if the loss or the weights are not finite.
         """
         checkpoint = self._checkpoint_to_resume(resume)
         pl.seed_everything(self.config.seed, workers=True, verbose=False)

@@ -121,8 +121,8 @@ class ConfirmedConfig:
         trials: Its confirmation trials that were judged, the best validation score first.
         tried: How many of its confirmation trials have ended.
         validation: Mean over seeds of the best validation score.
-        cases: Test cases that all of its trials have a score of, by name.
-        scores: Their scores, a row a seed.
+        cases: Test cases that at least one of its trials has a score of, by name.
+        scores: Their scores, a row a seed; NaN where one is not defined.
         test: Their mean, with its interval.
         against_default: How it compares with the default config; None for the default itself,
             or where that was not judged.
@@ -164,7 +164,7 @@ def verdict(configs: Sequence[ConfirmedConfig]) -> str:
         return f"{winner.candidate.name} wins; the default config could not be judged"
     difference = against.difference
     figures = (
-        f"difference on {len(winner.cases)} test cases {difference.mean:+.4f} "
+        f"difference on {against.cases} test cases {difference.mean:+.4f} "
         f"[{difference.low:+.4f}, {difference.high:+.4f}], p = {against.p_value:.2g}"
     )
     if not against.distinguishable:
@@ -186,10 +186,10 @@ def _judged(candidate: Candidate, confirmation: StudyRecord) -> ConfirmedConfig 
     trials = [confirmation.entries[n] for n in sorted(scored, key=lambda n: sign * scored[n])]
     if not trials:
         return None
-    cases = sorted(set.intersection(*(set(entry.notes[CASES]) for entry in trials)))
-    if not cases:
-        return None
-    scores = np.array([[entry.notes[CASES][case] for case in cases] for entry in trials])
+    cases = sorted(set().union(*(entry.notes[CASES] for entry in trials)))
+    scores = np.array(
+        [[entry.notes[CASES].get(case, np.nan) for case in cases] for entry in trials]
+    )
     return ConfirmedConfig(
         candidate,
         trials,

@@ -44,11 +44,13 @@ class Comparison:
         difference: Mean of the first minus that of the second.
         p_value: Of the t-test over seeds and cases.
         p_cases: Of Wilcoxon's signed-rank test over the cases.
+        cases: How many cases.
     """
 
     difference: Interval
     p_value: float
     p_cases: float
+    cases: int
 
     @property
     def distinguishable(self) -> bool:
@@ -57,20 +59,40 @@ class Comparison:
 
 
 def interval(scores: Float[ndarray, "seeds cases"]) -> Interval:
-    """Mean of scores and its t-interval, for other seeds and other cases."""
-    return _t_interval(scores.mean(), [scores.mean(axis=1), scores.mean(axis=0)])[0]
+    """Mean of scores and its t-interval, for other seeds and other cases.
+
+    Args:
+        scores: NaN where a seed's score of a case is not defined; such scores are left out of each
+            mean, as `training.metrics` leaves them out. The mean is that of the seeds' means.
+    """
+    by_seed = _defined_means(scores, axis=1)
+    return _t_interval(by_seed.mean(), [by_seed, _defined_means(scores, axis=0)])[0]
 
 
 def compare(
     one: Float[ndarray, "seeds cases"], other: Float[ndarray, "other_seeds cases"]
 ) -> Comparison:
-    """Compare two configs that were judged on the same cases, in the same order."""
-    by_case = one.mean(axis=0) - other.mean(axis=0)
-    samples = [one.mean(axis=1), other.mean(axis=1), by_case]
+    """Compare two configs that were judged on the same cases, in the same order.
+
+    Args:
+        one: Scores, NaN where one is not defined; each case has one that is.
+        other: Those of the other config, likewise.
+    """
+    by_case = _defined_means(one, axis=0) - _defined_means(other, axis=0)
+    samples = [_defined_means(one, axis=1), _defined_means(other, axis=1), by_case]
     difference, p_value = _t_interval(by_case.mean(), samples)
     # without any difference there is nothing to rank
     p_cases = float(wilcoxon(by_case).pvalue) if np.any(by_case != 0) else 1.0
-    return Comparison(difference, p_value, p_cases)
+    return Comparison(difference, p_value, p_cases, len(by_case))
+
+
+def _defined_means(scores: Float[ndarray, "seeds cases"], axis: int) -> Float[ndarray, " n"]:
+    """Means over the scores that are defined, without those of which none is."""
+    defined = ~np.isnan(scores)
+    counts = defined.sum(axis=axis)
+    sums = np.where(defined, scores, 0.0).sum(axis=axis)
+    means: Float[ndarray, " n"] = sums[counts > 0] / counts[counts > 0]
+    return means
 
 
 def _t_interval(mean: float, samples: Sequence[Float[ndarray, " n"]]) -> tuple[Interval, float]:

@@ -245,7 +245,10 @@ class StudyRecord:
             return
         best = entry.best(self.mode)
         if state is TrialState.COMPLETED and best is None:
-            state, reason = TrialState.FAILED, "it ended without reporting a score"
+            if entry.scores:
+                reason = f"{reason}; its score was not defined in any epoch"
+            else:
+                state, reason = TrialState.FAILED, "it ended without reporting a score"
         with self.transaction():
             self._set_state(entry, state, reason)
             self._tell(entry, what_to_tell(entry, self.mode))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ from tuner.html_report import write_html_report
 from tuner.lineage import schedule
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
 from tuner.results_table import RESULTS, write_results_csv
-from tuner.searchers import TRIAL_NUMBER
+from tuner.searchers import TRIAL_NUMBER, UNDEFINED
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -132,7 +133,7 @@ class StudyView(Callback):  # type: ignore[misc]
             self._line(
                 entry,
                 f"epoch {result['epoch']}/{self._max_epochs}  "
-                f"{self._spec.metric} {result['score']:.4f}",
+                + result.get(UNDEFINED, f"{self._spec.metric} {result['score']:.4f}"),
             )
 
     def on_trial_complete(
@@ -184,7 +185,7 @@ class StudyView(Callback):  # type: ignore[misc]
             running.add_row(
                 str(entry.number),
                 f"{entry.epochs}/{self._max_epochs}",
-                "" if last is None else f"{last:.4f}",
+                "" if last is None else "undefined" if math.isnan(last) else f"{last:.4f}",
                 short_values(entry.trained_values),
             )
         return Panel(Group("\n".join(lines), "", running), title=self._folder.name)

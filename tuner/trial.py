@@ -10,6 +10,7 @@ import errno
 import faulthandler
 import gc
 import json
+import math
 import os
 import queue
 import socket
@@ -40,7 +41,7 @@ from tuner.config_files import (
 from tuner.confirm import CASES
 from tuner.constraints import VIOLATION, ConstraintBrokenError, TrialCosts
 from tuner.record import TrialState
-from tuner.searchers import INHERITS, TRIAL_NUMBER
+from tuner.searchers import INHERITS, TRIAL_NUMBER, UNDEFINED
 from tuner.spec import StudySpec, parse_spec
 
 if TYPE_CHECKING:
@@ -216,6 +217,11 @@ class TrialRun:
             "epoch_seconds": row["seconds"],
             "gpus": self._study.gpus,
         }
+        if not math.isfinite(report["score"]):
+            report[UNDEFINED] = (
+                f"{self._spec.metric} is not defined: no validation case has what it measures, in "
+                "its label or in its prediction; the epoch counts for nothing"
+            )
         if self._note:
             report["note"], self._note = self._note, ""
         self._reports.put(report)

@@ -144,9 +144,17 @@ def test_nan_never_wins_and_the_first_ending_stands(reopen: Callable[[], StudyRe
     record.finish(1, TrialState.COMPLETED, "done")
     record.finish(1, TrialState.FAILED, "late")
     assert record.entries[1].state is TrialState.COMPLETED
+    # one that had scores, of which none is defined, has trained; one that reported none has not
     record.finish(0, TrialState.COMPLETED, "done")
-    assert record.entries[0].state is TrialState.FAILED
-    assert "without reporting a score" in record.entries[0].reason
+    assert record.entries[0].state is TrialState.COMPLETED
+    assert record.entries[0].reason == "done; its score was not defined in any epoch"
+    propose(record)
+    record.finish(3, TrialState.COMPLETED, "done")
+    assert record.entries[3].state is TrialState.FAILED
+    assert "without reporting a score" in record.entries[3].reason
+    loaded = reopen()
+    assert loaded.entries[0].state is TrialState.COMPLETED
+    assert loaded.best() is not None
 
 
 def test_a_moved_study_folder_keeps_its_trials(tmp_path: Path, space: Space) -> None:

@@ -185,8 +185,8 @@ def test_a_resumed_study_decides_as_it_would_have(text: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("text", VARIANTS)
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_a_score_that_is_not_finite_helps_nobody(text: str, mode: str) -> None:
-    """Trials that diverge change nothing for the others, whatever they report."""
+def test_a_score_that_is_never_defined_is_compared_with_none(text: str, mode: str) -> None:
+    """Such a trial neither wins nor is taken for a bad one where trials are compared at rungs."""
     sign = 1.0 if mode == "max" else -1.0
     spec = variant(text, mode)
     record = in_memory(mode)
@@ -197,10 +197,11 @@ def test_a_score_that_is_not_finite_helps_nobody(text: str, mode: str) -> None:
         lambda number, epoch: sign * noisy(number, epoch) if number % 3 else math.nan,
     )
     if isinstance(policy, RungPolicy):
-        broken = [entry for entry in record.entries.values() if entry.number % 3 == 0]
-        ladder = spec.rungs()[: spec.rung_settings.brackets]
-        assert {entry.state for entry in broken} == {TrialState.STOPPED}
-        assert {entry.epochs for entry in broken} <= set(ladder)
+        blank = [entry for entry in record.entries.values() if entry.number % 3 == 0]
+        assert {entry.state for entry in blank} == {TrialState.COMPLETED}
+        told = [d.reason for d in record.decisions if d.trial == 0 and d.action == "continued"]
+        assert told
+        assert all("its score is not defined, so it is not compared" in reason for reason in told)
     best = record.best()
     assert best is not None
     assert best.number % 3

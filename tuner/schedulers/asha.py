@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class RungPolicy(Policy):
     """Base of the policies that compare trials at rungs.
 
+    A trial whose score at a rung is not defined cannot be compared there: it goes on, and counts
+    for no other trial's place.
+
     With several brackets (Hyperband), bracket `s` leaves out the first `s` rungs, and trials
     are compared within their bracket. Trials are dealt to brackets by a draw seeded with the
     study's seed and the trial's number, in which a bracket is as likely as Hyperband would
@@ -87,6 +90,12 @@ class RungPolicy(Policy):
             f"1/{self._reduction_factor} of {size} trials",
         )
 
+    def _passes_unjudged(self, epoch: int) -> Decision:
+        return Decision(
+            Action.CONTINUE,
+            f"by ASHA at {self._name_of(epoch)}: its score is not defined, so it is not compared",
+        )
+
     def _verdict(self, number: int, epoch: int, size: int, cutoff: float) -> str:
         return (
             f"{self._sign * self._score(number, epoch):.4g} misses the best "
@@ -98,8 +107,7 @@ class StoppingAsha(RungPolicy):
     """The stopping variant: a trial goes on or ends for good.
 
     A trial goes on if its score is in the best 1/reduction_factor of all scores reported at
-    that rung so far, its own included; the first few always go on. A score that is not finite
-    never goes on.
+    that rung so far, its own included; the first few always go on.
     """
 
     def judge(self, number: int, epoch: int) -> Decision:
@@ -107,9 +115,11 @@ class StoppingAsha(RungPolicy):
         if not self._compares_at(number, epoch):
             return GO_ON
         score = self._score(number, epoch)
+        if not math.isfinite(score):
+            return self._passes_unjudged(epoch)
         rung = self._rung(epoch, self.bracket(number))
         cutoff = rung.quantile(1 - 1 / self._reduction_factor)
-        if math.isfinite(score) and score >= cutoff:
+        if score >= cutoff:
             return self._passes(number, epoch, len(rung))
         verdict = self._verdict(number, epoch, len(rung), cutoff)
         return Decision(Action.STOP, f"by ASHA at {self._name_of(epoch)}: {verdict}")
@@ -133,9 +143,7 @@ class PromotionAsha(RungPolicy):
             return GO_ON
         score = self._score(number, epoch)
         if not math.isfinite(score):
-            return Decision(
-                Action.STOP, f"by ASHA at {self._name_of(epoch)}: its score is {score:g}"
-            )
+            return self._passes_unjudged(epoch)
         rung = self._rung(epoch, self.bracket(number))
         if self._next(also=number) == number:
             return self._passes(number, epoch, len(rung))

@@ -35,7 +35,8 @@ class Hyperband(Policy):
     Then the best `ceil(n / reduction_factor)` go on and the others end. Brackets are filled in
     the order of trial numbers, so workers are kept busy with trials of the next bracket while a
     round is incomplete. Of a bracket that the study leaves incomplete, those that it has are
-    compared. A trial that fails counts as worse than any other.
+    compared. A trial that fails counts as worse than any other; one whose score is not defined at
+    a milestone comes after all that have one, and goes on only where they leave room.
 
     Ray's `HyperBandScheduler` keeps its brackets in memory alone and needs Tune's own
     checkpoints to pause a trial; this is the same algorithm, with the same brackets, read from
@@ -70,9 +71,6 @@ class Hyperband(Policy):
         here = self._round(number, epoch)
         if here is None:
             return GO_ON
-        score = self._score(number, epoch)
-        if not math.isfinite(score):
-            return Decision(Action.STOP, f"{self._by(here)}: its score is {score:g}")
         survivors = self._survivors(here)
         if survivors is None:
             return Decision(Action.PAUSE, f"{self._at(here)}: waits for the others of its round")
@@ -126,9 +124,11 @@ class Hyperband(Policy):
         scores, entries = self._record.scores_at(self._milestone(here)), self._record.entries
         if any(n not in scores and not entries[n].state.finished for n in candidates):
             return None
-        finite = [n for n in candidates if math.isfinite(scores.get(n, math.nan))]
-        best = sorted(finite, key=lambda number: (-self._sign * scores[number], number))
-        survivors = tuple(best[: self._quota(here)])
+        ranked = sorted(
+            (n for n in candidates if n in scores),
+            key=lambda n: (-self._sign * scores[n] if math.isfinite(scores[n]) else math.inf, n),
+        )
+        survivors = tuple(ranked[: self._quota(here)])
         if not last:
             self._complete[here] = survivors
         return survivors
@@ -165,4 +165,5 @@ class Hyperband(Policy):
 
     def _verdict(self, number: int, here: _Round, survivors: int) -> str:
         score = self._record.entries[number].scores[self._milestone(here)]
-        return f"{self._by(here)}: {score:.4g} is not among the best {survivors} of its round"
+        told = f"{score:.4g}" if math.isfinite(score) else "a score that is not defined"
+        return f"{self._by(here)}: {told} is not among the best {survivors} of its round"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class MedianStopping(Policy):
     """Stops a trial whose best score is below the median of the others' averages so far.
 
+    Epochs whose score is not defined are left out of both; a trial that has no other goes on.
+
     Args:
         record: The study's record.
         grace_period: Epochs that every trial trains.
@@ -37,10 +39,10 @@ class MedianStopping(Policy):
             and entry.epochs >= epoch
             and math.isfinite(average := self._average(other, epoch))
         ]
-        scores = [self._score(number, past) for past in range(1, epoch + 1)]
-        best = max((score for score in scores if math.isfinite(score)), default=-math.inf)
-        if len(averages) < self._min_trials or best >= median(averages):
+        scores = self._scores(number, epoch)
+        if not scores or len(averages) < self._min_trials or max(scores) >= median(averages):
             return GO_ON
+        best = max(scores)
         return Decision(
             Action.STOP,
             f"by median stopping at epoch {epoch}: its best {self._sign * best:.4g} is worse than "
@@ -48,5 +50,10 @@ class MedianStopping(Policy):
         )
 
     def _average(self, number: int, epoch: int) -> float:
-        scores = [self._score(number, past) for past in range(1, epoch + 1)]
-        return sum(scores) / len(scores)
+        scores = self._scores(number, epoch)
+        return sum(scores) / len(scores) if scores else math.nan
+
+    def _scores(self, number: int, epoch: int) -> list[float]:
+        """Scores that are defined, up to an epoch."""
+        scores = (self._score(number, past) for past in range(1, epoch + 1))
+        return [score for score in scores if math.isfinite(score)]

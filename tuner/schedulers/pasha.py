@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -36,6 +37,7 @@ class Pasha(PromotionAsha):
             number: -negated
             for bracket in range(len(self._shares))
             for negated, number in self._rung(upper, bracket).ranked
+            if math.isfinite(self._score(number, lower))
         }
         if len(above) < 2:
             return False
@@ -53,7 +55,7 @@ class Pasha(PromotionAsha):
         differences = []
         for one, other in combinations(numbers, 2):
             gaps = [self._score(one, e) - self._score(other, e) for e in range(1, epoch + 1)]
-            signs = [sign for sign in np.sign(gaps) if sign]
+            signs = [sign for sign in np.sign(gaps) if sign and math.isfinite(sign)]
             if sum(before != after for before, after in pairwise(signs)) >= 2:
                 differences.append(abs(gaps[-1]))
         return float(np.percentile(differences, 90)) if differences else 0.0

@@ -123,17 +123,17 @@ class PopulationTraining(Policy):
         return perturbed(space, values, rng, self._settings.resample_probability)
 
     def _quantiles(self, epoch: int) -> tuple[list[int], list[int]]:
-        """The worst and the best trials of those that reached an epoch."""
+        """The worst and the best trials of those that have a score at an epoch."""
+        # one whose score is not defined is neither: it says nothing of the trial
         rank = {
-            number: self._sign * score if math.isfinite(score) else -math.inf
+            number: self._sign * score
             for number, score in self._record.scores_at(epoch).items()
+            if math.isfinite(score)
         }
         ranked = sorted(rank, key=lambda number: (rank[number], -number))
         weak, strong = quantiles(ranked, self._settings.quantile_fraction)
         return weak, [
-            number
-            for number in strong
-            if math.isfinite(rank[number]) and self._record.entries[number].state not in BROKEN
+            number for number in strong if self._record.entries[number].state not in BROKEN
         ]
 
     def _told(self, number: int, epoch: int) -> str:

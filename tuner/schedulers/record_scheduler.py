@@ -14,7 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuner.record import TrialState
 from tuner.schedulers.policy import Action
-from tuner.searchers import TRIAL_NUMBER, report_result
+from tuner.searchers import TRIAL_NUMBER, UNDEFINED, report_result
 from tuner.worker_death import WorkerOutOfMemoryError
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
                 self._record.decide(number, "fell back", result["note"])
             if not report_result(self._record, number, result):
                 return str(TrialScheduler.CONTINUE)
+            if UNDEFINED in result:
+                self._record.decide(number, UNDEFINED, result[UNDEFINED])
             decision = self._policy.judge(number, result["epoch"])
             if decision.action is Action.CONTINUE:
                 if decision.reason:

@@ -78,9 +78,11 @@ def _observations(
     for number in chosen:
         entry = view.record.entries[number]
         curve = [
-            (rung, view.sign * entry.scores[rung]) for rung in view.rungs if rung in entry.scores
+            (rung, view.sign * entry.scores[rung])
+            for rung in view.rungs
+            if math.isfinite(entry.scores.get(rung, math.nan))
         ]
-        if entry.state in BROKEN or not all(math.isfinite(score) for _, score in curve):
+        if entry.state in BROKEN:
             broken.append(number)
         else:
             rows += [(number, _budget(rung, view), score) for rung, score in curve]

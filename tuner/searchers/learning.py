@@ -19,17 +19,17 @@ def ranks_by_rung(view: SearchView) -> dict[int, float]:
 
     A trial that came further is better than one that was stopped before it; trials that came
     equally far are ordered by their scores there. So the score of a rung is compared with
-    scores of the same rung alone.
+    scores of the same rung alone. Of a trial whose score is not defined at a rung, the rung before
+    counts; without any it has no result, which is not the worst one.
     """
     keys: dict[int, tuple[int, float]] = {}
     for number, entry in view.record.entries.items():
         if entry.state in BROKEN:
             keys[number] = (-1, 0.0)
             continue
-        reached = view.reached(entry)
-        if not reached:
-            continue
-        score = view.sign * entry.scores[view.rungs[reached - 1]]
-        keys[number] = (reached, score) if math.isfinite(score) else (-1, 0.0)
+        scores = [view.sign * entry.scores.get(rung, math.nan) for rung in view.rungs]
+        defined = [(place, score) for place, score in enumerate(scores, 1) if math.isfinite(score)]
+        if defined:
+            keys[number] = defined[-1]
     places = {key: place for place, key in enumerate(sorted(set(keys.values())))}
     return {number: float(places[key]) for number, key in keys.items()}

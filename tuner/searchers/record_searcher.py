@@ -29,6 +29,9 @@ INHERITS = "inherits"
 GPU_SECONDS = "gpu_seconds"
 """Note of a trial: time that it trained, times its share of a GPU."""
 
+UNDEFINED = "undefined"
+"""Key of a result, and action in the record: the score of an epoch is not defined, and why."""
+
 TRIAL_NOTES = (VIOLATION, CASES)
 """What a trial may report with its ending, and the record notes."""
 
