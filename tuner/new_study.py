@@ -23,6 +23,7 @@ from tuner.study_folder import (
     refuse_foreign,
     written,
 )
+from tuner.trial import TRIALS_FOLDER
 from tuner.warm_start import WARM_START
 
 
@@ -73,6 +74,11 @@ def _same_study(spec: StudySpec, studies_dir: Path, name: str) -> Study | None:
 def _make_study(spec: StudySpec, before: FolderBefore) -> Study:
     """Write the files of a new study, or of one without trials anew; its lock is held."""
     folder = before.folder
+    if any((folder / TRIALS_FOLDER).glob("*")):
+        raise StudyError(
+            f"the study {folder.name!r} has no trial, but there are files in "
+            f"{folder / TRIALS_FOLDER}: move them away, or choose another --name"
+        )
     try:
         for name in (PROVENANCE, WARM_START, *RECORD_FILES):
             (folder / name).unlink(missing_ok=True)
