@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
         StudyError: if the name is not usable, or belongs to a study of another spec or to a
             folder with other content, or another process runs the study. Nothing was changed then.
     """
-    name = name or f"{spec.source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = name or _usual_name(spec.source)
     folder = new_study_path(studies_dir, name)
     with written(folder):
         # looked at before the lock, which would be a file in a folder of the user's
@@ -53,6 +54,12 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
         except BaseException:
             before.remove_folders()
             raise
+
+
+def _usual_name(source: Path) -> str:
+    """The name of a space's file and the time."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).lstrip("._-") or "study"
+    return f"{stem[:200]}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _same_study(spec: StudySpec, studies_dir: Path, name: str) -> Study | None:

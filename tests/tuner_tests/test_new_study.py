@@ -203,3 +203,18 @@ def test_a_record_of_another_mode_is_not_mixed_up(tmp_path: Path) -> None:
     record = StudyRecord(tmp_path / "s", spec_of().space, "min")
     (study,) = record._storage.get_all_studies()
     assert study.directions[0].name == "MINIMIZE"
+
+
+@pytest.mark.parametrize("stem", ["my space (2)", "Ü", "x" * 240, ".hidden"])
+def test_a_study_without_a_name_has_a_usable_one(tmp_path: Path, stem: str) -> None:
+    study = create_study(parse_spec(SPACE, source=f"{stem}.yaml"), tmp_path, None)
+    assert open_study(tmp_path, study.name).spec.metric == "val_dice"
+
+
+def test_a_study_that_has_not_begun_has_no_provenance(tmp_path: Path) -> None:
+    study = create_study(spec_of(), tmp_path, "s")
+    with pytest.raises(StudyError, match="the study 's' has not begun"):
+        study.provenance()
+    (study.folder / "provenance.json").write_text("{")
+    with pytest.raises(StudyError, match=r"provenance\.json cannot be read"):
+        study.provenance()
