@@ -8,12 +8,14 @@ from pathlib import Path
 
 from training.durable_write import write_durably
 from tuner.errors import StudyError
-from tuner.record import StudyRecord
+from tuner.record import DATABASE, StudyRecord
 from tuner.spec import StudySpec
 from tuner.spec_difference import refusal, spec_changes
+from tuner.storage import refuse_lost_record
 from tuner.study import Study, open_study
 from tuner.study_folder import (
     GIVEN_SPEC,
+    LOCK,
     PROVENANCE,
     RECORD_FILES,
     RESOLVED_SPEC,
@@ -66,6 +68,8 @@ def _same_study(spec: StudySpec, studies_dir: Path, name: str) -> Study | None:
     """The study of that name if it has the same spec, None if it is still to be made."""
     folder = studies_dir.absolute() / name
     if not holds_study(folder):
+        if (folder / LOCK).is_file() and (folder / RESOLVED_SPEC).is_file():
+            refuse_lost_record(folder / DATABASE)
         refuse_foreign(folder)
         return None
     existing = open_study(studies_dir, name)

@@ -218,3 +218,13 @@ def test_a_study_that_has_not_begun_has_no_provenance(tmp_path: Path) -> None:
     (study.folder / "provenance.json").write_text("{")
     with pytest.raises(StudyError, match=r"provenance\.json cannot be read"):
         study.provenance()
+
+
+def test_a_study_that_lost_its_record_is_not_begun_anew(tmp_path: Path) -> None:
+    with_a_trial(tmp_path)
+    (tmp_path / "s" / "trials" / "0000").mkdir(parents=True)
+    (tmp_path / "s" / "optuna.db").unlink()
+    (tmp_path / "s" / "driver.lock").touch()
+    with pytest.raises(StudyError, match=r"optuna\.db cannot be read: it is gone or empty"):
+        create_study(spec_of(), tmp_path, "s")
+    assert (tmp_path / "s" / "trials" / "0000").is_dir()
