@@ -8,7 +8,7 @@ channels, metrics, provenance).
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,18 @@ def write_bundle(
     config: ModelTrainingConfig,
     preprocessing: Preprocessing,
     manifest: Manifest,
+    verify: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a bundle, whole or not at all; an older bundle in its place is replaced.
+
+    Args:
+        folder: Where it goes.
+        module: The network.
+        config: The config that it was trained with.
+        preprocessing: How an image becomes its input.
+        manifest: What the bundle says of itself.
+        verify: Given the new bundle, before it takes the place of an older one; what it raises
+            leaves that where it is.
 
     Raises:
         BundleError: if `folder` holds what is not of a bundle, or cannot be written.
@@ -212,6 +222,12 @@ def write_bundle(
         (new / CONFIG).write_text(yaml.safe_dump(config.flat(), sort_keys=False))
         (new / PREPROCESSING).write_text(preprocessing.model_dump_json(indent=2))
         (new / MANIFEST).write_text(manifest.model_dump_json(indent=2))
+        if verify is not None:
+            try:
+                verify(new)
+            except BundleError as error:
+                # that folder is gone when a person reads of it
+                raise BundleError(str(error).replace(str(new), str(folder))) from error
 
 
 def verify_bundle(

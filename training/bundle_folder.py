@@ -137,8 +137,8 @@ def _refuse_foreign(folder: Path) -> None:
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if foreign[5:] else "")
         raise BundleError(
-            f"{folder} exists and is no exported model alone, it holds {shown}: nothing was changed; "
-            "choose another folder with -o or --export, or move that away"
+            f"{folder} exists and is no exported model alone, it holds {shown}: nothing was "
+            "changed; choose another folder with -o or --export, or move that away"
         )
 
 

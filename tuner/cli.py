@@ -247,9 +247,9 @@ def _run(options: argparse.Namespace, out: Console) -> int:
 
     spec = load_spec(options.space, _overrides(options))
     if options.export is not None:
-        from training.bundle_folder import check_bundle_folder
+        from tuner.study_folder import check_export
 
-        check_bundle_folder(options.export)
+        check_export(options.export, options.studies_dir, options.name)
     from tuner.new_study import create_study
 
     study = create_study(spec, options.studies_dir, options.name)

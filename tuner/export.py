@@ -128,16 +128,16 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
                 **_schedule(study, entry.number, best[0]),
             },
         )
+        case = dataset.splits["val"][0]
+        cached = torch.from_numpy(np.array(dataset.image(case)))
         write_bundle(
             folder,
             module=module,
             config=config,
             preprocessing=dataset.preprocessing,
             manifest=manifest,
+            verify=lambda new: verify_bundle(new, module, dataset.image_paths(case), cached),
         )
-        case = dataset.splits["val"][0]
-        cached = torch.from_numpy(np.array(dataset.image(case)))
-        verify_bundle(folder, module, dataset.image_paths(case), cached)
     except BundleError as error:
         raise ExportError(str(error)) from error
     return Exported(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
 from training.durable_write import write_durably
 from tuner.errors import StudyError
-from tuner.record import StudyRecord
+from tuner.record import DATABASE, StudyRecord
 from tuner.spec import StudySpec
 from tuner.spec_difference import refusal, spec_changes
+from tuner.storage import refuse_lost_record
 from tuner.study import Study, open_study
 from tuner.study_folder import (
     GIVEN_SPEC,
+    LOCK,
     PROVENANCE,
     RECORD_FILES,
     RESOLVED_SPEC,
@@ -23,6 +26,7 @@ from tuner.study_folder import (
     refuse_foreign,
     written,
 )
+from tuner.trial import TRIALS_FOLDER
 from tuner.warm_start import WARM_START
 
 
@@ -36,7 +40,7 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
         StudyError: if the name is not usable, or belongs to a study of another spec or to a
             folder with other content, or another process runs the study. Nothing was changed then.
     """
-    name = name or f"{spec.source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = name or _usual_name(spec.source)
     folder = new_study_path(studies_dir, name)
     with written(folder):
         # looked at before the lock, which would be a file in a folder of the user's
@@ -54,10 +58,18 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
             raise
 
 
+def _usual_name(source: Path) -> str:
+    """The name of a space's file and the time."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).lstrip("._-") or "study"
+    return f"{stem[:200]}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 def _same_study(spec: StudySpec, studies_dir: Path, name: str) -> Study | None:
     """The study of that name if it has the same spec, None if it is still to be made."""
     folder = studies_dir.absolute() / name
     if not holds_study(folder):
+        if (folder / LOCK).is_file() and (folder / RESOLVED_SPEC).is_file():
+            refuse_lost_record(folder / DATABASE)
         refuse_foreign(folder)
         return None
     existing = open_study(studies_dir, name)
@@ -73,6 +85,11 @@ def _same_study(spec: StudySpec, studies_dir: Path, name: str) -> Study | None:
 def _make_study(spec: StudySpec, before: FolderBefore) -> Study:
     """Write the files of a new study, or of one without trials anew; its lock is held."""
     folder = before.folder
+    if any((folder / TRIALS_FOLDER).glob("*")):
+        raise StudyError(
+            f"the study {folder.name!r} has no trial, but there are files in "
+            f"{folder / TRIALS_FOLDER}: move them away, or choose another --name"
+        )
     try:
         for name in (PROVENANCE, WARM_START, *RECORD_FILES):
             (folder / name).unlink(missing_ok=True)

@@ -42,7 +42,7 @@ def _git() -> dict[str, Any] | None:
     try:
         commit = _run_git("rev-parse", "HEAD")
         changed = _run_git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "modified": bool(changed)}
 

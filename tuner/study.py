@@ -105,8 +105,22 @@ class Study:
         )
 
     def provenance(self) -> dict[str, Any]:
-        """Versions, commit and data of the study."""
-        values: dict[str, Any] = json.loads((self.folder / PROVENANCE).read_text())
+        """Versions, commit and data of the study.
+
+        Raises:
+            StudyError: if they cannot be read.
+        """
+        try:
+            values: dict[str, Any] = json.loads((self.folder / PROVENANCE).read_text())
+        except FileNotFoundError as error:
+            raise StudyError(
+                f"the study {self.name!r} has not begun ({PROVENANCE} is not there): start it "
+                f"with `tune resume {self.name}`"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise StudyError(
+                f"{self.folder / PROVENANCE} cannot be read ({error}): put back a copy of it"
+            ) from error
         return values
 
 

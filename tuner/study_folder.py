@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from training.bundle_folder import check_bundle_folder
 from training.durable_write import PARTIAL
 from training.local_path import is_url, url_refusal
 from tuner.assembly import RAY_FOLDER
@@ -95,6 +96,26 @@ def check_studies_dir(studies_dir: Path) -> None:
         raise StudyError(f"--studies-dir {url_refusal(studies_dir, why)}")
     if studies_dir.exists() and not studies_dir.is_dir():
         raise StudyError(f"--studies-dir {studies_dir} is a file, not a folder: choose another")
+
+
+def check_export(export: Path, studies_dir: Path, name: str | None) -> None:
+    """Check before a search that its model can be exported to a folder at its end.
+
+    Args:
+        export: The folder.
+        studies_dir: Folder of the studies.
+        name: Name of the study, None for one that is still to be found.
+
+    Raises:
+        StudyError: if the study itself would be there.
+        training.bundle_folder.BundleError: if a bundle cannot be written there.
+    """
+    study = studies_dir.absolute() / (name or "")
+    if export.absolute() in (study, *study.parents):
+        raise StudyError(
+            f"--export {export} is where the study itself is kept: choose another folder"
+        )
+    check_bundle_folder(export)
 
 
 def holds_study(folder: Path) -> bool:

@@ -71,7 +71,26 @@ class ToyRun(TrialRun):
         times = len(happened.read_text()) if happened.is_file() else 0
         if times < fault["times"]:
             happened.write_text("x" * (times + 1))
-            happen(fault["what"], config)
+            if fault["what"] == "the user's files":
+                put_files(self._study.folder)
+            else:
+                happen(fault["what"], config)
+
+
+def put_files(study: Path) -> list[Path]:
+    """Put files of a user into every folder of a study, under names that look like its own."""
+    names = (
+        *("notes.txt", "spec.yaml.mine", "optuna.db.backup", "export/mine.txt", "mine/best.ckpt"),
+        *("trials/notes.txt", "trials/mine/epoch-00001.ckpt", "trials/mine/best.ckpt"),
+        *("trials/0000/best.ckpt.mine", "trials/0000/last.ckpt.bak", "trials/0000/notes.txt"),
+        *("trials/0001/best.ckpt.mine", "trials/0001/epoch-mine.ckpt", "trials/0002/note.txt"),
+        *("trials/0000/config.until-mine.yaml", "ray/mine.txt", "ray/mine/experiment_state.json"),
+    )
+    files = [study / name for name in names]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"mine: {path.name}")
+    return files
 
 
 def happen(what: str, config: Any) -> None:

@@ -140,3 +140,50 @@ def test_a_file_that_predicts_something_else_is_refused_and_removed(
     with pytest.raises(BundleError, match=r"logits differ by 0\.01"):
         export_network(Bundle.load(folder, "cpu"), tmp_path / "network.pt2", (2, 4, 4))
     assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
+
+
+def test_a_file_that_is_there_is_replaced_only_when_asked_to(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "network.pt2"
+    path.write_text("a network of the user's own")
+    (tmp_path / ".partial-network.pt2").write_text("mine")
+    words = ["convert", str(folder), "-o", str(path)]
+    assert main(words) == 2
+    assert "is there already: nothing was changed; choose another" in capsys.readouterr().err
+    assert path.read_text() == "a network of the user's own"
+    assert main([*words, "--overwrite"]) == 0
+    assert run_file(path, torch.randn(1, 2, 4, 16, 16)).shape[0] == 1
+    left = {entry.name for entry in tmp_path.iterdir()}
+    assert left == {"bundle", "network.pt2", ".partial-network.pt2"}
+
+
+def test_a_folder_is_never_replaced(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "network.pt2"
+    path.mkdir()
+    (path / "mine.txt").touch()
+    for overwrite in (False, True):
+        with pytest.raises(BundleError, match="is there and no file"):
+            network_export.check_target(path, overwrite=overwrite)
+    assert (path / "mine.txt").is_file()
+
+
+def test_a_file_that_comes_meanwhile_is_not_replaced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "deep" / "network.pt2"
+
+    def slow(network: torch.nn.Module, image: torch.Tensor, partial: Path) -> None:
+        partial.write_bytes(b"")
+        path.write_text("mine")
+
+    def no_difference(*_: object) -> float:
+        return 0.0
+
+    monkeypatch.setitem(network_export.FORMATS, ".pt2", (slow, lambda partial: None))
+    monkeypatch.setattr(network_export, "_difference", no_difference)
+    with pytest.raises(BundleError, match="is there already"):
+        export_network(Bundle.load(folder, "cpu"), path, SIZE)
+    assert {entry.name: entry.read_text() for entry in path.parent.iterdir()} == {
+        "network.pt2": "mine"
+    }

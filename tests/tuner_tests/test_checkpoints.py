@@ -144,3 +144,31 @@ def test_snapshots_stay_until_every_trial_has_come_further(tmp_path: Path) -> No
     for number in range(3):
         record.finish(number, TrialState.COMPLETED, "")
     assert left() == set()
+
+
+def test_checkpoints_of_the_user_stay(tmp_path: Path) -> None:
+    """Names that look like the program's, and folders that are no trial's."""
+    record = in_memory()
+    number = trial(tmp_path, record, 0.1)
+    where = trial_folder(tmp_path, number)
+    mine = [
+        *(where / name for name in ("best.ckpt.mine", "last.ckpt.bak", "my-best.ckpt")),
+        *(where / name for name in ("epoch-mine.ckpt", "epoch-1.ckpt", "epoch-00001.ckpt.bak")),
+        *(tmp_path / "trials" / "mine" / name for name in ("best.ckpt", "epoch-00001.ckpt")),
+    ]
+    ours = [where / f"{name}{end}" for name in CHECKPOINT_FILES for end in (".damaged", ".partial")]
+    for path in [*mine, *ours, where / "epoch-00001.ckpt"]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x" * SIZE)
+    trial(tmp_path, record, 0.9)
+    settings_of = CheckpointSettings(keep=1, disk_budget=3 * SIZE)
+    shown = io.StringIO()
+    keeper = CheckpointKeeper(
+        record, tmp_path, settings_of, Console(file=shown), [("val_dice", "max")], population=2
+    )
+    keeper.prune()
+    assert {
+        path for path in (tmp_path / "trials").rglob("*.ckpt*") if "0001" not in path.parts
+    } == {*mine}
+    # nor are they counted among those of the study: the snapshot goes after the count
+    assert shown.getvalue() == ""

@@ -107,6 +107,27 @@ def test_check_refuses_networks_that_cannot_be_built(
         (["status", "none", "STUDIES"], "there is none yet"),
         (["export", "none", "STUDIES"], "no study 'none'"),
         (["predict", "none", "image.nii.gz", "-o", "out"], "none is no exported model"),
+        (["run", "SPACE", "--studies-dir", "s3://b/x"], "--studies-dir s3://b/x is an address"),
+        (["run", "SPACE", "--studies-dir", "s3://b/x"], "is an SQLite file"),
+        (["list", "--studies-dir", "gs://b/x"], "--studies-dir gs://b/x is an address"),
+        (["status", "s", "--studies-dir", "hdfs://b/x"], "hdfs://b/x is an address"),
+        (["resume", "s", "--studies-dir", "file:///x"], "--studies-dir file:///x is an address"),
+        (["run", "SPACE", "--data-dir", "s3://d", "STUDIES"], "--data-dir s3://d is an address"),
+        (["run", "SPACE", "--set", "data_dir=s3://d", "STUDIES"], "data_dir s3://d is an addr"),
+        (["run", "SPACE", "--export", "s3://e", "STUDIES"], "--export s3://e is an address"),
+        (["run", "SPACE", "--export", "SPACE", "STUDIES"], "is no folder: choose another with"),
+        (["run", "SPACE", "--export", "SPACE/b", "STUDIES"], "cannot be written (Not a dir"),
+        (["run", "SPACE", "--export", ".", "STUDIES"], "is where the study itself is kept"),
+        (["run", "SPACE", "--name", "n", "--export", "studies/n", "STUDIES"], "itself is kept"),
+        (["run", "SPACE", "--export", "studies", "STUDIES"], "is where the study itself is kept"),
+        (["predict", "s3://b", "i.nii.gz", "-o", "out"], "s3://b is an address"),
+        (["predict", "none", "s3://i.nii.gz", "-o", "out"], "s3://i.nii.gz is an address"),
+        (["convert", "none", "-o", "s3://n.onnx"], "--output s3://n.onnx is an address"),
+        (["convert", "none", "-o", "SPACE"], "is none of .pt2, .ts, .onnx"),
+        (["run", "SPACE", "--name", "n" * 300, "STUDIES"], "has 300 characters"),
+        (["status", "n" * 300, "STUDIES"], "has 300 characters"),
+        (["run", "SPACE", "--name", "n", "--studies-dir", "/proc/x"], "/proc/x/n cannot be writt"),
+        (["run", "SPACE", "--name", "n", "--studies-dir", "SPACE"], "is a file, not a folder"),
     ],
 )
 def test_a_mistake_gets_one_clear_message(
@@ -118,7 +139,7 @@ def test_a_mistake_gets_one_clear_message(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = [str(space) if word == "SPACE" else word for word in arguments]
+    arguments = [word.replace("SPACE", str(space)) for word in arguments]
     if arguments[-1] == "STUDIES":
         arguments[-1:] = ["--studies-dir", str(tmp_path / "studies")]
     assert main(arguments) == 2
@@ -126,7 +147,8 @@ def test_a_mistake_gets_one_clear_message(
     assert message in printed.err
     assert printed.err.startswith("error: ")
     assert "Traceback" not in printed.err
-    assert not list((tmp_path / "studies").glob("*"))
+    # nothing is left behind: no folder `s3:`, no folder of studies that this call made
+    assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
 
 
 def test_list_without_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
