@@ -252,7 +252,7 @@ def test_paused_trials_are_closed_when_the_study_ends() -> None:
         record.pause(number, "at rung 1")
     assert searcher.suggest("x") == "FINISHED"
     assert {entry.state for entry in record.entries.values()} == {TrialState.STOPPED}
-    assert record.entries[0].reason == "at rung 1"
+    assert record.entries[0].reason == "paused after epoch 0: never promoted: at rung 1"
 
 
 def test_the_grid_has_every_point_once() -> None:

@@ -72,7 +72,7 @@ class Hyperband(Policy):
             return GO_ON
         score = self._score(number, epoch)
         if not math.isfinite(score):
-            return Decision(Action.STOP, f"{self._by(here)}: its score is {score:g}")
+            return Decision(Action.STOP, f"{self._by(here)}: its score there is {score:g}")
         survivors = self._survivors(here)
         if survivors is None:
             return Decision(Action.PAUSE, f"{self._at(here)}: waits for the others of its round")
@@ -164,5 +164,8 @@ class Hyperband(Policy):
         return f"by Hyperband {self._at(here)}"
 
     def _verdict(self, number: int, here: _Round, survivors: int) -> str:
-        score = self._record.entries[number].scores[self._milestone(here)]
-        return f"{self._by(here)}: {score:.4g} is not among the best {survivors} of its round"
+        epoch = self._milestone(here)
+        return (
+            f"{self._by(here)}: {self._its_score(number, epoch)} is not among the best {survivors} "
+            f"of its round{self._best_elsewhere(number, epoch)}"
+        )

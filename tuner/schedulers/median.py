@@ -41,10 +41,13 @@ class MedianStopping(Policy):
         best = max((score for score in scores if math.isfinite(score)), default=-math.inf)
         if len(averages) < self._min_trials or best >= median(averages):
             return GO_ON
+        known = math.isfinite(best)
+        its_best = f"its best so far, {self._sign * best:.4g}, is" if known else "it has no score,"
         return Decision(
             Action.STOP,
-            f"by median stopping at epoch {epoch}: its best {self._sign * best:.4g} is worse than "
-            f"the median {self._sign * median(averages):.4g} of {len(averages)} trials",
+            f"by median stopping at epoch {epoch}: {its_best} worse than the median "
+            f"{self._sign * median(averages):.4g} of the averages of {len(averages)} other trials "
+            "up to there",
         )
 
     def _average(self, number: int, epoch: int) -> float:
