@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -11,7 +13,7 @@ from rich.table import Table
 from tuner.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rich.console import Console
 
@@ -23,35 +25,93 @@ NETWORKS = 12
 
 DRAWS = 300
 
+BYTES_A_PARAMETER = 8
+"""What training takes of memory at least: a parameter and its gradient, in single precision."""
 
-def check_networks(spec: StudySpec) -> int:
+
+@dataclass(frozen=True)
+class Networks:
+    """What came out when networks of a space were built.
+
+    Attributes:
+        built: How many different ones were.
+        too_large: How many of them break a constraint of the study.
+    """
+
+    built: int
+    too_large: int
+
+    def describe(self) -> str:
+        """A line for a person to read."""
+        line = f"{self.built} different ones of this space can be built"
+        if self.too_large:
+            line += f"; {self.too_large} of them break a constraint, and would end as infeasible"
+        return line
+
+
+def check_networks(spec: StudySpec) -> Networks:
     """Build networks that the space can propose, as a trial does.
 
     Args:
         spec: A valid spec.
 
-    Returns:
-        How many different ones were built.
-
     Raises:
-        SpecError: for the first one that cannot be built, with its settings.
+        SpecError: for the first one that cannot be built, with its settings; or if none was
+            found that keeps to the constraints.
     """
     from training.models import build_model
 
-    built = 0
-    for values, config in _networks(spec):
+    sizes = []
+    for values, config in islice(_networks(spec), NETWORKS):
         try:
-            build_model(config)
+            network = build_model(config)
         except Exception as error:
             # MONAI's constructors refuse with whatever their code runs into
-            settings = ", ".join(f"{name}={value}" for name, value in values.items())
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SpecError(
                 f"{spec.source}: the network {config.model_name} cannot be built"
-                f"{' with ' if settings else ''}{settings}: {reason}"
+                f"{' with ' if values else ''}{_settings(values)}: {reason}"
             ) from error
-        built += 1
-    return built
+        sizes.append(sum(parameter.numel() for parameter in network.parameters()))
+    too_large = [size for size in sizes if _above(size, spec)]
+    if sizes and len(too_large) == len(sizes):
+        _check_that_one_fits(spec)
+    return Networks(len(sizes), len(too_large))
+
+
+def _check_that_one_fits(spec: StudySpec) -> None:
+    """Look among more networks, which are counted and not built, for one that is small enough."""
+    from tuner.constraints import count_parameters
+
+    counted = []
+    for values, config in _networks(spec):
+        counted.append((count_parameters(config), config.model_name, _settings(values)))
+        if not _above(counted[-1][0], spec):
+            return
+    size, name, settings = min(counted)
+    raise SpecError(
+        f"{spec.source}: none of the {len(counted)} networks of this space that were tried keeps "
+        f"to the constraints: the smallest, {name}{' with ' if settings else ''}{settings}, has "
+        f"{size:,} parameters, {_above(size, spec)}; every trial would end as infeasible: raise "
+        "the limit, or let smaller networks into the space"
+    )
+
+
+def _above(parameters: int, spec: StudySpec) -> str:
+    """Which constraint a network of so many parameters breaks in any case, empty for none."""
+    most, memory = spec.constraints.max_parameters, spec.constraints.max_memory
+    if most is not None and parameters > most:
+        return f"above max_parameters={most:,}"
+    if memory is not None and parameters * BYTES_A_PARAMETER > memory:
+        return (
+            f"and training takes {BYTES_A_PARAMETER} bytes for each at least, above "
+            f"max_memory={memory.human_readable(decimal=True)}"
+        )
+    return ""
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _networks(spec: StudySpec) -> Iterator[tuple[dict[str, Any], ModelTrainingConfig]]:
@@ -70,8 +130,6 @@ def _networks(spec: StudySpec) -> Iterator[tuple[dict[str, Any], ModelTrainingCo
         if (key := repr(sorted(values.items(), key=str))) not in seen:
             seen.add(key)
             yield values, config
-        if len(seen) == NETWORKS:
-            return
 
 
 def print_spec(console: Console, spec: StudySpec) -> None:
@@ -86,13 +144,14 @@ def print_spec(console: Console, spec: StudySpec) -> None:
     console.print()
     console.print(table)
     console.print()
-    full = spec.search.num_trials * spec.max_epochs
+    trials = _planned(spec)
+    full = trials * spec.max_epochs
     console.print(
         f"search    {spec.search.searcher}, {spec.search.num_trials} trials, "
         f"seed {spec.search.seed}",
         markup=False,
     )
-    for line in _goals(spec):
+    for line in (*_grid(spec), *_goals(spec)):
         console.print(line, markup=False)
     if spec.population:
         console.print(
@@ -108,11 +167,35 @@ def print_spec(console: Console, spec: StudySpec) -> None:
         f"scheduler {spec.scheduler}: compares at epochs {rungs}; about 1 in "
         f"{spec.rung_settings.reduction_factor} goes on"
     )
-    expected = spec.expected_epochs()
+    expected = spec.expected_epochs() * trials / spec.search.num_trials
     console.print(
         f"budget    about {expected:.0f} epochs; training every trial to epoch "
         f"{spec.max_epochs} would take {full} ({full / expected:.1f} times as many)"
     )
+
+
+def _planned(spec: StudySpec) -> int:
+    """Trials of the study; those of a grid are counted with Ray's searchers, which load slowly."""
+    if spec.search.searcher != "grid":
+        return spec.search.num_trials
+    from tuner.searchers import planned_trials
+
+    return planned_trials(spec)
+
+
+def _grid(spec: StudySpec) -> Iterator[str]:
+    """A line about the size of a grid."""
+    if spec.search.searcher != "grid":
+        return
+    from tuner.searchers.grid import grid_points, trials_of_grid
+
+    points, trials = len(grid_points(spec.space)), trials_of_grid(spec)
+    beside = f", {trials} trials with those to try first" if trials > points else ""
+    if trials > spec.search.num_trials:
+        end = f"num_trials={spec.search.num_trials} ends the search before all are tried"
+    else:
+        end = f"the search ends when all are tried, after {trials} trials"
+    yield f"grid      {points} points{beside}: {end}"
 
 
 def _goals(spec: StudySpec) -> Iterator[str]:

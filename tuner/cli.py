@@ -329,9 +329,9 @@ def _check(options: argparse.Namespace, out: Console) -> int:
     from tuner.spec import load_spec
 
     spec = load_spec(options.space, _overrides(options))
-    built = check_networks(spec)
+    networks = check_networks(spec)
     print_spec(out, spec)
-    out.print(f"networks  {built} different ones of this space can be built", markup=False)
+    out.print(f"networks  {networks.describe()}", markup=False)
     return DONE
 
 

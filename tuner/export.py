@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from tuner.config_files import config_file
 from tuner.confirm import CONFIRM_FOLDER, SEED, confirm_record, confirmed_configs
 from tuner.errors import ExportError
 from tuner.lineage import schedule
+from tuner.no_winner import no_winner, way_out
 from tuner.record import TrialEntry
 from tuner.trial import trial_folder
 
@@ -189,13 +190,32 @@ def _chosen(study: Study, number: int | None) -> _Chosen:
         candidate, entry = confirmed[0].candidate, confirmed[0].trials[0]
         name = f"{candidate.name} with seed {entry.notes[SEED]}, confirmed,"
         return _Chosen(entry, study.folder / CONFIRM_FOLDER, name, candidate.trial, confirmed=True)
-    best = study.record.best()
-    if best is None:
-        raise ExportError(
-            f"the study {study.name!r} has no trial with a score yet: "
-            f"go on with `tune resume {study.name}`"
+    best, ended = study.record.best(), study.record.best(running=False)
+    if ended is None:
+        raise ExportError(_nothing_to_export(study, best))
+    chosen = _searched(study, ended)
+    if best is not None and best is not ended:
+        better = f"{chosen.name} (trial {best.number}, which is better so far, still runs)"
+        return replace(chosen, name=better)
+    return chosen
+
+
+def _nothing_to_export(study: Study, best: TrialEntry | None) -> str:
+    """Why a study has no model to export, and what to do."""
+    if best is not None:
+        return (
+            f"every trial of the study {study.name!r} that has a score still runs: "
+            "export it when one has ended"
         )
-    return _searched(study, best)
+    if study.finished and study.record.entries:
+        return (
+            f"the study {study.name!r} has ended, and {no_winner(study.record)}: "
+            f"{way_out(study.record, study.name)}"
+        )
+    return (
+        f"the study {study.name!r} has no trial with a score yet: "
+        f"go on with `tune resume {study.name}`"
+    )
 
 
 def _searched(study: Study, entry: TrialEntry) -> _Chosen:

@@ -30,6 +30,7 @@ from tuner.lineage import LINEAGE, Inheritance
 from tuner.optuna_states import METRIC_NAMES, RUNNING, Told, what_to_tell
 from tuner.storage import TransactionalStorage, refuse_lost_record, unreadable
 from tuner.trial_entry import (
+    BEST_VALUES,
     OVERRIDDEN,
     DecisionEntry,
     TrialEntry,
@@ -312,6 +313,9 @@ class StudyRecord:
             for number, entry in self.entries.items():
                 told = what_to_tell(entry, self.mode, over=True, wins=entry is winner)
                 self._tell(entry, told, ended=ended.get(number))
+                values = entry.best_values(self.mode)
+                if entry.notes.get(BEST_VALUES, entry.values) != values:
+                    self.note(number, BEST_VALUES, values)
 
     def describe(self, metric: str, attributes: Mapping[str, Any]) -> None:
         """Say in Optuna's tables what the study is: its metric, and attributes for people."""

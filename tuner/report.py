@@ -22,9 +22,10 @@ from tuner.failed_trials import failure_lines
 from tuner.goals_view import goal_tables, spending_lines
 from tuner.html_report import write_html_report
 from tuner.lineage import schedule
+from tuner.no_winner import no_winner, way_out
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
 from tuner.results_table import RESULTS, write_results_csv
-from tuner.searchers import TRIAL_NUMBER, UNDEFINED
+from tuner.searchers import TRIAL_NUMBER, UNDEFINED, planned_trials
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -71,12 +72,14 @@ class StudyView(Callback):  # type: ignore[misc]
         self._record = record
         self._spec = spec
         self._max_epochs = spec.max_epochs
+        self._num_trials = planned_trials(spec)
         self._folder = folder
         self._resources = resources
         self._dashboard = dashboard
         self._console = console or Console(quiet=True)
         self._started = time.monotonic()
         self._epochs_before = epochs_spent(record.entries.values())
+        self._replayed: dict[int, int] = {}
         self._refreshed = 0.0
         self._live: Live | None = None
 
@@ -91,7 +94,7 @@ class StudyView(Callback):  # type: ignore[misc]
         self._console.print(f"study          {self._folder}")
         self._console.print(f"Ray dashboard  {dashboard}")
         self._console.print(
-            f"trials         {self._spec.search.num_trials} of up to {self._max_epochs} "
+            f"trials         {self._num_trials} of up to {self._max_epochs} "
             f"epochs, {share.max_concurrent} at once, {share.cpu:g} CPU and {share.gpu:g} GPU each"
         )
         if self._console.is_terminal:
@@ -115,6 +118,7 @@ class StudyView(Callback):  # type: ignore[misc]
     ) -> None:
         """Announce a trial."""
         entry = self._entry(trial)
+        self._replayed[entry.number] = entry.epochs
         self._line(entry, "started" if not entry.scores else f"goes on after {entry.epochs}")
 
     def on_trial_result(
@@ -125,11 +129,14 @@ class StudyView(Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """Announce an epoch."""
+        """Announce an epoch that was trained.
+
+        A trial that goes on reports first what its checkpoint holds, which was announced before.
+        """
+        entry = self._entry(trial)
         if "note" in result:
-            self._line(self._entry(trial), result["note"], always=True)
-        if "epoch" in result:
-            entry = self._entry(trial)
+            self._line(entry, result["note"], always=True)
+        if "epoch" in result and result["epoch"] > self._replayed.get(entry.number, 0):
             self._line(
                 entry,
                 f"epoch {result['epoch']}/{self._max_epochs}  "
@@ -168,9 +175,9 @@ class StudyView(Callback):  # type: ignore[misc]
     def _picture(self) -> RenderableType:
         record, spec = self._record, self._spec
         spent = epochs_spent(record.entries.values())
-        full = spec.search.num_trials * self._max_epochs
+        full = self._num_trials * self._max_epochs
         lines = [
-            "trials  " + _counts(record, spec.search.num_trials),
+            "trials  " + _counts(record, self._num_trials),
             "best    " + _best_line(record, spec.metric),
             f"epochs  {spent} of {full} that full training would take ({spent / full:.0%})",
             *(f"budget  {line}" for line in budget_lines(record, spec)),
@@ -201,7 +208,7 @@ class StudyView(Callback):  # type: ignore[misc]
             if ended
             else self._spec.expected_epochs() / self._spec.search.num_trials
         )
-        most = per_trial * self._spec.search.num_trials
+        most = per_trial * self._num_trials
         if self._spec.search.epoch_budget is not None:
             most = min(most, self._spec.search.epoch_budget)
         left = max(0.0, most - spent)
@@ -245,7 +252,8 @@ def _best_line(record: StudyRecord, metric: str) -> str:
     entry = record.best()
     if entry is None or (best := entry.best(record.mode)) is None:
         return "none yet"
-    return f"{metric} {best[1]:.4f} (trial {entry.number}, epoch {best[0]})"
+    running = ", still running" if entry.state is TrialState.RUNNING else ""
+    return f"{metric} {best[1]:.4f} (trial {entry.number}, epoch {best[0]}{running})"
 
 
 def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table:
@@ -287,7 +295,7 @@ def studies_table(studies: Iterable[tuple[Path, StudyRecord, StudySpec]]) -> Tab
     for folder, record, spec in studies:
         table.add_row(
             Text(shown_name(folder.name)),
-            _counts(record, spec.search.num_trials),
+            _counts(record, planned_trials(spec)),
             _best_line(record, spec.metric),
             Text(shown_name(str(folder))),
         )
@@ -306,7 +314,7 @@ def print_summary(
     spent = epochs_spent(entries)
     full = len(entries) * spec.max_epochs
     console.print()
-    console.print("trials  " + _counts(record, spec.search.num_trials))
+    console.print("trials  " + _counts(record, planned_trials(spec)))
     if full:
         console.print(
             f"epochs  {spent}; training all {len(entries)} trials to the end would take "
@@ -314,17 +322,26 @@ def print_summary(
         )
     for line in spending_lines(folder, record, spec):
         console.print(line, markup=False)
-    best = record.best()
     console.print("best    " + _best_line(record, spec.metric))
-    if best is not None:
-        for stretch in _winning_schedule(record, best):
-            console.print(f"          {stretch}", markup=False)
+    for line in _about_the_best(record):
+        console.print(f"        {line}", markup=False)
     for table in goal_tables(folder, record, spec):
         console.print(table)
-    console.print(f"files   {folder / RESULTS}, {folder / REPORT}")
+    written = [str(folder / name) for name in (RESULTS, REPORT) if (folder / name).is_file()]
+    if written:
+        console.print(f"files   {', '.join(written)}", markup=False)
     if next_steps:
         for step in next_commands(folder, record, spec):
             console.print(f"next    {step}", markup=False)
+
+
+def _about_the_best(record: StudyRecord) -> list[str]:
+    """The values that the best score was reached with, or why there is none."""
+    best = record.best()
+    if best is not None:
+        return [f"  {stretch}" for stretch in _winning_schedule(record, best)]
+    entries = record.entries.values()
+    return [no_winner(record)] if entries and all(e.state.finished for e in entries) else []
 
 
 def _winning_schedule(record: StudyRecord, best: TrialEntry) -> list[str]:
@@ -343,7 +360,7 @@ def _winning_schedule(record: StudyRecord, best: TrialEntry) -> list[str]:
 def next_commands(folder: Path, record: StudyRecord, spec: StudySpec) -> list[str]:
     """What a person would type next."""
     where = f" --studies-dir {folder.parent}" if folder.parent != Path("studies").absolute() else ""
-    unfinished = record.unfinished() or len(record.entries) < spec.search.num_trials
+    unfinished = record.unfinished() or len(record.entries) < planned_trials(spec)
     spent = spent_budget(record, spec) is not None
     steps = []
     if unfinished and spent:
@@ -351,8 +368,11 @@ def next_commands(folder: Path, record: StudyRecord, spec: StudySpec) -> list[st
         steps.append(f"tune resume {folder.name}{where} {option}")
     elif unfinished or not is_confirmed(record, confirm_record(folder, spec), spec):
         steps.append(f"tune resume {folder.name}{where}")
-    if record.best() is not None:
+    elif record.entries and record.best() is None:
+        steps.append(way_out(record, folder.name))
+    if record.best(running=False) is not None:
         steps.append(f"tune export {folder.name}{where} -o bundle")
+    if record.best() is not None:
         steps.append(f"tensorboard --logdir {folder / 'trials'}")
     return steps
 

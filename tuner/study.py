@@ -40,7 +40,7 @@ from tuner.record import DATABASE, StudyRecord
 from tuner.report import StudyView, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
 from tuner.schedulers import Policy, build_policy
-from tuner.searchers import RecordSearcher, build_searcher
+from tuner.searchers import RecordSearcher, build_searcher, planned_trials
 from tuner.spec import Override, StudySpec, load_spec, parse_spec
 from tuner.spec_difference import spec_changes
 from tuner.stopping import StudyStopper, signals_stop
@@ -100,7 +100,7 @@ class Study:
     def searched(self) -> bool:
         """Whether every trial of the search has ended."""
         entries = self.record.entries.values()
-        return len(entries) >= self.spec.search.num_trials and all(
+        return len(entries) >= planned_trials(self.spec) and all(
             entry.state.finished for entry in entries
         )
 
@@ -202,9 +202,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         if earlier:
             import_earlier(study.folder, data, earlier, console)
         with ray_cluster(address) as dashboard:
-            resources = plan_resources(
-                spec.resources, nodes_of(ray.nodes()), spec.search.num_trials
-            )
+            resources = plan_resources(spec.resources, nodes_of(ray.nodes()), planned_trials(spec))
             check_gpu_hours(spec, resources.gpu)
             budgets = BudgetStopper(study.record, spec)
             stopper = StudyStopper(spec.search.time_budget)
@@ -214,7 +212,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                 spec.checkpoints,
                 console,
                 spec.objectives,
-                spec.population,
+                planned_trials(spec) if spec.population else 0,
             )
             keeper.prune()
             with signals_stop(stopper), lost_worker_ends_one_trial():
@@ -280,7 +278,9 @@ def _confirm(
         confirmation.close()
         return
     trials = len(confirmation.entries) + len(missing(confirmation, chosen, spec))
-    search = spec.search.model_copy(update={"num_trials": trials, "time_budget": None})
+    # what is confirmed is given, so no grid has an end
+    given = {"searcher": "random", "num_trials": trials, "time_budget": None}
+    search = spec.search.model_copy(update=given)
     shown = spec.model_copy(update={"search": search})
     second = Study(folder, spec, confirmation)
     view = StudyView(confirmation, shown, folder, resources, dashboard, console)

@@ -44,6 +44,10 @@ class TrialState(StrEnum):
 OVERRIDDEN = "overridden"
 """Note of a trial: after which epochs which values were replaced, as it had run out of memory."""
 
+BEST_VALUES = "best_values"
+"""Note of a trial: the values that its best score was reached with, if they are not those that
+Optuna's tables have, which it was proposed with."""
+
 FORMER_NAMES = {"learning_rate": "lr"}
 """Logged metrics by the name that they had in earlier versions, and the one that they have now."""
 

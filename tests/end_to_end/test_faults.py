@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -246,8 +247,11 @@ def test_a_trial_that_fails_is_tried_again(
     assert entries[4].overrides == {"train_batch_size": 1, "val_batch_size": 2}
     folder = study.folder / "trials" / "0004"
     assert yaml.safe_load((folder / "config.yaml").read_text())["train_batch_size"] == 1
-    results = (study.folder / "results.csv").read_text().splitlines()
-    assert "train_batch_size" in results[0]
+    with (study.folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # its best epoch came after the last retry
+    assert rows[4]["params_train_batch_size"] == "1"
+    assert rows[4]["params_val_batch_size"] == "2"
     # where it hung
     assert "in happen" in (study.folder / "trials" / "0002" / "hang.txt").read_text()
     for log in study.folder.glob("trials/*/trained.log"):

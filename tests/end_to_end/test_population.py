@@ -14,6 +14,7 @@ import yaml
 
 import tuner
 from tuner.cli import main
+from tuner.config_files import config_file
 from tuner.record import TrialState
 from tuner.study import Study, open_study
 
@@ -53,13 +54,18 @@ def test_weak_trials_go_on_from_strong_ones(cluster: str, space_file: Path, tmp_
         for row in rows:
             # what the optimizer really had is what the record says
             values = entry.values_at(int(row["epoch"]))
-            assert float(row["learning_rate"]) == pytest.approx(values["learning_rate"])
+            assert float(row["lr"]) == pytest.approx(values["learning_rate"])
             config = yaml.safe_load(config_file(folder, int(row["epoch"])).read_text())
             assert config["learning_rate"] == values["learning_rate"]
             assert float(row["val_dice"]) == pytest.approx(entry.scores[int(row["epoch"])])
         assert not list(folder.glob("epoch-*.ckpt"))
     with (study.folder / "results.csv").open() as file:
-        takes_over = {int(row["trial"]): row["takes_over"] for row in csv.DictReader(file)}
+        results = {int(row["trial"]): row for row in csv.DictReader(file)}
+    takes_over = {number: row["takes_over"] for number, row in results.items()}
+    for number, row in results.items():
+        # the values that the best epoch was trained with, not those of the last take-over
+        values = entries[number].values_at(int(row["best_epoch"]))
+        assert float(row["params_learning_rate"]) == values["learning_rate"]
     assert all(f"trial {step.donor} at epoch" in takes_over[entry.number] for entry, step in steps)
     # the model that is exported says how its weights came about
     weak = steps[-1][0]

@@ -106,8 +106,9 @@ def test_the_study_folder_is_complete(study: Study) -> None:
     for row in rows:
         entry = study.record.entries[int(row["trial"])]
         assert row["state"] == entry.state.value
-        assert float(row["learning_rate"]) == entry.values["learning_rate"]
-        assert float(row["val_dice"]) == entry.best("max")[1]  # type: ignore[index]
+        assert float(row["params_learning_rate"]) == entry.values["learning_rate"]
+        assert float(row["value"]) == entry.best("max")[1]  # type: ignore[index]
+        assert row["metrics_val_dice"] == row["value"]
     report = (study.folder / "report.html").read_text()
     assert report.count("<polyline") == 5
     assert "http" not in report.replace("http://www.w3.org", "")
@@ -131,15 +132,31 @@ def test_each_trial_keeps_config_metrics_and_checkpoints(study: Study) -> None:
         assert [event.value for event in events.Scalars("val_dice")] == pytest.approx(
             list(entry.scores.values())
         )
+        assert events.Scalars("best_val_dice")[-1].value == pytest.approx(
+            entry.best("max")[1]  # type: ignore[index]
+        )
+        assert [event.step for event in events.Scalars("lr")][: entry.epochs] == list(entry.scores)
         assert (folder / "hparams.yaml").is_file()
 
 
 def test_optuna_opens_the_record(study: Study) -> None:
     loaded = optuna.load_study(study_name=None, storage=f"sqlite:///{study.folder / 'optuna.db'}")
-    states = Counter(trial.state.name for trial in loaded.trials)
-    assert states["COMPLETE"] == len(study.record.with_state(TrialState.COMPLETED))
-    assert states["PRUNED"] == len(study.record.with_state(TrialState.STOPPED))
-    assert loaded.best_trial.params["learning_rate"] > 0
+    best = study.record.best()
+    assert best is not None
+    assert loaded.best_trial.number == best.number
+    assert loaded.best_value == best.best("max")[1]  # type: ignore[index]
+    told = {
+        entry.number: "COMPLETE"
+        if entry is best or entry.state is TrialState.COMPLETED
+        else "PRUNED"
+        for entry in study.record.entries.values()
+    }
+    assert {trial.number: trial.state.name for trial in loaded.trials} == told
+    assert loaded.metric_names == ["val_dice"]
+    attributes = loaded.user_attrs
+    assert attributes["study"] == study.name
+    assert attributes["data_fingerprint"] == study.provenance()["data"]["fingerprint"]
+    assert attributes["spec"] == (study.folder / "spec.resolved.yaml").read_text()
 
 
 def test_status_list_and_running_again(

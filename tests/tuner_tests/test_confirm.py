@@ -153,7 +153,7 @@ def test_a_config_that_is_no_better_is_not(record: StudyRecord, tmp_path: Path) 
         written = list(csv.DictReader(file))
     assert [row["config"] for row in written] == [config.candidate.name for config in configs]
     assert written[0]["distinguishable"] == "False"
-    assert float(written[0]["test_dice"]) == configs[0].test.mean
+    assert float(written[0]["metrics_test_dice"]) == configs[0].test.mean
 
 
 def test_the_summary_names_what_did_not_complete(record: StudyRecord, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from training.config import ModelTrainingConfig
 from training.trainer import SegmentationTrainer
+from tuner.config_files import config_file, set_aside_config
 from tuner.epoch_gate import EpochGate
 from tuner.inheritance import keep_snapshot, snapshot_file, take_over
 from tuner.trial import METRICS_FILE
@@ -104,7 +105,7 @@ def test_it_goes_on_as_the_other_would_have_with_its_values(donor: Path, recipie
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     # the first two as this trial reported them, not as the donor did
-    assert [float(row["learning_rate"]) for row in rows] == [1e-4, 1e-4, 0.1]
+    assert [float(row["lr"]) for row in rows] == [1e-4, 1e-4, 0.1]
 
 
 def test_a_snapshot_stays_what_its_score_is_of(donor: Path, recipient: Path) -> None:

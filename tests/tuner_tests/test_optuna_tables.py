@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
+from tuner.lineage import Inheritance
 from tuner.record import StudyRecord, TrialState
 from tuner.space import LogUniform, Space
 from tuner.storage import TransactionalStorage
@@ -147,6 +148,23 @@ def test_what_is_right_already_is_not_written_again(folder: Path) -> None:
     again.close()
     assert (folder / "optuna.db").read_bytes() == before
     assert again.entries[0].reason == ""
+
+
+def test_values_that_changed_while_training_are_told_with_the_score(folder: Path) -> None:
+    """Optuna's parameters are those that a trial was proposed with."""
+    record = StudyRecord(folder, SPACE, "max")
+    add(record, [0.5], TrialState.COMPLETED)
+    add(record, [0.6])
+    record.pause(1, "weak")
+    record.inherit(1, Inheritance(1, 0, {"learning_rate": 0.05}, {}), "")
+    record.running(1)
+    record.report(1, 2, 0.7, {}, 1.0)
+    record.finish(1, TrialState.COMPLETED, "")
+    record.close_running("")
+    trials = as_optuna_reads(folder).trials
+    assert trials[1].params == {"learning_rate": 0.002}
+    assert trials[1].user_attrs["notes"]["best_values"] == {"learning_rate": 0.05}
+    assert "notes" not in trials[0].user_attrs
 
 
 def bounds(trial: FrozenTrial) -> tuple[datetime.datetime, datetime.datetime]:

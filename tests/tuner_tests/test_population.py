@@ -189,7 +189,7 @@ def test_nobody_waits_if_it_is_not_synchronous() -> None:
     assert record.entries[0].state is TrialState.RUNNING
     assert record.entries[1].state is TrialState.RUNNING
     assert record.entries[2].state is TrialState.PAUSED
-    assert "among the worst 1 of 3" in record.entries[2].reason
+    assert "is among the worst 1 of 3 trials: it takes over" in record.entries[2].reason
     assert policy.promote() == 2
     assert [step.donor for step in record.entries[2].lineage] == [3]
 

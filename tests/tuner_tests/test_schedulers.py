@@ -288,8 +288,70 @@ def test_the_best_third_goes_on(record: StudyRecord) -> None:
     scores = (0.5, 0.4, 0.6, 0.45, 0.7, 0.1)
     decisions = [report(record, policy, propose(record), 1, score) for score in scores]
     assert decisions == ["goes on", "stops", "goes on", "stops", "goes on", "stops"]
-    assert "rung 1 (epoch 1)" in record.entries[5].reason
-    assert "cutoff" in record.entries[5].reason
+    assert record.entries[5].reason == (
+        "by ASHA at rung 1 (epoch 1): its score there, 0.1, is worse than 0.5333, the cutoff for "
+        "the best 1 in 3 of the 6 trials that came here"
+    )
+    continued = [d.reason for d in record.decisions if d.action == "continued"]
+    assert "it is the first trial that came here" in continued[0]
+    assert "0.6, reaches 0.5333, the cutoff for the best 1 in 3 of the 3" in continued[1]
+    # the rung's score is not the best one, which tables show beside the reason
+    late = propose(record)
+    assert report(record, policy, late, 1, 0.9) == "goes on"
+    assert report(record, policy, late, 2, 0.8) == "goes on"
+    assert report(record, policy, propose(record), 3, 0.5) == "goes on"
+    assert report(record, policy, late, 3, 0.3) == "stops"
+    assert record.entries[late].reason.endswith("; its best, 0.9, was that of epoch 1")
+    broken = propose(record)
+    assert report(record, policy, broken, 1, math.nan) == "goes on"
+    assert record.decisions[-1].reason == (
+        "by ASHA at rung 1 (epoch 1): its score is not defined, so it is not compared"
+    )
+
+
+def test_a_paused_trial_says_where_it_stands(record: StudyRecord) -> None:
+    """Also the first ones, of which none may go on yet: no cutoff of inf."""
+    policy = PromotionAsha(record, (1, 3), 3)
+    told = []
+    for score in (0.5, 0.4, 0.3, 0.2):
+        number = propose(record)
+        report(record, policy, number, 1, score)
+        told.append(record.entries[number].reason)
+    here = "by ASHA at rung 1 (epoch 1): its score there,"
+    assert told == [
+        f"{here} 0.5, is number 1 of 1 here; 1 in 3 goes on, when as many are here",
+        f"{here} 0.4, is number 2 of 2 here; 1 in 3 goes on, when as many are here",
+        f"{here} 0.3, is number 3 of 3 here, of which 1 may go on",
+        f"{here} 0.2, is number 4 of 4 here, of which 1 may go on",
+    ]
+    assert policy.promote() == 0
+    record.running(0)
+    report(record, policy, 0, 2, 0.6)
+    report(record, policy, 0, 3, 0.55)
+    assert record.entries[0].reason.endswith(
+        "when as many are here; its best, 0.6, was that of epoch 2"
+    )
+    # the place that was the best one's is taken when a better one comes
+    late = propose(record)
+    report(record, policy, late, 1, 0.9)
+    never = "paused at rung 1 (epoch 1): never promoted: its score there,"
+    assert policy.never_promoted(1) == f"{never} 0.4, is number 3 of 5 here, of which 1 went on"
+    assert policy.never_promoted(late) == (
+        f"{never} 0.9, is number 1 of 5 here, but 1 had gone on before it came"
+    )
+
+
+def test_pasha_says_that_longer_training_changes_nothing(record: StudyRecord) -> None:
+    policy = Pasha(record, (1, 2, 4), 2)
+    for score in (0.9, 0.8, 0.2, 0.1):
+        report(record, policy, propose(record), 1, score)
+    for number in (0, 1):
+        record.running(number)
+        report(record, policy, number, 2, 0.9 - number / 10)
+    assert policy.promote() is None
+    reason = policy.never_promoted(0)
+    assert reason.startswith("paused at rung 2 (epoch 2): never promoted: none goes on from here")
+    assert "is number" in policy.never_promoted(3)
 
 
 def test_an_unlucky_trial_goes_on_when_the_rung_has_filled_up(record: StudyRecord) -> None:
@@ -386,7 +448,7 @@ def test_median_stopping_by_hand(record: StudyRecord) -> None:
     # averages of the others at epoch 2 are 0.2, 0.5 and 0.8
     assert report(record, policy, 3, 1, 0.0) == "goes on"
     assert report(record, policy, 3, 2, 0.49) == "stops"
-    assert "median 0.5 of 3 trials" in record.entries[3].reason
+    assert "median 0.5 of the averages of 3 other trials" in record.entries[3].reason
     propose(record)
     report(record, policy, 4, 1, 0.5)
     assert report(record, policy, 4, 2, 0.1) == "goes on"
@@ -465,7 +527,7 @@ def test_a_hyperband_round_waits_for_all_and_says_why_trials_end(record: StudyRe
     assert report(record, policy, propose(record), 1, math.nan) == "stops"
     assert policy.promote() == 1
     assert record.entries[0].state is TrialState.STOPPED
-    assert "0.1 is not among the best 2 of its round" in record.entries[0].reason
+    assert "its score there, 0.1, is not among the best 2 of its round" in record.entries[0].reason
     record.running(1)
     assert policy.promote() == 2
     # of the last bracket the study has two only

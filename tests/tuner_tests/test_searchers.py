@@ -17,7 +17,13 @@ from scipy.stats import multivariate_normal
 from tuner.errors import SpecError
 from tuner.record import StudyRecord, TrialState
 from tuner.schedulers import Policy, build_policy
-from tuner.searchers import SEARCHERS, RecordSearcher, SearchView, build_searcher
+from tuner.searchers import (
+    SEARCHERS,
+    RecordSearcher,
+    SearchView,
+    build_searcher,
+    planned_trials,
+)
 from tuner.searchers.encoding import SpaceEncoding
 from tuner.searchers.gaussian_process import GaussianProcess, _loss_and_gradient, _prior
 from tuner.searchers.gp import _at_fault
@@ -252,7 +258,7 @@ def test_paused_trials_are_closed_when_the_study_ends() -> None:
         record.pause(number, "at rung 1")
     assert searcher.suggest("x") == "FINISHED"
     assert {entry.state for entry in record.entries.values()} == {TrialState.STOPPED}
-    assert record.entries[0].reason == "at rung 1"
+    assert record.entries[0].reason == "paused after epoch 0: never promoted: at rung 1"
 
 
 def test_the_grid_has_every_point_once() -> None:
@@ -272,6 +278,57 @@ space:
     assert all(points.count(point) == 1 for point in points)
     momenta = sorted({point["momentum"] for point in points if "momentum" in point})
     assert momenta == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+
+
+GRID = """
+space:
+  optimizer: {choice: [adamw, sgd]}
+  nesterov: {choice: [true, false], when: {optimizer: sgd}}
+  train_batch_size: {randint: [1, 3]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("search", "first", "trials"),
+    [
+        ("num_trials: 99", ["default"], 9),
+        (
+            "num_trials: 99, start_from: [{optimizer: sgd, train_batch_size: 3}]",
+            ["default", "start_from"],
+            9,
+        ),
+        # the default once more is no other point
+        ("num_trials: 99, start_from: [{train_batch_size: 2}, {}]", ["default"], 9),
+        ("default_first: false, num_trials: 4", [], 4),
+    ],
+)
+def test_what_was_tried_first_is_not_tried_again(
+    search: str, first: list[str], trials: int
+) -> None:
+    """Of a grid as of any other searcher; and the study is over when the grid is."""
+    spec = spec_of("{searcher: grid, " + search + "}", GRID)
+    record = in_memory(spec)
+    searcher = searcher_of(spec, record)
+    assert planned_trials(spec) == trials
+    while isinstance(searcher.suggest("x"), dict):
+        pass
+    entries = list(record.entries.values())
+    assert [entry.proposed_by for entry in entries[: len(first)]] == first
+    assert {entry.proposed_by for entry in entries[len(first) :]} == {"grid"}
+    points = [entry.values for entry in entries]
+    assert len(points) == trials
+    assert all(points.count(point) == 1 for point in points)
+
+
+def test_a_continuous_default_is_a_point_beside_the_grid() -> None:
+    spec = spec_of(
+        "{searcher: grid, num_trials: 99}", "space: {learning_rate: {loguniform: [1e-5, 1e-1]}}"
+    )
+    record = in_memory(spec)
+    searcher = searcher_of(spec, record)
+    while isinstance(searcher.suggest("x"), dict):
+        pass
+    assert len(record.entries) == planned_trials(spec) == 1 + 5
 
 
 def test_a_grid_that_is_too_large_is_refused() -> None:

@@ -18,7 +18,7 @@ from tuner.schedulers.pb2 import PopulationBandits
 from tuner.schedulers.pbt import PopulationTraining
 from tuner.schedulers.policy import Action, Decision, Policy
 from tuner.schedulers.record_scheduler import RecordScheduler
-from tuner.searchers.grid import grid_points
+from tuner.searchers import planned_trials
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
@@ -68,17 +68,12 @@ def median(record: StudyRecord, spec: StudySpec) -> Policy:
 def hyperband(record: StudyRecord, spec: StudySpec) -> Policy:
     """Hyperband with the brackets of the full budget and the spec's reduction factor."""
     factor = spec.rung_settings.reduction_factor
-    search = spec.search
-    planned = search.num_trials
-    if search.searcher == "grid":
-        first = int(search.default_first) + len(search.start_from)
-        planned = min(planned, first + len(grid_points(spec.space)))
-    return Hyperband(record, hyperband_brackets(spec.max_epochs, factor), factor, planned)
+    brackets = hyperband_brackets(spec.max_epochs, factor)
+    return Hyperband(record, brackets, factor, planned_trials(spec))
 
 
 def _of_population(kind: type[PopulationTraining], record: StudyRecord, spec: StudySpec) -> Policy:
-    search = spec.search
-    return kind(record, spec.pbt, search.num_trials, spec.max_epochs, search.seed)
+    return kind(record, spec.pbt, planned_trials(spec), spec.max_epochs, spec.search.seed)
 
 
 def pbt(record: StudyRecord, spec: StudySpec) -> Policy:

@@ -39,6 +39,8 @@ class RungPolicy(Policy):
         seed: The study's seed.
     """
 
+    NAME = "ASHA"
+
     def __init__(
         self,
         record: StudyRecord,
@@ -79,27 +81,16 @@ class RungPolicy(Policy):
     def _compares_at(self, number: int, epoch: int) -> bool:
         return epoch in self._rungs[self.bracket(number) :]
 
-    def _name_of(self, epoch: int) -> str:
+    def _rung_name(self, epoch: int) -> str:
         return f"rung {self._rungs.index(epoch) + 1} (epoch {epoch})"
 
-    def _passes(self, number: int, epoch: int, size: int) -> Decision:
-        score = self._sign * self._score(number, epoch)
-        return Decision(
-            Action.CONTINUE,
-            f"by ASHA at {self._name_of(epoch)}: {score:.4g} is in the best "
-            f"1/{self._reduction_factor} of {size} trials",
-        )
+    def _at(self, epoch: int) -> str:
+        return f"by {self.NAME} at {self._rung_name(epoch)}"
 
     def _passes_unjudged(self, epoch: int) -> Decision:
         return Decision(
             Action.CONTINUE,
-            f"by ASHA at {self._name_of(epoch)}: its score is not defined, so it is not compared",
-        )
-
-    def _verdict(self, number: int, epoch: int, size: int, cutoff: float) -> str:
-        return (
-            f"{self._sign * self._score(number, epoch):.4g} misses the best "
-            f"1/{self._reduction_factor} of {size} trials (cutoff {self._sign * cutoff:.4g})"
+            f"{self._at(epoch)}: its score is not defined, so it is not compared",
         )
 
 
@@ -120,9 +111,19 @@ class StoppingAsha(RungPolicy):
         rung = self._rung(epoch, self.bracket(number))
         cutoff = rung.quantile(1 - 1 / self._reduction_factor)
         if score >= cutoff:
-            return self._passes(number, epoch, len(rung))
-        verdict = self._verdict(number, epoch, len(rung), cutoff)
-        return Decision(Action.STOP, f"by ASHA at {self._name_of(epoch)}: {verdict}")
+            return Decision(Action.CONTINUE, self._verdict(number, epoch, "reaches", cutoff))
+        verdict = self._verdict(number, epoch, "is worse than", cutoff)
+        return Decision(Action.STOP, verdict + self._best_elsewhere(number, epoch))
+
+    def _verdict(self, number: int, epoch: int, compares: str, cutoff: float) -> str:
+        size = len(self._rung(epoch, self.bracket(number)))
+        if size == 1:
+            return f"{self._at(epoch)}: it is the first trial that came here"
+        return (
+            f"{self._at(epoch)}: {self._its_score(number, epoch)} {compares} "
+            f"{self._sign * cutoff:.4g}, the cutoff for the best 1 in {self._reduction_factor} "
+            f"of the {size} trials that came here"
+        )
 
 
 class PromotionAsha(RungPolicy):
@@ -144,15 +145,42 @@ class PromotionAsha(RungPolicy):
         score = self._score(number, epoch)
         if not math.isfinite(score):
             return self._passes_unjudged(epoch)
-        rung = self._rung(epoch, self.bracket(number))
         if self._next(also=number) == number:
-            return self._passes(number, epoch, len(rung))
-        quota = len(rung) // self._reduction_factor
-        cutoff = -rung.ranked[quota - 1][0] if quota else math.inf
+            return Decision(Action.CONTINUE, f"{self._at(epoch)}: {self._rank(number, epoch)}")
         return Decision(
             Action.PAUSE,
-            f"by ASHA at {self._name_of(epoch)}: {self._verdict(number, epoch, len(rung), cutoff)}",
+            f"{self._at(epoch)}: {self._rank(number, epoch)}{self._best_elsewhere(number, epoch)}",
         )
+
+    def never_promoted(self, number: int) -> str:
+        """The place that a trial had at its rung in the end."""
+        epoch = self._record.entries[number].epochs
+        if not self._compares_at(number, epoch):
+            return super().never_promoted(number)
+        return (
+            f"paused at {self._rung_name(epoch)}: never promoted: "
+            f"{self._rank(number, epoch, over=True)}{self._best_elsewhere(number, epoch)}"
+        )
+
+    def _rank(self, number: int, epoch: int, *, over: bool = False) -> str:
+        """The place of a trial at a rung, and how many may go on from there.
+
+        Args:
+            number: The trial.
+            epoch: Epoch of the rung.
+            over: Whether the study is over; the best of a rung then went on in any case.
+        """
+        rung = self._rung(epoch, self.bracket(number))
+        rank = bisect_left(rung.ranked, (-self._score(number, epoch), number)) + 1
+        quota = len(rung) // self._reduction_factor
+        place = f"{self._its_score(number, epoch)} is number {rank} of {len(rung)} here"
+        if not over:
+            if not quota:
+                return f"{place}; 1 in {self._reduction_factor} goes on, when as many are here"
+            return f"{place}, of which {quota} may go on"
+        if rank <= quota:
+            return f"{place}, but {rung.passed(None)} had gone on before it came"
+        return f"{place}, of which {rung.passed(None)} went on"
 
     def promote(self, *, last: bool = False) -> int | None:
         """The best paused trial of the highest rung that has room above it."""

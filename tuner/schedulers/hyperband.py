@@ -164,6 +164,8 @@ class Hyperband(Policy):
         return f"by Hyperband {self._at(here)}"
 
     def _verdict(self, number: int, here: _Round, survivors: int) -> str:
-        score = self._record.entries[number].scores[self._milestone(here)]
-        told = f"{score:.4g}" if math.isfinite(score) else "a score that is not defined"
-        return f"{self._by(here)}: {told} is not among the best {survivors} of its round"
+        epoch = self._milestone(here)
+        return (
+            f"{self._by(here)}: {self._its_score(number, epoch)} is not among the best {survivors} "
+            f"of its round{self._best_elsewhere(number, epoch)}"
+        )

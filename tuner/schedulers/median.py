@@ -42,11 +42,12 @@ class MedianStopping(Policy):
         scores = self._scores(number, epoch)
         if not scores or len(averages) < self._min_trials or max(scores) >= median(averages):
             return GO_ON
-        best = max(scores)
+        its_best = f"its best so far, {self._sign * max(scores):.4g}, is"
         return Decision(
             Action.STOP,
-            f"by median stopping at epoch {epoch}: its best {self._sign * best:.4g} is worse than "
-            f"the median {self._sign * median(averages):.4g} of {len(averages)} trials",
+            f"by median stopping at epoch {epoch}: {its_best} worse than the median "
+            f"{self._sign * median(averages):.4g} of the averages of {len(averages)} other trials "
+            "up to there",
         )
 
     def _average(self, number: int, epoch: int) -> float:

@@ -20,6 +20,17 @@ class Pasha(PromotionAsha):
     cross forth and back, which only noise does (section 4 of the paper).
     """
 
+    NAME = "PASHA"
+
+    def _rank(self, number: int, epoch: int, *, over: bool = False) -> str:
+        """The place of a trial; above the rungs in use, why none goes on."""
+        if self._rungs.index(epoch) >= self._top():
+            return (
+                f"none goes on from here, for longer training does not change the ranking; "
+                f"{self._its_score(number, epoch).removesuffix(',')}"
+            )
+        return super()._rank(number, epoch, over=over)
+
     def _top(self) -> int:
         """How many rungs trials may be promoted from."""
         top = 1

@@ -70,8 +70,9 @@ class PopulationTraining(Policy):
         if number in weak and strong:
             return Decision(
                 Action.PAUSE,
-                f"at epoch {epoch}: {self._told(number, epoch)} is among the worst "
-                f"{len(weak)} of {len(self._record.scores_at(epoch))} trials",
+                f"at epoch {epoch}: {self._its_score(number, epoch)} is among the worst "
+                f"{len(weak)} of {len(self._record.scores_at(epoch))} trials: it takes over "
+                "one of the best",
             )
         return GO_ON
 

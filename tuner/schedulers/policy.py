@@ -59,6 +59,24 @@ class Policy:
         """
         return None
 
+    def never_promoted(self, number: int) -> str:
+        """Why a paused trial ends when the study does, for a person to read."""
+        entry = self._record.entries[number]
+        return f"paused after epoch {entry.epochs}: never promoted: {entry.reason}"
+
+    def _its_score(self, number: int, epoch: int) -> str:
+        """The score that a trial is judged by, for a person to read."""
+        score = self._record.entries[number].scores[epoch]
+        told = f"{score:.4g}" if math.isfinite(score) else "which is not defined"
+        return f"its score there, {told},"
+
+    def _best_elsewhere(self, number: int, epoch: int) -> str:
+        """The best score of a trial if it is not that of the epoch that it is judged at."""
+        best = self._record.entries[number].best(self._record.mode)
+        if best is None or best[0] == epoch:
+            return ""
+        return f"; its best, {best[1]:.4g}, was that of epoch {best[0]}"
+
     def _score(self, number: int, epoch: int) -> float:
         """Score at an epoch, greater is better; NaN for none."""
         return self._sign * self._record.entries[number].scores.get(epoch, math.nan)

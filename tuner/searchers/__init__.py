@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuner.searchers.cmaes import cmaes
 from tuner.searchers.gp import gp
-from tuner.searchers.grid import grid, grid_points
+from tuner.searchers.grid import first_points, grid, grid_points, planned_trials
 from tuner.searchers.optuna_searchers import nsga2, qmc, random, tpe
 from tuner.searchers.priorband import priorband
 from tuner.searchers.record_searcher import (
@@ -37,6 +37,7 @@ __all__ = [
     "RecordSearcher",
     "SearchView",
     "build_searcher",
+    "planned_trials",
     "report_result",
 ]
 
@@ -66,9 +67,7 @@ def build_searcher(record: StudyRecord, spec: StudySpec, policy: Promotes) -> Re
     """
     if spec.search.searcher == "grid":
         grid_points(spec.space)
-    first: list[tuple[str, dict[str, Any]]] = []
-    if spec.search.default_first:
-        first.append(("default", spec.default_point()))
-    first += [("start_from", point) for point in spec.start_points()]
     imported = read_imported(record.folder, spec.space) if spec.search.warm_start else {}
-    return RecordSearcher(record, spec, SEARCHERS[spec.search.searcher], policy, first, imported)
+    return RecordSearcher(
+        record, spec, SEARCHERS[spec.search.searcher], policy, first_points(spec), imported
+    )

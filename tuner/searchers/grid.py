@@ -1,11 +1,16 @@
-"""Every point of a grid once, in an order that the seed shuffles."""
+"""Every point of a grid once, in an order that the seed shuffles.
+
+Points that the study was given to try first, such as the default, count as tried.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tuner.distributions import stored_values
 from tuner.errors import SpecError
 from tuner.searchers.encoding import value_at
 from tuner.searchers.view import Proposal
@@ -14,6 +19,7 @@ from tuner.space import Choice, Domain, QUniform, RandInt
 if TYPE_CHECKING:
     from tuner.searchers.view import SearchView
     from tuner.space import Space
+    from tuner.spec import StudySpec
 
 MOST_POINTS = 10_000
 
@@ -31,9 +37,43 @@ def grid(view: SearchView) -> Proposal | None:
         SpecError: if the grid has more than `MOST_POINTS` points.
     """
     points = grid_points(view.space)
-    order = np.random.default_rng(view.seed).permutation(len(points))
-    drawn = sum(entry.proposed_by == "grid" for entry in view.record.entries.values())
-    return Proposal(points[order[drawn]]) if drawn < len(points) else None
+    tried = {
+        _key(view.space, entry.values)
+        for number, entry in view.record.entries.items()
+        # those below 0 are of earlier studies
+        if number >= 0
+    }
+    for index in np.random.default_rng(view.seed).permutation(len(points)):
+        if _key(view.space, points[index]) not in tried:
+            return Proposal(points[index])
+    return None
+
+
+def first_points(spec: StudySpec) -> list[tuple[str, dict[str, Any]]]:
+    """Points to try before the searcher is asked, each once, by what they are."""
+    given = [("default", spec.default_point())] if spec.search.default_first else []
+    given += [("start_from", point) for point in spec.start_points()]
+    points: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
+    for name, point in given:
+        points.setdefault(_key(spec.space, point), (name, point))
+    return list(points.values())
+
+
+def planned_trials(spec: StudySpec) -> int:
+    """Trials of a study that no other budget ends: as many as asked for, or as a grid has."""
+    if spec.search.searcher != "grid":
+        return spec.search.num_trials
+    try:
+        return min(spec.search.num_trials, trials_of_grid(spec))
+    except SpecError:
+        # it is refused when the search begins
+        return spec.search.num_trials
+
+
+def trials_of_grid(spec: StudySpec) -> int:
+    """Trials that it takes to try every point of the grid, and those given to try first."""
+    points = [*grid_points(spec.space), *(point for _, point in first_points(spec))]
+    return len({_key(spec.space, point) for point in points})
 
 
 def grid_points(space: Space) -> list[dict[str, Any]]:
@@ -60,6 +100,11 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
                 "some fields out of `space`, or choose another searcher"
             )
     return points
+
+
+def _key(space: Space, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A point as something that equals that of the same point."""
+    return tuple(sorted(stored_values(space, values).items()))
 
 
 def _along(domain: Domain) -> list[Any]:

@@ -46,6 +46,10 @@ class Promotes(Protocol):
         """Number of that trial, None if none does."""
         ...
 
+    def never_promoted(self, number: int) -> str:
+        """Why a paused trial ends when the study does."""
+        ...
+
 
 class RecordSearcher(Searcher):  # type: ignore[misc]
     """Says what runs next: trials that were cut off, then promoted ones, then new ones.
@@ -103,7 +107,8 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
             return None
         with self._record.transaction():
             for paused in self._record.with_state(TrialState.PAUSED):
-                self._record.finish(paused.number, TrialState.STOPPED, paused.reason)
+                reason = self._policy.never_promoted(paused.number)
+                self._record.finish(paused.number, TrialState.STOPPED, reason)
         return str(Searcher.FINISHED)
 
     def on_trial_complete(
