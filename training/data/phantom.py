@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +20,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from training.data.cache import cache_root
+from training.data.cache import cache_errors, cache_root
 from training.data.layouts import DATASET_JSON, IMAGES, LABELS
 
 PHANTOM = "phantom"
@@ -32,13 +34,16 @@ Grid = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
 def resolve_data_dir(data_dir: Path | str) -> Path:
-    """The folder that a config's `data_dir` means; `phantom` is generated into the cache."""
+    """The folder that a config's `data_dir` means; `phantom` is generated into the cache.
+
+    Raises:
+        DatasetError: if the cache cannot be written.
+    """
     if str(data_dir) != PHANTOM:
         return Path(data_dir)
     root = cache_root()
     folder = root / f"liver_phantom-v{VERSION}"
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{folder.name}.lock"):
+    with cache_errors(root), _locked(root, folder.name):
         if not (folder / DATASET_JSON).is_file():
             partial = root / f".{folder.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
@@ -46,6 +51,13 @@ def resolve_data_dir(data_dir: Path | str) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
     return folder
+
+
+@contextmanager
+def _locked(root: Path, name: str) -> Iterator[None]:
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f"{name}.lock"):
+        yield
 
 
 def generate_phantom(folder: Path, *, num_cases: int = CASES, seed: int = SEED) -> Path:
