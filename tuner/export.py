@@ -134,7 +134,8 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
         )
         case = dataset.splits["val"][0]
         cached = torch.from_numpy(np.array(dataset.image(case)))
-        verify_bundle(folder, module, dataset.image_paths(case), cached)
+        label = dataset.cases[case].label
+        verify_bundle(folder, module, dataset.image_paths(case), cached, label)
     except BundleError as error:
         raise ExportError(str(error)) from error
     return Exported(

@@ -66,7 +66,7 @@ class PreprocessedDataset(BaseModel):
         preprocessing: The settings, which an exported model takes along.
         splits: Case names of `train`, `val` and `test`.
         cases: Every case by name.
-        warnings: What is doubtful about the data and the split, a line each.
+        warnings: What is doubtful about the data, a line each.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from training.config import AugmentationName, ModelTrainingConfig
+from training.config import MIRROR_AXES, AugmentationName, ModelTrainingConfig
 from training.data.augmentation import Augmentation
 from training.data.cache import PreprocessedDataset
 from training.data.errors import DatasetError
@@ -155,7 +155,7 @@ def get_dataloaders(
         foreground_fraction=config.foreground_fraction,
         augmentation=config.augmentation,
         augmentation_strength=config.augmentation_strength,
-        mirror_axes=axes_to_mirror(config, dataset.labels),
+        mirror_axes=[MIRROR_AXES.index(axis) for axis in axes_to_mirror(config, dataset.labels)],
         steps_per_epoch=config.steps_per_epoch,
         seed=config.seed,
         processes=max(config.gpus, 1),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
-from training.config import MIRROR_AXES, ModelTrainingConfig
+from training.config import MIRROR_AXES, MirrorAxis, ModelTrainingConfig
 
-LEFT_RIGHT = "width"
+LEFT_RIGHT: Final = "width"
 """The axis that grows to the right, see `training.data.preprocessing.AXES`."""
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
@@ -15,17 +16,16 @@ _SIDES = {"left", "right", "lt", "rt", "lh", "rh"}
 _OTHER_SIDE = {"left": "right", "l": "r"}
 
 
-def mirror_axes(config: ModelTrainingConfig, labels: Sequence[str]) -> tuple[int, ...]:
-    """The axes of a patch `(depth, height, width)` that it may be mirrored along.
+def mirror_axes(config: ModelTrainingConfig, labels: Sequence[str]) -> list[MirrorAxis]:
+    """The axes that patches may be mirrored along, with `auto` resolved.
 
     Args:
         config: `mirror_axes` says which, or `auto`.
         labels: Name of each label value, background first.
     """
-    names: Sequence[str] = config.mirror_axes
-    if names == "auto":
-        names = [axis for axis in MIRROR_AXES if axis != LEFT_RIGHT or not sided_labels(labels)]
-    return tuple(MIRROR_AXES.index(axis) for axis in names)
+    if config.mirror_axes != "auto":
+        return list(config.mirror_axes)
+    return [axis for axis in MIRROR_AXES if axis != LEFT_RIGHT or not sided_labels(labels)]
 
 
 def sided_labels(labels: Sequence[str]) -> list[str]:

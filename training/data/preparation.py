@@ -109,7 +109,10 @@ def prepare_dataset(
             if not _is_prepared(split):
                 preparation = _Preparation(dataset, config, arrays, tell, on_case)
                 preparation.write_split(split, fingerprint)
-    for line in [*dataset.warnings, *PreprocessedDataset.load(split).warnings]:
+    prepared = PreprocessedDataset.load(split)
+    counts = {case: entry.voxel_counts for case, entry in prepared.cases.items()}
+    missing = missing_classes(prepared.splits, counts, prepared.labels, config.target_label)
+    for line in [*dataset.warnings, *prepared.warnings, *missing]:
         warn(line)
     return split
 
@@ -198,9 +201,8 @@ class _Preparation:
         self._arrays.mkdir(exist_ok=True)
         plan = _read(DatasetPlan, self._arrays / PLAN) or self._plan()
         splits = split_cases(plan.voxel_counts, self._config)
-        missing = missing_classes(
-            splits, plan.voxel_counts, dataset.labels, self._config.target_label
-        )
+        # said later; here it keeps what cannot be learnt from being preprocessed
+        missing_classes(splits, plan.voxel_counts, dataset.labels, self._config.target_label)
         entries = self._entries(plan)
         of_cases = [warning for entry in entries.values() for warning in entry.warnings]
         manifest = PreprocessedDataset(
@@ -215,7 +217,7 @@ class _Preparation:
             splits=splits,
             cases=entries,
             # a header is doubted when it is scanned and again when it is preprocessed
-            warnings=list(dict.fromkeys([*plan.warnings, *of_cases, *missing])),
+            warnings=list(dict.fromkeys([*plan.warnings, *of_cases])),
         )
         split.mkdir(parents=True, exist_ok=True)
         write_atomically(split / MANIFEST, manifest.model_dump_json(indent=1).encode())

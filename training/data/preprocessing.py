@@ -206,7 +206,7 @@ class Preprocessing(BaseModel):
         ] + [
             f"{label}: {count} voxels of label {value} are lost by resampling from "
             f"{spacing_text(spacing)} to {spacing_text(self.spacing)} mm: the objects are too "
-            "small; choose a smaller target_spacing"
+            "small for that grid; choose another target_spacing"
             for value, count in lost_by_resampling(before, after).items()
         ]
         warnings = (*image.warnings, *label_map.warnings, *losses)
