@@ -235,17 +235,19 @@ def verify_bundle(
     module: SegmentationLightningModule,
     images: Sequence[Path],
     cached: Float[Tensor, "c d h w"],
+    label: Path | None = None,
 ) -> None:
     """Check that the written bundle predicts what the trial's model predicts.
 
     The bundle is read back and segments the case from its image files; the trial's model
-    segments the same case from the preprocessed cache.
+    segments the same case from the preprocessed cache. The cache keeps what carries a label
+    outside the body, so it was made with the label map `label`.
 
     Raises:
         BundleError: if the two differ.
     """
     bundle = Bundle.load(folder, device="cpu")
-    case = bundle.preprocessing.apply(images)
+    case = bundle.preprocessing.apply(images, label)
     expected = case_probabilities(module, cached)
     written = bundle.probabilities(torch.from_numpy(case.image))
     if written.shape != expected.shape:

@@ -7,9 +7,10 @@ milliseconds on a machine that has no GPU.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -59,6 +60,19 @@ Size3d = tuple[
 Spacing3d = tuple[
     Annotated[Float, Field(gt=0)], Annotated[Float, Field(gt=0)], Annotated[Float, Field(gt=0)]
 ]
+
+MIRROR_AXES: Final = ("depth", "height", "width")
+"""Names of the spatial axes, in array order."""
+
+
+def _axis_name(value: Any) -> Any:
+    """The name of an axis that is given by its number."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(MIRROR_AXES):
+        return MIRROR_AXES[value]
+    return value
+
+
+MirrorAxis = Annotated[Literal["depth", "height", "width"], BeforeValidator(_axis_name)]
 
 NOT_SEARCHABLE: dict[str, Any] = {"searchable": False}
 
@@ -142,6 +156,19 @@ class ModelTrainingConfig(BaseModel):
     num_folds: Annotated[Int, Field(ge=2)] = Field(default=5, json_schema_extra=NOT_SEARCHABLE)
     """Folds of the cross-validation, where `fold` is set."""
 
+    groups: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, json_schema_extra=NOT_SEARCHABLE
+    )
+    """Cases that belong together, such as the scans of one patient: no split separates them.
+
+    A regular expression with one group, searched in the names of the cases, e.g.
+    `(patient\\d+)_`: what the group matches names the group of the case. Or a CSV file
+    (`*.csv`) with the columns `case` and `group`.
+    """
+
+    splits_file: Path | None = Field(default=None, json_schema_extra=NOT_SEARCHABLE)
+    """File of the folds, such as nnU-Net's `splits_final.json`; `fold` says which one is used."""
+
     split_seed: Annotated[Int, Field(ge=0)] = Field(default=0, json_schema_extra=NOT_SEARCHABLE)
     """Seed of the split into training, validation and test cases."""
 
@@ -172,6 +199,14 @@ class ModelTrainingConfig(BaseModel):
     augmentation: AugmentationName = "default"
     """Augmentation of training patches: none, flip (mirroring), default (mirroring and
     nnU-Net's changes of intensity), or nnunet (these, and its rotation and scaling)."""
+
+    mirror_axes: Literal["auto"] | list[MirrorAxis] = "auto"
+    """Axes that training patches are mirrored along, where the augmentation mirrors: a list of
+    depth, height and width (or 0, 1, 2). Width is from left to right of the body.
+
+    `auto` is all three; width is left out where names of labels say left or right, since a
+    mirrored left kidney is a right one.
+    """
 
     augmentation_strength: Annotated[Float, Field(ge=0, le=2)] = 1.0
     """How often and how much patches are changed: 1 is as nnU-Net does it, 0 only mirrors."""
@@ -351,7 +386,8 @@ class ModelTrainingConfig(BaseModel):
             )
 
     def _check_data(self) -> None:
-        if self.fold is not None and self.fold >= self.num_folds:
+        self._check_split_rules()
+        if self.fold is not None and self.splits_file is None and self.fold >= self.num_folds:
             raise ValueError(
                 f"fold={self.fold} must be below num_folds={self.num_folds}: folds are 0 to "
                 f"{self.num_folds - 1}"
@@ -365,6 +401,40 @@ class ModelTrainingConfig(BaseModel):
             low, high = self.intensity_window
             if low >= high:
                 raise ValueError(f"intensity_window needs low < high, but got [{low}, {high}]")
+
+    def _check_split_rules(self) -> None:
+        if isinstance(self.mirror_axes, list) and len(set(self.mirror_axes)) < len(
+            self.mirror_axes
+        ):
+            raise ValueError(f"mirror_axes={self.mirror_axes} names an axis twice")
+        if self.groups is not None and self.groups_file is None:
+            try:
+                found = re.compile(self.groups).groups
+            except re.error as error:
+                raise ValueError(
+                    f"groups={self.groups!r} is not a regular expression: {error}"
+                ) from error
+            if found != 1:
+                raise ValueError(
+                    f"groups={self.groups!r} has {found} groups in parentheses, but needs one: "
+                    r"e.g. (patient\d+)_, or the name of a CSV file that ends in .csv"
+                )
+        if self.splits_file is None:
+            return
+        if self.fold is None:
+            raise ValueError(f"splits_file={self.splits_file} needs a fold: set e.g. fold: 0")
+        if self.test_fraction:
+            raise ValueError(
+                f"test_fraction={self.test_fraction} and splits_file={self.splits_file}: the file "
+                "alone says which cases are kept apart (in the part `test`); remove one"
+            )
+
+    @property
+    def groups_file(self) -> Path | None:
+        """The CSV file that `groups` names, None where it is a regular expression or not set."""
+        if self.groups is None or not self.groups.lower().endswith(".csv"):
+            return None
+        return Path(self.groups)
 
     @property
     def held_out_share(self) -> float:

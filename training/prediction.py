@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from training.bundle import Bundle, BundleError
+from training.data.errors import DatasetError
+from training.data.file_names import (
+    MISSING,
+    CaseFiles,
+    by_stem,
+    file_problem,
+    group_by_case,
+    nifti_files,
+    nifti_stem,
+)
 
 SUFFIXES = (".nii.gz", ".nii")
-CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")
 
 
 def predict_images(
@@ -26,8 +34,8 @@ def predict_images(
 
     Args:
         bundle_folder: The exported model.
-        images: NIfTI files, or folders of them. `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ...
-            are the channels of one case; naming its first file is enough.
+        images: NIfTI files, or folders of them; `training.data.file_names` says which names are
+            channels of one case. Naming one of its files is enough.
         output: Folder to write `CASE.nii.gz` to, or, for one case, a NIfTI file.
         device: Torch device; a GPU if there is one, by default.
         on_case: Told a line about each case.
@@ -63,23 +71,28 @@ def predict_images(
 def collect_cases(images: Sequence[Path], channels: int) -> dict[str, list[Path]]:
     """Image files by case name, each with its channels in order.
 
+    Names mean what they mean in training, see `training.data.file_names`; which of them are
+    channels depends on all files of a folder, also where single files are given.
+
+    Args:
+        images: NIfTI files, or folders of them.
+        channels: Channels of a case.
+
     Raises:
         BundleError: if a path does not exist, is no NIfTI file, or two cases share a name.
     """
+    try:
+        return _collect(images, channels)
+    except DatasetError as error:
+        raise BundleError(str(error)) from error
+
+
+def _collect(images: Sequence[Path], channels: int) -> dict[str, list[Path]]:
     cases: dict[str, list[Path]] = {}
-    for path in _expand(images):
-        stem = path.name.removesuffix(".gz").removesuffix(".nii")
-        ending = path.name.removeprefix(stem)
-        channel = CHANNEL_SUFFIX.search(stem)
-        name = stem[: channel.start()] if channel else stem
-        files = (
-            [path.with_name(f"{name}_{index:04}{ending}") for index in range(channels)]
-            if channel
-            else [path]
-        )
-        missing = [str(file) for file in files if not file.is_file()]
-        if missing:
-            raise BundleError(f"the case {name} lacks {', '.join(missing)}")
+    for name, case in _cases_of(images, channels):
+        files = list(case.paths)
+        if missing := case.missing(channels):
+            raise BundleError(f"the case {name} lacks {', '.join(str(path) for path in missing)}")
         if cases.setdefault(name, files) != files:
             raise BundleError(
                 f"{files[0]} and {cases[name][0]} would both be written as {name}.nii.gz: "
@@ -88,21 +101,49 @@ def collect_cases(images: Sequence[Path], channels: int) -> dict[str, list[Path]
     return cases
 
 
-def _expand(images: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
+def _cases_of(images: Sequence[Path], channels: int) -> Iterator[tuple[str, CaseFiles]]:
+    """The cases of files and folders in the order given, also such as come again."""
+    given: dict[Path, list[Path]] = {}
+    for path in images:
+        if not path.is_dir():
+            _check_image(path)
+            given.setdefault(path.parent, []).append(path)
+    of_files = {
+        folder: group_by_case(_with_neighbours(folder, paths), channels)
+        for folder, paths in given.items()
+    }
     for path in images:
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
-            if not found:
+            files = nifti_files(path)
+            if not files:
                 raise BundleError(f"the folder {path} has no NIfTI file (*.nii.gz, *.nii)")
-            files.extend(found)
-        elif not path.exists():
-            raise BundleError(f"there is no image {path}")
-        elif not path.name.endswith(SUFFIXES):
-            raise BundleError(f"{path} is no NIfTI file: its name must end in .nii.gz or .nii")
+            yield from group_by_case(by_stem(files), channels).items()
         else:
-            files.append(path)
-    return files
+            yield from (
+                (name, case) for name, case in of_files[path.parent].items() if path in case.paths
+            )
+
+
+def _with_neighbours(folder: Path, paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by stem: those given, and what else is in their folder."""
+    given = by_stem(paths)
+    neighbours = {nifti_stem(path) or path.name: path for path in nifti_files(folder)}
+    return {**neighbours, **given}
+
+
+def _check_image(path: Path) -> None:
+    problem = file_problem(path)
+    if problem == MISSING:
+        raise BundleError(f"there is no image {path}")
+    if problem is not None:
+        raise BundleError(f"the image {path} {problem}")
+    if nifti_stem(path) is None:
+        why = (
+            "it is a hidden file"
+            if path.name.startswith(".")
+            else "its name must end in .nii.gz or .nii"
+        )
+        raise BundleError(f"{path} is no NIfTI file: {why}")
 
 
 def _check_device(device: str) -> None:

@@ -29,6 +29,36 @@ BYTES_A_PARAMETER = 8
 """What training takes of memory at least: a parameter and its gradient, in single precision."""
 
 
+def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
+    """Look at the data folder of a spec, without reading a volume.
+
+    Args:
+        spec: A valid spec.
+
+    Returns:
+        The spec with what the data decide, and lines about the data. Where the folder is not
+        there, the spec as it is and a line that says so.
+
+    Raises:
+        training.data.DatasetError: for all that is wrong with the folder, or contradicts it.
+        StudyError: if a value that varies contradicts the data.
+    """
+    from training.data import PHANTOM, read_layout
+    from tuner.dataset import complete_spec
+
+    folder = spec.base_config().data_dir
+    if str(folder) == PHANTOM:
+        return spec, [f"data      {PHANTOM}: the embedded CT of a liver with tumours"]
+    if not folder.exists() and not folder.is_symlink():
+        return spec, [f"data      {folder} is not there: nothing is checked against it"]
+    dataset = read_layout(folder)
+    return complete_spec(spec, dataset), [
+        f"data      {dataset.name}: {len(dataset.cases)} cases of {', '.join(dataset.channels)}; "
+        f"labels {', '.join(dataset.labels)}",
+        *(f"warning: {line}" for line in dataset.warnings),
+    ]
+
+
 @dataclass(frozen=True)
 class Networks:
     """What came out when networks of a space were built.

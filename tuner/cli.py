@@ -325,12 +325,14 @@ def _status(options: argparse.Namespace, out: Console) -> int:
 
 
 def _check(options: argparse.Namespace, out: Console) -> int:
-    from tuner.check import check_networks, print_spec
+    from tuner.check import check_data, check_networks, print_spec
     from tuner.spec import load_spec
 
-    spec = load_spec(options.space, _overrides(options))
+    spec, found = check_data(load_spec(options.space, _overrides(options)))
     networks = check_networks(spec)
     print_spec(out, spec)
+    for line in found:
+        out.print(line, markup=False)
     out.print(f"networks  {networks.describe()}", markup=False)
     return DONE
 

@@ -9,20 +9,28 @@ from pathlib import Path
 
 import torch
 
-from training.config import ModelTrainingConfig
 from training.data import (
     PHANTOM,
     DataSource,
     PreprocessedDataset,
+    RawDataset,
     prepare_dataset,
+    read_layout,
     resolve_data_dir,
 )
+from training.data.augmentation import AUGMENTATIONS
+from training.data.cache import MANIFEST
+from training.data.config_check import check_config
+from training.data.mirroring import LEFT_RIGHT, mirror_axes, sided_labels
 from training.models import build_model
-from tuner.errors import StudyError
+from tuner.errors import SpecError, StudyError
 from tuner.spec import Override, StudySpec, parse_spec
 
 NETWORKS_CHECKED = 10
 """Points of the space whose networks are tried before a study starts."""
+
+WARNINGS_SHOWN = 20
+"""Warnings about the data that are shown at most; all are in the preprocessed folder."""
 
 
 @dataclass(frozen=True)
@@ -60,34 +68,100 @@ def prepare_data(
 
     Args:
         spec: The study's spec.
-        on_progress: Told a line about each step.
+        on_progress: Told a line about each step, and what is doubtful about the data.
         on_case: Told the step and how far it is, after each case.
 
     Raises:
-        training.data.DatasetError: listing every problem of the data, by file.
-        StudyError: if the spec contradicts the data.
+        training.data.DatasetError: listing every problem of the data, by file, or what the spec
+            says against them.
+        StudyError: if the space does not fit the data, or no network of it can be built.
     """
-    config = spec.base_config()
-    source = resolve_data_dir(config.data_dir)
-    preprocessed = prepare_dataset(source, config, on_progress=on_progress, on_case=on_case)
-    dataset = PreprocessedDataset.load(preprocessed)
-    _check_against(dataset, config, spec)
-    completed = parse_spec(
-        spec.to_yaml(),
-        source=str(spec.source),
-        overrides={
-            "num_classes": Override(dataset.num_classes, "the data"),
-            "input_channels": Override(len(dataset.channels), "the data"),
-        },
-    )
+    tell = on_progress or (lambda line: None)
+    source = resolve_data_dir(spec.base_config().data_dir)
+    completed = complete_spec(spec, read_layout(source.absolute()))
     _check_networks(completed)
+    warnings: list[str] = []
+    preprocessed = prepare_dataset(
+        source,
+        completed.base_config(),
+        on_progress=tell,
+        on_case=on_case,
+        on_warning=warnings.append,
+    )
+    for line in warnings[:WARNINGS_SHOWN]:
+        tell(f"warning: {line}")
+    if len(warnings) > WARNINGS_SHOWN:
+        more = len(warnings) - WARNINGS_SHOWN
+        tell(f"warning: {more} more, see `warnings` in {preprocessed / MANIFEST}")
+    dataset = PreprocessedDataset.load(preprocessed)
+    if not dataset.splits["val"]:
+        raise StudyError(f"the data in {source} have no case left for validation")
     splits = {name: len(cases) for name, cases in dataset.splits.items()}
+    mirroring = _mirroring(completed, dataset.labels)
+    if mirroring:
+        tell(mirroring)
     summary = (
         f"{dataset.name}: {dataset.modality}, {splits['train']} training, "
         f"{splits['val']} validation and {splits['test']} test cases; "
         f"labels {', '.join(dataset.labels)}"
     )
-    return StudyData(completed, source, preprocessed, dataset.fingerprint, summary)
+    return StudyData(
+        completed,
+        source,
+        preprocessed,
+        dataset.fingerprint,
+        "; ".join(filter(None, [summary, mirroring])),
+    )
+
+
+def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
+    """The spec with what the data decide: `num_classes` and `input_channels`.
+
+    Args:
+        spec: A spec; what it says about the data is checked.
+        dataset: The data that it is for.
+
+    Raises:
+        training.data.DatasetError: if a fixed value contradicts the data.
+        StudyError: if a value that varies does.
+    """
+    check_config(spec.base_config(), dataset, spec.config)
+    try:
+        return parse_spec(
+            spec.to_yaml(),
+            source=str(spec.source),
+            overrides={
+                "num_classes": Override(len(dataset.labels), "the data"),
+                "input_channels": Override(len(dataset.channels), "the data"),
+            },
+        )
+    except SpecError as error:
+        raise StudyError(
+            f"{error}\n  the data in {dataset.folder} have {len(dataset.labels)} labels "
+            f"({', '.join(dataset.labels)}) and {len(dataset.channels)} channels "
+            f"({', '.join(dataset.channels)}): correct the search space"
+        ) from error
+
+
+def _mirroring(spec: StudySpec, labels: list[str]) -> str:
+    """What a study does about left and right; empty where no label names a side."""
+    config = spec.base_config()
+    sided = sided_labels(labels)
+    domains = spec.space.domains
+    mirrors = "augmentation" in domains or AUGMENTATIONS[config.augmentation].mirroring
+    if not sided or not mirrors or "mirror_axes" in domains:
+        return ""
+    names = ", ".join(sided[:4]) + (", ..." if len(sided) > 4 else "")
+    axes = mirror_axes(config, labels)
+    if LEFT_RIGHT in axes:
+        return (
+            f"warning: labels name sides ({names}), and mirror_axes={axes} mirrors left to right: "
+            "a left one is then shown as a right one"
+        )
+    return (
+        f"patches are mirrored along {' and '.join(axes) or 'no axis'} alone, not from left to "
+        f"right: labels name sides ({names}); mirror_axes changes it"
+    )
 
 
 def _check_networks(spec: StudySpec) -> None:
@@ -108,20 +182,3 @@ def _check_networks(spec: StudySpec) -> None:
         else:
             return
     raise StudyError(f"no network of this space can be built: {problems[0]}")
-
-
-def _check_against(
-    dataset: PreprocessedDataset, config: ModelTrainingConfig, spec: StudySpec
-) -> None:
-    for field, found in (
-        ("num_classes", dataset.num_classes),
-        ("input_channels", len(dataset.channels)),
-    ):
-        given = getattr(config, field)
-        if field in spec.config and given != found:
-            raise StudyError(
-                f"config.{field}={given} but the data in {config.data_dir} have {found} "
-                f"({', '.join(dataset.labels)}): correct it, or leave it out"
-            )
-    if not dataset.splits["val"]:
-        raise StudyError(f"the data in {config.data_dir} have no case left for validation")

@@ -137,7 +137,9 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
             config=config,
             preprocessing=dataset.preprocessing,
             manifest=manifest,
-            verify=lambda new: verify_bundle(new, module, dataset.image_paths(case), cached),
+            verify=lambda new: verify_bundle(
+                new, module, dataset.image_paths(case), cached, dataset.cases[case].label
+            ),
         )
     except BundleError as error:
         raise ExportError(str(error)) from error

@@ -29,7 +29,7 @@ from tuner.settings import (
     SearchSettings,
 )
 from tuner.space import Choice, Space
-from tuner.spec_parser import SpecParser
+from tuner.spec_parser import EMBEDDED_DATA, SpecParser
 from tuner.yaml_source import Override, YamlSource, dump_yaml
 
 __all__ = [
@@ -112,14 +112,8 @@ class StudySpec(BaseModel):
         Raises:
             pydantic.ValidationError: if the values do not fit together.
         """
-        return ModelTrainingConfig.from_flat(
-            {
-                **self.config,
-                **values,
-                "monitor": self.metric,
-                "monitor_mode": self.mode,
-            }
-        )
+        flat = {**self.config, **values, "monitor": self.metric, "monitor_mode": self.mode}
+        return ModelTrainingConfig.from_flat({**assumed_classes(flat), **flat})
 
     def default_point(self) -> dict[str, Any]:
         """The known good point of the space: each field's default, or what comes nearest."""
@@ -227,6 +221,28 @@ class StudySpec(BaseModel):
         """Names (0) or modes (1) of the metrics; a plain value where there is one."""
         listed = [objective[part] for objective in self.objectives]
         return listed if len(listed) > 1 else listed[0]
+
+
+def assumed_classes(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of classes that flat values ask for, where the data will decide it later.
+
+    Without it, weights of two classes or a fifth label would be refused for a default of three.
+
+    Args:
+        flat: Values of a config with dotted keys.
+
+    Returns:
+        `num_classes`, or nothing where it is given or known.
+    """
+    if "num_classes" in flat or flat.get("data_dir") == EMBEDDED_DATA:
+        return {}
+    weights = flat.get("class_weights")
+    if isinstance(weights, list):
+        return {"num_classes": max(2, len(weights))}
+    default: int = ModelTrainingConfig.model_fields["num_classes"].default
+    named = [str(flat.get("target_label")), *(key.partition("class_weights.")[2] for key in flat)]
+    most = max((int(label) for label in named if label.isdecimal()), default=0)
+    return {"num_classes": most + 1} if most >= default else {}
 
 
 def load_spec(path: Path, overrides: Mapping[str, Override] | None = None) -> StudySpec:

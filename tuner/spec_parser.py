@@ -172,6 +172,10 @@ class SpecParser:
         elif data_dir is not None and data_dir != EMBEDDED_DATA:
             # a study may be resumed from another working folder
             values["data_dir"] = str(Path(data_dir).expanduser().absolute())
+        for name in ("splits_file", "groups"):
+            given_path = values.get(name)
+            if given_path and (name != "groups" or given_path.lower().endswith(".csv")):
+                values[name] = str(Path(given_path).expanduser().absolute())
         return values
 
     def space(self, config: Mapping[str, Any]) -> Space:

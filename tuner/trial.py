@@ -272,7 +272,8 @@ class TrialRun:
 
     def _train_in(self, folder: Path) -> int:
         # torch, Lightning and MONAI load once, in the worker; the driver never needs them
-        from training.data import get_dataloaders
+        from training.data import PreprocessedDataset, get_dataloaders
+        from training.data.mirroring import mirror_axes
         from training.models import build_model
         from training.trainer import SegmentationTrainer
         from tuner.epoch_gate import EpochGate
@@ -288,6 +289,9 @@ class TrialRun:
             notes.append(take_over(folder, source, epoch, folder / METRICS_FILE))
         config = self._study.trial_config(self._spec, self._number, self._values)
         config.data_dir = self._study.data.on_this_node(config)
+        # `auto` depends on the labels, and an exported model has to tell how it was trained
+        labels = PreprocessedDataset.load(config.data_dir).labels
+        config.mirror_axes = mirror_axes(config, labels)
         keep_changed_config(folder, config, folder / METRICS_FILE)
         config.log_dir = log_folder(folder)
         self._write_settings(folder, config)

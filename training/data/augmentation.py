@@ -43,14 +43,21 @@ class Augmentation:
         patch_size: Size of a patch.
         strength: 1 as nnU-Net does it; less changes patches more seldom and by less. It does
             not apply to mirroring.
+        mirror_axes: Axes (0 depth, 1 height, 2 width) that a patch is mirrored along or not,
+            where the augmentation mirrors.
     """
 
     def __init__(
-        self, name: AugmentationName, patch_size: Sequence[int], strength: float = 1.0
+        self,
+        name: AugmentationName,
+        patch_size: Sequence[int],
+        strength: float = 1.0,
+        mirror_axes: Sequence[int] = (0, 1, 2),
     ) -> None:
         self._preset = AUGMENTATIONS[name]
         self._patch_size = tuple(patch_size)
         self._strength = strength
+        self._mirror_axes = frozenset(mirror_axes)
         flat = flat_axis(patch_size)
         changes = {name: change.apply for name, change in INTENSITY_CHANGES.items()}
         changes["low_resolution"] = partial(low_resolution, flat=-1 if flat is None else flat)
@@ -68,13 +75,14 @@ class Augmentation:
         label: Int64[Tensor, "d h w"],
         rng: np.random.Generator,
     ) -> tuple[Float[Tensor, "c d h w"], Int64[Tensor, "d h w"]]:
-        """Change the intensities of a patch, in place, and mirror it along each axis or not."""
+        """Change the intensities of a patch, in place, and mirror it along axes or not."""
         if self._preset.intensity:
             for name, change in INTENSITY_CHANGES.items():
                 if rng.random() < change.probability * self._strength:
                     self._changes[name](image, rng, self._strength)
         if self._preset.mirroring:
-            axes = np.flatnonzero(rng.random(3) < 0.5).tolist()
+            drawn = np.flatnonzero(rng.random(3) < 0.5).tolist()
+            axes = [axis for axis in drawn if axis in self._mirror_axes]
             if axes:
                 image = torch.flip(image, [axis + 1 for axis in axes])
                 label = torch.flip(label, axes)

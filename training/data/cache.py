@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.data.errors import DatasetError
+from training.data.file_names import folder_problem
 from training.data.preprocessing import Preprocessing
+from training.data.volume import label_dtype
 from training.local_path import is_url, url_refusal
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "dataset.json"
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CaseEntry(BaseModel):
-    """One preprocessed case: the files that it was read from, its grid, and its labels."""
+    """One preprocessed case: its files, its grid, its labels, and what is doubtful about it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,11 +35,16 @@ class CaseEntry(BaseModel):
     label: Path
     shape: tuple[int, int, int, int]
     voxel_counts: list[int]
+    warnings: list[str] = []
 
     def is_complete(self, arrays: Path, case_id: str) -> bool:
         """Whether every array of the case is there with its full size."""
         voxels = int(np.prod(self.shape[1:]))
-        for kind, size in (("image", 4 * voxels * self.shape[0]), ("label", voxels)):
+        label_bytes = label_dtype(len(self.voxel_counts)).itemsize
+        for kind, size in (
+            ("image", 4 * voxels * self.shape[0]),
+            ("label", label_bytes * voxels),
+        ):
             path = arrays / f"{case_id}.{kind}.npy"
             if not path.is_file() or path.stat().st_size < size:
                 return False
@@ -55,6 +67,7 @@ class PreprocessedDataset(BaseModel):
         preprocessing: The settings, which an exported model takes along.
         splits: Case names of `train`, `val` and `test`.
         cases: Every case by name.
+        warnings: What is doubtful about the data, a line each.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -70,6 +83,7 @@ class PreprocessedDataset(BaseModel):
     preprocessing: Preprocessing
     splits: dict[str, list[str]]
     cases: dict[str, CaseEntry]
+    warnings: list[str] = []
 
     @classmethod
     def load(cls, folder: Path) -> PreprocessedDataset:
@@ -115,8 +129,11 @@ class PreprocessedDataset(BaseModel):
         """The image of a case, float32 `(channel, depth, height, width)`, memory-mapped."""
         return self._map(f"{case_id}.image.npy")
 
-    def label(self, case_id: str) -> NDArray[np.uint8]:
-        """The label map of a case, uint8 `(depth, height, width)`, memory-mapped."""
+    def label(self, case_id: str) -> NDArray[np.unsignedinteger[Any]]:
+        """The label map of a case, `(depth, height, width)`, memory-mapped.
+
+        It is uint8, or uint16 with more than 256 classes.
+        """
         return self._map(f"{case_id}.label.npy")
 
     def foreground(self, case_id: str) -> dict[int, NDArray[np.int32]]:
@@ -145,6 +162,39 @@ class PreprocessedDataset(BaseModel):
                 f"{self.array_folder / name} is damaged or missing: run the study again, or "
                 "training.data.prepare_dataset(data_dir, config), to preprocess this case again"
             ) from error
+
+
+@contextmanager
+def cache_errors(root: Path) -> Iterator[None]:
+    """Turn what goes wrong with the cache into an error that says what to do.
+
+    Errors of the data themselves must be `DatasetError` before they get here.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            way_out = "make room, or choose another folder"
+        elif (problem := _blocked_by(root)) is not None:
+            raise DatasetError(
+                f"the cache {root} cannot be used: {problem}; choose another folder with the "
+                "environment variable SEGTUNE_CACHE"
+            ) from error
+        else:
+            way_out = "choose another folder"
+        raise DatasetError(
+            f"the cache {root} cannot be used ({error.strerror or error}): {way_out} with the "
+            "environment variable SEGTUNE_CACHE"
+        ) from error
+
+
+def _blocked_by(root: Path) -> str | None:
+    """What stands where the cache's folder should be."""
+    for path in (root, *root.parents):
+        if os.path.lexists(path):
+            problem = folder_problem(path)
+            return None if problem is None else f"{path} {problem}"
+    return None
 
 
 def cache_root() -> Path:

@@ -39,6 +39,7 @@ def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> Cas
         label=case.label,
         shape=(channels, depth, height, width),
         voxel_counts=counts.tolist(),
+        warnings=list(prepared.warnings),
     )
 
 
@@ -60,7 +61,7 @@ def _npy(array: NDArray[Any]) -> memoryview:
 
 
 def _foreground_centres(
-    labels: NDArray[np.uint8], num_classes: int
+    labels: NDArray[np.unsignedinteger[Any]], num_classes: int
 ) -> dict[str, NDArray[np.int32]]:
     rng = np.random.default_rng(0)
     centres = {}

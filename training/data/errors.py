@@ -14,3 +14,12 @@ class DatasetError(ValueError):
         """One error of all problems of a data folder."""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         return cls("\n  ".join([f"the data in {folder} have {count}:", *problems]))
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says, or its kind."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from training.data.errors import DatasetError, reason_of
 from training.data.layouts import DATASET_JSON, RawDataset
 
 MEMO = "fingerprints.json"
@@ -21,13 +23,17 @@ def dataset_fingerprint(dataset: RawDataset, settings: Any, cache: Path) -> str:
         dataset: The data.
         settings: What else the preprocessed data depend on, as JSON values.
         cache: Folder that remembers the digest of a file by path, size and time.
+
+    Raises:
+        DatasetError: naming the files that cannot be read.
+        OSError: if the cache cannot be written.
     """
     files = [dataset.folder / DATASET_JSON]
     for case in dataset.cases:
         files += [*case.images, case.label]
     whole = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path, digest in zip(files, _digests(files, cache), strict=True):
-        whole.update(f"{path.relative_to(dataset.folder)}:{digest}\n".encode())
+        whole.update(f"{os.path.relpath(path, dataset.folder)}:{digest}\n".encode())
     return whole.hexdigest()[:16]
 
 
@@ -37,13 +43,20 @@ def _digests(files: Iterable[Path], cache: Path) -> list[str]:
     memo = ours or {}
     known = len(memo)
     digests = []
+    problems = []
     for path in files:
-        status = path.stat()
-        key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-        if key not in memo:
-            with path.open("rb") as file:
-                memo[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        digests.append(memo[key])
+        try:
+            status = path.stat()
+            key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+            if key not in memo:
+                with path.open("rb") as file:
+                    memo[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {reason_of(error)}")
+        else:
+            digests.append(memo[key])
+    if problems:
+        raise DatasetError("\n  ".join(problems))
     if len(memo) > known and ours is not None:
         # a name of its own: two processes may look at the same data at once
         with tempfile.TemporaryDirectory(prefix=f".{MEMO}-", dir=cache) as partial:

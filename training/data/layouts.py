@@ -2,24 +2,34 @@
 
 Both have `imagesTr`, `labelsTr` and `dataset.json`. In the Decathlon an image is one file
 `CASE.nii.gz`, with the channels as a 4th axis; in nnU-Net each channel is a file
-`CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ...
+`CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ...; `file_names` says which names are channels.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from training.data.errors import DatasetError
+from training.data.errors import DatasetError, reason_of
+from training.data.file_names import (
+    MISSING,
+    CaseFiles,
+    by_stem,
+    file_problem,
+    folder_problem,
+    group_by_case,
+    nifti_files,
+    nifti_stem,
+)
 
 DATASET_JSON = "dataset.json"
 IMAGES = "imagesTr"
 LABELS = "labelsTr"
-NIFTI = (".nii.gz", ".nii")
 
 Modality = Literal["CT", "MR"]
 
@@ -43,6 +53,7 @@ class RawDataset:
         labels: Name of each label value, background first.
         channels: Name of each channel.
         cases: All labelled cases, by name.
+        warnings: What is there and not used.
     """
 
     folder: Path
@@ -50,6 +61,7 @@ class RawDataset:
     labels: tuple[str, ...]
     channels: tuple[str, ...]
     cases: tuple[RawCase, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -60,56 +72,178 @@ class RawDataset:
 def read_layout(folder: Path) -> RawDataset:
     """Read a folder in Decathlon or nnU-Net layout.
 
+    Where `dataset.json` lists the cases (`training`, in the Decathlon and nnU-Net v1), those
+    alone are used, and `RawDataset.warnings` says what else is there.
+
     Raises:
         DatasetError: for all that is missing or does not fit, by file.
     """
-    if not folder.is_dir():
+    if (problem := folder_problem(folder)) is not None:
+        where = "there is no data folder" if problem == "this folder is missing" else "the data"
+        what = "" if problem == "this folder is missing" else f" {problem}"
         raise DatasetError(
-            f"there is no data folder {folder}: give one with `--data-dir` or `data_dir`, in "
+            f"{where} {folder}{what}: give one with `--data-dir` or `data_dir`, in "
             "Medical Segmentation Decathlon or nnU-Net layout, or `phantom` for the embedded data"
         )
-    description = _read_description(folder / DATASET_JSON)
+    source = folder / DATASET_JSON
+    description = _read_description(source)
+    labels = _labels(description, source)
+    channels = _channels(description, source)
     problems: list[str] = []
-    labels = _labels(description, folder / DATASET_JSON)
-    channels = _channels(description, folder / DATASET_JSON)
-    images = _files(folder / IMAGES, problems)
     label_files = _files(folder / LABELS, problems)
+    images = _files(folder / IMAGES, problems)
     if problems:
         raise DatasetError.of(folder, problems)
-    image_files = _by_case(images, set(label_files), len(channels))
-    cases = []
-    for case_id in sorted({*image_files, *label_files, *_declared(description)}):
-        found = image_files.get(case_id, ())
-        if case_id not in label_files:
-            where = found[0] if found else folder / IMAGES / f"{case_id}.nii.gz"
-            problems.append(f"{where}: no label map {LABELS}/{case_id}.nii.gz")
-        elif not found:
-            problems.append(f"{label_files[case_id]}: no image {IMAGES}/{case_id}.nii.gz")
-        elif len(found) not in (1, len(channels)):
-            problems.append(
-                f"{found[0]}: {len(found)} channel files, but {DATASET_JSON} declares "
-                f"{len(channels)} ({', '.join(channels)})"
-            )
-        else:
-            cases.append(RawCase(case_id, found, label_files[case_id]))
+    listed = _listed(description, source, problems)
+    if listed is None:
+        found = _paired(folder, images, label_files, len(channels), problems)
+        warnings: tuple[str, ...] = ()
+    else:
+        found = _of_list(folder, listed, images, label_files, len(channels), problems)
+        warnings = _not_listed(folder, images, label_files, found)
+    warnings += _miscounted(description, len(found))
+    cases = [case for case in found if _fits(case, channels, problems)]
     if problems:
         raise DatasetError.of(folder, problems)
     if not cases:
         raise DatasetError(f"the data in {folder} are empty: {IMAGES} holds no NIfTI file")
     name = str(description.get("name") or folder.name)
-    return RawDataset(folder, name, labels, channels, tuple(cases))
+    return RawDataset(
+        folder, name, labels, channels, tuple(case.as_raw() for case in cases), warnings
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Files that belong to one case, as far as names tell."""
+
+    case_id: str
+    images: CaseFiles
+    label: Path
+
+    def as_raw(self) -> RawCase:
+        return RawCase(self.case_id, self.images.paths, self.label)
+
+
+def _paired(
+    folder: Path,
+    images: Mapping[str, Path],
+    label_files: Mapping[str, Path],
+    channels: int,
+    problems: list[str],
+) -> list[_Found]:
+    """All images with their label maps."""
+    image_files = group_by_case(images, channels, label_files)
+    found = []
+    for case_id in sorted({*image_files, *label_files}):
+        if case_id not in label_files:
+            problems.append(
+                f"{image_files[case_id].paths[0]}: no label map {LABELS}/{case_id}.nii.gz"
+            )
+        elif case_id not in image_files:
+            problems.append(f"{label_files[case_id]}: no image {IMAGES}/{case_id}.nii.gz")
+        else:
+            found.append(_Found(case_id, image_files[case_id], label_files[case_id]))
+    return found
+
+
+def _of_list(
+    folder: Path,
+    listed: Sequence[tuple[str, str]],
+    images: Mapping[str, Path],
+    label_files: Mapping[str, Path],
+    channels: int,
+    problems: list[str],
+) -> list[_Found]:
+    """The cases that dataset.json lists."""
+    # nnU-Net v1 lists CASE.nii.gz where its channels CASE_0000.nii.gz, ... are
+    by_channels = group_by_case(images, channels, label_files)
+    found: dict[str, _Found] = {}
+    for image_name, label_name in listed:
+        label = folder / label_name
+        case_id = nifti_stem(label)
+        if case_id is None:
+            problems.append(f"{folder / DATASET_JSON}: `training` lists {label_name}: no NIfTI")
+            continue
+        if case_id in found:
+            problems.append(f"{folder / DATASET_JSON}: `training` lists {case_id} twice")
+            continue
+        image = folder / image_name
+        # a broken link is there too, and is said to be one
+        files = (
+            CaseFiles((image,))
+            if os.path.lexists(image)
+            else by_channels.get(nifti_stem(image) or case_id)
+        )
+        if not os.path.lexists(label):
+            label = label_files.get(case_id, label)
+        if files is None:
+            problems.append(f"{label}: no image {image_name}, which {DATASET_JSON} lists")
+            continue
+        if not os.path.lexists(label):
+            problems.append(f"{files.paths[0]}: no label map {label_name}, as it is listed")
+            continue
+        found[case_id] = _Found(case_id, files, label)
+    return [found[case_id] for case_id in sorted(found)]
+
+
+def _not_listed(
+    folder: Path,
+    images: Mapping[str, Path],
+    label_files: Mapping[str, Path],
+    found: Sequence[_Found],
+) -> tuple[str, ...]:
+    """Say which files are there that dataset.json does not list."""
+    used = {path.name for case in found for path in (*case.images.paths, case.label)}
+    left = {
+        name: sorted(path.name for path in files.values() if path.name not in used)
+        for name, files in ((IMAGES, images), (LABELS, label_files))
+    }
+    return tuple(
+        f"{folder / name}: {len(files)} files are not used, since `training` in {DATASET_JSON} "
+        f"does not list them: {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}"
+        for name, files in left.items()
+        if files
+    )
+
+
+def _miscounted(description: Mapping[str, Any], cases: int) -> tuple[str, ...]:
+    """Say that dataset.json counts other cases than there are."""
+    declared = description.get("numTraining")
+    if not isinstance(declared, int) or declared == cases:
+        return ()
+    return (f"{DATASET_JSON} says numTraining: {declared}, but there are {cases} cases",)
+
+
+def _fits(case: _Found, channels: Sequence[str], problems: list[str]) -> bool:
+    """Whether the files of a case are all there; notes why not."""
+    before = len(problems)
+    paths = case.images.paths
+    if case.images.numbers is not None and case.images.numbers != tuple(range(len(channels))):
+        absent = ", ".join(path.name for path in case.images.missing(len(channels)))
+        problems.append(
+            f"{paths[0]}: {len(paths)} channels, but {DATASET_JSON} declares {len(channels)} "
+            f"({', '.join(channels)}){f': {absent} is missing' if absent else ''}"
+        )
+    for path in (*paths, case.label):
+        if (problem := file_problem(path)) is not None:
+            problems.append(f"{path}: {problem}")
+    return len(problems) == before
 
 
 def _read_description(path: Path) -> Mapping[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    problem = file_problem(path)
+    if problem == MISSING:
         raise DatasetError(
             f"{path.parent} has no {DATASET_JSON}: it must be a folder in Medical Segmentation "
             f"Decathlon or nnU-Net layout ({IMAGES}, {LABELS}, {DATASET_JSON})"
-        ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read as JSON: {error}") from error
+        )
+    if problem is not None:
+        raise DatasetError(f"{path}: {problem}")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DatasetError(f"{path}: cannot be read as JSON: {reason_of(error)}") from error
     if not isinstance(description, dict):
         raise DatasetError(f"{path}: must hold a JSON object")
     return description
@@ -128,6 +262,17 @@ def _labels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
                 f"{path}: `labels` maps {key!r} to {value!r}; one of the two must be the label "
                 "value, a whole number (nnU-Net's regions are not supported)"
             )
+        if int(number) in by_value:
+            raise DatasetError(
+                f"{path}: `labels` gives the value {number} to {by_value[int(number)]!r} and to "
+                f"{name!r}"
+            )
+        if str(name).strip().lower() == "ignore":
+            raise DatasetError(
+                f"{path}: nnU-Net's `ignore` label ({number}) is not supported yet: it would be "
+                "learnt and predicted as a class. Take it out of `labels`, and set its voxels to "
+                "another label, or leave out the cases that have it"
+            )
         by_value[int(number)] = str(name)
     if sorted(by_value) != list(range(len(given))):
         raise DatasetError(
@@ -139,7 +284,7 @@ def _labels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
 
 def _channels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     given = description.get("channel_names", description.get("modality"))
-    if not isinstance(given, dict) or sorted(given) != [str(i) for i in range(len(given))]:
+    if not isinstance(given, dict) or set(given) != {str(i) for i in range(len(given))}:
         raise DatasetError(
             f"{path}: `modality` (or nnU-Net's `channel_names`) must name each channel, "
             'e.g. {"0": "CT"}'
@@ -149,41 +294,29 @@ def _channels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(str(given[str(index)]) for index in range(len(given)))
 
 
-def _declared(description: Mapping[str, Any]) -> set[str]:
-    """Cases that dataset.json lists; nnU-Net v2 lists none."""
-    listed = description.get("training", [])
-    names = [item.get("label", "") for item in listed if isinstance(item, dict)]
-    return {stem for name in names if (stem := _stem(Path(str(name)))) is not None}
+def _listed(
+    description: Mapping[str, Any], path: Path, problems: list[str]
+) -> list[tuple[str, str]] | None:
+    """Image and label files that dataset.json lists; None where it lists none (nnU-Net v2)."""
+    given = description.get("training")
+    if not given:
+        return None
+    listed = []
+    for item in given if isinstance(given, list) else [given]:
+        pair = (item.get("image"), item.get("label")) if isinstance(item, dict) else (None, None)
+        if isinstance(pair[0], str) and isinstance(pair[1], str):
+            listed.append((pair[0], pair[1]))
+        else:
+            problems.append(
+                f"{path}: `training` must list mappings of image and label, but has {item!r}"
+            )
+    return listed
 
 
 def _files(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """NIfTI files of a folder by stem, without those that macOS hides in archives."""
-    if not folder.is_dir():
-        problems.append(f"{folder}: this folder is missing")
+    """NIfTI files of a folder by stem; notes why there are none."""
+    try:
+        return by_stem(nifti_files(folder))
+    except DatasetError as error:
+        problems.append(str(error))
         return {}
-    return {
-        stem: path
-        for path in sorted(folder.iterdir())
-        if not path.name.startswith(".") and (stem := _stem(path)) is not None
-    }
-
-
-def _stem(path: Path) -> str | None:
-    for suffix in NIFTI:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return None
-
-
-def _by_case(
-    images: Mapping[str, Path], labelled: set[str], num_channels: int
-) -> dict[str, tuple[Path, ...]]:
-    """Image files of each case: one by its own name, or one a channel by `_0000` names."""
-    cases: dict[str, tuple[Path, ...]] = {}
-    for stem, path in images.items():
-        match = re.fullmatch(r"(.+)_(\d{4})", stem)
-        if stem in labelled or match is None:
-            cases[stem] = (path,)
-        elif int(match[2]) < num_channels or num_channels == 1:
-            cases[match[1]] = (*cases.get(match[1], ()), path)
-    return cases

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from training.config import AugmentationName, ModelTrainingConfig
+from training.config import MIRROR_AXES, AugmentationName, ModelTrainingConfig
 from training.data.augmentation import Augmentation
 from training.data.cache import PreprocessedDataset
 from training.data.errors import DatasetError
+from training.data.mirroring import mirror_axes as axes_to_mirror
 from training.data.sampling import CaseDataset, CaseSampler, PatchDataset, PatchSampler
 from training.data.split import SPLITS
 
@@ -72,6 +73,7 @@ def get_dataloader(
     foreground_fraction: float = 1 / 3,
     augmentation: AugmentationName = "default",
     augmentation_strength: float = 1.0,
+    mirror_axes: Sequence[int] = (0, 1, 2),
     steps_per_epoch: int | None = None,
     seed: int = 0,
     processes: int = 1,
@@ -92,6 +94,7 @@ def get_dataloader(
         foreground_fraction: Share of training patches centred on a foreground voxel.
         augmentation: Key of `AUGMENTATIONS`, for training patches.
         augmentation_strength: 1 is as nnU-Net does it.
+        mirror_axes: Axes of a patch that it may be mirrored along.
         steps_per_epoch: Training batches of an epoch; one patch a case by default.
         seed: Seed of all that is random.
         processes: Processes that train together, each with batches of its own.
@@ -120,7 +123,7 @@ def get_dataloader(
         split,
         patch_size=patch_size,
         foreground_fraction=foreground_fraction,
-        augmentation=Augmentation(augmentation, patch_size, augmentation_strength),
+        augmentation=Augmentation(augmentation, patch_size, augmentation_strength, mirror_axes),
         shuffle=shuffle,
         seed=seed,
     )
@@ -141,6 +144,7 @@ def get_dataloaders(
     Raises:
         DatasetError: if `config.data_dir` is no preprocessed folder.
     """
+    dataset = PreprocessedDataset.load(config.data_dir)
     train = get_dataloader(
         config.data_dir,
         "train",
@@ -151,12 +155,13 @@ def get_dataloaders(
         foreground_fraction=config.foreground_fraction,
         augmentation=config.augmentation,
         augmentation_strength=config.augmentation_strength,
+        mirror_axes=[MIRROR_AXES.index(axis) for axis in axes_to_mirror(config, dataset.labels)],
         steps_per_epoch=config.steps_per_epoch,
         seed=config.seed,
         processes=max(config.gpus, 1),
     )
     val = get_dataloader(config.data_dir, "val", 1, 0, shuffle=False)
-    has_test = bool(PreprocessedDataset.load(config.data_dir).splits["test"])
+    has_test = bool(dataset.splits["test"])
     test = get_dataloader(config.data_dir, "test", 1, 0, shuffle=False) if has_test else None
     return train, val, test
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +21,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from training.data.cache import cache_root
+from training.data.cache import cache_errors, cache_root
 from training.data.errors import DatasetError
 from training.data.layouts import DATASET_JSON, IMAGES, LABELS
 from training.local_path import is_url, url_refusal
@@ -38,7 +40,8 @@ def resolve_data_dir(data_dir: Path | str) -> Path:
     """The folder that a config's `data_dir` means; `phantom` is generated into the cache.
 
     Raises:
-        DatasetError: if it is an address, or something else has the phantom's name in the cache.
+        DatasetError: if it is an address, something else has the phantom's name in the cache, or
+            the cache cannot be written.
     """
     if is_url(data_dir):
         raise DatasetError(f"the data folder {url_refusal(data_dir)}")
@@ -46,8 +49,7 @@ def resolve_data_dir(data_dir: Path | str) -> Path:
         return Path(data_dir)
     root = cache_root()
     folder = root / f"liver_phantom-v{VERSION}"
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{folder.name}.lock"):
+    with cache_errors(root), _locked(root, folder.name):
         if not (folder / DATASET_JSON).is_file():
             if os.path.lexists(folder):
                 raise DatasetError(
@@ -59,6 +61,13 @@ def resolve_data_dir(data_dir: Path | str) -> Path:
                 made = generate_phantom(Path(partial, PHANTOM), num_cases=CASES, seed=SEED)
                 made.rename(folder)
     return folder
+
+
+@contextmanager
+def _locked(root: Path, name: str) -> Iterator[None]:
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f"{name}.lock"):
+        yield
 
 
 def generate_phantom(folder: Path, *, num_cases: int = CASES, seed: int = SEED) -> Path:

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from training.config import ModelTrainingConfig
 from training.data.errors import DatasetError
+from training.data.header import check_same_grid, open_volume, spacing_text
 from training.data.layouts import RawCase, RawDataset
 from training.data.preprocessing import (
+    SPACING_RATIO,
     ChannelNormalisation,
     Preprocessing,
     body_of,
@@ -24,7 +26,7 @@ from training.data.preprocessing import (
     spacing_of,
 )
 from training.data.resampling import choose_spacing
-from training.data.volume import check_same_grid, read_image, read_label
+from training.data.volume import read_image, read_label
 
 FOREGROUND_SAMPLES = 10_000
 """Foreground voxels of each case that the CT statistics are computed from."""
@@ -43,6 +45,7 @@ class CaseScan(BaseModel):
         voxel_counts: Voxels of each class in the file.
         foreground: Intensities of random foreground voxels, for each channel; as many for
             each case, so that each counts the same.
+        warnings: What is doubtful about its files.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +55,7 @@ class CaseScan(BaseModel):
     body_share: float
     voxel_counts: list[int]
     foreground: list[list[float]]
+    warnings: list[str] = []
 
 
 class DatasetPlan(BaseModel):
@@ -60,26 +64,80 @@ class DatasetPlan(BaseModel):
     Attributes:
         preprocessing: Settings for every case.
         voxel_counts: Voxels of each class in the files, by case.
+        warnings: What is doubtful about the data, a line each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preprocessing: Preprocessing
     voxel_counts: dict[str, list[int]]
+    warnings: list[str] = []
+
+
+def header_problems(dataset: RawDataset) -> dict[str, str]:
+    """What headers say against the cases of a dataset, by case; no voxel is read.
+
+    The channels and the label map of a case must lie on one grid, and no axis of it may have a
+    spacing far from the median of all.
+    """
+    problems: dict[str, str] = {}
+    spacings: dict[str, tuple[float, float, float]] = {}
+    for case in dataset.cases:
+        try:
+            headers = [(path, open_volume(path)[1]) for path in (*case.images, case.label)]
+            first_path, first = headers[0]
+            channels = sum(header.channels for _, header in headers[:-1])
+            if channels != len(dataset.channels):
+                raise DatasetError(
+                    f"{first_path}: {channels} channels, but dataset.json declares "
+                    f"{len(dataset.channels)} ({', '.join(dataset.channels)})"
+                )
+            for path, header in headers[1:]:
+                check_same_grid(path, header, first_path, first)
+        except DatasetError as error:
+            problems[case.case_id] = str(error)
+        else:
+            spacings[case.case_id] = spacing_of(first.affine, orientation_of(first.affine))
+    return problems | _unlike_the_others(dataset, spacings)
+
+
+def _unlike_the_others(
+    dataset: RawDataset, spacings: Mapping[str, tuple[float, float, float]]
+) -> dict[str, str]:
+    """Cases whose spacing is far from the median."""
+    if not spacings:
+        return {}
+    median = _median_spacing(list(spacings.values()))
+    paths = {case.case_id: case.images[0] for case in dataset.cases}
+    problems = {}
+    for case_id, spacing in spacings.items():
+        ratios = np.array(spacing) / median
+        if max(ratios.max(), 1 / ratios.min()) > SPACING_RATIO:
+            problems[case_id] = (
+                f"{paths[case_id]}: a spacing of {spacing_text(spacing)} mm (superior, anterior, "
+                f"right) is more than {SPACING_RATIO:g} times off the median of the data, "
+                f"{spacing_text(median)} mm: correct the header, or leave out the case"
+            )
+    return problems
+
+
+def _median_spacing(spacings: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Median on each axis, of the logarithms: half as much is as far as twice as much."""
+    depth, height, width = np.exp(np.median(np.log(spacings), axis=0)).tolist()
+    return depth, height, width
 
 
 def scan_case(case: RawCase, dataset: RawDataset) -> CaseScan:
-    """Check the files of a case, and read what the plan depends on.
+    """Check the voxels of a case, and read what the plan depends on.
+
+    Args:
+        case: The case, whose headers fit (see `header_problems`).
+        dataset: The data.
 
     Raises:
         DatasetError: naming the file that is unreadable or does not fit.
     """
     image = read_image(case.images)
-    if len(image.data) != len(dataset.channels):
-        raise DatasetError(
-            f"{case.images[0]}: {len(image.data)} channels, but dataset.json declares "
-            f"{len(dataset.channels)} ({', '.join(dataset.channels)})"
-        )
     label = read_label(case.label, len(dataset.labels))
     check_same_grid(case.label, label, case.images[0], image)
     orientation = orientation_of(image.affine)
@@ -100,6 +158,7 @@ def scan_case(case: RawCase, dataset: RawDataset) -> CaseScan:
             channel.tolist() if modality == "CT" else []
             for modality, channel in zip(dataset.modalities, voxels, strict=True)
         ],
+        warnings=[*image.warnings, *label.warnings],
     )
 
 
@@ -119,9 +178,14 @@ def plan_dataset(
             others changes nothing, so that all folds share one preprocessing.
 
     Raises:
-        DatasetError: if there is no foreground to choose a CT window from.
+        DatasetError: if no label of the cases that may be learnt from has a foreground.
     """
     known = [scan for case, scan in scans.items() if case not in set(test_cases)]
+    if not any(sum(scan.voxel_counts[1:]) for scan in known):
+        raise DatasetError(
+            f"the training labels in {dataset.folder} have no foreground voxel: there is nothing "
+            "to learn, and no CT window can be chosen"
+        )
     body_only = float(np.median([scan.body_share for scan in known])) < MOSTLY_EMPTY
     channels = []
     for index, modality in enumerate(dataset.modalities):
@@ -129,21 +193,33 @@ def plan_dataset(
             channels.append(ChannelNormalisation(modality="MR", body_only=body_only))
             continue
         foreground = np.concatenate([scan.foreground[index] for scan in known])
-        if foreground.size == 0:
-            raise DatasetError(
-                f"the training labels in {dataset.folder} have no foreground voxel: the CT "
-                "window cannot be chosen, and there is nothing to learn"
-            )
         channels.append(_ct_normalisation(foreground, config.intensity_window))
     spacing = config.target_spacing or choose_spacing(
         [scan.spacing for scan in known], [scan.shape for scan in known]
     )
     return DatasetPlan(
         preprocessing=Preprocessing(
-            spacing=spacing, channels=channels, num_classes=len(dataset.labels)
+            spacing=spacing,
+            channels=channels,
+            num_classes=len(dataset.labels),
+            data_spacing=_median_spacing([scan.spacing for scan in known]),
         ),
         voxel_counts={case: scan.voxel_counts for case, scan in scans.items()},
+        warnings=[
+            *(warning for scan in scans.values() for warning in scan.warnings),
+            *_without_effect(dataset, config),
+        ],
     )
+
+
+def _without_effect(dataset: RawDataset, config: ModelTrainingConfig) -> list[str]:
+    """Settings that these data have no use for."""
+    if config.intensity_window is None or "CT" in dataset.modalities:
+        return []
+    return [
+        f"intensity_window={list(config.intensity_window)} has no effect: no channel is CT "
+        f"({', '.join(dataset.channels)})"
+    ]
 
 
 def _ct_normalisation(

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,15 +25,30 @@ from training.data.cache import (
     MANIFEST,
     CaseEntry,
     PreprocessedDataset,
+    cache_errors,
     cache_root,
 )
 from training.data.case_files import store_case, write_atomically
-from training.data.errors import DatasetError
+from training.data.config_check import check_config
+from training.data.errors import DatasetError, reason_of
 from training.data.fingerprint import dataset_fingerprint
 from training.data.layouts import RawCase, RawDataset, read_layout
 from training.data.phantom import resolve_data_dir
-from training.data.plan import CaseScan, DatasetPlan, plan_dataset, scan_case
-from training.data.split import SPLITS, split_cases, split_name
+from training.data.plan import (
+    CaseScan,
+    DatasetPlan,
+    header_problems,
+    plan_dataset,
+    scan_case,
+)
+from training.data.split import (
+    SPLITS,
+    held_out_cases,
+    missing_classes,
+    split_cases,
+    split_name,
+)
+from training.data.split_rules import rules_digest
 from training.data.volume import voxels_in_header
 
 PLAN = "plan.json"
@@ -57,6 +71,7 @@ def prepare_dataset(
     cache_dir: Path | None = None,
     on_progress: Callable[[str], None] | None = None,
     on_case: OnCase | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> Path:
     """Preprocess a dataset into the cache, or find it there.
 
@@ -69,28 +84,36 @@ def prepare_dataset(
         cache_dir: The cache, `cache_root()` by default.
         on_progress: Told a line about each step.
         on_case: Told the step and how far it is, after each case.
+        on_warning: Told what is doubtful about the data, a line each, also where they are found
+            prepared; without it, `on_progress` is, behind `warning: `.
 
     Returns:
         The folder of the split that the config asks for. Another `fold` or `val_fraction` is
         another folder with the same arrays.
 
     Raises:
-        DatasetError: for every problem of the data at once, by file; or if the cache cannot
-            be written.
+        DatasetError: for every problem of the data at once, by file; if the config contradicts
+            them; or if the cache cannot be written.
     """
     tell = on_progress or (lambda line: None)
+    warn = on_warning or (lambda line: tell(f"warning: {line}"))
     dataset = read_layout(Path(data_dir).absolute())
+    check_config(config, dataset)
     root = cache_dir or cache_root()
-    with _writable(root):
+    with cache_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         fingerprint = dataset_fingerprint(dataset, _settings(config), root)
         arrays = root / f"{dataset.folder.name}-{fingerprint}"
         with FileLock(root / f"{arrays.name}.lock"):
             split = arrays / SPLIT_FOLDER / split_name(config)
-            if _is_prepared(split):
-                return split
-            preparation = _Preparation(dataset, config, arrays, tell, on_case)
-            preparation.write_split(split, fingerprint)
+            if not _is_prepared(split):
+                preparation = _Preparation(dataset, config, arrays, tell, on_case)
+                preparation.write_split(split, fingerprint)
+    prepared = PreprocessedDataset.load(split)
+    counts = {case: entry.voxel_counts for case, entry in prepared.cases.items()}
+    missing = missing_classes(prepared.splits, counts, prepared.labels, config.target_label)
+    for line in [*dataset.warnings, *prepared.warnings, *missing]:
+        warn(line)
     return split
 
 
@@ -141,8 +164,8 @@ def _settings(config: ModelTrainingConfig) -> dict[str, Any]:
     """What the arrays depend on. Of the split that is the test cases alone."""
     fields = {"target_spacing", "intensity_window"}
     settings = {"format": FORMAT_VERSION, **config.model_dump(mode="json", include=fields)}
-    if config.held_out_share:
-        settings["test_cases"] = [config.held_out_share, config.split_seed]
+    if config.held_out_share or config.splits_file is not None:
+        settings["test_cases"] = [config.held_out_share, config.split_seed, rules_digest(config)]
     return settings
 
 
@@ -178,7 +201,10 @@ class _Preparation:
         self._arrays.mkdir(exist_ok=True)
         plan = _read(DatasetPlan, self._arrays / PLAN) or self._plan()
         splits = split_cases(plan.voxel_counts, self._config)
+        # said later; here it keeps what cannot be learnt from being preprocessed
+        missing_classes(splits, plan.voxel_counts, dataset.labels, self._config.target_label)
         entries = self._entries(plan)
+        of_cases = [warning for entry in entries.values() for warning in entry.warnings]
         manifest = PreprocessedDataset(
             folder=split,
             arrays=Path("..", ".."),
@@ -190,6 +216,8 @@ class _Preparation:
             preprocessing=plan.preprocessing,
             splits=splits,
             cases=entries,
+            # a header is doubted when it is scanned and again when it is preprocessed
+            warnings=list(dict.fromkeys([*plan.warnings, *of_cases])),
         )
         split.mkdir(parents=True, exist_ok=True)
         write_atomically(split / MANIFEST, manifest.model_dump_json(indent=1).encode())
@@ -206,10 +234,13 @@ class _Preparation:
             return found
 
         scans = self._for_each_case(
-            "reading", scan, lambda case: _read(CaseScan, self._scan_path(case))
+            "reading",
+            scan,
+            lambda case: _read(CaseScan, self._scan_path(case)),
+            header_problems(self._dataset),
         )
         counts = {case: scan.voxel_counts for case, scan in scans.items()}
-        test_cases = split_cases(counts, self._config)["test"]
+        test_cases = held_out_cases(counts, self._config)
         plan = plan_dataset(self._dataset, scans, self._config, test_cases)
         write_atomically(self._arrays / PLAN, plan.model_dump_json(indent=1).encode())
         for case in self._dataset.cases:
@@ -236,16 +267,30 @@ class _Preparation:
         step: str,
         work: Callable[[RawCase], Result],
         find: Callable[[RawCase], Result | None],
+        known_problems: Mapping[str, str] | None = None,
     ) -> dict[str, Result]:
-        """Work on every case whose result is not found; raise all their problems together."""
+        """Work on every case whose result is not found; raise all their problems together.
+
+        Args:
+            step: What is done, in words.
+            work: What is done with a case.
+            find: The result of a case that was worked on before.
+            known_problems: Cases that are not worked on, and why.
+        """
         cases = self._dataset.cases
-        results = {case.case_id: found for case in cases if (found := find(case)) is not None}
-        left = [case for case in cases if case.case_id not in results]
+        problems = dict(known_problems or {})
+        results = {
+            case.case_id: found
+            for case in cases
+            if case.case_id not in problems and (found := find(case)) is not None
+        }
+        left = [
+            case for case in cases if case.case_id not in results and case.case_id not in problems
+        ]
         if left:
             done = f" ({len(results)} of them are done)" if results else ""
             self._tell(f"{step} {len(cases)} cases of {self._dataset.folder}{done}")
-        problems: dict[str, str] = {}
-        self._on_case(step, len(results), len(cases))
+        self._on_case(step, len(results) + len(problems), len(cases))
         # reading, inflating and resampling release the interpreter lock: threads are as fast
         # as processes here, and need no second copy of the libraries
         with ThreadPoolExecutor(max_workers=_threads(cases)) as pool:
@@ -256,6 +301,12 @@ class _Preparation:
                         results[futures[future]] = future.result()
                     except DatasetError as error:
                         problems[futures[future]] = str(error)
+                    except OSError:
+                        # the cache: files of the data fail as DatasetError
+                        raise
+                    except Exception as error:
+                        # whatever it is, the other cases go on, and the file is named
+                        problems[futures[future]] = self._failure(step, futures[future], error)
                     self._on_case(step, len(results) + len(problems), len(cases))
             except BaseException:
                 # an interrupt or a full disk: finish what has begun, begin no more
@@ -265,6 +316,10 @@ class _Preparation:
             in_order = [problems[case.case_id] for case in cases if case.case_id in problems]
             raise DatasetError.of(self._dataset.folder, in_order)
         return {case.case_id: results[case.case_id] for case in cases}
+
+    def _failure(self, step: str, case_id: str, error: Exception) -> str:
+        files = next(case.images for case in self._dataset.cases if case.case_id == case_id)
+        return f"{files[0]}: {step} it failed ({type(error).__name__}: {reason_of(error)})"
 
     def _scan_path(self, case: RawCase) -> Path:
         return self._arrays / f"{case.case_id}.scan.json"
@@ -294,15 +349,3 @@ def _read(kind: type[Stored], path: Path) -> Stored | None:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-
-
-@contextmanager
-def _writable(root: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise DatasetError(
-            f"the cache {root} cannot be used ({error.strerror or error}): make room, or choose "
-            "another folder with the environment variable SEGTUNE_CACHE"
-        ) from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -87,13 +87,13 @@ def resample_image(
 
 
 def resample_label(
-    labels: UInt8[np.ndarray, "d h w"], shape: tuple[int, ...], axis: int | None = None
-) -> UInt8[np.ndarray, "d2 h2 w2"]:
+    labels: UInt[np.ndarray, "d h w"], shape: tuple[int, ...], axis: int | None = None
+) -> UInt[np.ndarray, "d2 h2 w2"]:
     """Labels on a grid of `shape` over the same extent: each class linearly, the most wins."""
     if labels.shape == shape:
         return np.ascontiguousarray(labels)
     best = np.zeros(shape, dtype=np.float32)
-    resampled = np.zeros(shape, dtype=np.uint8)
+    resampled = np.zeros(shape, dtype=labels.dtype)
     for value in np.unique(labels):
         share = resample_linear((labels == value).astype(np.float32), shape, axis)
         better = share > best

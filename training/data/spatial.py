@@ -121,7 +121,8 @@ class Region:
             label: Labels `(*box)`.
         """
         voxels = torch.from_numpy(np.array(image, dtype=np.float32))
-        labels = torch.from_numpy(np.array(label))
+        # torch compares no uint16
+        labels = torch.from_numpy(np.array(label, dtype=np.int32))
         values = [int(value) for value in np.unique(label) if value]
         channels = torch.cat([voxels, *((labels == value)[None].float() for value in values)])
         theta = torch.from_numpy(self.theta).float()[None]

@@ -1,30 +1,45 @@
-"""Splits of cases into training, validation and test: by share, or nnU-Net's folds."""
+"""Splits of cases into training, validation and test: by share, nnU-Net's folds, or a file.
+
+Cases of one group, such as the scans of one patient, are on one side of every split.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.config import ModelTrainingConfig
 from training.data.errors import DatasetError
+from training.data.split_rules import SPLIT_PARTS, groups_of, rules_digest, split_of_file
 
-SPLITS = ("train", "val", "test")
+SPLITS = SPLIT_PARTS
 
 NNUNET_SEED = 12345
 """Seed of nnU-Net's folds."""
 
+DRAWS = 200
+"""Draws that are compared where the first leaves a class out of a part."""
+
 
 def split_name(config: ModelTrainingConfig) -> str:
-    """Name of the split that a config asks for: all that it depends on but the cases."""
+    """Name of the split that a config asks for: all that it depends on but the cases.
+
+    Raises:
+        DatasetError: if a file that says how to split cannot be read.
+    """
     parts = [f"test-{config.held_out_share!r}"] if config.held_out_share else []
     if config.fold is None:
         parts.append(f"val-{config.val_fraction!r}")
+    elif config.splits_file is not None:
+        parts.append(f"fold-{config.fold}")
     else:
         parts.append(f"fold-{config.fold}-of-{config.num_folds}")
     if config.held_out_share or config.fold is None:
         parts.append(f"seed-{config.split_seed}")
-    return "-".join(parts)
+    return "-".join(filter(None, [*parts, rules_digest(config)]))
 
 
 def split_cases(
@@ -32,9 +47,9 @@ def split_cases(
 ) -> dict[str, list[str]]:
     """Split cases as a config says.
 
-    Test cases are drawn first and depend on `test_fraction` and `split_seed` alone. Of the
-    others, validation cases are a fold where `config.fold` is set, and a stratified share
-    elsewhere.
+    Test cases are drawn first and depend on `test_fraction`, `split_seed` and `groups` alone. Of
+    the others, validation cases are a fold where `config.fold` is set, and a stratified share
+    elsewhere. With `config.splits_file` the parts are those of a fold of the file.
 
     Args:
         voxel_counts: Voxels of each class, by case.
@@ -44,32 +59,99 @@ def split_cases(
         Case names of `train`, `val` and `test`, each sorted.
 
     Raises:
-        DatasetError: if no case would be left for training, or for a fold.
+        DatasetError: if no case would be left for training, or for a fold, or a rule does not
+            fit the cases.
     """
+    given = split_of_file(list(voxel_counts), config)
+    if given is not None:
+        return given
+    groups = groups_of(voxel_counts, config)
     if config.fold is None:
         return stratified_split(
             voxel_counts,
             val_fraction=config.val_fraction,
             test_fraction=config.held_out_share,
             seed=config.split_seed,
+            groups=groups,
         )
     test = held_out_cases(voxel_counts, config)
     rest = [case for case in voxel_counts if case not in set(test)]
-    train, val = kfold_split(rest, fold=config.fold, num_folds=config.num_folds)
-    return {"train": train, "val": val, "test": test}
+    of_rest = sorted({groups[case] for case in rest})
+    _, val_groups = kfold_split(
+        of_rest, fold=config.fold, num_folds=config.num_folds, unit=_unit(config)
+    )
+    val = {case for case in rest if groups[case] in set(val_groups)}
+    return {"train": sorted(set(rest) - val), "val": sorted(val), "test": test}
 
 
 def held_out_cases(
     voxel_counts: Mapping[str, Sequence[int]], config: ModelTrainingConfig
 ) -> list[str]:
-    """The test cases of a config, whatever its validation cases are."""
-    number = _number_of_test_cases(len(voxel_counts), config.held_out_share)
+    """The test cases of a config, whatever its validation cases are.
+
+    Raises:
+        DatasetError: if a rule does not fit the cases.
+    """
+    given = split_of_file(list(voxel_counts), config)
+    if given is not None:
+        return given["test"]
+    groups = groups_of(voxel_counts, config)
+    units = _Units.of(voxel_counts, groups)
     rng = np.random.default_rng(config.split_seed)
-    return sorted(_draw(_ordered(voxel_counts), number, rng))
+    test = _draw_test(units, config.held_out_share, config.split_seed, rng)
+    return sorted(case for case, group in groups.items() if group in test)
+
+
+def missing_classes(
+    splits: Mapping[str, Sequence[str]],
+    voxel_counts: Mapping[str, Sequence[int]],
+    labels: Sequence[str],
+    target_label: int | None = None,
+) -> list[str]:
+    """Say which classes no case of a part has.
+
+    Args:
+        splits: Case names of each part.
+        voxel_counts: Voxels of each class, by case.
+        labels: Name of each label value.
+        target_label: The one label that is trained, if there is one.
+
+    Returns:
+        A line for each class that cannot be learnt, or is not judged.
+
+    Raises:
+        DatasetError: if there is nothing to learn.
+    """
+    wanted = range(1, len(labels)) if target_label is None else [target_label]
+    held = {
+        part: [sum(voxel_counts[case][label] > 0 for case in cases) for label in range(len(labels))]
+        for part, cases in splits.items()
+    }
+    if not any(held["train"][label] for label in wanted):
+        named = ", ".join(f"{label} ({labels[label]})" for label in wanted)
+        raise DatasetError(f"no training case has a voxel of label {named}: nothing can be learnt")
+    lines = []
+    for label in wanted:
+        total = sum(counts[label] for counts in held.values())
+        name = f"label {label} ({labels[label]})"
+        if not total:
+            lines.append(f"no case has {name}: it cannot be learnt, and its scores mean nothing")
+        elif not held["train"][label]:
+            lines.append(f"no training case has {name}, {total} others have: it cannot be learnt")
+        elif not held["val"][label]:
+            lines.append(f"no validation case has {name}, {total} others have: it is not judged")
+        elif splits.get("test") and not held["test"][label]:
+            lines.append(f"no test case has {name}, {total} others have: it is not tested")
+    return lines
 
 
 def kfold_split(
-    cases: Sequence[str], *, fold: int, num_folds: int, seed: int = NNUNET_SEED
+    cases: Sequence[str],
+    *,
+    fold: int,
+    num_folds: int,
+    seed: int = NNUNET_SEED,
+    unit: str = "cases",
 ) -> tuple[list[str], list[str]]:
     """nnU-Net's cross-validation split: scikit-learn's shuffled `KFold` over sorted names.
 
@@ -78,6 +160,7 @@ def kfold_split(
         fold: Which fold is for validation, from 0.
         num_folds: Number of folds; nnU-Net has 5.
         seed: Seed of the shuffling.
+        unit: What is split, for the message of an error.
 
     Returns:
         Names for training and for validation, each sorted.
@@ -87,7 +170,7 @@ def kfold_split(
     """
     if len(cases) < num_folds:
         raise DatasetError(
-            f"{len(cases)} cases are too few for {num_folds} folds: lower num_folds, or add cases"
+            f"{len(cases)} {unit} are too few for {num_folds} folds: lower num_folds, or add {unit}"
         )
     ordered = sorted(cases)
     shuffled = np.arange(len(ordered))
@@ -103,17 +186,21 @@ def stratified_split(
     val_fraction: float,
     test_fraction: float,
     seed: int,
+    groups: Mapping[str, str] | None = None,
 ) -> dict[str, list[str]]:
     """Split cases so that each part has its share of every kind of case.
 
     Cases are ordered by the labels they hold and by the volume of their foreground; the
     order is cut into as many runs as a part needs cases, and one case of each run is drawn.
+    Where that leaves a class out of a part, it is drawn again, and the best of the draws is
+    taken. Groups of cases are drawn as one.
 
     Args:
         voxel_counts: Voxels of each class, by case.
         val_fraction: Share of validation cases; there is at least one.
         test_fraction: Share of test cases; unless it is 0 there is at least one.
         seed: Seed of the draw.
+        groups: Group of each case; each is its own by default.
 
     Returns:
         Case names of `train`, `val` and `test`, each sorted.
@@ -121,39 +208,130 @@ def stratified_split(
     Raises:
         DatasetError: if no case would be left for training.
     """
-    rng = np.random.default_rng(seed)
-    total = len(voxel_counts)
-    ordered = _ordered(voxel_counts)
-    num_test = _number_of_test_cases(total, test_fraction)
+    groups = groups or {case: case for case in voxel_counts}
+    units = _Units.of(voxel_counts, groups)
+    total = len(units.names)
+    num_test = _number_of_test(total, test_fraction)
     num_val = max(1, round(total * val_fraction))
     if num_val + num_test >= total:
+        unit = "cases" if total == len(voxel_counts) else "groups of cases"
         raise DatasetError(
-            f"{total} cases are too few: {num_val} for validation and {num_test} for testing "
-            "leave none for training; add cases, or set test_fraction: 0"
+            f"{total} {unit} are too few: {num_val} for validation and {num_test} for testing "
+            f"leave none for training; add {unit}, or set test_fraction: 0"
         )
-    test = _draw(ordered, num_test, rng)
-    rest = [case for case in ordered if case not in test]
-    val = _draw(rest, num_val, rng)
-    train = [case for case in rest if case not in val]
-    return {"train": sorted(train), "val": sorted(val), "test": sorted(test)}
+    rng = np.random.default_rng(seed)
+    test = _draw_test(units, test_fraction, seed, rng)
+    rest = [name for name in units.names if name not in test]
+
+    def worth(val: set[str]) -> tuple[float, ...]:
+        """Classes missing in training, then in validation, then cases too many or too few."""
+        held = units.holders(rest)
+        in_val = units.holders(val)
+        return (
+            int(((held >= 1) & (held - in_val == 0)).sum()),
+            int(((held >= 2) & (in_val == 0)).sum()),
+            units.off_share(val, val_fraction),
+        )
+
+    val = _best_draw(rest, num_val, [seed, 1], rng, worth)
+    sides = dict.fromkeys(test, "test") | dict.fromkeys(val, "val")
+    parts: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for case in sorted(voxel_counts):
+        parts[sides.get(groups[case], "train")].append(case)
+    return parts
 
 
-def _ordered(voxel_counts: Mapping[str, Sequence[int]]) -> list[str]:
-    return sorted(
-        voxel_counts,
-        key=lambda case: (
-            [count > 0 for count in voxel_counts[case]],
-            sum(voxel_counts[case][1:]),
-            case,
-        ),
-    )
+@dataclass(frozen=True)
+class _Units:
+    """What is drawn: groups of cases, or cases.
+
+    Attributes:
+        names: By the labels they hold and the volume of their foreground.
+        holds: Whether each has voxels of each foreground class, by name.
+        sizes: Cases of each, by name.
+    """
+
+    names: list[str]
+    holds: dict[str, NDArray[np.bool_]]
+    sizes: dict[str, int]
+
+    @classmethod
+    def of(cls, voxel_counts: Mapping[str, Sequence[int]], groups: Mapping[str, str]) -> _Units:
+        counts: dict[str, NDArray[np.int64]] = {}
+        sizes: dict[str, int] = {}
+        for case, of_case in voxel_counts.items():
+            group = groups[case]
+            counts[group] = counts.get(group, np.int64(0)) + np.asarray(of_case)
+            sizes[group] = sizes.get(group, 0) + 1
+        names = sorted(
+            counts,
+            key=lambda name: ((counts[name] > 0).tolist(), int(counts[name][1:].sum()), name),
+        )
+        return cls(names, {name: counts[name][1:] > 0 for name in names}, sizes)
+
+    def holders(self, names: Sequence[str] | set[str]) -> NDArray[np.int64]:
+        """Of how many of the named each foreground class has voxels."""
+        classes = len(next(iter(self.holds.values())))
+        held = np.zeros(classes, dtype=np.int64)
+        for name in names:
+            held += self.holds[name]
+        return held
+
+    def off_share(self, names: set[str], share: float) -> float:
+        """Cases that the named have more or less than their share."""
+        wanted = max(1.0, share * sum(self.sizes.values()))
+        off = abs(sum(self.sizes[name] for name in names) - wanted)
+        # what rounding to whole units leaves cannot be helped
+        return 0.0 if off <= max(self.sizes.values()) / 2 else off
 
 
-def _number_of_test_cases(total: int, test_fraction: float) -> int:
+def _draw_test(
+    units: _Units, test_fraction: float, seed: int, rng: np.random.Generator
+) -> set[str]:
+    """The units of the test cases; they depend on nothing that concerns the others."""
+
+    def worth(test: set[str]) -> tuple[float, ...]:
+        """Classes that training or validation would lack, then testing, then wrong numbers."""
+        held = units.holders(units.names)
+        in_test = units.holders(test)
+        return (
+            int(np.maximum(np.minimum(held, 2) - (held - in_test), 0).sum()),
+            int(((held >= 3) & (in_test == 0)).sum()),
+            units.off_share(test, test_fraction),
+        )
+
+    number = _number_of_test(len(units.names), test_fraction)
+    return _best_draw(units.names, number, [seed, 0], rng, worth) if number else set()
+
+
+def _best_draw(
+    ordered: Sequence[str],
+    number: int,
+    seeds: Sequence[int],
+    rng: np.random.Generator,
+    worth: Callable[[set[str]], tuple[float, ...]],
+) -> set[str]:
+    """The first draw that leaves nothing to wish, or the best of many."""
+    best = _draw(ordered, number, rng)
+    least = worth(best)
+    for attempt in range(1, DRAWS):
+        if not any(least):
+            break
+        drawn = _draw(ordered, number, np.random.default_rng([*seeds, attempt]))
+        if (value := worth(drawn)) < least:
+            best, least = drawn, value
+    return best
+
+
+def _number_of_test(total: int, test_fraction: float) -> int:
     return max(1, round(total * test_fraction)) if test_fraction > 0 else 0
 
 
 def _draw(ordered: Sequence[str], number: int, rng: np.random.Generator) -> set[str]:
-    """One case of each of `number` equal runs."""
+    """One unit of each of `number` equal runs."""
     runs = np.array_split(np.arange(len(ordered)), number) if number else []
     return {ordered[int(rng.choice(run))] for run in runs}
+
+
+def _unit(config: ModelTrainingConfig) -> str:
+    return "cases" if config.groups is None else "groups of cases"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from training.data.errors import DatasetError
+from training.data.header import VolumeHeader, check_same_grid, open_volume, unreadable
 
-READ_ERRORS = (OSError, EOFError, ValueError, ImageFileError, zlib.error)
+ROUNDING = 1e-3
+"""Distance from a whole number up to which a label is taken to be one that was rounded."""
+
+MOST_CLASSES = 2**16
+"""Classes that a label map of uint16 can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class Volume:
     Attributes:
         data: Voxels, `(channel, i, j, k)` of an image and `(i, j, k)` of a label map.
         affine: Voxel indices to millimetres in RAS+, `(4, 4)`.
+        warnings: What is doubtful about the file, by file.
     """
 
     data: NDArray[Any]
     affine: NDArray[np.float64]
+    warnings: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,90 +49,112 @@ def read_image(paths: Sequence[Path]) -> Volume:
 
     Raises:
         DatasetError: naming the file that is unreadable, of the wrong shape, not finite, or
-            on another grid than the first.
+            on another grid than the first; whatever the reason is.
     """
-    channels = []
-    affine = None
+    channels: list[NDArray[np.float32]] = []
+    headers: list[VolumeHeader] = []
     for path in paths:
-        voxels, this_affine = _read(path)
-        if not np.issubdtype(voxels.dtype, np.number) or np.iscomplexobj(voxels):
-            raise DatasetError(f"{path}: voxels of type {voxels.dtype} are no intensities")
-        voxels = voxels.astype(np.float32)
-        stacked = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[None]
-        not_finite = int(np.count_nonzero(~np.isfinite(stacked)))
-        if not_finite:
-            raise DatasetError(f"{path}: {not_finite} voxels are NaN or infinite")
-        if affine is None:
-            affine = this_affine
-        else:
-            check_same_grid(
-                path, Volume(stacked, this_affine), paths[0], Volume(channels[0], affine)
-            )
+        voxels, header = _read(path)
+        stacked = _as_channels(path, voxels)
+        if headers:
+            check_same_grid(path, header, paths[0], headers[0])
         channels.append(stacked)
-    assert affine is not None
-    return Volume(np.concatenate(channels), affine)
+        headers.append(header)
+    warnings = [warning for header in headers for warning in header.warnings]
+    data = channels[0] if len(channels) == 1 else np.concatenate(channels)
+    return Volume(data, headers[0].affine, tuple(warnings))
 
 
 def voxels_in_header(path: Path) -> int:
     """Number of voxels by the file's header, channels included; 0 if it cannot be read."""
     try:
-        return int(np.prod(nib.load(path).shape))
-    except READ_ERRORS:
+        _, header = open_volume(path)
+    except DatasetError:
         return 0
+    return int(np.prod(header.shape)) * header.channels
+
+
+def label_dtype(num_classes: int) -> np.dtype[Any]:
+    """The type of a label map: uint8, or uint16 for more than 256 classes.
+
+    Raises:
+        DatasetError: if uint16 cannot tell the classes apart.
+    """
+    if num_classes > MOST_CLASSES:
+        raise DatasetError(f"{num_classes} classes are too many: at most {MOST_CLASSES} can be")
+    return np.dtype(np.min_scalar_type(num_classes - 1))
 
 
 def read_label(path: Path, num_classes: int) -> Volume:
-    """Read a label map as uint8 `(i, j, k)`.
+    """Read a label map as unsigned integers `(i, j, k)`, see `label_dtype`.
+
+    Numbers that are whole but for rounding are rounded.
 
     Raises:
         DatasetError: if the file is unreadable, or holds other values than 0 to
             `num_classes - 1`.
     """
-    voxels, affine = _read(path)
+    voxels, header = _read(path)
     if voxels.ndim == 4 and voxels.shape[3] == 1:
         voxels = voxels[..., 0]
     if voxels.ndim != 3:
         raise DatasetError(f"{path}: a label map has 3 axes, but this has shape {voxels.shape}")
-    unknown = [f"{value:g}" for value in np.unique(voxels) if value not in range(num_classes)]
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+    whole = _whole_numbers(path, voxels)
+    unknown = (whole < 0) | (whole >= num_classes)
+    if unknown.any():
         raise DatasetError(
-            f"{path}: unknown label {shown}; dataset.json declares 0 to {num_classes - 1}"
+            f"{path}: unknown label {_shown(whole[unknown])}; dataset.json declares 0 to "
+            f"{num_classes - 1}"
         )
-    return Volume(voxels.astype(np.uint8), affine)
+    return Volume(whole.astype(label_dtype(num_classes)), header.affine, header.warnings)
 
 
-def check_same_grid(path: Path, volume: Volume, other_path: Path, other: Volume) -> None:
-    """Check that two volumes have the same shape and place.
-
-    Raises:
-        DatasetError: naming both files and what differs.
-    """
-    if volume.shape != other.shape:
+def _whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
+    if voxels.dtype.kind in "iu":
+        return voxels
+    whole = np.rint(voxels)
+    # NaN and infinite values are no whole numbers either
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(voxels - whole) <= ROUNDING)
+    if wrong.any():
         raise DatasetError(
-            f"{path}: shape {volume.shape} differs from {other.shape} of {other_path.name}"
+            f"{path}: a label must be a whole number, but {np.count_nonzero(wrong)} voxels have "
+            f"{_shown(voxels[wrong])}: was it interpolated? Resample label maps by nearest "
+            "neighbour"
         )
-    # a tenth of a millimetre at the far corner is rounding in the header; more is another grid
-    corner = np.array([*volume.shape, 1.0])
-    moved = float(np.abs((volume.affine - other.affine) @ corner).max())
-    turned = float(np.abs((volume.affine - other.affine)[:, 3]).max())
-    if max(moved, turned) > 0.1:
-        raise DatasetError(
-            f"{path}: its affine differs from that of {other_path.name} "
-            f"by up to {max(moved, turned):.3g} mm: the two are not on the same grid"
-        )
+    return np.asarray(whole)
 
 
-def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def _shown(values: NDArray[Any]) -> str:
+    """The first values for people, with all their digits."""
+    different = np.unique(values)
+    shown = [
+        np.format_float_positional(value, trim="-") if value.dtype.kind == "f" else str(value)
+        for value in different[:5]
+    ]
+    return ", ".join(shown) + (", ..." if len(different) > 5 else "")
+
+
+def _as_channels(path: Path, voxels: NDArray[Any]) -> NDArray[np.float32]:
+    """Voxels as float32 `(channel, i, j, k)`, all finite."""
     try:
-        image = nib.load(path)
+        # values that are too large for float32 become infinite, and are counted so
+        with np.errstate(over="ignore"):
+            voxels = voxels.astype(np.float32)
+        stacked = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[None]
+        not_finite = int(np.count_nonzero(~np.isfinite(stacked)))
+    except MemoryError as error:
+        raise unreadable(path, error) from error
+    if not_finite:
+        raise DatasetError(f"{path}: {not_finite} voxels are NaN or infinite")
+    return stacked
+
+
+def _read(path: Path) -> tuple[NDArray[Any], VolumeHeader]:
+    image, header = open_volume(path)
+    try:
         voxels = np.asanyarray(image.dataobj)
-        affine = np.asarray(image.affine, dtype=np.float64)
-    except READ_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DatasetError(f"{path}: not a readable NIfTI file ({reason})") from error
-    if voxels.ndim not in (3, 4) or 0 in voxels.shape:
-        raise DatasetError(f"{path}: a volume is needed, but this has shape {voxels.shape}")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DatasetError(f"{path}: its affine is not invertible:\n{affine}")
-    return voxels, affine
+    except Exception as error:
+        # gzip, zlib, numpy and nibabel each have types of their own, and memory may end
+        raise unreadable(path, error) from error
+    return voxels, header

@@ -1,0 +1,176 @@
+"""Headers of NIfTI files: grid, place and type of voxels, checked before voxels are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+
+from training.data.errors import DatasetError, reason_of
+from training.data.file_names import file_problem
+
+SMALLEST_SPACING, LARGEST_SPACING = 0.01, 100.0
+"""Spacings in mm below and above which a header is taken to be wrong: a micro-CT has 0.02 mm,
+a scout view slices of 50 mm; 1 mm written as metres has 0.001."""
+
+GRID_TOLERANCE = 0.1
+"""Share of a voxel by which corners of two grids may differ: what headers are rounded by."""
+
+
+class Grid(Protocol):
+    """What has a size and a place."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        ...
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel indices to millimetres in RAS+, `(4, 4)`."""
+        ...
+
+
+@dataclass(frozen=True)
+class VolumeHeader:
+    """What the header of a file says.
+
+    Attributes:
+        shape: Size of the grid.
+        channels: Length of the 4th axis, 1 if there is none.
+        affine: Voxel indices to millimetres in RAS+, `(4, 4)`.
+        warnings: What is doubtful about it, by file.
+    """
+
+    shape: tuple[int, int, int]
+    channels: int
+    affine: NDArray[np.float64]
+    warnings: tuple[str, ...] = ()
+
+
+def open_volume(path: Path) -> tuple[Any, VolumeHeader]:
+    """Open a file without reading its voxels, and check its header.
+
+    Returns:
+        nibabel's image, and what its header says.
+
+    Raises:
+        DatasetError: if there is no readable NIfTI file, its voxels are no plain numbers, or
+            its grid has no volume, no place or an implausible spacing.
+    """
+    if (problem := file_problem(path)) is not None:
+        raise DatasetError(f"{path}: {problem}")
+    try:
+        image = nib.load(path)
+        shape = tuple(int(size) for size in image.shape)
+        affine = np.asarray(image.affine, dtype=np.float64)
+        stored = image.get_data_dtype()
+    except Exception as error:
+        # a damaged header makes nibabel, gzip and numpy fail in ways of many types
+        raise unreadable(path, error) from error
+    if stored.fields is not None:
+        raise DatasetError(
+            f"{path}: its voxels are colours ({'/'.join(stored.fields)}), not numbers: save it "
+            "with one number a voxel"
+        )
+    if stored.kind not in "iufb":
+        raise DatasetError(f"{path}: voxels of type {stored} are no intensities and no labels")
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise DatasetError(f"{path}: a volume is needed, but this has shape {shape}")
+    _check_affine(path, image, affine)
+    channels = shape[3] if len(shape) == 4 else 1
+    grid = VolumeHeader((shape[0], shape[1], shape[2]), channels, affine)
+    return image, VolumeHeader(grid.shape, channels, affine, _doubts(path, image, grid))
+
+
+def unreadable(path: Path, error: Exception) -> DatasetError:
+    """The error for a file that could not be read, whatever the reason."""
+    if isinstance(error, MemoryError):
+        return DatasetError(f"{path}: does not fit into memory")
+    if not path.stat().st_size:
+        return DatasetError(f"{path}: not a readable NIfTI file (it is empty)")
+    return DatasetError(f"{path}: not a readable NIfTI file ({reason_of(error)})")
+
+
+def check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> None:
+    """Check that two volumes have the same shape, and each corner in the same place.
+
+    Raises:
+        DatasetError: naming both files and what differs.
+    """
+    if grid.shape != other.shape:
+        raise DatasetError(
+            f"{path}: shape {grid.shape} differs from {other.shape} of {other_path.name}"
+        )
+    moved = _corners(grid.shape, grid.affine) - _corners(other.shape, other.affine)
+    in_voxels = np.linalg.solve(other.affine[:3, :3], moved)
+    if np.abs(in_voxels).max() <= GRID_TOLERANCE:
+        return
+    axes, other_axes = (
+        "".join(code or "?" for code in nib.aff2axcodes(one.affine)) for one in (grid, other)
+    )
+    how = (
+        f" (its axes are {axes}, those of {other_path.name} {other_axes})"
+        if axes != other_axes
+        else ""
+    )
+    raise DatasetError(
+        f"{path}: its affine differs from that of {other_path.name} by up to "
+        f"{np.linalg.norm(moved, axis=0).max():.3g} mm at a corner, "
+        f"{np.abs(in_voxels).max():.3g} voxels: the two are not on the same grid{how}"
+    )
+
+
+def _corners(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places of the 8 corners of a grid in mm, `(3, 8)`."""
+    corners = np.indices((2, 2, 2)).reshape(3, 8) * np.array(shape)[:, None]
+    return np.asarray(affine[:3, :3] @ corners + affine[:3, 3:])
+
+
+def _check_affine(path: Path, image: Any, affine: NDArray[np.float64]) -> None:
+    spacing = voxel_sizes(affine)
+    plausible = spacing.min() >= SMALLEST_SPACING and spacing.max() <= LARGEST_SPACING
+    singular = abs(np.linalg.det(affine[:3, :3])) < 1e-6 * np.prod(spacing)
+    if not np.isfinite(affine).all() or (plausible and singular):
+        raise DatasetError(f"{path}: its affine is not invertible:\n{affine}")
+    if plausible:
+        return
+    unit = image.header.get_xyzt_units()[0] if isinstance(image, nib.Nifti1Image) else "unknown"
+    hint = f"its header gives {unit}s, but mm are read" if unit in {"meter", "micron"} else ""
+    raise DatasetError(
+        f"{path}: a spacing of {spacing_text(spacing)} mm is implausible: an axis must have "
+        f"{SMALLEST_SPACING:g} to {LARGEST_SPACING:g} mm; correct the header"
+        f"{f' ({hint})' if hint else ''}"
+    )
+
+
+def spacing_text(spacing: Any) -> str:
+    """A spacing for people, `0.7 x 0.7 x 5`."""
+    return " x ".join(f"{size:.6g}" for size in spacing)
+
+
+def _doubts(path: Path, image: Any, grid: Grid) -> tuple[str, ...]:
+    """What is doubtful about the place of a volume."""
+    if not isinstance(image, nib.Nifti1Image):
+        return ()
+    sform, qform = image.get_sform(coded=True), image.get_qform(coded=True)
+    if sform[1] == 0 and qform[1] == 0:
+        return (
+            f"{path}: its header has neither sform nor qform: left and right are taken as "
+            f"nibabel does ({''.join(nib.aff2axcodes(grid.affine))})",
+        )
+    if sform[0] is None or qform[0] is None:
+        return ()
+    moved = _corners(grid.shape, qform[0]) - _corners(grid.shape, sform[0])
+    voxels = float(np.abs(np.linalg.solve(grid.affine[:3, :3], moved)).max())
+    if voxels <= GRID_TOLERANCE:
+        return ()
+    return (
+        f"{path}: sform and qform of its header disagree by up to {voxels:.3g} voxels; the sform "
+        "is taken",
+    )

@@ -1,0 +1,59 @@
+"""Along which axes patches may be mirrored, by what the names of labels say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from training.config import MIRROR_AXES, MirrorAxis, ModelTrainingConfig
+
+LEFT_RIGHT: Final = "width"
+"""The axis that grows to the right, see `training.data.preprocessing.AXES`."""
+
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_SIDES = {"left", "right", "lt", "rt", "lh", "rh"}
+_OTHER_SIDE = {"left": "right", "l": "r"}
+
+
+def mirror_axes(config: ModelTrainingConfig, labels: Sequence[str]) -> list[MirrorAxis]:
+    """The axes that patches may be mirrored along, with `auto` resolved.
+
+    Args:
+        config: `mirror_axes` says which, or `auto`.
+        labels: Name of each label value, background first.
+    """
+    if config.mirror_axes != "auto":
+        return list(config.mirror_axes)
+    return [axis for axis in MIRROR_AXES if axis != LEFT_RIGHT or not sided_labels(labels)]
+
+
+def sided_labels(labels: Sequence[str]) -> list[str]:
+    """Labels whose names say left or right.
+
+    A word such as `left` or `rt` says so by itself. A letter (`kidney_l`, `LV`) or a part of a
+    word (`leftkidney`) does where another label has the same name with the other side.
+
+    Example:
+        >>> sided_labels(["background", "left kidney", "lung_l", "lung_r", "vertebra_L1"])
+        ['left kidney', 'lung_l', 'lung_r']
+    """
+    plain = {name.lower() for name in labels}
+    sided = []
+    for name in labels:
+        words = {word.lower() for word in _WORDS.findall(name)}
+        if words & _SIDES or _opposites(name.lower()) & plain:
+            sided.append(name)
+    return sided
+
+
+def _opposites(name: str) -> set[str]:
+    """Names that differ in one side: a word or part of it, or a letter at either end of a word."""
+    opposites = set()
+    for left, right in _OTHER_SIDE.items():
+        for one, other in ((left, right), (right, left)):
+            # a letter counts at either end of a word alone
+            edge = rf"(?<![a-z0-9]){one}|{one}(?![a-z0-9])" if len(one) == 1 else one
+            for match in re.finditer(edge, name):
+                opposites.add(name[: match.start()] + other + name[match.end() :])
+    return opposites - {name}
