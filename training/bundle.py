@@ -10,11 +10,10 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 import yaml
@@ -22,8 +21,10 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from training.case_prediction import Tell, case_probabilities, probabilities_within_memory
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
+from training.label_file import write_label_map
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
 
@@ -71,6 +72,7 @@ class Bundle:
         preprocessing: How an image becomes the network's input, and back.
         manifest: Labels, channels, metrics and provenance.
         module: The network, on its device, in evaluation mode.
+        tell: Told a line, with the image, when a case takes another way for want of memory.
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class Bundle:
     preprocessing: Preprocessing
     manifest: Manifest
     module: SegmentationLightningModule
+    tell: Tell = field(default=lambda line: None, repr=False, compare=False)
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> Bundle:
@@ -123,8 +126,13 @@ class Bundle:
         """Class probabilities of one preprocessed case; two classes with a target label."""
         return case_probabilities(self.module, image)
 
-    def label_map(self, images: Sequence[Path]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def label_map(
+        self, images: Sequence[Path]
+    ) -> np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]:
         """Label map of one case, in the voxel grid of its image file.
+
+        It is uint8, or uint16 for more than 256 classes. Out of GPU memory it goes on with the
+        CPU, see `training.case_prediction`.
 
         Args:
             images: The case's files: one, or one a channel.
@@ -138,12 +146,25 @@ class Bundle:
                 f"{images[0]} has {case.image.shape[0]} channels, but the model was trained on "
                 f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
             )
-        probabilities = self.probabilities(torch.from_numpy(case.image)).cpu().numpy()
-        label = self.preprocessing.invert(probabilities, case.info)
-        return np.asarray(label * (self.config.target_label or 1), dtype=np.uint8)
+        image = torch.from_numpy(case.image)
+        probabilities = probabilities_within_memory(
+            self.module,
+            image,
+            lambda line: self.tell(f"{images[0]}: {line}"),
+            lambda: self.probabilities(image),
+        )
+        label = self.preprocessing.invert(probabilities.cpu().numpy(), case.info)
+        kind = np.min_scalar_type(self.preprocessing.num_classes - 1)
+        # in the wider type first: the target may be above what the two classes 0 and 1 need
+        typed: np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]] = label.astype(kind)
+        typed *= kind.type(self.config.target_label or 1)
+        return typed
 
     def predict(self, images: Sequence[Path], output: Path) -> Path:
         """Segment one case and write the label map as NIfTI, in the image's own geometry.
+
+        The file is there in full or not at all; an older one of its name is replaced. It takes
+        over the image's geometry and nothing else, see `training.label_file`.
 
         Args:
             images: The case's files: one, or one a channel.
@@ -153,22 +174,9 @@ class Bundle:
             `output`.
         """
         label = self.label_map(images)
-        source = nib.load(images[0])
-        header = source.header.copy()
-        header.set_data_dtype(np.uint8)
-        header.set_slope_inter(1, 0)
         output.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(label, source.affine, header), output)
+        write_label_map(label, images[0], output)
         return output
-
-
-def case_probabilities(
-    module: SegmentationLightningModule, image: Float[Tensor, "c d h w"]
-) -> Float[Tensor, "k d h w"]:
-    """Class probabilities of one preprocessed case."""
-    with torch.inference_mode():
-        logits = module.predict_logits(image[None].to(module.device))
-    return torch.softmax(logits.float(), dim=1)[0]
 
 
 def load_checkpoint(checkpoint: Path, config: ModelTrainingConfig) -> SegmentationLightningModule:

@@ -141,6 +141,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
     predict.add_argument("--device", help="torch device; a GPU if there is one by default")
+    predict.add_argument(
+        "--overwrite", action="store_true", help="replace label maps that are there already"
+    )
     predict.set_defaults(command=_predict)
 
     convert = commands.add_parser(
@@ -328,6 +331,7 @@ def _predict(options: argparse.Namespace, out: Console) -> int:
         options.images,
         options.output,
         device=options.device,
+        overwrite=options.overwrite,
         on_case=lambda line: out.print(line, markup=False),
     )
     return NO_RESULT if failed else DONE
