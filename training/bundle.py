@@ -27,6 +27,7 @@ from training.data import Preprocessing
 from training.label_file import write_label_map
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
+from training.portable import portable_config, without_paths
 
 WEIGHTS = "weights.pt"
 CONFIG = "config.yaml"
@@ -213,6 +214,8 @@ def write_bundle(
 ) -> None:
     """Write a bundle, whole or not at all; an older bundle in its place is replaced.
 
+    It holds no absolute path of this machine, see `training.portable`.
+
     Raises:
         BundleError: if `folder` exists and holds something else.
     """
@@ -224,9 +227,10 @@ def write_bundle(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     torch.save(module.model.state_dict(), partial / WEIGHTS)
-    (partial / CONFIG).write_text(yaml.safe_dump(config.flat(), sort_keys=False))
+    (partial / CONFIG).write_text(yaml.safe_dump(portable_config(config), sort_keys=False))
     (partial / PREPROCESSING).write_text(preprocessing.model_dump_json(indent=2))
-    (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2))
+    told = manifest.model_copy(update={"provenance": without_paths(manifest.provenance)})
+    (partial / MANIFEST).write_text(told.model_dump_json(indent=2))
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
@@ -236,31 +240,68 @@ def verify_bundle(
     folder: Path,
     module: SegmentationLightningModule,
     images: Sequence[Path],
-    cached: Float[Tensor, "c d h w"],
+    cached: Float[Tensor, "c d h w"] | None = None,
+    label: Path | None = None,
 ) -> None:
     """Check that the written bundle predicts what the trial's model predicts.
 
     The bundle is read back and segments the case from its image files; the trial's model
     segments the same case from the preprocessed cache.
 
+    Args:
+        folder: The bundle.
+        module: The trial's model.
+        images: Image files of the case.
+        cached: The preprocessed case; without it the trial's model gets what the bundle makes of
+            the files.
+        label: The case's label map, where the preprocessed case was made with it.
+
+    Raises:
+        BundleError: if the two differ.
+        DatasetError: if the files cannot be read.
+    """
+    bundle = Bundle.load(folder, device="cpu")
+    case = torch.from_numpy(bundle.preprocessing.apply(images, label).image)
+    _check_alike(bundle, module, case, case if cached is None else cached, str(images[0]))
+
+
+def verify_network(
+    folder: Path, module: SegmentationLightningModule, cached: Float[Tensor, "c d h w"], name: str
+) -> None:
+    """Check a written bundle as `verify_bundle` does, on a case that is preprocessed already.
+
+    Args:
+        folder: The bundle.
+        module: The trial's model.
+        cached: The preprocessed case.
+        name: What it is, for the message of an error.
+
     Raises:
         BundleError: if the two differ.
     """
-    bundle = Bundle.load(folder, device="cpu")
-    case = bundle.preprocessing.apply(images)
+    _check_alike(Bundle.load(folder, device="cpu"), module, cached, cached, name)
+
+
+def _check_alike(
+    bundle: Bundle,
+    module: SegmentationLightningModule,
+    case: Float[Tensor, "c d h w"],
+    cached: Float[Tensor, "c2 d2 h2 w2"],
+    name: str,
+) -> None:
     expected = case_probabilities(module, cached)
-    written = bundle.probabilities(torch.from_numpy(case.image))
+    written = bundle.probabilities(case)
     if written.shape != expected.shape:
         raise BundleError(
-            f"the exported model {folder} predicts a grid of {tuple(written.shape)} for "
-            f"{images[0]}, the trial's model {tuple(expected.shape)}: the data has changed "
+            f"the exported model {bundle.folder} predicts a grid of {tuple(written.shape)} for "
+            f"{name}, the trial's model {tuple(expected.shape)}: the data has changed "
             "since it was preprocessed"
         )
     difference = float((written - expected).abs().max())
     if not difference <= 1e-4:
         raise BundleError(
-            f"the exported model {folder} does not predict what its trial predicted for "
-            f"{images[0]}: probabilities differ by {difference:.3g} (limit 1e-4)"
+            f"the exported model {bundle.folder} does not predict what its trial predicted for "
+            f"{name}: probabilities differ by {difference:.3g} (limit 1e-4)"
         )
 
 

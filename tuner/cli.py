@@ -131,6 +131,9 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("name", help="name of the study")
     export.add_argument("--trial", type=int, metavar="ID", help="a trial instead of the best")
     export.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write")
+    export.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where the data are now, if they were moved"
+    )
     _add_study_options(export)
     export.set_defaults(command=_export)
 
@@ -301,18 +304,22 @@ def _export(options: argparse.Namespace, out: Console) -> int:
     from tuner.study import open_study
 
     study = open_study(options.studies_dir, options.name)
-    return _export_to(study, options.output or study.folder / "export", options.trial, out)
+    folder = options.output or study.folder / "export"
+    return _export_to(study, folder, options.trial, out, options.data_dir)
 
 
-def _export_to(study: Study, folder: Path, trial: int | None, out: Console) -> int:
+def _export_to(
+    study: Study, folder: Path, trial: int | None, out: Console, data_dir: Path | None = None
+) -> int:
     from tuner.export import export_trial
 
-    exported = export_trial(study, folder.absolute(), trial)
+    exported = export_trial(study, folder.absolute(), trial, data_dir)
     out.print(
-        f"exported {exported.trial} (epoch {exported.epoch}) to {folder}; it predicts the "
-        f"case {exported.verified_case} as the trial's model does",
+        f"exported {exported.trial} (epoch {exported.epoch}) to {folder}; {exported.verified}",
         markup=False,
     )
+    for note in exported.notes:
+        out.print(f"note    {note}", markup=False)
     for name, value in sorted(exported.metrics.items()):
         if name.startswith("val_dice"):
             out.print(f"  {name:<16} {value:.4f}", markup=False)
