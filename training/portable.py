@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
 
-ABSOLUTE = re.compile(r"(?<![^\s=\[\](){},;:'\"])(?:~?/|[A-Za-z]:\\)[^\s\[\](){},;'\"]*")
+ABSOLUTE = re.compile(
+    r"""(?<![^\s=\[\](){},;:'"])(?:~?/(?=[^\s/])|[A-Za-z]:\\)[^\s\[\](){},;'"]*"""
+)
 """An absolute path in a text, up to a blank or a bracket."""
 
 
