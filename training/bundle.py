@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 import yaml
@@ -29,10 +28,13 @@ from training.bundle_folder import (
     replaced_bundle,
 )
 from training.bundle_folder import BundleError as BundleError
+from training.case_prediction import Tell, case_probabilities, probabilities_within_memory
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
+from training.label_file import write_label_map
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
+from training.portable import portable_config, without_paths
 
 FORMAT_VERSION = 1
 
@@ -70,6 +72,7 @@ class Bundle:
         preprocessing: How an image becomes the network's input, and back.
         manifest: Labels, channels, metrics and provenance.
         module: The network, on its device, in evaluation mode.
+        tell: Told a line, with the image, when a case takes another way for want of memory.
     """
 
     folder: Path
@@ -77,6 +80,7 @@ class Bundle:
     preprocessing: Preprocessing
     manifest: Manifest
     module: SegmentationLightningModule
+    tell: Tell = field(default=lambda line: None, repr=False, compare=False)
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> Bundle:
@@ -122,8 +126,13 @@ class Bundle:
         """Class probabilities of one preprocessed case; two classes with a target label."""
         return case_probabilities(self.module, image)
 
-    def label_map(self, images: Sequence[Path]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def label_map(
+        self, images: Sequence[Path]
+    ) -> np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]:
         """Label map of one case, in the voxel grid of its image file.
+
+        It is uint8, or uint16 for more than 256 classes. Out of GPU memory it goes on with the
+        CPU, see `training.case_prediction`.
 
         Args:
             images: The case's files: one, or one a channel.
@@ -137,12 +146,25 @@ class Bundle:
                 f"{images[0]} has {case.image.shape[0]} channels, but the model was trained on "
                 f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
             )
-        probabilities = self.probabilities(torch.from_numpy(case.image)).cpu().numpy()
-        label = self.preprocessing.invert(probabilities, case.info)
-        return np.asarray(label * (self.config.target_label or 1), dtype=np.uint8)
+        image = torch.from_numpy(case.image)
+        probabilities = probabilities_within_memory(
+            self.module,
+            image,
+            lambda line: self.tell(f"{images[0]}: {line}"),
+            lambda: self.probabilities(image),
+        )
+        label = self.preprocessing.invert(probabilities.cpu().numpy(), case.info)
+        kind = np.min_scalar_type(self.preprocessing.num_classes - 1)
+        # in the wider type first: the target may be above what the two classes 0 and 1 need
+        typed: np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]] = label.astype(kind)
+        typed *= kind.type(self.config.target_label or 1)
+        return typed
 
     def predict(self, images: Sequence[Path], output: Path) -> Path:
         """Segment one case and write the label map as NIfTI, in the image's own geometry.
+
+        The file is there in full or not at all; an older one of its name is replaced. It takes
+        over the image's geometry and nothing else, see `training.label_file`.
 
         Args:
             images: The case's files: one, or one a channel.
@@ -152,22 +174,9 @@ class Bundle:
             `output`.
         """
         label = self.label_map(images)
-        source = nib.load(images[0])
-        header = source.header.copy()
-        header.set_data_dtype(np.uint8)
-        header.set_slope_inter(1, 0)
         output.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(label, source.affine, header), output)
+        write_label_map(label, images[0], output)
         return output
-
-
-def case_probabilities(
-    module: SegmentationLightningModule, image: Float[Tensor, "c d h w"]
-) -> Float[Tensor, "k d h w"]:
-    """Class probabilities of one preprocessed case."""
-    with torch.inference_mode():
-        logits = module.predict_logits(image[None].to(module.device))
-    return torch.softmax(logits.float(), dim=1)[0]
 
 
 def load_checkpoint(checkpoint: Path, config: ModelTrainingConfig) -> SegmentationLightningModule:
@@ -201,9 +210,11 @@ def write_bundle(
     config: ModelTrainingConfig,
     preprocessing: Preprocessing,
     manifest: Manifest,
-    verify: Callable[[Path], None] | None = None,
-) -> None:
+    verify: Callable[[Path], str] | None = None,
+) -> str:
     """Write a bundle, whole or not at all; an older bundle in its place is replaced.
+
+    It holds no absolute path of this machine, see `training.portable`.
 
     Args:
         folder: Where it goes.
@@ -214,27 +225,32 @@ def write_bundle(
         verify: Given the new bundle, before it takes the place of an older one; what it raises
             leaves that where it is.
 
+    Returns:
+        What `verify` returned, empty without it.
+
     Raises:
         BundleError: if `folder` holds what is not of a bundle, or cannot be written.
     """
+    told = manifest.model_copy(update={"provenance": without_paths(manifest.provenance)})
     with replaced_bundle(folder) as new:
         torch.save(module.model.state_dict(), new / WEIGHTS)
-        (new / CONFIG).write_text(yaml.safe_dump(config.flat(), sort_keys=False))
+        (new / CONFIG).write_text(yaml.safe_dump(portable_config(config), sort_keys=False))
         (new / PREPROCESSING).write_text(preprocessing.model_dump_json(indent=2))
-        (new / MANIFEST).write_text(manifest.model_dump_json(indent=2))
-        if verify is not None:
-            try:
-                verify(new)
-            except BundleError as error:
-                # that folder is gone when a person reads of it
-                raise BundleError(str(error).replace(str(new), str(folder))) from error
+        (new / MANIFEST).write_text(told.model_dump_json(indent=2))
+        if verify is None:
+            return ""
+        try:
+            return verify(new)
+        except BundleError as error:
+            # that folder is gone when a person reads of it
+            raise BundleError(str(error).replace(str(new), str(folder))) from error
 
 
 def verify_bundle(
     folder: Path,
     module: SegmentationLightningModule,
     images: Sequence[Path],
-    cached: Float[Tensor, "c d h w"],
+    cached: Float[Tensor, "c d h w"] | None = None,
     label: Path | None = None,
 ) -> None:
     """Check that the written bundle predicts what the trial's model predicts.
@@ -243,24 +259,60 @@ def verify_bundle(
     segments the same case from the preprocessed cache. The cache keeps what carries a label
     outside the body, so it was made with the label map `label`.
 
+    Args:
+        folder: The bundle.
+        module: The trial's model.
+        images: Image files of the case.
+        cached: The preprocessed case; without it the trial's model gets what the bundle makes of
+            the files.
+        label: The case's label map, where the preprocessed case was made with it.
+
+    Raises:
+        BundleError: if the two differ.
+        DatasetError: if the files cannot be read.
+    """
+    bundle = Bundle.load(folder, device="cpu")
+    case = torch.from_numpy(bundle.preprocessing.apply(images, label).image)
+    _check_alike(bundle, module, case, case if cached is None else cached, str(images[0]))
+
+
+def verify_network(
+    folder: Path, module: SegmentationLightningModule, cached: Float[Tensor, "c d h w"], name: str
+) -> None:
+    """Check a written bundle as `verify_bundle` does, on a case that is preprocessed already.
+
+    Args:
+        folder: The bundle.
+        module: The trial's model.
+        cached: The preprocessed case.
+        name: What it is, for the message of an error.
+
     Raises:
         BundleError: if the two differ.
     """
-    bundle = Bundle.load(folder, device="cpu")
-    case = bundle.preprocessing.apply(images, label)
+    _check_alike(Bundle.load(folder, device="cpu"), module, cached, cached, name)
+
+
+def _check_alike(
+    bundle: Bundle,
+    module: SegmentationLightningModule,
+    case: Float[Tensor, "c d h w"],
+    cached: Float[Tensor, "c2 d2 h2 w2"],
+    name: str,
+) -> None:
     expected = case_probabilities(module, cached)
-    written = bundle.probabilities(torch.from_numpy(case.image))
+    written = bundle.probabilities(case)
     if written.shape != expected.shape:
         raise BundleError(
-            f"the exported model {folder} predicts a grid of {tuple(written.shape)} for "
-            f"{images[0]}, the trial's model {tuple(expected.shape)}: the data has changed "
+            f"the exported model {bundle.folder} predicts a grid of {tuple(written.shape)} for "
+            f"{name}, the trial's model {tuple(expected.shape)}: the data has changed "
             "since it was preprocessed"
         )
     difference = float((written - expected).abs().max())
     if not difference <= 1e-4:
         raise BundleError(
-            f"the exported model {folder} does not predict what its trial predicted for "
-            f"{images[0]}: probabilities differ by {difference:.3g} (limit 1e-4)"
+            f"the exported model {bundle.folder} does not predict what its trial predicted for "
+            f"{name}: probabilities differ by {difference:.3g} (limit 1e-4)"
         )
 
 

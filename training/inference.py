@@ -18,6 +18,7 @@ def predict_case(
     patch_size: Sequence[int],
     overlap: float = 0.5,
     windows_per_batch: int = 1,
+    window_device: torch.device | None = None,
 ) -> Float[Tensor, "b k *spatial"]:
     """Logits of a whole case, predicted window by window.
 
@@ -31,6 +32,8 @@ def predict_case(
         patch_size: Size of a window in voxels; of a 2D image its last two entries count.
         overlap: Overlap of neighbouring windows as a share of the window, in [0, 1).
         windows_per_batch: Windows predicted at once.
+        window_device: Device of the network, where it is not that of `image`; the logits are
+            blended where `image` is.
 
     Returns:
         Logits of the case, at the resolution of `image`.
@@ -46,5 +49,6 @@ def predict_case(
         predictor=network,
         overlap=overlap,
         mode="gaussian",
+        sw_device=window_device,
     )
     return torch.as_tensor(logits)

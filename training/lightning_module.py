@@ -153,13 +153,17 @@ class SegmentationLightningModule(pl.LightningModule):
         return self.to_labels(self.predict_logits(image))
 
     def predict_logits(self, image: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *spatial"]:
-        """Logits of whole cases, by sliding window; two channels with a target label."""
+        """Logits of whole cases, by sliding window; two channels with a target label.
+
+        They are where `image` is, which need not be the network's device.
+        """
         logits = predict_case(
             self.model,
             image,
             patch_size=self.config.patch_size,
             overlap=self.config.window_overlap,
             windows_per_batch=self.config.val_batch_size,
+            window_device=self.device,
         )
         return self._task_logits(logits)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pytorch_lightning.utilities.memory import is_out_of_cpu_memory
 
 from training.bundle import Bundle, BundleError
 from training.data.errors import DatasetError
@@ -28,9 +31,13 @@ def predict_images(
     output: Path,
     *,
     device: str | None = None,
+    overwrite: bool = False,
     on_case: Callable[[str], None],
 ) -> list[str]:
     """Segment images and write one label map a case.
+
+    Whatever goes wrong with a case is said with its file, and the others go on. A label map is
+    written in full or not at all.
 
     Args:
         bundle_folder: The exported model.
@@ -38,34 +45,104 @@ def predict_images(
             channels of one case. Naming one of its files is enough.
         output: Folder to write `CASE.nii.gz` to, or, for one case, a NIfTI file.
         device: Torch device; a GPU if there is one, by default.
-        on_case: Told a line about each case.
+        overwrite: Whether files that are there already may be replaced; images never are.
+        on_case: Told a line about each case, and of several how many failed.
 
     Returns:
         Cases that could not be segmented; the others were.
 
     Raises:
-        BundleError: if the model cannot be read, or an image does not exist.
+        BundleError: before anything is segmented, if the model cannot be read, an image does not
+            exist, a label map would replace a file, or the folder cannot be written.
     """
     if device is not None:
         _check_device(device)
-    bundle = Bundle.load(bundle_folder, device)
+    bundle = replace(Bundle.load(bundle_folder, device), tell=on_case)
     cases = collect_cases(images, bundle.config.input_channels)
-    to_file = output.name.endswith(SUFFIXES)
-    if to_file and len(cases) > 1:
-        raise BundleError(f"{output} is one file, but there are {len(cases)} cases: give a folder")
+    targets = _targets(cases, output)
+    _check_targets(cases, targets, overwrite=overwrite)
     failed = []
     for name, files in cases.items():
-        target = output if to_file else output / f"{name}.nii.gz"
-        if target.resolve() in {file.resolve() for file in files}:
-            raise BundleError(f"the label map {target} would replace its image: choose another -o")
         try:
-            bundle.predict(files, target)
-        except (ValueError, OSError) as error:
+            bundle.predict(files, targets[name])
+        except Exception as error:
             failed.append(name)
-            on_case(f"{name}: not segmented: {error}")
+            told = f"{name}: not segmented: {_reason(error, files)}"
         else:
-            on_case(f"{name}: {target}")
+            told = f"{name}: {targets[name]}"
+        on_case(told)
+    if failed and len(cases) > 1:
+        on_case(f"{len(failed)} of {len(cases)} cases could not be segmented")
     return failed
+
+
+def _targets(cases: Mapping[str, Sequence[Path]], output: Path) -> dict[str, Path]:
+    """The label map that each case is written to."""
+    if not output.name.lower().endswith(SUFFIXES):
+        return {name: output / f"{name}.nii.gz" for name in cases}
+    if len(cases) > 1:
+        raise BundleError(f"{output} is one file, but there are {len(cases)} cases: give a folder")
+    return dict.fromkeys(cases, output)
+
+
+def _check_targets(
+    cases: Mapping[str, Sequence[Path]], targets: Mapping[str, Path], *, overwrite: bool
+) -> None:
+    """Check that label maps can be written, and replace nothing that they must not.
+
+    Raises:
+        BundleError: naming what is in the way.
+    """
+    inputs = {_identity(file): file for files in cases.values() for file in files}
+    existing = []
+    for name, target in targets.items():
+        if not target.exists() and not target.is_symlink():
+            continue
+        image = inputs.get(_identity(target))
+        if image is not None:
+            whose = "its image" if image in cases[name] else f"the image {image}"
+            raise BundleError(f"the label map {target} would replace {whose}: choose another -o")
+        if not target.is_file():
+            raise BundleError(f"{target} is there and is no file: choose another -o")
+        existing.append(target)
+    if existing and not overwrite:
+        others = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
+        raise BundleError(
+            f"the label map {existing[0]}{others} already: choose another -o, or say --overwrite "
+            "to have what is there replaced"
+        )
+    for folder in {target.parent for target in targets.values()}:
+        _check_writable(folder)
+
+
+def _identity(path: Path) -> object:
+    """What two names of one file have in common: links, and file systems that ignore case."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path.resolve()
+    return status.st_dev, status.st_ino
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BundleError(
+            f"no label map can be written to {folder} ({error.strerror}): choose another -o"
+        ) from error
+
+
+def _reason(error: Exception, files: Sequence[Path]) -> str:
+    """Why a case was not segmented, with its file."""
+    text = str(error).strip()
+    if isinstance(error, MemoryError) or is_out_of_cpu_memory(error):
+        text = f"out of memory ({(text or type(error).__name__).splitlines()[0]})"
+    elif not isinstance(error, DatasetError | BundleError):
+        text = ": ".join(filter(None, [type(error).__name__, *text.splitlines()[:1]]))
+    return text if any(str(file) in text for file in files) else f"{files[0]}: {text}"
 
 
 def collect_cases(images: Sequence[Path], channels: int) -> dict[str, list[Path]]:

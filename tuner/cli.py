@@ -150,6 +150,9 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("name", help="name of the study")
     export.add_argument("--trial", type=int, metavar="ID", help="a trial instead of the best")
     export.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write")
+    export.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where the data are now, if they were moved"
+    )
     _add_study_options(export)
     export.set_defaults(command=_export)
 
@@ -160,6 +163,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
     predict.add_argument("--device", help="torch device; a GPU if there is one by default")
+    predict.add_argument(
+        "--overwrite", action="store_true", help="replace label maps that are there already"
+    )
     predict.set_defaults(command=_predict)
 
     convert = commands.add_parser(
@@ -341,18 +347,22 @@ def _export(options: argparse.Namespace, out: Console) -> int:
     from tuner.study import open_study
 
     study = open_study(options.studies_dir, options.name)
-    return _export_to(study, options.output or study.folder / "export", options.trial, out)
+    folder = options.output or study.folder / "export"
+    return _export_to(study, folder, options.trial, out, options.data_dir)
 
 
-def _export_to(study: Study, folder: Path, trial: int | None, out: Console) -> int:
+def _export_to(
+    study: Study, folder: Path, trial: int | None, out: Console, data_dir: Path | None = None
+) -> int:
     from tuner.export import export_trial
 
-    exported = export_trial(study, folder.absolute(), trial)
+    exported = export_trial(study, folder.absolute(), trial, data_dir)
     out.print(
-        f"exported {exported.trial} (epoch {exported.epoch}) to {folder}; it predicts the "
-        f"case {exported.verified_case} as the trial's model does",
+        f"exported {exported.trial} (epoch {exported.epoch}) to {folder}; {exported.verified}",
         markup=False,
     )
+    for note in exported.notes:
+        out.print(f"note    {note}", markup=False)
     for name, value in sorted(exported.metrics.items()):
         if name.startswith("val_dice"):
             out.print(f"  {name:<16} {value:.4f}", markup=False)
@@ -371,6 +381,7 @@ def _predict(options: argparse.Namespace, out: Console) -> int:
         options.images,
         options.output,
         device=options.device,
+        overwrite=options.overwrite,
         on_case=lambda line: out.print(line, markup=False),
     )
     return NO_RESULT if failed else DONE

@@ -33,8 +33,18 @@ SEED = "seed"
 CASES = "cases"
 """Note of a confirmation trial: its score by test case."""
 
+GRID = "grid"
+"""Note of a confirmation trial: the grid of its scores, see `training.case_scores.Grid`."""
+
+PREPROCESSED = "preprocessed"
+"""The grid of trials that do not say: until there was another."""
+
 DEFAULT = "default"
 """Name of the default config."""
+
+
+COMPARABLE = ({"file"}, {PREPROCESSED})
+"""Grids of two configs whose scores can be compared."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +134,10 @@ class ConfirmedConfig:
         cases: Test cases that at least one of its trials has a score of, by name.
         scores: Their scores, a row a seed; NaN where one is not defined.
         test: Their mean, with its interval.
+        grid: What its scores were measured against: `file`, `preprocessed`, or `mixed`, where
+            the files of a test case were not there for all of its trials.
         against_default: How it compares with the default config; None for the default itself,
-            or where that was not judged.
+            or where that was not judged on the same grid.
     """
 
     candidate: Candidate
@@ -135,6 +147,7 @@ class ConfirmedConfig:
     cases: list[str]
     scores: Float[ndarray, "seeds cases"]
     test: Interval
+    grid: str
     against_default: Comparison | None = None
 
 
@@ -198,11 +211,17 @@ def _judged(candidate: Candidate, confirmation: StudyRecord) -> ConfirmedConfig 
         cases,
         scores,
         interval(scores),
+        _grid(trials),
     )
 
 
+def _grid(trials: Sequence[TrialEntry]) -> str:
+    grids = {entry.notes.get(GRID, PREPROCESSED) for entry in trials}
+    return grids.pop() if len(grids) == 1 else "mixed"
+
+
 def _compared(config: ConfirmedConfig, default: ConfirmedConfig | None) -> ConfirmedConfig:
-    if default is None or config is default:
+    if default is None or config is default or {config.grid, default.grid} not in COMPARABLE:
         return config
     shared = sorted(set(config.cases) & set(default.cases))
     if not shared:

@@ -28,6 +28,7 @@ def confirm_rows(configs: Sequence[ConfirmedConfig], spec: StudySpec) -> list[li
     rows = []
     for config in configs:
         against = config.against_default
+        grid = "" if config.grid == "file" else f" ({config.grid} grid)"
         name = config.candidate.name
         if config.candidate.is_default and config.candidate.trial is not None:
             name += " (default)"
@@ -36,7 +37,7 @@ def confirm_rows(configs: Sequence[ConfirmedConfig], spec: StudySpec) -> list[li
                 name,
                 f"{len(config.trials)} of {spec.confirm.seeds}",
                 f"{config.validation:.4f}",
-                f"{config.test.mean:.4f}",
+                f"{config.test.mean:.4f}{grid}",
                 _range(config.test),
                 f"{against.difference.mean:+.4f} {_range(against.difference)}" if against else "",
                 f"{against.p_value:.2g}" if against else "",
@@ -66,6 +67,7 @@ def _csv_row(config: ConfirmedConfig, spec: StudySpec) -> dict[str, Any]:
         "trial": "" if config.candidate.trial is None else config.candidate.trial,
         "seeds": len(config.trials),
         "cases": len(config.cases),
+        "test_grid": config.grid,
         "minus_default": against.difference.mean if against else "",
         "minus_default_low": against.difference.low if against else "",
         "minus_default_high": against.difference.high if against else "",

@@ -18,23 +18,35 @@ from training.bundle import (
     clean_metrics,
     load_checkpoint,
     verify_bundle,
+    verify_network,
     write_bundle,
 )
 from training.bundle_folder import check_bundle_folder
 from training.callbacks import BEST_CHECKPOINT
+from training.case_scores import (
+    Grid,
+    load_for_scoring,
+    mean_scores,
+    on_file_grid,
+    on_preprocessed_grid,
+)
 from training.config import ModelTrainingConfig
-from training.data import PreprocessedDataset, get_dataloaders
-from training.trainer import SegmentationTrainer
+from training.data import DatasetError
 from tuner.config_files import config_file
 from tuner.confirm import CONFIRM_FOLDER, SEED, confirm_record, confirmed_configs
 from tuner.errors import ExportError
+from tuner.export_data import ExportData, find_data
 from tuner.lineage import schedule
 from tuner.no_winner import no_winner, way_out
+from tuner.provenance import PREPARATION
 from tuner.record import TrialEntry
 from tuner.trial import trial_folder
 
 if TYPE_CHECKING:
+    from training.lightning_module import SegmentationLightningModule
     from tuner.study import Study
+
+WAY_OUT = "--data-dir DIR says where they are now"
 
 
 @dataclass(frozen=True)
@@ -45,58 +57,85 @@ class Exported:
         folder: The bundle.
         trial: The exported trial, in words.
         epoch: Epoch of its best checkpoint.
-        verified_case: Case on which the bundle was compared with the trial's model.
-        metrics: Validation metrics of the checkpoint, and test metrics if there are test cases.
+        verified: On what the bundle was compared with the trial's model, in words.
+        metrics: Validation metrics of the checkpoint, and test metrics if there are test cases:
+            `test_*` against the label files, `preprocessed_test_*` on the preprocessed grid.
+        grid: Which of the two the test metrics are, None for none.
         labels: Name of each label value, background first.
         tolerance: Tolerance of the normalised surface Dice, in mm.
+        notes: What could not be done as usual, in words.
     """
 
     folder: Path
     trial: str
     epoch: int
-    verified_case: str
+    verified: str
     metrics: dict[str, float]
+    grid: Grid | None
     labels: list[str]
     tolerance: float
+    notes: list[str]
 
     def test_table(self) -> Table | None:
         """Test metrics of each class and their means, for people; None without test cases."""
-        if "test_dice" not in self.metrics:
+        if self.grid is None:
             return None
-        headings = ["test cases", "Dice", f"NSD {self.tolerance:g} mm", "HD95 mm", "ASSD mm"]
+        where = "" if self.grid == "file" else f" (grid: {self.grid})"
+        headings = [
+            f"test cases{where}",
+            "Dice",
+            f"NSD {self.tolerance:g} mm",
+            "HD95 mm",
+            "ASSD mm",
+        ]
         table = Table(*headings, "missing", caption="missing: cases without a distance")
         for column in table.columns[1:]:
             column.justify = "right"
         for label, name in enumerate(self.labels):
-            if f"test_dice_{label}" in self.metrics:
+            if f"{test_prefix(self.grid)}dice_{label}" in self.metrics:
                 table.add_row(name, *self._test_cells(f"_{label}"))
         table.add_row("mean", *self._test_cells(""))
         return table
 
     def _test_cells(self, suffix: str) -> list[str]:
+        assert self.grid is not None
+        prefix = test_prefix(self.grid)
         values = [
-            self.metrics.get(f"test_{name}{suffix}", math.nan)
+            self.metrics.get(f"{prefix}{name}{suffix}", math.nan)
             for name in ("dice", "nsd", "hd95", "assd")
         ]
         decimals = (4, 4, 2, 2)
-        missing = self.metrics.get(f"test_hd95{suffix}_missing", math.nan)
+        missing = self.metrics.get(f"{prefix}hd95{suffix}_missing", math.nan)
         return [
             *(_number(value, places) for value, places in zip(values, decimals, strict=True)),
             _number(missing, 0),
         ]
 
 
-def export_trial(study: Study, folder: Path, number: int | None = None) -> Exported:
+def test_prefix(grid: Grid) -> str:
+    """How the names of test metrics begin: `test_` is kept for those of the label files."""
+    return "test_" if grid == "file" else f"{grid}_test_"
+
+
+def export_trial(
+    study: Study, folder: Path, number: int | None = None, data_dir: Path | None = None
+) -> Exported:
     """Export a trial's best checkpoint as a bundle, and check that the bundle predicts alike.
+
+    Where the data's files are gone, bundle and test metrics are looked at on the preprocessed
+    cases; where these are gone as well, the bundle is written without.
 
     Args:
         study: The study.
         folder: Where the bundle goes; an older bundle there is replaced.
         number: A trial of the search. By default the seed with the best validation score of the
             config that the confirmation chose, or without one the best trial.
+        data_dir: Where the data's files are now; where they were by default.
 
     Raises:
-        ExportError: if there is no such trial, it has no checkpoint, or the bundle differs.
+        ExportError: if there is no such trial, it has no checkpoint, the bundle differs, or
+            `data_dir` holds other data.
+        DatasetError: if `data_dir` has not the layout of data.
     """
     check_bundle_folder(folder)
     chosen = _chosen(study, number)
@@ -111,35 +150,33 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
         )
     provenance = study.provenance()
     config = _config(config_file(source, best[0]), source, provenance)
-    dataset = _dataset(study, config)
+    data = find_data(study.name, provenance, config, data_dir)
     try:
         module = load_checkpoint(checkpoint, config)
-        metrics = {**entry.metrics, **_test_metrics(config, checkpoint, source)}
+        tested, grid = _test_metrics(data, checkpoint, config)
+        metrics = {**entry.metrics, **tested}
         manifest = Manifest(
-            labels=list(dataset.labels),
-            channels=list(dataset.channels),
+            labels=data.labels,
+            channels=data.channels,
             metrics=clean_metrics(metrics),
             provenance={
-                **provenance,
+                **_told(provenance),
                 "study": study.name,
                 "trial": chosen.name if chosen.trial is None else chosen.trial,
                 "seed": config.seed,
                 "confirmed": chosen.confirmed,
                 "epoch": best[0],
+                "test_grid": grid,
                 **_schedule(study, entry.number, best[0]),
             },
         )
-        case = dataset.splits["val"][0]
-        cached = torch.from_numpy(np.array(dataset.image(case)))
-        write_bundle(
+        verified = write_bundle(
             folder,
             module=module,
             config=config,
-            preprocessing=dataset.preprocessing,
+            preprocessing=data.preprocessing,
             manifest=manifest,
-            verify=lambda new: verify_bundle(
-                new, module, dataset.image_paths(case), cached, dataset.cases[case].label
-            ),
+            verify=lambda new: _verify(new, module, data),
         )
     except BundleError as error:
         raise ExportError(str(error)) from error
@@ -147,11 +184,26 @@ def export_trial(study: Study, folder: Path, number: int | None = None) -> Expor
         folder,
         chosen.name,
         best[0],
-        case,
+        verified,
         metrics,
-        labels=list(dataset.labels),
+        grid,
+        labels=data.labels,
         tolerance=config.surface_tolerance,
+        notes=data.notes,
     )
+
+
+def _told(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What a bundle tells of where its study comes from: nothing of the machine's folders."""
+    told = {name: value for name, value in provenance.items() if name != PREPARATION}
+    data = dict(told["data"])
+    # of the cache there is nothing to say elsewhere
+    data.pop("preprocessed", None)
+    data["source"] = Path(data["source"]).name
+    told["data"] = data
+    # relative paths may name folders of a user as well
+    told["command"] = [argument.rpartition("/")[2] for argument in told.get("command", [])]
+    return told
 
 
 def _schedule(study: Study, number: int, epoch: int) -> dict[str, Any]:
@@ -235,26 +287,74 @@ def _config(path: Path, source: Path, provenance: dict[str, Any]) -> ModelTraini
     return config
 
 
-def _dataset(study: Study, config: ModelTrainingConfig) -> PreprocessedDataset:
-    if not config.data_dir.is_dir():
-        from tuner.dataset import prepare_data
+def _verify(folder: Path, module: SegmentationLightningModule, data: ExportData) -> str:
+    """Compare the written bundle with the trial's model on what is left of the data.
 
-        config.data_dir = prepare_data(study.spec).preprocessed
-    return PreprocessedDataset.load(config.data_dir)
+    Returns:
+        On what it was compared, in words.
 
-
-def _test_metrics(config: ModelTrainingConfig, checkpoint: Path, folder: Path) -> dict[str, float]:
-    """Metrics on the cases that no trial has seen, {} if there are none."""
-    train_loader, val_loader, test_loader = get_dataloaders(config)
-    if test_loader is None:
-        return {}
-    module = load_checkpoint(checkpoint, config)
-    trainer = SegmentationTrainer(
-        config, module, train_loader, val_loader, test_loader, progress_bar=False
+    Raises:
+        BundleError: if they differ.
+    """
+    case = data.splits["val"][0]
+    cached = None
+    if data.dataset is not None:
+        cached = torch.from_numpy(np.array(data.dataset.image(case)))
+    if case in data.cases:
+        files = data.cases[case]
+        try:
+            verify_bundle(folder, module, files.images, cached, files.label)
+        except DatasetError as error:
+            data.notes.append(str(error))
+        else:
+            return f"it predicts the case {case} as the trial's model does"
+    if cached is not None:
+        verify_network(folder, module, cached, f"the preprocessed case {case}")
+        data.notes.append(
+            f"the image files of the case {case} are not there: the exported model was compared "
+            f"with the trial's on the preprocessed case; {WAY_OUT}"
+        )
+        return f"it predicts the preprocessed case {case} as the trial's model does"
+    voxels = torch.randn(len(data.channels), *module.config.patch_size)
+    verify_network(folder, module, voxels, "random voxels")
+    data.notes.append(
+        "neither the image files nor their cache are there: the exported model was compared with "
+        f"the trial's on random voxels alone, on no case; {WAY_OUT}"
     )
-    metrics = trainer.test(checkpoint=checkpoint)
-    return {
-        name: value
-        for name, value in metrics.items()
-        if name.startswith("test_") and not math.isinf(value)
-    }
+    return "it was not tried on a case"
+
+
+def _test_metrics(
+    data: ExportData, checkpoint: Path, config: ModelTrainingConfig
+) -> tuple[dict[str, float], Grid | None]:
+    """Metrics on the cases that no trial has seen, and the grid that they were measured on.
+
+    {} and None if there are no such cases, or nothing is left of them.
+    """
+    if not data.splits["test"]:
+        return {}, None
+    module = load_for_scoring(checkpoint, config)
+    files = data.files("test")
+    if files:
+        try:
+            cases = on_file_grid(module, data.preprocessing, files, data.notes.append)
+            return _named(mean_scores(module, cases), "file"), "file"
+        except DatasetError as error:
+            data.notes.append(f"a test case cannot be read any more: {error}")
+    if data.dataset is not None:
+        cases = on_preprocessed_grid(module, data.dataset, "test", data.notes.append)
+        data.notes.append(
+            "the files of the test cases are not all there: test metrics are measured on the "
+            "preprocessed grid (preprocessed_test_*), which leaves out what resampling loses; "
+            f"{WAY_OUT}"
+        )
+        return _named(mean_scores(module, cases), "preprocessed"), "preprocessed"
+    data.notes.append(
+        "there are no test metrics: neither the files of the test cases nor their cache are "
+        f"there; {WAY_OUT}"
+    )
+    return {}, None
+
+
+def _named(scores: dict[str, float], grid: Grid) -> dict[str, float]:
+    return {f"{test_prefix(grid)}{name}": value for name, value in scores.items()}

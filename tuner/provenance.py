@@ -9,8 +9,13 @@ import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from training.data import PreprocessedDataset
+
 if TYPE_CHECKING:
     from tuner.dataset import StudyData
+
+PREPARATION = "preparation"
+"""Entry of the provenance: labels, channels, preprocessing and split of the data."""
 
 PACKAGES = ("segtune", "torch", "pytorch-lightning", "monai", "ray", "optuna", "nibabel", "numpy")
 
@@ -27,10 +32,19 @@ def provenance(data: StudyData, *, seed: int) -> dict[str, Any]:
             "fingerprint": data.fingerprint,
             "summary": data.summary,
         },
+        PREPARATION: _preparation(data),
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "git": _git(),
     }
+
+
+def _preparation(data: StudyData) -> dict[str, Any]:
+    """What of the prepared data a model needs, should data and cache be gone one day."""
+    dataset = PreprocessedDataset.load(data.preprocessed)
+    return dataset.model_dump(
+        mode="json", include={"labels", "channels", "preprocessing", "splits"}
+    )
 
 
 def _versions() -> dict[str, str]:

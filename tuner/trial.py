@@ -38,7 +38,7 @@ from tuner.config_files import (
     set_aside_config,
     shown_hyperparameters,
 )
-from tuner.confirm import CASES
+from tuner.confirm import CASES, GRID
 from tuner.constraints import VIOLATION, ConstraintBrokenError, TrialCosts
 from tuner.record import TrialState
 from tuner.searchers import INHERITS, TRIAL_NUMBER, UNDEFINED
@@ -243,7 +243,7 @@ class TrialRun:
             self.wait_for_turn()
             epochs = self._train()
             if self._study.judged:
-                more[CASES] = self._judge()
+                more |= self._judge()
             early = "" if epochs == self._spec.max_epochs else ", then stopped improving"
             ending = (TrialState.COMPLETED, f"trained {epochs} epochs{early}")
         except TrialClosed:
@@ -317,14 +317,19 @@ class TrialRun:
         trainer.fit(resume=checkpoint or False)
         return trainer.lightning.current_epoch
 
-    def _judge(self) -> dict[str, float]:
-        """Score of each test case, with the best checkpoint."""
+    def _judge(self) -> dict[str, Any]:
+        """Notes on the score of each test case, with the best checkpoint if there is one."""
         from training.case_scores import score_test_cases
 
         config = self._study.trial_config(self._spec, self._number, self._values)
         config.data_dir = self._study.data.on_this_node(config)
         checkpoint = self._study.trial_folder(self._number) / "best.ckpt"
-        return score_test_cases(config, checkpoint, self._spec.metric.removeprefix("val_"))
+        if not checkpoint.is_file():
+            # its score was not defined in any epoch
+            return {}
+        metric = self._spec.metric.removeprefix("val_")
+        scores, grid = score_test_cases(config, checkpoint, metric)
+        return {CASES: scores, GRID: grid}
 
     @contextmanager
     def _only_trainer(self, folder: Path) -> Iterator[None]:

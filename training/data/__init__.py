@@ -6,7 +6,7 @@ from training.data.errors import DatasetError
 from training.data.layouts import RawCase, RawDataset, read_layout
 from training.data.loaders import get_dataloader, get_dataloaders
 from training.data.phantom import PHANTOM, generate_phantom, resolve_data_dir
-from training.data.preparation import DataSource, prepare_dataset
+from training.data.preparation import DataSource, prepare_dataset, prepared_fingerprint
 from training.data.preprocessing import CaseGeometry, PreprocessedCase, Preprocessing
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "get_dataloader",
     "get_dataloaders",
     "prepare_dataset",
+    "prepared_fingerprint",
     "read_layout",
     "resolve_data_dir",
 ]

@@ -117,6 +117,25 @@ def prepare_dataset(
     return split
 
 
+def prepared_fingerprint(data_dir: Path, config: ModelTrainingConfig) -> str:
+    """Fingerprint that a data folder has once it is prepared, without preparing it.
+
+    Raises:
+        DatasetError: if the folder has not the layout of data, or the cache cannot be written,
+            which remembers the digests of files.
+    """
+    dataset = read_layout(Path(data_dir).absolute())
+    root = cache_root()
+    with cache_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        whole = dataset_fingerprint(dataset, _settings(config), root)
+    return _of_split(whole, split_name(config))
+
+
+def _of_split(fingerprint: str, split: str) -> str:
+    return hashlib.sha256(f"{fingerprint}/{split}".encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class DataSource:
     """Where the data of a study are: preprocessed, and as they were given.
@@ -212,7 +231,7 @@ class _Preparation:
             labels=list(dataset.labels),
             channels=list(dataset.channels),
             modality="+".join(sorted(set(dataset.modalities))),
-            fingerprint=hashlib.sha256(f"{fingerprint}/{split.name}".encode()).hexdigest()[:16],
+            fingerprint=_of_split(fingerprint, split.name),
             preprocessing=plan.preprocessing,
             splits=splits,
             cases=entries,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.search import Searcher
 
-from tuner.confirm import CASES
+from tuner.confirm import CASES, GRID
 from tuner.constraints import VIOLATION
 from tuner.failures import end_trial
 from tuner.one_thread import one_thread
@@ -32,7 +32,7 @@ GPU_SECONDS = "gpu_seconds"
 UNDEFINED = "undefined"
 """Key of a result, and action in the record: the score of an epoch is not defined, and why."""
 
-TRIAL_NOTES = (VIOLATION, CASES)
+TRIAL_NOTES = (VIOLATION, CASES, GRID)
 """What a trial may report with its ending, and the record notes."""
 
 Propose = Callable[[SearchView], Proposal | None]
