@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ray.tune import Callback
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -91,7 +92,7 @@ class StudyView(Callback):  # type: ignore[misc]
         """Say where to look, and start the live picture in a terminal."""
         share = self._resources
         dashboard = f"http://{self._dashboard}" if self._dashboard else "of the joined cluster"
-        self._console.print(f"study          {self._folder}")
+        self._console.print(f"study          {self._folder}", markup=False)
         self._console.print(f"Ray dashboard  {dashboard}")
         self._console.print(
             f"trials         {self._num_trials} of up to {self._max_epochs} "
@@ -167,7 +168,8 @@ class StudyView(Callback):  # type: ignore[misc]
                 print(line, file=self._console.file, flush=True)
         elif always:
             style = STYLES[entry.state]
-            self._live.console.print(f"[{style}]trial {entry.number}[/] {text}")
+            # a reason may hold brackets: torch's is "[enforce fail at alloc_cpu.cpp:118] ..."
+            self._live.console.print(f"[{style}]trial {entry.number}[/] {escape(text)}")
 
     def _clock(self) -> str:
         return duration(time.monotonic() - self._started)
@@ -195,7 +197,7 @@ class StudyView(Callback):  # type: ignore[misc]
                 "" if last is None else "undefined" if math.isnan(last) else f"{last:.4f}",
                 short_values(entry.trained_values),
             )
-        return Panel(Group("\n".join(lines), "", running), title=self._folder.name)
+        return Panel(Group("\n".join(lines), "", running), title=escape(self._folder.name))
 
     def _time_left(self, spent: int) -> str:
         """A guess from the epochs so far and what early stopping is expected to save."""
@@ -276,7 +278,7 @@ def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table
             str(entry.epochs),
             "" if best is None else f"{best[1]:.4f}",
             duration(entry.seconds),
-            entry.reason,
+            escape(entry.reason),
         )
     return table
 

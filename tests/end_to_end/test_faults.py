@@ -259,6 +259,37 @@ def test_a_trial_that_fails_is_tried_again(
         assert begun == sorted(set(begun)), log.read_text()
 
 
+def test_a_study_most_of_whose_trials_failed_is_no_success(
+    cluster: str,
+    toy_space: Path,
+    tmp_path: Path,
+    toy: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    faults = {
+        0: {"epoch": 1, "what": "exception", "times": 9},
+        1: {"epoch": 1, "what": "out of memory", "times": 9},
+    }
+    options = [
+        *("--set", "asha=false", "--set", "failures.max_failures=0", "--num-trials", "3"),
+        *("--set", "train_batch_size=4", "--max-epochs", "1"),
+    ]
+    code, study = faulty(tmp_path / "failed", toy_space, faults, *options)
+    assert code == 1
+    best = study.record.best()
+    assert best is not None
+    _, _, summary = capsys.readouterr().out.partition("\n\n")
+    lines = summary.splitlines()
+    assert lines[:3] == [
+        "2 of 3 trials failed:",
+        "  1 x RuntimeError: a fault of this machine (trial 0)",
+        "  1 x MemoryError: a batch of 4 is too large (trial 1)",
+    ]
+    where = ["--studies-dir", str(tmp_path)]
+    assert main(["resume", "failed", *where]) == 1
+    assert "2 of 3 trials failed:" in capsys.readouterr().out
+
+
 def test_a_full_disk_ends_the_study_and_no_trial(
     cluster: str,
     toy_space: Path,

@@ -71,3 +71,10 @@ def test_addresses_are_no_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 @pytest.mark.parametrize("path", ["data", "/data/s3", "./s3:/x", "C:/data", "a:b/c", "~/data"])
 def test_plain_paths_are_no_addresses(path: str) -> None:
     assert not is_url(path)
+
+
+def test_phantom_cases_are_written_to_an_empty_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text("mine")
+    with pytest.raises(DatasetError, match="is not empty"):
+        generate_phantom(tmp_path, num_cases=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]

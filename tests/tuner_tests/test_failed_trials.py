@@ -63,11 +63,14 @@ def test_reasons_are_grouped_and_counted(tmp_path: Path) -> None:
 
 
 def test_the_summary_says_first_what_failed(tmp_path: Path) -> None:
-    record = record_of(tmp_path, [F, C], ["[red] is no module", "trained"])
+    # torch's own words, which rich would take for its markup
+    reason = "RuntimeError: [enforce fail at alloc_cpu.cpp:118] [/x] is no module"
+    record = record_of(tmp_path, [F, C], [reason, "trained"])
     shown = io.StringIO()
-    print_summary(Console(file=shown, width=120), tmp_path, record, SPEC)
+    print_summary(Console(file=shown, width=160), tmp_path, record, SPEC)
     lines = [line for line in shown.getvalue().splitlines() if line]
-    assert lines[:2] == ["1 of 2 trials failed:", "  1 x [red] is no module (trial 0)"]
+    assert lines[:2] == ["1 of 2 trials failed:", f"  1 x {reason} (trial 0)"]
+    assert sum(reason in line for line in lines) == 2
 
 
 def test_a_study_without_failures_says_nothing_of_them(tmp_path: Path) -> None:

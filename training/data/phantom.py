@@ -74,13 +74,18 @@ def generate_phantom(folder: Path, *, num_cases: int = CASES, seed: int = SEED) 
     """Write phantom cases as NIfTI files in Decathlon layout.
 
     Args:
-        folder: Where to write.
+        folder: Where to write: a folder that is not there yet, or empty.
         num_cases: Number of cases.
         seed: Seed of all cases; the same seed writes the same voxels.
 
     Returns:
         `folder`.
+
+    Raises:
+        DatasetError: if the folder holds anything.
     """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DatasetError(f"{folder} is not empty: choose another folder for the phantom cases")
     for name in (IMAGES, LABELS):
         (folder / name).mkdir(parents=True, exist_ok=True)
     names = []
