@@ -6,7 +6,7 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tuner.schedulers.policy import GO_ON, Action, Decision, Policy
+from tuner.schedulers.policy import GO_ON, Action, Decision, Policy, told_apart
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
@@ -41,12 +41,12 @@ class MedianStopping(Policy):
         best = max((score for score in scores if math.isfinite(score)), default=-math.inf)
         if len(averages) < self._min_trials or best >= median(averages):
             return GO_ON
-        known = math.isfinite(best)
-        its_best = f"its best so far, {self._sign * best:.4g}, is" if known else "it has no score,"
+        score, middle = told_apart(self._sign * best, self._sign * median(averages))
+        its_best = f"its best so far, {score}, is" if math.isfinite(best) else "it has no score,"
         return Decision(
             Action.STOP,
             f"by median stopping at epoch {epoch}: {its_best} worse than the median "
-            f"{self._sign * median(averages):.4g} of the averages of {len(averages)} other trials "
+            f"{middle} of the averages of {len(averages)} other trials "
             "up to there",
         )
 
