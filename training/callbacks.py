@@ -120,9 +120,12 @@ class EpochLearningRate(LearningRateMonitor):
         """Nothing: one value an epoch."""
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Log the rate of the epoch that begins."""
-        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-        self.lrs[RATE].append(rate)
+        """Note the rate of the epoch that begins."""
+        self.lrs[RATE].append(float(trainer.optimizers[0].param_groups[0]["lr"]))
+
+    def on_train_epoch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Log the rate of an epoch that was trained: a trial may be stopped before the next."""
+        rate = self.lrs[RATE][-1]
         trainer.callback_metrics[RATE] = torch.tensor(rate)
         for experiment_logger in trainer.loggers:
             experiment_logger.log_metrics({RATE: rate}, step=trainer.current_epoch + 1)

@@ -235,6 +235,8 @@ def short_values(values: dict[str, Any]) -> str:
 
 def short_value(value: Any) -> str:
     """One value, floats with three digits."""
+    if value is None:
+        return "null"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -395,7 +395,7 @@ def _describe(study: Study, data: StudyData, record: StudyRecord) -> None:
         "study": study.name,
         "data": str(data.source),
         "data_fingerprint": data.fingerprint,
-        "spec": data.spec.to_yaml(),
+        "spec": study.spec.to_yaml(),
     }
     record.describe(data.spec.metric, attributes)
 

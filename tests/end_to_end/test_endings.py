@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 from filelock import FileLock
 
@@ -93,9 +95,19 @@ def cut_short(trial: Path) -> None:
         os.truncate(path, path.stat().st_size // 2)
 
 
+def optuna_states(study: Path) -> list[str]:
+    """How the trials stand in Optuna's tables."""
+    loaded = optuna.load_study(study_name=None, storage=f"sqlite:///{study / 'optuna.db'}")
+    return [trial.state.name for trial in loaded.trials]
+
+
 @pytest.mark.parametrize("cut", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_study_that_is_cut_off_goes_on_where_it_was(
-    cluster: str, space_file: Path, tmp_path: Path, cut: signal.Signals
+    cluster: str,
+    space_file: Path,
+    tmp_path: Path,
+    cut: signal.Signals,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     where = ["--studies-dir", str(tmp_path)]
     options = ["--num-trials", "2", "--max-epochs", "6", "--set", "asha=false"]
@@ -125,7 +137,13 @@ def test_a_study_that_is_cut_off_goes_on_where_it_was(
             entry.state is TrialState.INTERRUPTED
             for entry in open_study(tmp_path, "cut").record.entries.values()
         )
+        assert "RUNNING" not in optuna_states(tmp_path / "cut")
+    capsys.readouterr()
     assert main(["resume", "cut", *where]) == 0
+    # what a checkpoint brings along was told before
+    told = re.findall(r"trial +(\d+)  epoch (\d+)/6", output + capsys.readouterr().out)
+    assert len(told) == len(set(told))
+    assert optuna_states(tmp_path / "cut") == ["COMPLETE", "COMPLETE"]
     study = open_study(tmp_path, "cut")
     assert study.finished
     assert sorted(study.record.entries) == [0, 1]

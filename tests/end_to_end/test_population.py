@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tuner
 from tuner.cli import main
@@ -59,6 +60,16 @@ def test_weak_trials_go_on_from_strong_ones(cluster: str, space_file: Path, tmp_
             assert config["learning_rate"] == values["learning_rate"]
             assert float(row["val_dice"]) == pytest.approx(entry.scores[int(row["epoch"])])
         assert not list(folder.glob("epoch-*.ckpt"))
+    for entry, step in steps:
+        # other values are another run to TensorBoard, which knows one set of them a run
+        later = [other.epoch for other in entry.lineage if other.epoch > step.epoch]
+        folder = study.folder / "trials" / f"{entry.number:04d}"
+        events = EventAccumulator(str(folder / f"from-{step.epoch + 1:05d}"))
+        events.Reload()
+        trained = list(range(step.epoch + 1, min([4, *later]) + 1))
+        assert [event.step for event in events.Scalars("val_dice")] == trained
+        best = max(event.value for event in events.Scalars("val_dice"))
+        assert events.Scalars("best_val_dice")[-1].value == best
     with (study.folder / "results.csv").open() as file:
         results = {int(row["trial"]): row for row in csv.DictReader(file)}
     takes_over = {number: row["takes_over"] for number, row in results.items()}

@@ -135,7 +135,7 @@ def test_each_trial_keeps_config_metrics_and_checkpoints(study: Study) -> None:
         assert events.Scalars("best_val_dice")[-1].value == pytest.approx(
             entry.best("max")[1]  # type: ignore[index]
         )
-        assert [event.step for event in events.Scalars("lr")][: entry.epochs] == list(entry.scores)
+        assert [event.step for event in events.Scalars("lr")] == list(entry.scores)
         assert (folder / "hparams.yaml").is_file()
 
 

@@ -119,6 +119,19 @@ def test_the_disk_budget_spares_the_winner_and_what_may_go_on(tmp_path: Path) ->
     assert "above the disk budget" in said.getvalue()
 
 
+@pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.PAUSED, TrialState.INTERRUPTED])
+def test_the_disk_budget_spares_the_best_that_has_ended(tmp_path: Path, state: TrialState) -> None:
+    """A better one that may go on may fail yet."""
+    record = in_memory()
+    for score in (0.7, 0.8):
+        trial(tmp_path, record, score)
+    trial(tmp_path, record, 0.9, state)
+    limits = CheckpointSettings(disk_budget=SIZE)  # type: ignore[arg-type]
+    CheckpointKeeper(record, tmp_path, limits, Console(file=io.StringIO())).prune()
+    both = {"best", "last"}
+    assert kept(tmp_path) == {0: set(), 1: both, 2: both}
+
+
 def test_snapshots_stay_until_every_trial_has_come_further(tmp_path: Path) -> None:
     record = in_memory()
     keeper = CheckpointKeeper(record, tmp_path, CheckpointSettings(), population=3)

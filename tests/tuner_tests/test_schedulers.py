@@ -309,6 +309,13 @@ def test_the_best_third_goes_on(record: StudyRecord) -> None:
     )
 
 
+def test_scores_that_differ_are_told_apart(record: StudyRecord) -> None:
+    policy = StoppingAsha(record, (1,), 2)
+    for score in (0.36713, 0.36711):
+        report(record, policy, propose(record), 1, score)
+    assert "0.36711, is worse than 0.36712, the cutoff" in record.entries[1].reason
+
+
 def test_a_paused_trial_says_where_it_stands(record: StudyRecord) -> None:
     """Also the first ones, of which none may go on yet: no cutoff of inf."""
     policy = PromotionAsha(record, (1, 3), 3)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tuner.schedulers.policy import GO_ON, Action, Decision, Policy
+from tuner.schedulers.policy import GO_ON, Action, Decision, Policy, told_apart
 from tuner.schedulers.rung import Rung
 
 if TYPE_CHECKING:
@@ -119,10 +119,10 @@ class StoppingAsha(RungPolicy):
         size = len(self._rung(epoch, self.bracket(number)))
         if size == 1:
             return f"{self._at(epoch)}: it is the first trial that came here"
+        score, limit = told_apart(self._record.entries[number].scores[epoch], self._sign * cutoff)
         return (
-            f"{self._at(epoch)}: {self._its_score(number, epoch)} {compares} "
-            f"{self._sign * cutoff:.4g}, the cutoff for the best 1 in {self._reduction_factor} "
-            f"of the {size} trials that came here"
+            f"{self._at(epoch)}: its score there, {score}, {compares} {limit}, the cutoff for the "
+            f"best 1 in {self._reduction_factor} of the {size} trials that came here"
         )
 
 

@@ -6,7 +6,7 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tuner.schedulers.policy import GO_ON, Action, Decision, Policy
+from tuner.schedulers.policy import GO_ON, Action, Decision, Policy, told_apart
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
@@ -42,11 +42,12 @@ class MedianStopping(Policy):
         scores = self._scores(number, epoch)
         if not scores or len(averages) < self._min_trials or max(scores) >= median(averages):
             return GO_ON
-        its_best = f"its best so far, {self._sign * max(scores):.4g}, is"
+        score, middle = told_apart(self._sign * max(scores), self._sign * median(averages))
+        its_best = f"its best so far, {score}, is"
         return Decision(
             Action.STOP,
             f"by median stopping at epoch {epoch}: {its_best} worse than the median "
-            f"{self._sign * median(averages):.4g} of the averages of {len(averages)} other trials "
+            f"{middle} of the averages of {len(averages)} other trials "
             "up to there",
         )
 

@@ -36,6 +36,15 @@ class Decision:
 GO_ON = Decision(Action.CONTINUE)
 
 
+def told_apart(one: float, other: float) -> tuple[str, str]:
+    """Two scores with four digits, or as many more as it takes to tell them apart."""
+    for digits in range(4, 18):
+        texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts if one != other else (f"{one:.4g}", f"{other:.4g}")
+
+
 class Policy:
     """Every trial trains to the full budget; the base of all policies.
 
