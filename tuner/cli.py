@@ -82,6 +82,8 @@ def _quieten_libraries() -> None:
     # Lightning sets the level of its top logger on import, but not of those that speak
     for package in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.ERROR)
+    # what is wrong with a header is said with the name of the file
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     for library in ("pytorch_lightning", "monai", "torch", "ray", "optuna"):
         warnings.filterwarnings("ignore", module=library)
 

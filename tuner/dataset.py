@@ -22,6 +22,7 @@ from training.data.augmentation import AUGMENTATIONS
 from training.data.cache import MANIFEST
 from training.data.config_check import check_config
 from training.data.mirroring import LEFT_RIGHT, mirror_axes, sided_labels
+from training.data.split_rules import split_of_file
 from training.models import build_model
 from tuner.errors import SpecError, StudyError
 from tuner.spec import Override, StudySpec, parse_spec
@@ -123,9 +124,16 @@ def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
 
     Raises:
         training.data.DatasetError: if a fixed value contradicts the data.
-        StudyError: if a value that varies does.
+        StudyError: if a value that varies does, or there is nothing to confirm on.
     """
-    check_config(spec.base_config(), dataset, spec.config)
+    config = spec.base_config()
+    check_config(config, dataset, spec.config)
+    given = split_of_file([case.case_id for case in dataset.cases], config)
+    if spec.confirm is not None and given is not None and not given["test"]:
+        raise StudyError(
+            f"confirm judges trials on test cases, but fold {config.fold} of {config.splits_file} "
+            "has none: give it a part `test`, or remove confirm"
+        )
     try:
         return parse_spec(
             spec.to_yaml(),

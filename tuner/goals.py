@@ -113,8 +113,10 @@ def check_goals(spec: StudySpec, parser: SpecParser) -> None:
             f"searcher={spec.search.searcher} learns nothing from trials: leave warm_start out, or "
             "choose another searcher, e.g. tpe",
         )
-    if spec.confirm is not None and not spec.base_config().held_out_share:
-        given = "fold" if spec.base_config().test_fraction is None else "test_fraction"
+    base = spec.base_config()
+    # whether a split file keeps test cases apart is seen where it is read
+    if spec.confirm is not None and base.splits_file is None and not base.held_out_share:
+        given = "fold" if base.test_fraction is None else "test_fraction"
         parser.problem(
             ("config", given) if given in spec.config else ("confirm",),
             "confirm judges trials on test cases, which no trial has seen, but this config keeps "

@@ -90,6 +90,22 @@ def test_a_bundle_predicts_what_its_model_predicts(tmp_path: Path) -> None:
         verify_bundle(tmp_path / "bundle", module, [image], tensor)
 
 
+def test_a_case_whose_label_leaves_the_body_is_verified_as_it_was_cached(tmp_path: Path) -> None:
+    module = make_bundle(tmp_path / "bundle")
+    image, label = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz"
+    voxels = np.zeros((16, 16, 16), dtype=np.float32)
+    voxels[4:12, 4:12, 4:12] = np.random.default_rng(0).normal(100, 20, size=(8, 8, 8))
+    outside = np.zeros((16, 16, 16), dtype=np.uint8)
+    outside[2:8, 4:8, 4:15] = 1
+    for path, data in ((image, voxels), (label, outside)):
+        nib.save(nib.Nifti1Image(data, np.diag([2, 2, 3, 1])), path)
+    settings = Bundle.load(tmp_path / "bundle").preprocessing
+    cached = torch.from_numpy(settings.apply([image], label).image)
+    verify_bundle(tmp_path / "bundle", module, [image], cached, label)
+    with pytest.raises(BundleError, match="predicts a grid of"):
+        verify_bundle(tmp_path / "bundle", module, [image], cached)
+
+
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "SAR", "PIR"])
 def test_label_maps_come_in_the_geometry_of_the_image(tmp_path: Path, orientation: str) -> None:
     make_bundle(tmp_path / "bundle")

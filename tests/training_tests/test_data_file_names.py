@@ -116,8 +116,8 @@ def test_numbered_files_with_the_channels_inside_are_cases(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("files", "channels", "message"),
     [
-        (["a.nii", "a.nii.gz"], 1, r"a\.nii and a\.nii\.gz are two images of the name a"),
-        (["a.nii.gz", "a.NII.GZ"], 1, "two images of the name a"),
+        (["a.nii", "a.nii.gz"], 1, r"a\.nii and a\.nii\.gz are two files of the name a"),
+        (["a.nii.gz", "a.NII.GZ"], 1, "two files of the name a"),
         (["a.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz"], 2, "are both images of the case a"),
         (["a_0001.nii.gz"], 2, r"the case a lacks .*a_0000\.nii\.gz"),
         (["._a.nii.gz"], 1, "has no NIfTI file"),
@@ -129,6 +129,14 @@ def test_names_that_cannot_be_told_apart_are_refused(
     touch(tmp_path, *files)
     with pytest.raises(BundleError, match=message):
         collect_cases([tmp_path], channels)
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
+def test_training_refuses_two_files_of_one_name_as_well(tmp_path: Path, folder: str) -> None:
+    make_data(tmp_path, LABELS)
+    save(tmp_path / folder / "case_2.nii", boxes(1))
+    with pytest.raises(DatasetError, match=rf"{folder}/case_2\.nii and case_2\.nii\.gz are two"):
+        read_layout(tmp_path)
 
 
 def test_a_single_file_may_be_named_beside_its_twin(tmp_path: Path) -> None:

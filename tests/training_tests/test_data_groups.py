@@ -250,6 +250,20 @@ def test_a_rare_class_is_in_training_and_in_validation(seed: int) -> None:
     assert all(any(three[case][2] for case in cases) for cases in parts.values())
 
 
+def test_many_rare_classes_are_balanced_together() -> None:
+    rng = np.random.default_rng(0)
+    classes = 12
+    counts = {f"c{i:02}": [1000, *[0] * classes] for i in range(40)}
+    for label in range(1, classes + 1):
+        for case in rng.choice(list(counts), 2 + label % 3, replace=False):
+            counts[case][label] = 5
+    splits = split_cases(counts, ModelTrainingConfig())
+    for label in range(1, classes + 1):
+        for part in ("train", "val"):
+            assert any(counts[case][label] for case in splits[part]), (label, part)
+    assert [len(splits[name]) for name in ("train", "val", "test")] == [24, 8, 8]
+
+
 def test_classes_that_a_part_lacks_are_said() -> None:
     labels = ["background", "organ", "lesion", "cyst"]
     counts = {case: [99, 9, 0, 0] for case in "abcd"}

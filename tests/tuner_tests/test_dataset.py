@@ -86,6 +86,21 @@ def test_a_contradiction_is_refused_before_any_volume_is_read(
     assert re.search(message, " ".join(str(error.value).split()))
 
 
+@pytest.mark.parametrize("tested", [[], ["c4"]])
+def test_a_confirmation_needs_test_cases_of_a_split_file(tmp_path: Path, tested: list[str]) -> None:
+    folder = data(tmp_path / "data", 3)
+    folds = tmp_path / "splits_final.json"
+    rest = [case for case in ("c2", "c3", "c4") if case not in tested]
+    folds.write_text(json.dumps([{"train": rest, "val": ["c0", "c1"], "test": tested}]))
+    rules = f", splits_file: {folds}, fold: 0"
+    spec = parse(text(folder, rules, f"confirm: {{top: 1, seeds: 2}}\n{SPACE}"))
+    if tested:
+        assert "2 validation and 1 test cases" in prepare_data(spec).summary
+    else:
+        with pytest.raises(StudyError, match=r"fold 0 of .*splits_final\.json has none"):
+            prepare_data(spec)
+
+
 def write(path: Path, content: str) -> Path:
     path.write_text(content)
     return path

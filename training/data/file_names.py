@@ -4,7 +4,7 @@ One rule serves training and prediction:
 
 - A NIfTI file ends in `.nii.gz` or `.nii`, in capitals or not. A hidden file, such as macOS's
   `._a.nii.gz`, is none.
-- `a.nii` beside `a.nii.gz` are two images of one name: refused.
+- `a.nii` beside `a.nii.gz` are two files of one name: refused.
 - Four digits at the end of a name, `CASE_0001.nii.gz`, are a channel, as nnU-Net writes them,
   only where the files can be channels. With several channels those of a case are numbered below
   their number, and no file of it has a 4th axis. With one channel every file of the folder ends
@@ -83,7 +83,7 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
         stem = nifti_stem(path) or path.name
         if stem in files and files[stem] != path:
             problems.append(
-                f"{files[stem]} and {path.name} are two images of the name {stem}: remove one"
+                f"{files[stem]} and {path.name} are two files of the name {stem}: remove one"
             )
         files.setdefault(stem, path)
     if problems:

@@ -92,7 +92,7 @@ def unreadable(path: Path, error: Exception) -> DatasetError:
     """The error for a file that could not be read, whatever the reason."""
     if isinstance(error, MemoryError):
         return DatasetError(f"{path}: does not fit into memory")
-    if not path.stat().st_size:
+    if path.is_file() and not path.stat().st_size:
         return DatasetError(f"{path}: not a readable NIfTI file (it is empty)")
     return DatasetError(f"{path}: not a readable NIfTI file ({reason_of(error)})")
 

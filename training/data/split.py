@@ -5,7 +5,7 @@ Cases of one group, such as the scans of one patient, are on one side of every s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ NNUNET_SEED = 12345
 
 DRAWS = 200
 """Draws that are compared where the first leaves a class out of a part."""
+
+EXCHANGES = 2000
+"""Exchanges of two cases that are tried where no draw has every class in every part."""
 
 
 def split_name(config: ModelTrainingConfig) -> str:
@@ -192,8 +195,8 @@ def stratified_split(
 
     Cases are ordered by the labels they hold and by the volume of their foreground; the
     order is cut into as many runs as a part needs cases, and one case of each run is drawn.
-    Where that leaves a class out of a part, it is drawn again, and the best of the draws is
-    taken. Groups of cases are drawn as one.
+    Where that leaves a class out of a part, it is drawn again, the best of the draws is taken,
+    and cases of it are exchanged. Groups of cases are drawn as one.
 
     Args:
         voxel_counts: Voxels of each class, by case.
@@ -222,13 +225,13 @@ def stratified_split(
     rng = np.random.default_rng(seed)
     test = _draw_test(units, test_fraction, seed, rng)
     rest = [name for name in units.names if name not in test]
+    held = units.holders(rest)
 
     def worth(val: set[str]) -> tuple[float, ...]:
         """Classes missing in training, then in validation, then cases too many or too few."""
-        held = units.holders(rest)
         in_val = units.holders(val)
         return (
-            int(((held >= 1) & (held - in_val == 0)).sum()),
+            int(((held >= 1) & (held == in_val)).sum()),
             int(((held >= 2) & (in_val == 0)).sum()),
             units.off_share(val, val_fraction),
         )
@@ -247,12 +250,14 @@ class _Units:
 
     Attributes:
         names: By the labels they hold and the volume of their foreground.
-        holds: Whether each has voxels of each foreground class, by name.
+        rows: Row of each in `holds`, by name.
+        holds: Whether each has voxels of each foreground class, `(units, classes)`.
         sizes: Cases of each, by name.
     """
 
     names: list[str]
-    holds: dict[str, NDArray[np.bool_]]
+    rows: dict[str, int]
+    holds: NDArray[np.bool_]
     sizes: dict[str, int]
 
     @classmethod
@@ -267,17 +272,14 @@ class _Units:
             counts,
             key=lambda name: ((counts[name] > 0).tolist(), int(counts[name][1:].sum()), name),
         )
-        return cls(names, {name: counts[name][1:] > 0 for name in names}, sizes)
+        holds = np.array([counts[name][1:] > 0 for name in names])
+        return cls(names, {name: row for row, name in enumerate(names)}, holds, sizes)
 
-    def holders(self, names: Sequence[str] | set[str]) -> NDArray[np.int64]:
+    def holders(self, names: Collection[str]) -> NDArray[np.int64]:
         """Of how many of the named each foreground class has voxels."""
-        classes = len(next(iter(self.holds.values())))
-        held = np.zeros(classes, dtype=np.int64)
-        for name in names:
-            held += self.holds[name]
-        return held
+        return np.asarray(self.holds[[self.rows[name] for name in names]].sum(axis=0))
 
-    def off_share(self, names: set[str], share: float) -> float:
+    def off_share(self, names: Collection[str], share: float) -> float:
         """Cases that the named have more or less than their share."""
         wanted = max(1.0, share * sum(self.sizes.values()))
         off = abs(sum(self.sizes[name] for name in names) - wanted)
@@ -289,10 +291,10 @@ def _draw_test(
     units: _Units, test_fraction: float, seed: int, rng: np.random.Generator
 ) -> set[str]:
     """The units of the test cases; they depend on nothing that concerns the others."""
+    held = units.holders(units.names)
 
     def worth(test: set[str]) -> tuple[float, ...]:
         """Classes that training or validation would lack, then testing, then wrong numbers."""
-        held = units.holders(units.names)
         in_test = units.holders(test)
         return (
             int(np.maximum(np.minimum(held, 2) - (held - in_test), 0).sum()),
@@ -311,15 +313,25 @@ def _best_draw(
     rng: np.random.Generator,
     worth: Callable[[set[str]], tuple[float, ...]],
 ) -> set[str]:
-    """The first draw that leaves nothing to wish, or the best of many."""
+    """The first draw that leaves nothing to wish, or the best of many, improved by exchanges."""
     best = _draw(ordered, number, rng)
     least = worth(best)
     for attempt in range(1, DRAWS):
         if not any(least):
-            break
+            return best
         drawn = _draw(ordered, number, np.random.default_rng([*seeds, attempt]))
         if (value := worth(drawn)) < least:
             best, least = drawn, value
+    # several rare classes are seldom all met by one draw
+    exchanges = np.random.default_rng([*seeds, 0])
+    for _ in range(EXCHANGES):
+        if not any(least):
+            break
+        taken, left = sorted(best), [name for name in ordered if name not in best]
+        changed = best - {taken[exchanges.integers(len(taken))]}
+        changed.add(left[exchanges.integers(len(left))])
+        if (value := worth(changed)) < least:
+            best, least = changed, value
     return best
 
 
