@@ -3,16 +3,19 @@
 Three formats, by suffix: `.pt2` (`torch.export`), `.ts` (TorchScript) and `.onnx`. Each takes
 preprocessed patches (batch, channels, depth, height, width) and gives logits of the same size.
 The batch is free; the patch size is the one that was asked for, since D-Former cuts its token
-grid into groups by the size it sees, and each format refuses another size by itself.
+grid into groups by the size it sees, and each format refuses another size by itself. None of the
+files tells of the folders of the machine that wrote it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import os
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -161,6 +164,11 @@ def _difference(network: nn.Module, exported: Network, image: Tensor) -> float:
 def _write_export(network: nn.Module, image: Tensor, path: Path) -> None:
     batch = torch.export.Dim("batch")
     program = torch.export.export(network, (image,), dynamic_shapes=({0: batch},))
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                # where in this machine's files each operation was written
+                node.meta.pop("stack_trace", None)
     # a file name with another suffix is refused
     with path.open("wb") as file:
         torch.export.save(program, file)
@@ -191,7 +199,13 @@ class _OneSize(nn.Module):
 def _write_torchscript(network: nn.Module, image: Tensor, path: Path) -> None:
     traced = torch.jit.trace(network, image)  # type: ignore[no-untyped-call]
     scripted = torch.jit.script(_OneSize(traced, list(image.shape[1:])))
-    scripted.save(path)  # type: ignore[no-untyped-call]
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    # debug files tell where in this machine's files each line of code was
+    with zipfile.ZipFile(buffer) as whole, zipfile.ZipFile(path, "w") as kept:
+        for member in whole.infolist():
+            if not member.filename.endswith(".debug_pkl"):
+                kept.writestr(member.filename, whole.read(member))
 
 
 def _read_torchscript(path: Path) -> Network:
@@ -205,17 +219,20 @@ def _write_onnx(network: nn.Module, image: Tensor, path: Path) -> None:
         raise BundleError(
             f"ONNX needs {', '.join(missing)}: install with `pip install 'segtune[onnx]'`"
         )
-    torch.onnx.export(
+    program = torch.onnx.export(
         network,
         (image,),
-        path,
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         input_names=["image"],
         output_names=["logits"],
-        external_data=False,
         verbose=False,
     )
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        # where in this machine's files each operation was written
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+    program.save(path, external_data=False)
 
 
 def _read_onnx(path: Path) -> Network:

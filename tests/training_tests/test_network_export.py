@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,14 @@ def test_a_file_gives_the_models_logits_for_any_batch_of_its_size(
     with pytest.raises(Exception, match="33"):
         run_file(path, torch.randn(1, 2, 7, 20, 32))
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+    content = path.read_bytes()
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            content += b"".join(archive.read(name) for name in archive.namelist())
+    # the machine that wrote it: its library, its programs, its user's folders
+    for place in (Path(torch.__file__).parents[1], Path(network_export.__file__).parents[1]):
+        assert str(place).encode() not in content
+    assert str(tmp_path).encode() not in content
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

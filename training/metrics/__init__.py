@@ -41,6 +41,15 @@ weights alone tell that), and the epoch counts for nothing: it is never the best
 progress nor standstill for early stopping and the plateau scheduler, and a search does not
 compare it with others.
 
+# Grids
+
+Validation is on the preprocessed grid, where the network predicts: it is fast, and the same for
+all trials of a search. What preprocessing loses costs nothing there; a lesion that no voxel of
+that grid shows is in neither label nor prediction. Test metrics of an exported model are against
+the label files on their own grids (`training.case_scores`), with the size of the files' voxels,
+and a boundary F1 whose tolerance is in voxels of the file. `trainer.test()` measures what its
+loader gives it, which is the preprocessed grid.
+
 # Boundary and surface
 
 *Boundary F1* counts voxels: a boundary voxel has a face neighbour of another label, or lies at
