@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray._private import services
+from ray._private.utils import detect_fate_sharing_support
 
 from tuner.errors import ResourceError
 
@@ -28,6 +31,30 @@ RAY_SETTINGS = {
 
 
 @contextmanager
+def _daemons_in_own_groups() -> Iterator[None]:
+    """Keep the processes of a cluster of our own out of our process group.
+
+    Ctrl-C in a terminal, `timeout` and SLURM signal the whole group: without its daemons the
+    driver could end no trial in order. They end with us all the same, even if we are killed:
+    on Linux Ray asks the kernel to see to it. Where it cannot, Ray itself needs the group.
+    """
+    if not detect_fate_sharing_support():
+        yield
+        return
+    original = services.ConsolePopen
+
+    class GroupLeader(original):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, process_group=0, **kwargs)
+
+    services.ConsolePopen = GroupLeader
+    try:
+        yield
+    finally:
+        services.ConsolePopen = original
+
+
+@contextmanager
 def ray_cluster(address: str | None) -> Iterator[str | None]:
     """Start or join a Ray cluster; yields the address of its dashboard."""
     os.environ.update(RAY_SETTINGS)
@@ -36,14 +63,15 @@ def ray_cluster(address: str | None) -> Iterator[str | None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     try:
-        context = ray.init(
-            # None would join any cluster that runs here, and end with it
-            address=address or "local",
-            log_to_driver=False,
-            logging_level="error",
-            configure_logging=True,
-            include_dashboard=None if address else True,
-        )
+        with _daemons_in_own_groups():
+            context = ray.init(
+                # None would join any cluster that runs here, and end with it
+                address=address or "local",
+                log_to_driver=False,
+                logging_level="error",
+                configure_logging=True,
+                include_dashboard=None if address else True,
+            )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise ResourceError(
             f"no Ray cluster at address {address!r}: {str(error).splitlines()[0]}; "

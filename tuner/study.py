@@ -43,7 +43,7 @@ from tuner.schedulers import Policy, build_policy
 from tuner.searchers import RecordSearcher, build_searcher, planned_trials
 from tuner.spec import Override, StudySpec, load_spec, parse_spec
 from tuner.spec_difference import spec_changes
-from tuner.stopping import StudyStopper, signals_stop
+from tuner.stopping import StudyStopper, lost_message, nothing_waited_for_in_vain, signals_stop
 from tuner.storage import unreadable
 from tuner.study_folder import (
     PROVENANCE,
@@ -217,10 +217,11 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             keeper.prune()
             with signals_stop(stopper), lost_worker_ends_one_trial():
                 if budgets.reason is None and not study.searched:
-                    with StudyView(
+                    view = StudyView(
                         study.record, spec, study.folder, resources, dashboard, console
-                    ) as view:
-                        stoppers = CombinedStopper(stopper, budgets)
+                    )
+                    stoppers = CombinedStopper(stopper, budgets)
+                    with view, nothing_waited_for_in_vain(stopper, study.record):
                         _tune(study, data, resources, [view, keeper], stoppers)
                 study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
                 if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
@@ -231,11 +232,8 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         keeper.prune()
         write_results(study.folder, study.record, spec)
         study.record.close()
-        if halted:
-            raise StudyError(
-                f"{halted}: every finished epoch is kept; go on with "
-                f"`tune resume {study.name}` when that is put right"
-            )
+        if halted and not stopper.interrupted:
+            raise StudyError(lost_message(halted, study.name))
         return stopper.interrupted
 
 
@@ -284,7 +282,7 @@ def _confirm(
     shown = spec.model_copy(update={"search": search})
     second = Study(folder, spec, confirmation)
     view = StudyView(confirmation, shown, folder, resources, dashboard, console)
-    with _full_disk_is_named(second), view:
+    with _full_disk_is_named(second), view, nothing_waited_for_in_vain(stopper, confirmation):
         _tune(second, data, resources, [view], stopper, chosen)
     confirmation.close_running(confirmation.halted or stopper.reason)
     if confirmation.halted:
