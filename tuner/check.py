@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import ByteSize, ValidationError
 from rich.table import Table
 
 from tuner.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import Console
 
@@ -24,9 +24,6 @@ NETWORKS = 12
 """Networks of a space that are built at most; a large one takes half a second."""
 
 DRAWS = 300
-
-BYTES_A_PARAMETER = 8
-"""What training takes of memory at least: a parameter and its gradient, in single precision."""
 
 
 def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
@@ -64,19 +61,46 @@ class Networks:
     """What came out when networks of a space were built.
 
     Attributes:
-        built: How many different ones were.
+        costs: Parameters of each different one, and bytes that a step of its training takes.
         too_large: How many of them break a constraint of the study.
     """
 
-    built: int
+    costs: Sequence[Cost]
     too_large: int
 
-    def describe(self) -> str:
-        """A line for a person to read."""
-        line = f"{self.built} different ones of this space can be built"
+    def describe(self) -> list[str]:
+        """Lines for a person to read."""
+        line = f"networks  {len(self.costs)} different ones of this space can be built"
         if self.too_large:
             line += f"; {self.too_large} of them break a constraint, and would end as infeasible"
-        return line
+        lines = [line]
+        if self.costs:
+            few, many = (_shown(pick(cost.bytes for cost in self.costs)) for pick in (min, max))
+            memory = few if few == many else f"{few} to {many}"
+            lines.append(
+                f"memory    at least {memory} for a trial to train on its batch of patches, "
+                "beside what the libraries take"
+            )
+        return lines
+
+
+class Cost(NamedTuple):
+    """What a network takes: parameters, and bytes of memory in training, at least."""
+
+    parameters: int
+    bytes: int
+
+    @classmethod
+    def of(cls, config: ModelTrainingConfig) -> Cost:
+        """The cost of the network of a config, which is not computed with."""
+        from training.models.footprint import training_bytes
+        from tuner.constraints import count_parameters
+
+        return cls(count_parameters(config), training_bytes(config))
+
+
+def _shown(size: int) -> str:
+    return ByteSize(size).human_readable(decimal=True)
 
 
 def check_networks(spec: StudySpec) -> Networks:
@@ -91,10 +115,10 @@ def check_networks(spec: StudySpec) -> Networks:
     """
     from training.models import build_model
 
-    sizes = []
+    costs = []
     for values, config in islice(_networks(spec), NETWORKS):
         try:
-            network = build_model(config)
+            build_model(config)
         except Exception as error:
             # MONAI's constructors refuse with whatever their code runs into
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -102,39 +126,37 @@ def check_networks(spec: StudySpec) -> Networks:
                 f"{spec.source}: the network {config.model_name} cannot be built"
                 f"{' with ' if values else ''}{_settings(values)}: {reason}"
             ) from error
-        sizes.append(sum(parameter.numel() for parameter in network.parameters()))
-    too_large = [size for size in sizes if _above(size, spec)]
-    if sizes and len(too_large) == len(sizes):
+        costs.append(Cost.of(config))
+    too_large = [cost for cost in costs if _above(cost, spec)]
+    if costs and len(too_large) == len(costs):
         _check_that_one_fits(spec)
-    return Networks(len(sizes), len(too_large))
+    return Networks(costs, len(too_large))
 
 
 def _check_that_one_fits(spec: StudySpec) -> None:
     """Look among more networks, which are counted and not built, for one that is small enough."""
-    from tuner.constraints import count_parameters
-
     counted = []
     for values, config in _networks(spec):
-        counted.append((count_parameters(config), config.model_name, _settings(values)))
+        counted.append((Cost.of(config), config.model_name, _settings(values)))
         if not _above(counted[-1][0], spec):
             return
-    size, name, settings = min(counted)
+    cost, name, settings = min(counted)
     raise SpecError(
         f"{spec.source}: none of the {len(counted)} networks of this space that were tried keeps "
         f"to the constraints: the smallest, {name}{' with ' if settings else ''}{settings}, has "
-        f"{size:,} parameters, {_above(size, spec)}; every trial would end as infeasible: raise "
-        "the limit, or let smaller networks into the space"
+        f"{cost.parameters:,} parameters, {_above(cost, spec)}; every trial would end as "
+        "infeasible: raise the limit, or let smaller networks into the space"
     )
 
 
-def _above(parameters: int, spec: StudySpec) -> str:
-    """Which constraint a network of so many parameters breaks in any case, empty for none."""
+def _above(cost: Cost, spec: StudySpec) -> str:
+    """Which constraint a network breaks in any case, empty for none."""
     most, memory = spec.constraints.max_parameters, spec.constraints.max_memory
-    if most is not None and parameters > most:
+    if most is not None and cost.parameters > most:
         return f"above max_parameters={most:,}"
-    if memory is not None and parameters * BYTES_A_PARAMETER > memory:
+    if memory is not None and cost.bytes > memory:
         return (
-            f"and training takes {BYTES_A_PARAMETER} bytes for each at least, above "
+            f"and its training takes {_shown(cost.bytes)} at least, above "
             f"max_memory={memory.human_readable(decimal=True)}"
         )
     return ""
@@ -145,8 +167,11 @@ def _settings(values: Mapping[str, Any]) -> str:
 
 
 def _networks(spec: StudySpec) -> Iterator[tuple[dict[str, Any], ModelTrainingConfig]]:
-    """Configs with networks unlike each other, and the sampled values that decide those."""
-    decisive = ("model_name", "model_params", "gradient_checkpointing", "patch_size")
+    """Configs whose networks or batches are unlike each other, and what decides those."""
+    decisive = (
+        *("model_name", "model_params", "gradient_checkpointing", "patch_size"),
+        "train_batch_size",
+    )
     rng = random.Random(0)
     seen: set[str] = set()
     for _ in range(DRAWS):

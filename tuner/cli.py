@@ -339,9 +339,8 @@ def _check(options: argparse.Namespace, out: Console) -> int:
     spec, found = check_data(load_spec(options.space, _overrides(options)))
     networks = check_networks(spec)
     print_spec(out, spec)
-    for line in found:
+    for line in (*found, *networks.describe()):
         out.print(line, markup=False)
-    out.print(f"networks  {networks.describe()}", markup=False)
     return DONE
 
 

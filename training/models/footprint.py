@@ -16,11 +16,12 @@ COPIES_OF_OPTIMIZER: dict[OptimizerName, int] = {"adam": 2, "adamw": 2, "sgd": 1
 
 
 def training_bytes(config: ModelTrainingConfig) -> int:
-    """Bytes that a training step of one process takes in full precision, at least.
+    """Bytes that a training step of one process takes, at least.
 
     Weights, gradients, the optimizer's moments, the moving average of the weights, and the
-    activations of a batch of patches that autograd keeps for the backward pass. They are counted on
-    torch's device `meta`, so nothing is allocated or computed. What a library needs for its own
+    activations of a batch of patches that autograd keeps for the backward pass, half as large in
+    mixed precision. They are counted on torch's device `meta`, so nothing is allocated or computed.
+    What a library needs for its own
     work (cuDNN, the allocator's blocks, the CUDA context) comes on top.
 
     Raises:
@@ -38,7 +39,8 @@ def training_bytes(config: ModelTrainingConfig) -> int:
         image = torch.zeros(config.train_batch_size, config.input_channels, *config.patch_size)
         weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT_BYTES
         copies = 2 + COPIES_OF_OPTIMIZER[config.optimizer] + (config.ema_decay is not None)
-        return weights * copies + _activation_bytes(model, image)
+        activations = _activation_bytes(model, image)
+    return weights * copies + (activations if config.precision == "32-true" else activations // 2)
 
 
 def _activation_bytes(model: torch.nn.Module, image: Tensor) -> int:
