@@ -74,6 +74,16 @@ def _axis_name(value: Any) -> Any:
 
 MirrorAxis = Annotated[Literal["depth", "height", "width"], BeforeValidator(_axis_name)]
 
+
+def _auto_or_list(value: Any) -> Any:
+    """Refuse words other than auto with the way to write axes."""
+    if isinstance(value, str) and value != "auto":
+        raise ValueError("write auto, or a list of depth, height and width; [] mirrors none")
+    return value
+
+
+MirrorAxes = Annotated[Literal["auto"] | list[MirrorAxis], BeforeValidator(_auto_or_list)]
+
 NOT_SEARCHABLE: dict[str, Any] = {"searchable": False}
 
 
@@ -200,7 +210,7 @@ class ModelTrainingConfig(BaseModel):
     """Augmentation of training patches: none, flip (mirroring), default (mirroring and
     nnU-Net's changes of intensity), or nnunet (these, and its rotation and scaling)."""
 
-    mirror_axes: Literal["auto"] | list[MirrorAxis] = "auto"
+    mirror_axes: MirrorAxes = "auto"
     """Axes that training patches are mirrored along, where the augmentation mirrors: a list of
     depth, height and width (or 0, 1, 2). Width is from left to right of the body.
 

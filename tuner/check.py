@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from pydantic import ByteSize, ValidationError
 from rich.table import Table
 
@@ -27,7 +28,7 @@ DRAWS = 300
 
 
 def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
-    """Look at the data folder of a spec, without reading a volume.
+    """Look at the data folder of a spec and at the headers of its files; no voxel is read.
 
     Args:
         spec: A valid spec.
@@ -40,8 +41,10 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         training.data.DatasetError: for all that is wrong with the folder, or contradicts it.
         StudyError: if a value that varies contradicts the data.
     """
-    from training.data import PHANTOM, read_layout
-    from tuner.dataset import complete_spec
+    from training.data import PHANTOM, DatasetError, read_layout
+    from training.data.header import spacing_text
+    from training.data.header_survey import median_spacing, survey_headers
+    from tuner.dataset import complete_spec, mirroring_line
 
     folder = spec.base_config().data_dir
     if str(folder) == PHANTOM:
@@ -49,11 +52,21 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
     if not folder.exists() and not folder.is_symlink():
         return spec, [f"data      {folder} is not there: nothing is checked against it"]
     dataset = read_layout(folder)
-    return complete_spec(spec, dataset), [
+    completed = complete_spec(spec, dataset)
+    survey = survey_headers(dataset)
+    if survey.problems:
+        raise DatasetError.of(folder, list(survey.problems.values()))
+    spacing = spacing_text(median_spacing(list(survey.spacings.values())))
+    shape = np.median(list(survey.shapes.values()), axis=0)
+    lines = [
         f"data      {dataset.name}: {len(dataset.cases)} cases of {', '.join(dataset.channels)}; "
         f"labels {', '.join(dataset.labels)}",
-        *(f"warning: {line}" for line in dataset.warnings),
+        f"          median {' x '.join(f'{size:.0f}' for size in shape)} voxels of {spacing} mm "
+        "(superior, anterior, right)",
+        *(f"warning: {line}" for line in (*dataset.warnings, *survey.warnings)),
+        mirroring_line(completed, dataset.labels),
     ]
+    return completed, [line for line in lines if line]
 
 
 @dataclass(frozen=True)

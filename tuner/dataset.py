@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def prepare_data(
     if not dataset.splits["val"]:
         raise StudyError(f"the data in {source} have no case left for validation")
     splits = {name: len(cases) for name, cases in dataset.splits.items()}
-    mirroring = _mirroring(completed, dataset.labels)
+    mirroring = mirroring_line(completed, dataset.labels)
     if mirroring:
         tell(mirroring)
     summary = (
@@ -151,7 +151,7 @@ def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
         ) from error
 
 
-def _mirroring(spec: StudySpec, labels: list[str]) -> str:
+def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
     """What a study does about left and right; empty where no label names a side."""
     config = spec.base_config()
     sided = sided_labels(labels)

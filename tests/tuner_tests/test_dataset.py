@@ -10,7 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from raw_data import boxes, make_data
+from raw_data import boxes, make_data, save
 from spec_text import parse
 
 from training.data import DatasetError, preparation
@@ -19,6 +19,7 @@ from tuner.dataset import prepare_data
 from tuner.errors import StudyError, TunerError
 from tuner.spec import StudySpec
 
+SIDED = ("background", "left kidney", "right kidney")
 NETWORK = "model_params: {embed_dim: 8, depths: [1, 1], num_heads: [2, 4]}"
 SPACE = "space: {learning_rate: {loguniform: [1e-4, 1e-2]}}\n"
 
@@ -118,6 +119,7 @@ def test_check_reads_the_data_folder_where_it_is_there(
     printed = capsys.readouterr()
     if code == 0:
         assert "5 cases of MRI; labels background, organ 1" in printed.out
+        assert "median 10 x 11 x 12 voxels of 1 x 1 x 1 mm" in printed.out
     else:
         assert "class_weights has 3 entries" in printed.err
         assert "have 2 labels (background, organ 1)" in printed.err
@@ -138,6 +140,24 @@ def test_check_names_a_broken_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     (folder / "dataset.json").mkdir()
     assert main(["check", str(write(tmp_path / "s.yaml", text(folder)))]) == 2
     assert "dataset.json: is a folder, but must be a file" in capsys.readouterr().err
+
+
+def test_check_reads_headers_and_says_what_is_doubtful(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = {f"c{index}": boxes(1, 2) for index in range(5)}
+    folder = make_data(tmp_path / "data", labels, names=SIDED, numTraining=9)
+    path = str(write(tmp_path / "s.yaml", text(folder)))
+    assert main(["check", path]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: dataset.json says numTraining: 9, but there are 5 cases" in printed
+    assert "not from left to right: labels name sides" in printed
+    save(folder / "labelsTr" / "c2.nii.gz", boxes(1, 2), np.diag([1, 1, 2, 1]))
+    save(folder / "imagesTr" / "c4.nii.gz", boxes(1, 2), np.diag([1, 150, 1, 1]))
+    assert main(["check", path]) == 2
+    refused = capsys.readouterr().err
+    assert "c2.nii.gz: its affine differs from that of c2.nii.gz" in refused
+    assert "c4.nii.gz: a spacing of 1 x 150 x 1 mm is implausible" in refused
 
 
 def prepared(spec: StudySpec) -> tuple[list[str], str]:
@@ -173,9 +193,6 @@ def test_a_long_list_of_warnings_is_cut_and_says_where_the_rest_is(tmp_path: Pat
     assert "5 more, see `warnings` in" in warnings[-1]
     where = Path(warnings[-1].rpartition(" in ")[2])
     assert len(json.loads(where.read_text())["warnings"]) == 25
-
-
-SIDED = ("background", "left kidney", "right kidney")
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from training.config import ModelTrainingConfig
 from training.data.errors import DatasetError
-from training.data.header import check_same_grid, open_volume, spacing_text
+from training.data.header import check_same_grid
+from training.data.header_survey import median_spacing
 from training.data.layouts import RawCase, RawDataset
 from training.data.preprocessing import (
-    SPACING_RATIO,
     ChannelNormalisation,
     Preprocessing,
     body_of,
@@ -74,64 +74,11 @@ class DatasetPlan(BaseModel):
     warnings: list[str] = []
 
 
-def header_problems(dataset: RawDataset) -> dict[str, str]:
-    """What headers say against the cases of a dataset, by case; no voxel is read.
-
-    The channels and the label map of a case must lie on one grid, and no axis of it may have a
-    spacing far from the median of all.
-    """
-    problems: dict[str, str] = {}
-    spacings: dict[str, tuple[float, float, float]] = {}
-    for case in dataset.cases:
-        try:
-            headers = [(path, open_volume(path)[1]) for path in (*case.images, case.label)]
-            first_path, first = headers[0]
-            channels = sum(header.channels for _, header in headers[:-1])
-            if channels != len(dataset.channels):
-                raise DatasetError(
-                    f"{first_path}: {channels} channels, but dataset.json declares "
-                    f"{len(dataset.channels)} ({', '.join(dataset.channels)})"
-                )
-            for path, header in headers[1:]:
-                check_same_grid(path, header, first_path, first)
-        except DatasetError as error:
-            problems[case.case_id] = str(error)
-        else:
-            spacings[case.case_id] = spacing_of(first.affine, orientation_of(first.affine))
-    return problems | _unlike_the_others(dataset, spacings)
-
-
-def _unlike_the_others(
-    dataset: RawDataset, spacings: Mapping[str, tuple[float, float, float]]
-) -> dict[str, str]:
-    """Cases whose spacing is far from the median."""
-    if not spacings:
-        return {}
-    median = _median_spacing(list(spacings.values()))
-    paths = {case.case_id: case.images[0] for case in dataset.cases}
-    problems = {}
-    for case_id, spacing in spacings.items():
-        ratios = np.array(spacing) / median
-        if max(ratios.max(), 1 / ratios.min()) > SPACING_RATIO:
-            problems[case_id] = (
-                f"{paths[case_id]}: a spacing of {spacing_text(spacing)} mm (superior, anterior, "
-                f"right) is more than {SPACING_RATIO:g} times off the median of the data, "
-                f"{spacing_text(median)} mm: correct the header, or leave out the case"
-            )
-    return problems
-
-
-def _median_spacing(spacings: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Median on each axis, of the logarithms: half as much is as far as twice as much."""
-    depth, height, width = np.exp(np.median(np.log(spacings), axis=0)).tolist()
-    return depth, height, width
-
-
 def scan_case(case: RawCase, dataset: RawDataset) -> CaseScan:
     """Check the voxels of a case, and read what the plan depends on.
 
     Args:
-        case: The case, whose headers fit (see `header_problems`).
+        case: The case, whose headers fit (see `survey_headers`).
         dataset: The data.
 
     Raises:
@@ -202,7 +149,7 @@ def plan_dataset(
             spacing=spacing,
             channels=channels,
             num_classes=len(dataset.labels),
-            data_spacing=_median_spacing([scan.spacing for scan in known]),
+            data_spacing=median_spacing([scan.spacing for scan in known]),
         ),
         voxel_counts={case: scan.voxel_counts for case, scan in scans.items()},
         warnings=[

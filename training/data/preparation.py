@@ -32,12 +32,12 @@ from training.data.case_files import store_case, write_atomically
 from training.data.config_check import check_config
 from training.data.errors import DatasetError, reason_of
 from training.data.fingerprint import dataset_fingerprint
+from training.data.header_survey import survey_headers
 from training.data.layouts import RawCase, RawDataset, read_layout
 from training.data.phantom import resolve_data_dir
 from training.data.plan import (
     CaseScan,
     DatasetPlan,
-    header_problems,
     plan_dataset,
     scan_case,
 )
@@ -256,7 +256,7 @@ class _Preparation:
             "reading",
             scan,
             lambda case: _read(CaseScan, self._scan_path(case)),
-            header_problems(self._dataset),
+            survey_headers(self._dataset).problems,
         )
         counts = {case: scan.voxel_counts for case, scan in scans.items()}
         test_cases = held_out_cases(counts, self._config)

@@ -227,7 +227,7 @@ def stratified_split(
     rest = [name for name in units.names if name not in test]
     held = units.holders(rest)
 
-    def worth(val: set[str]) -> tuple[float, ...]:
+    def worth(val: Collection[str]) -> tuple[float, ...]:
         """Classes missing in training, then in validation, then cases too many or too few."""
         in_val = units.holders(val)
         return (
@@ -293,7 +293,7 @@ def _draw_test(
     """The units of the test cases; they depend on nothing that concerns the others."""
     held = units.holders(units.names)
 
-    def worth(test: set[str]) -> tuple[float, ...]:
+    def worth(test: Collection[str]) -> tuple[float, ...]:
         """Classes that training or validation would lack, then testing, then wrong numbers."""
         in_test = units.holders(test)
         return (
@@ -311,7 +311,7 @@ def _best_draw(
     number: int,
     seeds: Sequence[int],
     rng: np.random.Generator,
-    worth: Callable[[set[str]], tuple[float, ...]],
+    worth: Callable[[Collection[str]], tuple[float, ...]],
 ) -> set[str]:
     """The first draw that leaves nothing to wish, or the best of many, improved by exchanges."""
     best = _draw(ordered, number, rng)
@@ -324,15 +324,17 @@ def _best_draw(
             best, least = drawn, value
     # several rare classes are seldom all met by one draw
     exchanges = np.random.default_rng([*seeds, 0])
+    taken, left = sorted(best), [name for name in ordered if name not in best]
     for _ in range(EXCHANGES):
         if not any(least):
             break
-        taken, left = sorted(best), [name for name in ordered if name not in best]
-        changed = best - {taken[exchanges.integers(len(taken))]}
-        changed.add(left[exchanges.integers(len(left))])
-        if (value := worth(changed)) < least:
-            best, least = changed, value
-    return best
+        one, other = int(exchanges.integers(len(taken))), int(exchanges.integers(len(left)))
+        taken[one], left[other] = left[other], taken[one]
+        if (value := worth(taken)) < least:
+            least = value
+        else:
+            taken[one], left[other] = left[other], taken[one]
+    return set(taken)
 
 
 def _number_of_test(total: int, test_fraction: float) -> int:
