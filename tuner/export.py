@@ -36,7 +36,7 @@ from tuner.errors import ExportError
 from tuner.export_data import ExportData, find_data
 from tuner.lineage import schedule
 from tuner.provenance import PREPARATION
-from tuner.record import TrialEntry
+from tuner.record import TrialEntry, TrialState
 from tuner.trial import config_file, trial_folder
 
 if TYPE_CHECKING:
@@ -241,6 +241,14 @@ def _chosen(study: Study, number: int | None) -> _Chosen:
         name = f"{candidate.name} with seed {entry.notes[SEED]}, confirmed,"
         return _Chosen(entry, study.folder / CONFIRM_FOLDER, name, candidate.trial, confirmed=True)
     best = study.record.best()
+    if best is None and any(
+        entry.scores for entry in study.record.with_state(TrialState.COMPLETED)
+    ):
+        raise ExportError(
+            f"the study {study.name!r} has no best trial: {study.spec.metric} was not defined in "
+            "any epoch, for no validation case has what it measures; start a study with other "
+            "validation cases (fold, split_seed, val_fraction) or another metric, e.g. val_loss"
+        )
     if best is None:
         raise ExportError(
             f"the study {study.name!r} has no trial with a score yet: "
