@@ -39,7 +39,7 @@ from tuner.export_data import ExportData, find_data
 from tuner.lineage import schedule
 from tuner.no_winner import no_winner, way_out
 from tuner.provenance import PREPARATION
-from tuner.record import TrialEntry
+from tuner.record import TrialEntry, TrialState
 from tuner.trial import trial_folder
 
 if TYPE_CHECKING:
@@ -260,6 +260,12 @@ def _nothing_to_export(study: Study, best: TrialEntry | None) -> str:
         return (
             f"every trial of the study {study.name!r} that has a score still runs: "
             "export it when one has ended"
+        )
+    if any(entry.scores for entry in study.record.with_state(TrialState.COMPLETED)):
+        return (
+            f"the study {study.name!r} has no best trial: {study.spec.metric} was not defined in "
+            "any epoch, for no validation case has what it measures; start a study with other "
+            "validation cases (fold, split_seed, val_fraction) or another metric, e.g. val_loss"
         )
     if study.finished and study.record.entries:
         return (

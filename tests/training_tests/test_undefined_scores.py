@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import Precision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -143,6 +144,24 @@ def test_only_epochs_with_a_score_are_compared(tmp_path: Path) -> None:
     # epoch 5 is the second one without improvement
     assert resumed.lightning.current_epoch == 6
     assert epoch_of(resumed.best_checkpoint) == 2
+
+
+class Overflows(Precision):
+    """As mixed precision with a scale that is too large: infinite gradients, and no step."""
+
+    def pre_backward(self, tensor: Tensor, module: Any) -> Tensor:
+        return super().pre_backward(tensor, module) * torch.inf
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **_: Any) -> None:
+        closure()
+        assert not all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_step_that_the_gradient_scaler_leaves_out_is_no_divergence(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path)
+    trainer.lightning.strategy._precision_plugin = Overflows()
+    trainer.fit()
+    assert trainer.lightning.current_epoch == 5
 
 
 def test_weights_that_are_not_finite_end_the_run_in_their_epoch(tmp_path: Path) -> None:

@@ -289,3 +289,11 @@ def test_a_bundle_of_an_older_version_still_loads(study: Study, tmp_path: Path) 
     loaded = Bundle.load(tmp_path / "bundle", "cpu")
     assert loaded.config.data_dir == Path("/home/jane/cache")
     assert replace(loaded).config == ModelTrainingConfig(**yaml.safe_load(config.read_text()))
+
+
+def test_a_study_whose_score_was_never_defined_says_what_to_do(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study.record.entries[0], "scores", {1: float("nan")})
+    with pytest.raises(ExportError, match=r"val_dice was not defined in any epoch.*another metric"):
+        export_trial(study, tmp_path / "bundle")
