@@ -7,6 +7,8 @@ Exit codes: 0 done, 1 no usable result or most trials failed, 2 a mistake in the
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import logging
 import sys
 import warnings
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.errors import StudyError, TunerError
+from tuner.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,14 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quieten_libraries()
     from rich.console import Console
 
+    _spare_narrow_encodings()
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     out = Console(highlight=False)
     if not out.is_terminal:
         out = Console(highlight=False, width=140, soft_wrap=True)
     command: Command = options.command
     try:
-        _refuse_urls(options)
-        return command(options, out)
+        with sigterm_interrupts():
+            _refuse_urls(options)
+            return command(options, out)
     except KeyboardInterrupt:
         errors.print("interrupted", markup=False)
         return INTERRUPTED
@@ -75,6 +80,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         errors.print(f"error: {error}", markup=False, style="red" if errors.is_terminal else "")
         return USER_ERROR
+
+
+PLAIN_CHARACTERS = {"·": "-", "×": "x", "…": "..."}
+"""What stands for a character on a terminal that has not got it; `?` for all others."""
+
+
+def _write_plainly(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(PLAIN_CHARACTERS.get(character, "?") for character in lacking), error.end
+
+
+def _spare_narrow_encodings() -> None:
+    """Write something else where a terminal's encoding (ASCII, say) lacks a character."""
+    codecs.register_error("segtune.plain", _write_plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="segtune.plain")
 
 
 def _quieten_libraries() -> None:
@@ -258,6 +281,7 @@ def _run(options: argparse.Namespace, out: Console) -> int:
         from tuner.study_folder import check_export
 
         check_export(options.export, options.studies_dir, options.name)
+    _check_cluster(options)
     from tuner.new_study import create_study
 
     study = create_study(spec, options.studies_dir, options.name)
@@ -269,6 +293,7 @@ def _run(options: argparse.Namespace, out: Console) -> int:
 
 
 def _resume(options: argparse.Namespace, out: Console) -> int:
+    _check_cluster(options)
     from tuner.study import change_budgets, open_study
 
     study = open_study(options.studies_dir, options.name)
@@ -276,6 +301,13 @@ def _resume(options: argparse.Namespace, out: Console) -> int:
     if overrides:
         study = change_budgets(study, overrides)
     return _go_on(study, options, out)
+
+
+def _check_cluster(options: argparse.Namespace) -> None:
+    """Check the cluster before the libraries of the trials are loaded and a folder is made."""
+    from tuner.cluster_check import check_cluster
+
+    check_cluster(options.address)
 
 
 def _go_on(study: Study, options: argparse.Namespace, out: Console) -> int:
@@ -302,33 +334,39 @@ def _result(study: Study) -> int:
 
 def _list(options: argparse.Namespace, out: Console) -> int:
     from tuner.report import shown_name, studies_table
-    from tuner.study import open_study, study_folders
+    from tuner.study import seen_study, study_folders
 
     folders = study_folders(options.studies_dir)
     if not folders:
         out.print(f"no studies in {options.studies_dir}", markup=False)
         return DONE
-    studies, damaged = [], []
+    studies, below = [], []
     for folder in folders:
         try:
-            studies.append(open_study(folder.parent, folder.name))
+            study, cut_off = seen_study(folder.parent, folder.name)
         except Exception as error:
             # whatever is wrong with one study, the others are shown
             reason = " ".join(str(error).split()) or type(error).__name__
-            damaged.append(f"{shown_name(folder.name)} cannot be read: {reason}")
+            below.append(f"{shown_name(folder.name)} cannot be read: {reason}")
+            continue
+        studies.append((study.folder, study.record, study.spec))
+        if cut_off is not None:
+            below.append(cut_off)
     if studies:
-        out.print(studies_table([(study.folder, study.record, study.spec) for study in studies]))
-    for line in damaged:
+        out.print(studies_table(studies))
+    for line in below:
         out.print(line, markup=False)
     return DONE if studies else NO_RESULT
 
 
 def _status(options: argparse.Namespace, out: Console) -> int:
     from tuner.report import print_summary
-    from tuner.study import open_study
+    from tuner.study import seen_study
 
-    study = open_study(options.studies_dir, options.name)
+    study, cut_off = seen_study(options.studies_dir, options.name)
     print_summary(out, study.folder, study.record, study.spec)
+    if cut_off is not None:
+        out.print(cut_off, markup=False)
     return DONE
 
 

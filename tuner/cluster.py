@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import services
 from ray._private.utils import detect_fate_sharing_support
+from ray.exceptions import AuthenticationError
 
 from tuner.errors import ResourceError
 
@@ -62,6 +66,7 @@ def ray_cluster(address: str | None) -> Iterator[str | None]:
         yield None
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    before = signal.getsignal(signal.SIGTERM)
     try:
         with _daemons_in_own_groups():
             context = ray.init(
@@ -72,11 +77,19 @@ def ray_cluster(address: str | None) -> Iterator[str | None]:
                 configure_logging=True,
                 include_dashboard=None if address else True,
             )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
+        where = f"join the cluster at {address}" if address else "start on this machine"
+        why = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ResourceError(
-            f"no Ray cluster at address {address!r}: {str(error).splitlines()[0]}; "
-            "start one with `ray start --head`, or leave --address out to use this machine"
+            f"Ray cannot {where}: {why}; the logs of its processes are in "
+            f"{get_default_ray_temp_dir()}/session_latest/logs"
         ) from error
+    except SystemExit as end:
+        # of Ray's own handler of SIGTERM
+        raise KeyboardInterrupt from end
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     try:
         yield context.dashboard_url
     finally:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from training.durable_write import write_durably
+from tuner.driver_lock import DRIVER_LOCK
 from tuner.errors import StudyError
 from tuner.record import DATABASE, StudyRecord
 from tuner.spec import StudySpec
@@ -15,7 +16,6 @@ from tuner.storage import refuse_lost_record
 from tuner.study import Study, open_study
 from tuner.study_folder import (
     GIVEN_SPEC,
-    LOCK,
     PROVENANCE,
     RECORD_FILES,
     RESOLVED_SPEC,
@@ -68,7 +68,7 @@ def _same_study(spec: StudySpec, studies_dir: Path, name: str) -> Study | None:
     """The study of that name if it has the same spec, None if it is still to be made."""
     folder = studies_dir.absolute() / name
     if not holds_study(folder):
-        if (folder / LOCK).is_file() and (folder / RESOLVED_SPEC).is_file():
+        if (folder / DRIVER_LOCK).is_file() and (folder / RESOLVED_SPEC).is_file():
             refuse_lost_record(folder / DATABASE)
         refuse_foreign(folder)
         return None

@@ -293,6 +293,19 @@ class StudyRecord:
             for entry in self.with_state(TrialState.RUNNING):
                 self._set_state(entry, TrialState.INTERRUPTED, reason)
 
+    def take_for_cut_off(self, reason: str) -> bool:
+        """Take running trials for interrupted, here and not in the file: nobody runs the study.
+
+        Returns:
+            Whether there are any.
+        """
+        cut_off = self.with_state(TrialState.RUNNING)
+        for entry in cut_off:
+            self._by_state[TrialState.RUNNING].remove(entry.number)
+            self._by_state[TrialState.INTERRUPTED].add(entry.number)
+            entry.state, entry.reason = TrialState.INTERRUPTED, reason
+        return bool(cut_off)
+
     def close_running(self, reason: str) -> None:
         """Put the record right when nobody runs the study; the caller holds the study's lock.
 

@@ -16,13 +16,10 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.stopper import Stopper
 
 from tuner.cluster_watch import cluster_watch
+from tuner.signals import ECHO_SECONDS
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
-
-ECHO_SECONDS = 1.0
-"""A signal within this time of the first one is the same wish: `timeout`, SLURM and launchers
-send it to a process and to its whole group."""
 
 PATIENCE_SECONDS = 3.0
 """How long trials may take to end after the first signal. What is in the middle of an epoch then

@@ -21,6 +21,7 @@ from tuner.assembly import RAY_FOLDER, assemble
 from tuner.budget import BudgetStopper, check_gpu_hours, spent_budget
 from tuner.checkpoints import CheckpointKeeper, remove_checkpoints
 from tuner.cluster import ray_cluster
+from tuner.cluster_check import check_cluster
 from tuner.confirm import (
     CONFIRM_FOLDER,
     Candidate,
@@ -32,11 +33,12 @@ from tuner.confirm import (
 )
 from tuner.confirm_searcher import ConfirmSearcher
 from tuner.dataset import StudyData, prepare_data
+from tuner.driver_lock import driver_is_running
 from tuner.earlier import check_comparable, import_earlier, not_imported
 from tuner.errors import StudyError, TunerError
 from tuner.preparation_view import preparation_view
 from tuner.provenance import provenance
-from tuner.record import DATABASE, StudyRecord
+from tuner.record import DATABASE, StudyRecord, TrialState
 from tuner.report import StudyView, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
 from tuner.schedulers import Policy, build_policy
@@ -148,6 +150,29 @@ def open_study(studies_dir: Path, name: str) -> Study:
     return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode))
 
 
+def seen_study(studies_dir: Path, name: str) -> tuple[Study, str | None]:
+    """Open a study to show it, and what to say of it if its driver is gone.
+
+    Its running trials are interrupted then, in the record as well where that can be written.
+
+    Raises:
+        StudyError: if there is no study of that name, or its record cannot be read.
+    """
+    # asked first: a driver that ends now has written all before
+    driven = driver_is_running(studies_dir.absolute() / name)
+    study = open_study(studies_dir, name)
+    if driven or not study.record.with_state(TrialState.RUNNING):
+        return study, None
+    way_on = f"cut off: no process runs the study; go on with `tune resume {name}`"
+    try:
+        with _only_driver(study):
+            pass
+    except StudyError:
+        # one that may only be read, or that another process runs just now
+        study.record.take_for_cut_off(way_on)
+    return study, f"{name} was {way_on}"
+
+
 def study_folders(studies_dir: Path) -> list[Path]:
     """Folders of all studies, the oldest first, with those that may not be looked into.
 
@@ -194,6 +219,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             open_study(study.folder.parent, name) for name in not_imported(study.folder, study.spec)
         ]
         check_comparable(earlier, study.spec)
+        check_cluster(address)
         with preparation_view(console) as show:
             data = prepare_data(study.spec, *show)
         _write_provenance(study, data)

@@ -22,6 +22,7 @@ from training.local_path import is_url, url_refusal
 from tuner.assembly import RAY_FOLDER
 from tuner.confirm import CONFIRM_FOLDER
 from tuner.confirm_report import CONFIRM_CSV
+from tuner.driver_lock import DRIVER_LOCK
 from tuner.errors import StudyError
 from tuner.record import DATABASE
 from tuner.report import REPORT
@@ -32,17 +33,16 @@ from tuner.warm_start import WARM_START
 GIVEN_SPEC = "spec.yaml"
 RESOLVED_SPEC = "spec.resolved.yaml"
 PROVENANCE = "provenance.json"
-LOCK = "driver.lock"
 
 RECORD_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal")
 
-START_FILES = (LOCK, GIVEN_SPEC, RESOLVED_SPEC)
+START_FILES = (DRIVER_LOCK, GIVEN_SPEC, RESOLVED_SPEC)
 """Files that a start which was killed before it made a record leaves behind."""
 
 OWN_FILES = (
     *(GIVEN_SPEC, RESOLVED_SPEC, PROVENANCE, WARM_START),
     *(RESULTS, REPORT, CONFIRM_CSV, *RECORD_FILES),
-    LOCK,
+    DRIVER_LOCK,
 )
 """Files of a study folder that the program writes; the lock is the last to be removed."""
 
@@ -51,6 +51,9 @@ RAY_FILES = (
     *("experiment_state-*.json", "search_gen_state-*.json", "searcher-state-*.pkl"),
 )
 """Files that Ray Tune writes into its folder."""
+
+LOOKING_SECONDS = 1.0
+"""How long to wait for the lock of a study: who only looks at it has it for a moment."""
 
 LONGEST_NAME = 255
 """Bytes of a file name on the usual file systems."""
@@ -144,7 +147,7 @@ def refuse_foreign(folder: Path) -> None:
     if not folder.is_dir():
         raise StudyError(f"{folder} is no folder: choose another --name or another --studies-dir")
     names = {path.name for path in folder.iterdir()}
-    if LOCK in names:
+    if DRIVER_LOCK in names:
         own = {*START_FILES, *(name + PARTIAL for name in START_FILES)}
         names = {name for name in names - own if not _is_new_record(name)}
     if names:
@@ -259,10 +262,10 @@ def driver_lock(folder: Path) -> Iterator[None]:
     Raises:
         StudyError: if another process has it, or it cannot be made.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / DRIVER_LOCK)
     with written(folder):
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LOOKING_SECONDS)
         except Timeout as error:
             raise StudyError(
                 f"another process runs the study {folder.name!r} already: "

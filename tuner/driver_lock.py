@@ -1,0 +1,34 @@
+"""Whether a process drives a study: it holds the lock of the study's folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import closing
+from pathlib import Path
+
+DRIVER_LOCK = "driver.lock"
+
+
+def driver_is_running(folder: Path) -> bool:
+    """Whether a process drives the study of a folder.
+
+    It asks for a share of the lock and gives it back at once, which needs no right to write. Where
+    the file system knows no locks, a driver is taken to run, as the record says.
+
+    Args:
+        folder: The study folder.
+    """
+    try:
+        descriptor = os.open(folder / DRIVER_LOCK, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        # a driver makes the file before anything else, and never removes it
+        return False
+    except OSError:
+        return True
+    with closing(os.fdopen(descriptor)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

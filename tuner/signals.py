@@ -1,0 +1,41 @@
+"""Signals that end a command: SIGTERM as Ctrl-C, and what is one wish sent twice."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ECHO_SECONDS = 1.0
+"""A signal within this time of the first one is the same wish: `timeout`, SLURM and launchers
+send it to a process and to its whole group."""
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM raise `KeyboardInterrupt`, as Ctrl-C does; once, when it comes twice.
+
+    Without it, SIGTERM ends a process where it stands: no file is closed, nothing is said.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    first: float | None = None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is not None and now - first < ECHO_SECONDS:
+            return
+        first = now
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
