@@ -39,7 +39,7 @@ from tuner.errors import StudyError, TunerError
 from tuner.preparation_view import preparation_view
 from tuner.provenance import provenance
 from tuner.record import DATABASE, StudyRecord, TrialState
-from tuner.report import StudyView, write_results
+from tuner.report import StudyView, shown_name, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
 from tuner.schedulers import Policy, build_policy
 from tuner.searchers import RecordSearcher, build_searcher, planned_trials
@@ -163,14 +163,14 @@ def seen_study(studies_dir: Path, name: str) -> tuple[Study, str | None]:
     study = open_study(studies_dir, name)
     if driven or not study.record.with_state(TrialState.RUNNING):
         return study, None
-    way_on = f"cut off: no process runs the study; go on with `tune resume {name}`"
+    way_on = f"cut off: no process runs the study; go on with `tune resume {shown_name(name)}`"
     try:
         with _only_driver(study):
             pass
     except StudyError:
         # one that may only be read, or that another process runs just now
         study.record.take_for_cut_off(way_on)
-    return study, f"{name} was {way_on}"
+    return study, f"{shown_name(name)} was {way_on}"
 
 
 def study_folders(studies_dir: Path) -> list[Path]:

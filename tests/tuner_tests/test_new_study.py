@@ -183,9 +183,11 @@ def test_damaged_studies_do_not_hide_the_others(
     assert "it is not there" in lines["norecord"]
     assert "is no file, or a link to none" in lines["link"]
     assert "is no file, or a link to none" in lines["folder"]
-    assert any(line.startswith("good ") and "1 running" in line for line in lines)
-    assert any(line.startswith("[red]odd") and "1 running" in line for line in lines)
-    assert len(shown.splitlines()) == 8
+    # nobody runs them
+    assert any(line.startswith("good ") and "1 interrupted" in line for line in lines)
+    assert any(line.startswith("[red]odd") and "1 interrupted" in line for line in lines)
+    assert any(line.startswith("good was cut off: no process runs the study") for line in lines)
+    assert len(shown.splitlines()) == 10
 
 
 def test_a_studies_dir_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
