@@ -120,6 +120,8 @@ def test_each_trial_keeps_config_metrics_and_checkpoints(study: Study) -> None:
         config = ModelTrainingConfig(**yaml.safe_load((folder / "config.yaml").read_text()))
         assert config.learning_rate == entry.values["learning_rate"]
         assert config.optimizer == entry.values["optimizer"]
+        # `auto` is resolved by the labels of the data
+        assert config.mirror_axes == ["depth", "height", "width"]
         with (folder / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert [int(row["epoch"]) for row in rows] == list(entry.scores)

@@ -226,6 +226,27 @@ def test_a_list_that_does_not_fit_is_refused(
         read_layout(folder)
 
 
+def test_files_that_nnunet_v2_gives_one_by_one_are_taken(tmp_path: Path) -> None:
+    folder = make_data(tmp_path / "data", LABELS)
+    elsewhere = (folder / "imagesTr").rename(tmp_path / "elsewhere")
+    files = {
+        f"patient {case}": {
+            "images": [str(elsewhere / f"{case}.nii.gz")],
+            "label": f"labelsTr/{case}.nii.gz",
+        }
+        for case in list(LABELS)[:5]
+    }
+    path = folder / "dataset.json"
+    values = {**json.loads(path.read_text()), "dataset": files}
+    path.write_text(json.dumps(values))
+    split = prepare_dataset(folder, ModelTrainingConfig(), cache_dir=tmp_path / "cache")
+    assert sorted(PreprocessedDataset.load(split).cases) == sorted(files)
+    values["dataset"]["../x"] = {"images": [], "label": "y"}
+    path.write_text(json.dumps(values))
+    with pytest.raises(DatasetError, match="`dataset` must map names of cases"):
+        read_layout(folder)
+
+
 def test_a_wrong_count_of_cases_is_said(tmp_path: Path) -> None:
     folder = make_data(tmp_path, LABELS, numTraining=9)
     assert "numTraining: 9, but there are 6 cases" in read_layout(folder).warnings[0]

@@ -222,6 +222,16 @@ def test_rules_are_part_of_the_cache_and_refused_before_a_volume_is_read(tmp_pat
     again = prepare(splits_file=path, fold=0)
     assert again.splits["val"] == ["c5"]
     assert len({dataset.fingerprint for dataset in (plain, by_file, again)}) == 3
+    # folds share the arrays, but test cases are kept out of what the arrays depend on
+    assert by_file.array_folder == plain.array_folder == again.array_folder
+    write_folds(
+        path,
+        {"train": CASES[2:], "val": ["c1"], "test": ["c0"]},
+        {"train": CASES[:4], "val": ["c4"], "test": ["c5"]},
+    )
+    tested = [prepare(splits_file=path, fold=fold) for fold in range(2)]
+    assert [dataset.splits["test"] for dataset in tested] == [["c0"], ["c5"]]
+    assert len({dataset.array_folder for dataset in (plain, *tested)}) == 3
     grouped = prepare(groups="(c[0-3]|c)")
     assert len({dataset.fingerprint for dataset in (grouped, prepare())}) == 2
     read: list[str] = []

@@ -73,7 +73,8 @@ def read_layout(folder: Path) -> RawDataset:
     """Read a folder in Decathlon or nnU-Net layout.
 
     Where `dataset.json` lists the cases (`training`, in the Decathlon and nnU-Net v1), those
-    alone are used, and `RawDataset.warnings` says what else is there.
+    alone are used, and `RawDataset.warnings` says what else is there. Where it gives the files of
+    each case (`dataset`, in nnU-Net v2), those are taken from wherever they are.
 
     Raises:
         DatasetError: for all that is missing or does not fit, by file.
@@ -90,17 +91,11 @@ def read_layout(folder: Path) -> RawDataset:
     labels = _labels(description, source)
     channels = _channels(description, source)
     problems: list[str] = []
-    label_files = _files(folder / LABELS, problems)
-    images = _files(folder / IMAGES, problems)
-    if problems:
-        raise DatasetError.of(folder, problems)
-    listed = _listed(description, source, problems)
-    if listed is None:
-        found = _paired(folder, images, label_files, len(channels), problems)
-        warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    if isinstance(description.get("dataset"), dict):
+        found = _of_files(folder, description["dataset"], problems)
     else:
-        found = _of_list(folder, listed, images, label_files, len(channels), problems)
-        warnings = _not_listed(folder, images, label_files, found)
+        found, warnings = _of_folders(folder, description, len(channels), problems)
     warnings += _miscounted(description, len(found))
     cases = [case for case in found if _fits(case, channels, problems)]
     if problems:
@@ -123,6 +118,40 @@ class _Found:
 
     def as_raw(self) -> RawCase:
         return RawCase(self.case_id, self.images.paths, self.label)
+
+
+def _of_files(folder: Path, given: Mapping[str, Any], problems: list[str]) -> list[_Found]:
+    """The cases whose files dataset.json gives one by one, as nnU-Net v2 may (`dataset`)."""
+    found = []
+    for case_id, files in sorted(given.items()):
+        images = files.get("images") if isinstance(files, dict) else None
+        label = files.get("label") if isinstance(files, dict) else None
+        plain = Path(case_id).name == case_id
+        if not (plain and images and isinstance(images, list) and isinstance(label, str)):
+            problems.append(
+                f"{folder / DATASET_JSON}: `dataset` must map names of cases to `images`, a list "
+                f"of files, and `label`, but has {case_id!r}: {files!r}"
+            )
+            continue
+        paths = tuple(folder / str(image) for image in images)
+        numbers = tuple(range(len(paths))) if len(paths) > 1 else None
+        found.append(_Found(case_id, CaseFiles(paths, numbers), folder / label))
+    return found
+
+
+def _of_folders(
+    folder: Path, description: Mapping[str, Any], channels: int, problems: list[str]
+) -> tuple[list[_Found], tuple[str, ...]]:
+    """The cases in `imagesTr` and `labelsTr`, those that are listed if some are; and warnings."""
+    label_files = _files(folder / LABELS, problems)
+    images = _files(folder / IMAGES, problems)
+    if problems:
+        return [], ()
+    listed = _listed(description, folder / DATASET_JSON, problems)
+    if listed is None:
+        return _paired(folder, images, label_files, channels, problems), ()
+    found = _of_list(folder, listed, images, label_files, channels, problems)
+    return found, _not_listed(folder, images, label_files, found)
 
 
 def _paired(

@@ -48,7 +48,7 @@ from training.data.split import (
     split_cases,
     split_name,
 )
-from training.data.split_rules import rules_digest
+from training.data.split_rules import rules_digest, split_of_file
 from training.data.volume import voxels_in_header
 
 PLAN = "plan.json"
@@ -102,7 +102,7 @@ def prepare_dataset(
     root = cache_dir or cache_root()
     with cache_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        fingerprint = dataset_fingerprint(dataset, _settings(config), root)
+        fingerprint = dataset_fingerprint(dataset, _settings(config, dataset), root)
         arrays = root / f"{dataset.folder.name}-{fingerprint}"
         with FileLock(root / f"{arrays.name}.lock"):
             split = arrays / SPLIT_FOLDER / split_name(config)
@@ -179,13 +179,16 @@ class DataSource:
         return local
 
 
-def _settings(config: ModelTrainingConfig) -> dict[str, Any]:
+def _settings(config: ModelTrainingConfig, dataset: RawDataset) -> dict[str, Any]:
     """What the arrays depend on. Of the split that is the test cases alone."""
     fields = {"target_spacing", "intensity_window"}
     settings = {"format": FORMAT_VERSION, **config.model_dump(mode="json", include=fields)}
-    if config.held_out_share or config.splits_file is not None:
+    given = split_of_file([case.case_id for case in dataset.cases], config)
+    if given is not None:
+        settings["test_cases"] = given["test"]
+    elif config.held_out_share:
         settings["test_cases"] = [config.held_out_share, config.split_seed, rules_digest(config)]
-    return settings
+    return {name: value for name, value in settings.items() if value != []}
 
 
 def _is_prepared(split: Path) -> bool:
