@@ -98,14 +98,16 @@ def prepared_fingerprint(data_dir: Path, config: ModelTrainingConfig) -> str:
     """Fingerprint that a data folder has once it is prepared, without preparing it.
 
     Raises:
-        DatasetError: if the folder has not the layout of data, or the cache cannot be written,
-            which remembers the digests of files.
+        DatasetError: if the folder has not the layout of data, a file cannot be read, or the cache
+            cannot be written, which remembers the digests of files.
     """
     dataset = read_layout(Path(data_dir).absolute())
     root = cache_root()
-    with _writable(root):
+    try:
         root.mkdir(parents=True, exist_ok=True)
         whole = dataset_fingerprint(dataset, _settings(config), root)
+    except OSError as error:
+        raise DatasetError(f"the data in {data_dir} cannot be compared: {error}") from error
     return _of_split(whole, split_name(config))
 
 
