@@ -31,6 +31,7 @@ from training.case_scores import (
 )
 from training.config import ModelTrainingConfig
 from training.data import DatasetError
+from training.data.cache import FORMAT_VERSION
 from tuner.confirm import CONFIRM_FOLDER, SEED, confirm_record, confirmed_configs
 from tuner.errors import ExportError
 from tuner.export_data import ExportData, find_data
@@ -287,8 +288,10 @@ def _verify(folder: Path, module: SegmentationLightningModule, data: ExportData)
         cached = torch.from_numpy(np.array(data.dataset.image(case)))
     if case in data.cases:
         files = data.cases[case]
+        # an older version may have preprocessed the same file in another way
+        same = data.dataset is not None and data.dataset.format_version == FORMAT_VERSION
         try:
-            verify_bundle(folder, module, files.images, cached, files.label)
+            verify_bundle(folder, module, files.images, cached if same else None, files.label)
         except DatasetError as error:
             data.notes.append(str(error))
         else:
