@@ -32,6 +32,7 @@ from training.case_scores import (
 )
 from training.config import ModelTrainingConfig
 from training.data import DatasetError
+from training.data.cache import FORMAT_VERSION
 from tuner.config_files import config_file
 from tuner.confirm import CONFIRM_FOLDER, SEED, confirm_record, confirmed_configs
 from tuner.errors import ExportError
@@ -308,8 +309,10 @@ def _verify(folder: Path, module: SegmentationLightningModule, data: ExportData)
         cached = torch.from_numpy(np.array(data.dataset.image(case)))
     if case in data.cases:
         files = data.cases[case]
+        # an older version may have preprocessed the same file in another way
+        same = data.dataset is not None and data.dataset.format_version == FORMAT_VERSION
         try:
-            verify_bundle(folder, module, files.images, cached, files.label)
+            verify_bundle(folder, module, files.images, cached if same else None, files.label)
         except DatasetError as error:
             data.notes.append(str(error))
         else:

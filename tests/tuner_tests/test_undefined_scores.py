@@ -106,7 +106,8 @@ def test_median_stopping_averages_the_epochs_that_have_a_score() -> None:
         report(record, policy, propose(record), NAN, 0.8)
     weak = propose(record)
     assert report(record, policy, weak, 0.1, NAN) is TrialState.STOPPED
-    assert "its best 0.1 is worse than the median 0.8 of 3 trials" in record.entries[weak].reason
+    for told in ("by median stopping at epoch 2", "0.1", "the median 0.8"):
+        assert told in record.entries[weak].reason
 
 
 def test_in_a_hyperband_round_an_undefined_score_comes_last_but_may_fill_it() -> None:
@@ -115,7 +116,8 @@ def test_in_a_hyperband_round_an_undefined_score_comes_last_but_may_fill_it() ->
     for score in (NAN, 0.2, NAN):
         assert report(record, policy, propose(record), score) is TrialState.PAUSED
     assert report(record, policy, propose(record), NAN) is TrialState.STOPPED
-    assert "a score that is not defined is not among the best 2" in record.entries[3].reason
+    for told in ("not defined", "is not among the best 2 of its round"):
+        assert told in record.entries[3].reason
     for survivor in (0, 1):
         assert policy.promote() == survivor
         record.running(survivor)

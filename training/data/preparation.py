@@ -121,8 +121,8 @@ def prepared_fingerprint(data_dir: Path, config: ModelTrainingConfig) -> str:
     """Fingerprint that a data folder has once it is prepared, without preparing it.
 
     Raises:
-        DatasetError: if the folder has not the layout of data, or the cache cannot be written,
-            which remembers the digests of files.
+        DatasetError: if the folder has not the layout of data, a file cannot be read, or the cache
+            cannot be written, which remembers the digests of files.
     """
     dataset = read_layout(Path(data_dir).absolute())
     root = cache_root()
