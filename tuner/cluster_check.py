@@ -73,6 +73,11 @@ def check_cluster(address: str | None) -> None:
     JOINABLE.add(cluster)
 
 
+def starts_own_cluster(address: str | None) -> bool:
+    """Whether a study without a cluster to join starts one on this machine."""
+    return not ray.is_initialized() and _where(address)[0] in {None, "local"}
+
+
 def _where(address: str | None) -> tuple[str | None, str, str]:
     """The address that counts, where it was given, and how to do without it."""
     variable = os.environ.get("RAY_ADDRESS") or None

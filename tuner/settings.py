@@ -158,5 +158,9 @@ class ResourceSettings(Section):
     )
     """GPUs of a trial: 0, 1 or a fraction."""
 
+    logical_gpus: bool = False
+    """Whether the GPUs are counts without a device, as `ray start --num-gpus=2` makes them on a
+    machine that has none: trials are placed by them, and train on the CPU."""
+
     max_concurrent: Annotated[Whole, Field(ge=1)] | Literal["auto"] = "auto"
     """Trials at once."""

@@ -21,7 +21,7 @@ from tuner.assembly import RAY_FOLDER, assemble
 from tuner.budget import BudgetStopper, check_gpu_hours, spent_budget
 from tuner.checkpoints import CheckpointKeeper, remove_checkpoints
 from tuner.cluster import ray_cluster
-from tuner.cluster_check import check_cluster
+from tuner.cluster_check import check_cluster, starts_own_cluster
 from tuner.confirm import (
     CONFIRM_FOLDER,
     Candidate,
@@ -36,6 +36,7 @@ from tuner.dataset import StudyData, prepare_data
 from tuner.driver_lock import driver_is_running
 from tuner.earlier import check_comparable, import_earlier, not_imported
 from tuner.errors import StudyError, TunerError
+from tuner.gpus import check_own_gpus
 from tuner.preparation_view import preparation_view
 from tuner.provenance import provenance
 from tuner.record import DATABASE, StudyRecord, TrialState
@@ -220,6 +221,10 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         ]
         check_comparable(earlier, study.spec)
         check_cluster(address)
+        if starts_own_cluster(address):
+            note = check_own_gpus(study.spec.resources)
+            if note is not None and console is not None:
+                console.print(note, markup=False)
         with preparation_view(console) as show:
             data = prepare_data(study.spec, *show)
         _write_provenance(study, data)

@@ -40,6 +40,7 @@ from tuner.config_files import (
 )
 from tuner.confirm import CASES, GRID
 from tuner.constraints import VIOLATION, ConstraintBrokenError, TrialCosts
+from tuner.gpus import GpuMissingError, check_trial_gpu
 from tuner.record import TrialState
 from tuner.searchers import INHERITS, TRIAL_NUMBER, UNDEFINED
 from tuner.spec import StudySpec, parse_spec
@@ -96,7 +97,7 @@ class StudyContext:
         config.data_dir = self.data.preprocessed
         config.log_dir = folder
         config.checkpoint_dir = folder
-        config.gpus = 1 if self.gpus else 0
+        config.gpus = 1 if self.gpus and not spec.resources.logical_gpus else 0
         return config
 
 
@@ -288,6 +289,7 @@ class TrialRun:
             source = self._study.trial_folder(donor)
             notes.append(take_over(folder, source, epoch, folder / METRICS_FILE))
         config = self._study.trial_config(self._spec, self._number, self._values)
+        check_trial_gpu(self._study.gpus if config.gpus else 0)
         config.data_dir = self._study.data.on_this_node(config)
         # `auto` depends on the labels, and an exported model has to tell how it was trained
         labels = PreprocessedDataset.load(config.data_dir).labels
@@ -393,6 +395,9 @@ def ending_of(error: Exception) -> tuple[TrialState, str]:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         # all trials of the study would meet it, so it is none's failure
         return TrialState.INTERRUPTED, f"the disk is full ({summary})"
+    if isinstance(error, GpuMissingError):
+        # the trials after it would meet it too
+        return TrialState.INTERRUPTED, str(error)
     out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )

@@ -32,6 +32,7 @@ space:
   momentum: {uniform: [0.8, 0.99], when: {optimizer: sgd}}
 search: {num_trials: 5}
 asha: {grace_period: 1, reduction_factor: 2}
+resources: {logical_gpus: true}
 """
 
 

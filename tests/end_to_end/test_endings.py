@@ -192,3 +192,18 @@ def test_a_trial_leaves_nothing_behind_in_its_process(
         assert modules() == 1
         run.close()
         assert modules() == 0
+
+
+def test_a_trial_whose_gpu_is_not_there_does_not_train_on_the_cpu(
+    cluster: str, space_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The GPUs of the test cluster are counts without a device."""
+    where = ["--name", "bare", "--studies-dir", str(tmp_path)]
+    code = main(["run", str(space_file), *where, "--set", "resources.logical_gpus=false"])
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "booked 1 GPU" in error
+    assert "--gpus-per-trial 0" in error
+    entries = open_study(tmp_path, "bare").record.entries.values()
+    assert {entry.state for entry in entries} == {TrialState.INTERRUPTED}
+    assert not any(entry.scores or entry.failures for entry in entries)

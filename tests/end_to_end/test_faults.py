@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,6 +71,8 @@ def undisturbed(
 def start(words: list[str], studies: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(TOY), *words, "--studies-dir", str(studies)],
+        # a group of its own, as a shell and `timeout` make one
+        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -205,6 +208,97 @@ def test_a_signal_ends_the_driver_in_order(
     assert_nothing_lost(open_study(tmp_path, "cut"), undisturbed, toy)
 
 
+def own_daemons(driver: subprocess.Popen[str]) -> dict[str, int]:
+    """The processes of Ray that a driver started, by their program."""
+    children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    return {program_of(int(pid)): int(pid) for pid in children}
+
+
+def program_of(pid: int) -> str:
+    """Name of the program that a process runs; nothing when it has ended."""
+    command = Path(f"/proc/{pid}/cmdline")
+    return Path(command.read_bytes().split(b"\0")[0].decode()).name if command.is_file() else ""
+
+
+def test_a_signal_to_the_whole_group_ends_a_study_with_its_own_cluster_in_order(
+    toy_space: Path, tmp_path: Path, toy: ModuleType
+) -> None:
+    """As `timeout` and SLURM send it, to the process and to its group; an epoch is going on."""
+    folder = tmp_path / "group"
+    folder.mkdir()
+    driver = start(["run", str(toy_space), "--name", "group"], tmp_path)
+    wait_for_epochs(folder, 1, driver)
+    (folder / "pace.txt").write_text("600")
+    wait_for(lambda: any("began" in line for line in last_lines(folder)))
+    daemons = own_daemons(driver)
+    assert {"gcs_server", "raylet"} <= set(daemons)
+    driver.send_signal(signal.SIGTERM)
+    os.killpg(driver.pid, signal.SIGTERM)
+    output = output_of(driver)
+    assert driver.returncode == 130, output
+    assert "why it ended" in output
+    assert "interrupted by the user" in output
+    assert "tune resume group" in output
+    assert "Traceback" not in output
+    record = open_study(tmp_path, "group").record
+    assert TrialState.RUNNING not in {entry.state for entry in record.entries.values()}
+    wait_for(lambda: not any(program_of(pid) == name for name, pid in daemons.items()))
+    wait_for_no_trainer(folder)
+
+
+def last_lines(study: Path) -> list[str]:
+    """The last line of each trial's log."""
+    return [log.read_text().splitlines()[-1] for log in study.glob("trials/*/trained.log")]
+
+
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_a_process_of_ray_that_ends_halts_the_study(
+    toy_space: Path, tmp_path: Path, toy: ModuleType, name: str
+) -> None:
+    folder = tmp_path / "halted"
+    folder.mkdir()
+    (folder / "pace.txt").write_text("0.3")
+    driver = start(["run", str(toy_space), "--name", "halted"], tmp_path)
+    wait_for_epochs(folder, 2, driver)
+    os.kill(own_daemons(driver)[name], signal.SIGKILL)
+    output = output_of(driver)
+    assert driver.returncode == 2, output
+    assert f"Ray's process {name} ended" in output
+    assert "tune resume halted" in output
+    assert "Traceback" not in output
+    record = open_study(tmp_path, "halted").record
+    assert TrialState.RUNNING not in {entry.state for entry in record.entries.values()}
+
+
+def test_a_driver_that_was_killed_is_known_to_status_and_list(
+    cluster: str,
+    toy_space: Path,
+    tmp_path: Path,
+    toy: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    (folder / "pace.txt").write_text("0.3")
+    where = ["--studies-dir", str(tmp_path)]
+    # every trial runs from its start to its end
+    options = ["--set", "asha=false", "--address", cluster]
+    driver = start(["run", str(toy_space), "--name", "gone", *options], tmp_path)
+    wait_for_epochs(folder, 1, driver)
+    assert main(["list", *where]) == 0
+    assert "1 running" in capsys.readouterr().out
+    driver.kill()
+    driver.communicate(timeout=60)
+    for words in (["status", "gone"], ["list"]):
+        assert main([*words, *where]) == 0
+        shown = capsys.readouterr().out
+        assert "1 interrupted" in shown
+        assert "running" not in shown
+        assert "go on with `tune resume gone`" in shown
+    assert len(open_study(tmp_path, "gone").record.with_state(TrialState.RUNNING)) == 1
+    wait_for_no_trainer(folder)
+
+
 def faulty(
     folder: Path, space: Path, faults: dict[int, dict[str, Any]], *options: str
 ) -> tuple[int, Study]:
@@ -337,9 +431,9 @@ def test_a_lost_node_costs_no_trial(
         assert toy.repeated(log) == []
 
 
-@pytest.fixture
-def passing_cluster() -> Iterator[subprocess.Popen[str]]:
-    """A cluster in a process of its own, that can go away; its address is what it prints."""
+@contextmanager
+def cluster_of_its_own(**environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A cluster in a process of its own; its address is what it prints."""
     program = (
         "import sys; from ray.cluster_utils import Cluster\n"
         "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 2,"
@@ -347,10 +441,47 @@ def passing_cluster() -> Iterator[subprocess.Popen[str]]:
         "print(cluster.address, flush=True); sys.stdin.read(); cluster.shutdown()\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
     )
     yield process
     process.communicate("", timeout=60)
+
+
+@pytest.fixture
+def passing_cluster() -> Iterator[subprocess.Popen[str]]:
+    """A cluster that can go away."""
+    with cluster_of_its_own() as process:
+        yield process
+
+
+def test_a_cluster_that_refuses_the_token_is_told_of(
+    toy_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
+    with cluster_of_its_own(**token) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        words = ["run", str(toy_space), "--name", "token", "--address", address]
+        for given in ({}, {**token, "RAY_AUTH_TOKEN": "f" * 32}):
+            for name in token:
+                monkeypatch.delenv(name, raising=False)
+            for name, value in given.items():
+                monkeypatch.setenv(name, value)
+            driver = start(words, tmp_path)
+            output = output_of(driver)
+            assert driver.returncode == 2, output
+            assert "refuses the authentication token" in output
+            assert len(output.splitlines()) == 1, output
+            assert list(tmp_path.iterdir()) == []
+        for name, value in token.items():
+            monkeypatch.setenv(name, value)
+        driver = start([*words, "--num-trials", "1", "--max-epochs", "1"], tmp_path)
+        output = output_of(driver)
+        assert driver.returncode == 0, output
 
 
 def test_a_cluster_that_goes_away_interrupts_its_trials(

@@ -1,0 +1,84 @@
+"""Whether the GPUs that Ray hands out are there: no trial trains on a CPU without a word."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from ray._private.accelerators import get_accelerator_manager_for_resource
+
+from tuner.errors import ResourceError
+
+if TYPE_CHECKING:
+    from tuner.spec import ResourceSettings
+
+WITHOUT = (
+    "train on the CPU with --gpus-per-trial 0 (or, where Ray's GPUs are meant to be counts "
+    "without a device, set resources.logical_gpus: true)"
+)
+
+
+class GpuMissingError(RuntimeError):
+    """A trial booked a GPU, and its process has none."""
+
+
+def gpus_of_this_machine() -> int:
+    """GPUs that a cluster of our own would have."""
+    manager = get_accelerator_manager_for_resource("GPU")
+    there: int = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return there if visible is None else min(there, len(visible))
+
+
+def check_own_gpus(settings: ResourceSettings) -> str | None:
+    """Check, before the data are prepared, the GPUs that trials on this machine ask for.
+
+    Returns:
+        What a user should know of this machine's GPUs, None if there is nothing to say.
+
+    Raises:
+        ResourceError: if this machine has not got them, or torch cannot use them.
+    """
+    import torch
+
+    there = gpus_of_this_machine()
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if settings.gpu != "auto" and settings.gpu > there:
+        raise ResourceError(
+            f"resources.gpu={settings.gpu:g} (--gpus-per-trial), and Ray sees {there} GPUs on this "
+            "machine: set it to 0 to train on the CPU, or join a cluster that has GPUs with "
+            "--address"
+        )
+    if settings.gpu == 0:
+        return None
+    if there and not usable:
+        raise ResourceError(
+            f"Ray sees {there} GPUs on this machine, and torch {torch.__version__} can use none: "
+            f"install a build of torch for them, or {WITHOUT}"
+        )
+    if usable and not there:
+        return (
+            f"torch sees {usable} GPUs on this machine, and Ray none: trials train on the CPU; "
+            f"to use the GPUs, start Ray with `ray start --head --num-gpus={usable}` and join it "
+            "with --address auto"
+        )
+    return None
+
+
+def check_trial_gpu(gpus: float) -> None:
+    """Check, in the process of a trial, that the GPU that it booked is there.
+
+    Args:
+        gpus: GPUs of the trial.
+
+    Raises:
+        GpuMissingError: if torch cannot use one.
+    """
+    import torch
+
+    if gpus and not torch.cuda.is_available():
+        build = "has no GPU support" if torch.version.cuda is None else "sees none"
+        raise GpuMissingError(
+            f"the trial booked {gpus:g} GPU on node {socket.gethostname()}, and torch "
+            f"{torch.__version__} {build} there: mend that node, or {WITHOUT}"
+        )
