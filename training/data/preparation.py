@@ -128,7 +128,7 @@ def prepared_fingerprint(data_dir: Path, config: ModelTrainingConfig) -> str:
     root = cache_root()
     with cache_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        whole = dataset_fingerprint(dataset, _settings(config), root)
+        whole = dataset_fingerprint(dataset, _settings(config, dataset), root)
     return _of_split(whole, split_name(config))
 
 
