@@ -39,7 +39,7 @@ from tuner.errors import ExportError
 from tuner.export_data import ExportData, find_data
 from tuner.lineage import schedule
 from tuner.no_winner import no_winner, way_out
-from tuner.provenance import PREPARATION
+from tuner.provenance import PREPARATION, RESUMED
 from tuner.record import TrialEntry, TrialState
 from tuner.trial import trial_folder
 
@@ -196,7 +196,8 @@ def export_trial(
 
 def _told(provenance: dict[str, Any]) -> dict[str, Any]:
     """What a bundle tells of where its study comes from: nothing of the machine's folders."""
-    told = {name: value for name, value in provenance.items() if name != PREPARATION}
+    left_out = {PREPARATION, RESUMED}
+    told = {name: value for name, value in provenance.items() if name not in left_out}
     data = dict(told["data"])
     # of the cache there is nothing to say elsewhere
     data.pop("preprocessed", None)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PREPARATION = "preparation"
 """Entry of the provenance: labels, channels, preprocessing and split of the data."""
 
+RESUMED = "resumed"
+"""Entry of the provenance: when, how and by what versions the study was gone on with."""
+
 PACKAGES = ("segtune", "torch", "pytorch-lightning", "monai", "ray", "optuna", "nibabel", "numpy")
 
 
@@ -37,6 +40,18 @@ def provenance(data: StudyData, *, seed: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "git": _git(),
     }
+
+
+def resumed(first: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of a study that goes on: as it began, and what each later run was.
+
+    Args:
+        first: What is known of the study so far.
+        now: What `provenance` tells of this run. Where the data are is taken from it, as they may
+            have been moved.
+    """
+    run = {name: now[name] for name in ("created", "command", "versions", "platform", "git")}
+    return {**now, **first, "data": now["data"], RESUMED: [*first.get(RESUMED, []), run]}
 
 
 def _preparation(data: StudyData) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from tuner.earlier import check_comparable, import_earlier, not_imported
 from tuner.errors import StudyError, TunerError
 from tuner.gpus import check_own_gpus
 from tuner.preparation_view import preparation_view
-from tuner.provenance import provenance
+from tuner.provenance import provenance, resumed
 from tuner.record import DATABASE, StudyRecord, TrialState
 from tuner.report import StudyView, shown_name, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
@@ -436,9 +436,11 @@ def _write_provenance(study: Study, data: StudyData) -> None:
         fingerprint = study.provenance()["data"]["fingerprint"]
         if fingerprint != data.fingerprint:
             raise StudyError(
-                f"the data in {data.source} have changed since the study {study.name!r} "
-                f"began (fingerprint {data.fingerprint}, was {fingerprint}): "
-                "its trials cannot be compared any more; start a new study"
+                f"the data in {data.source}, or the way in which this version prepares them, have "
+                f"changed since the study {study.name!r} began (fingerprint {data.fingerprint}, "
+                f"was {fingerprint}): its trials cannot be compared any more; start a new study"
             )
     values = provenance(data, seed=study.spec.search.seed)
+    if path.is_file() and study.record.entries:
+        values = resumed(study.provenance(), values)
     write_durably(path, json.dumps(values, indent=2))
