@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -60,6 +60,9 @@ LOCK = "driver.lock"
 
 DRIVER_GONE = "cut off: the process that ran the study ended without a word"
 """Reason of trials that a driver left running."""
+
+DRIVER_FAILED = "cut off: the study ended by an error, or was ended at once"
+"""Reason of trials that ran when it did."""
 
 
 @dataclass(frozen=True)
@@ -368,18 +371,37 @@ def _only_driver(study: Study) -> Iterator[None]:
     try:
         # the driver before may have written on since the study was opened
         study.record.reload()
-        close_records(study)
-        yield
+        close_records(study, DRIVER_GONE)
+        try:
+            yield
+        except BaseException:
+            # the error is what counts
+            with suppress(TunerError):
+                close_records(study, DRIVER_FAILED)
+            raise
     finally:
         lock.release()
 
 
-def close_records(study: Study) -> None:
-    """Put a study's records right after a driver that was killed; the caller holds its lock."""
-    study.record.close_running(DRIVER_GONE)
+def put_right(study: Study) -> bool:
+    """Put a study's records right if nobody runs it, as far as its folder can be written.
+
+    Returns:
+        Whether nobody runs it, and the records are right now.
+    """
+    try:
+        with _only_driver(study):
+            return True
+    except (StudyError, OSError):
+        return False
+
+
+def close_records(study: Study, reason: str) -> None:
+    """Put a study's records right after a driver that was cut off; the caller holds its lock."""
+    study.record.close_running(reason)
     confirmation = confirm_record(study.folder, study.spec)
     if confirmation is not None:
-        confirmation.close_running(DRIVER_GONE)
+        confirmation.close_running(reason)
         confirmation.close()
 
 
