@@ -273,7 +273,8 @@ class TransactionalStorage(RDBStorage):
     def last_written(self) -> float:
         """When the file was last written to, in seconds since 1970."""
         log = self._path.with_name(f"{self._path.name}-wal")
-        return max(path.stat().st_mtime for path in (self._path, log) if path.is_file())
+        written = [path.stat().st_mtime for path in (self._path, log) if path.is_file()]
+        return max(written, default=time.time())
 
     def add_decision(self, at: float, trial: int, epoch: int, action: str, reason: str) -> None:
         """Append to the decisions."""

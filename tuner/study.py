@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -67,6 +67,9 @@ if TYPE_CHECKING:
 
 DRIVER_GONE = "cut off: the process that ran the study ended without a word"
 """Reason of trials that a driver left running."""
+
+DRIVER_FAILED = "cut off: the study ended by an error, or was ended at once"
+"""Reason of trials that ran when it did."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,7 @@ def seen_study(studies_dir: Path, name: str) -> tuple[Study, str | None]:
     if driven or not study.record.with_state(TrialState.RUNNING):
         return study, None
     way_on = f"cut off: no process runs the study; go on with `tune resume {shown_name(name)}`"
-    try:
-        with _only_driver(study):
-            pass
-    except StudyError:
+    if not put_right(study):
         # one that may only be read, or that another process runs just now
         study.record.take_for_cut_off(way_on)
     return study, f"{shown_name(name)} was {way_on}"
@@ -404,16 +404,35 @@ def _only_driver(study: Study) -> Iterator[None]:
                 f"another process gave the study {study.name!r} another search space just now: "
                 "choose another --name"
             )
-        close_records(study)
-        yield
+        close_records(study, DRIVER_GONE)
+        try:
+            yield
+        except BaseException:
+            # the error is what counts
+            with suppress(TunerError):
+                close_records(study, DRIVER_FAILED)
+            raise
 
 
-def close_records(study: Study) -> None:
-    """Put a study's records right after a driver that was killed; the caller holds its lock."""
-    study.record.close_running(DRIVER_GONE)
+def put_right(study: Study) -> bool:
+    """Put a study's records right if nobody runs it, as far as its folder can be written.
+
+    Returns:
+        Whether nobody runs it, and the records are right now.
+    """
+    try:
+        with _only_driver(study):
+            return True
+    except (StudyError, OSError):
+        return False
+
+
+def close_records(study: Study, reason: str) -> None:
+    """Put a study's records right after a driver that was cut off; the caller holds its lock."""
+    study.record.close_running(reason)
     confirmation = confirm_record(study.folder, study.spec)
     if confirmation is not None:
-        confirmation.close_running(DRIVER_GONE)
+        confirmation.close_running(reason)
         confirmation.close()
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import optuna
 import pytest
+from filelock import FileLock
 from optuna.trial import FrozenTrial
 
 from tuner.lineage import Inheritance
 from tuner.record import StudyRecord, TrialState
 from tuner.space import LogUniform, Space
+from tuner.spec import parse_spec
 from tuner.storage import TransactionalStorage
+from tuner.study import Study, _only_driver, put_right
 
 SPACE = Space({"learning_rate": LogUniform(1e-5, 1e-1)})
 
@@ -165,6 +168,51 @@ def test_values_that_changed_while_training_are_told_with_the_score(folder: Path
     assert trials[1].params == {"learning_rate": 0.002}
     assert trials[1].user_attrs["notes"]["best_values"] == {"learning_rate": 0.05}
     assert "notes" not in trials[0].user_attrs
+
+
+@pytest.fixture
+def opened(folder: Path) -> Study:
+    """A study whose driver was killed while two trials ran."""
+    spec = parse_spec("space: {learning_rate: {loguniform: [1e-5, 1e-1]}}", source="s.yaml")
+    (folder / "confirm").mkdir()
+    shutil.copy(folder / "optuna.db", folder / "confirm")
+    for where in (folder, folder / "confirm"):
+        record = StudyRecord(where, spec.space, "max")
+        add(record, [0.5])
+        add(record, [0.6])
+        record.close()
+    return Study(folder, spec, StudyRecord(folder, spec.space, "max"))
+
+
+def test_who_looks_at_a_study_that_nobody_runs_puts_it_right(opened: Study) -> None:
+    """Also its confirmation."""
+    assert put_right(opened)
+    for where in (opened.folder, opened.folder / "confirm"):
+        assert states(where) == ["PRUNED", "COMPLETE"]
+    entry = opened.record.entries[0]
+    assert entry.state is TrialState.INTERRUPTED
+    assert "the process that ran the study ended without a word" in entry.reason
+
+
+def test_a_study_that_somebody_runs_is_left_alone(opened: Study) -> None:
+    with FileLock(opened.folder / "driver.lock"):
+        assert not put_right(opened)
+    assert states(opened.folder) == ["RUNNING", "RUNNING"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_study_that_ends_by_an_error_has_no_running_trial(
+    opened: Study, error: type[BaseException]
+) -> None:
+    def fail() -> None:
+        add(opened.record, [0.7])
+        assert states(opened.folder)[2] == "RUNNING"
+        raise error
+
+    with pytest.raises(error), _only_driver(opened):
+        fail()
+    assert states(opened.folder) == ["PRUNED", "PRUNED", "COMPLETE"]
+    assert "by an error" in opened.record.entries[2].reason
 
 
 def bounds(trial: FrozenTrial) -> tuple[datetime.datetime, datetime.datetime]:
