@@ -173,6 +173,11 @@ def verdict(configs: Sequence[ConfirmedConfig]) -> str:
     if winner.candidate.is_default:
         return "the default config wins: the search found none with a better validation score"
     against = winner.against_default
+    if against is None and any(config.candidate.is_default for config in configs):
+        return (
+            f"{winner.candidate.name} wins; it is not compared with the default config, whose "
+            "test cases are other ones, or were measured on another grid (see test_grid)"
+        )
     if against is None:
         return f"{winner.candidate.name} wins; the default config could not be judged"
     difference = against.difference

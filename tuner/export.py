@@ -349,12 +349,13 @@ def _test_metrics(
         try:
             cases = on_file_grid(module, data.preprocessing, files, data.notes.append)
             return _named(mean_scores(module, cases), "file"), "file"
-        except DatasetError as error:
-            data.notes.append(f"a test case cannot be read any more: {error}")
+        except (DatasetError, MemoryError) as error:
+            reason = str(error) or type(error).__name__
+            data.notes.append(f"a test case cannot be measured against its label file: {reason}")
     if data.dataset is not None:
         cases = on_preprocessed_grid(module, data.dataset, "test", data.notes.append)
         data.notes.append(
-            "the files of the test cases are not all there: test metrics are measured on the "
+            "the files of the test cases cannot all be used: test metrics are measured on the "
             "preprocessed grid (preprocessed_test_*), which leaves out what resampling loses; "
             f"{WAY_OUT}"
         )

@@ -18,6 +18,7 @@ from scipy.stats import ttest_ind, wilcoxon
 
 from tuner.confirm import (
     CASES,
+    GRID,
     SEED,
     candidates,
     confirmed_configs,
@@ -140,6 +141,30 @@ def test_a_better_config_is_told_apart(record: StudyRecord, tmp_path: Path) -> N
     assert "trial 3 wins and differs from the default config" in verdict(configs)
     # the best seed comes first: it is exported
     assert configs[0].trials[0].notes[SEED] == 8
+
+
+def test_configs_that_were_measured_on_other_grids_are_not_compared(
+    record: StudyRecord, tmp_path: Path
+) -> None:
+    spec = spec_of()
+    confirmation = confirm(tmp_path / "c", record, spec, 0.1)
+    for number in confirmation.entries:
+        confirmation.note(number, GRID, "file")
+    configs = confirmed_configs(record, confirmation, spec)
+    assert {config.grid for config in configs} == {"file"}
+    assert configs[0].against_default is not None
+    assert "grid" not in str(confirm_rows(configs, spec))
+    default = next(config for config in configs if config.candidate.is_default)
+    confirmation.note(default.trials[0].number, GRID, "preprocessed")
+    configs = confirmed_configs(record, confirmation, spec)
+    assert {config.candidate.name: config.grid for config in configs}["default"] == "mixed"
+    assert all(config.against_default is None for config in configs)
+    assert "is not compared with the default config" in verdict(configs)
+    write_confirm_csv(tmp_path / "confirm.csv", configs, spec)
+    with (tmp_path / "confirm.csv").open() as file:
+        grids = {row["config"]: row["test_grid"] for row in csv.DictReader(file)}
+    assert grids == {"trial 3": "file", "trial 2": "file", "default": "mixed"}
+    assert "(mixed grid)" in str(confirm_rows(configs, spec))
 
 
 def test_a_config_that_is_no_better_is_not(record: StudyRecord, tmp_path: Path) -> None:

@@ -297,3 +297,17 @@ def test_a_study_whose_score_was_never_defined_says_what_to_do(
     monkeypatch.setattr(study.record.entries[0], "scores", {1: float("nan")})
     with pytest.raises(ExportError, match=r"val_dice was not defined in any epoch.*another metric"):
         export_trial(study, tmp_path / "bundle")
+
+
+def test_a_test_case_that_cannot_be_read_costs_the_metrics_their_name_alone(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Iterator[Any]:
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr("tuner.export.on_file_grid", full)
+    exported = export_trial(study, tmp_path / "bundle")
+    assert exported.grid == "preprocessed"
+    assert exported.notes[0].endswith("cannot be measured against its label file: MemoryError")
+    assert "preprocessed_test_dice" in exported.metrics
