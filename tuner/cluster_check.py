@@ -101,8 +101,8 @@ def _host_and_port(given: str, source: str, way_out: str) -> tuple[str, int]:
         raise ResourceError(
             f"{source}: a study cannot be driven through {given.partition('://')[0]}://, since its "
             "driver must see the folder of the study and its trials as a node of the cluster "
-            "does; run it on a node with --address HOST:6379 (or auto), or submit it there with "
-            "`ray job submit`"
+            "does; run it on a node with --address HOST:6379 (or auto), submit it there with "
+            f"`ray job submit`, or {way_out}"
         )
     parsed = parse_address(given)
     if not parsed or not parsed[0] or not parsed[1].isdecimal() or int(parsed[1]) > 65535:

@@ -188,9 +188,12 @@ def _impatience(
 
 def _end_process(record: StudyRecord, reason: str) -> None:
     """Close the record of a study whose main thread is lost in Ray, and end the process."""
-    afresh = type(record)(record.folder, record.space, record.mode)
-    afresh.interrupt_running(reason)
-    afresh.close()
-    sys.stderr.write(f"\nerror: {lost_message(reason, record.folder.name)}\n")
-    sys.stderr.flush()
-    os._exit(CLUSTER_LOST_CODE)
+    try:
+        afresh = type(record)(record.folder, record.space, record.mode)
+        afresh.interrupt_running(reason)
+        afresh.close()
+    finally:
+        # also where the record cannot be written just now: Ray would end the process without it
+        sys.stderr.write(f"\nerror: {lost_message(reason, record.folder.name)}\n")
+        sys.stderr.flush()
+        os._exit(CLUSTER_LOST_CODE)

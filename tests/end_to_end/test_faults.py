@@ -22,6 +22,8 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from tuner.cli import main
+from tuner.cluster_check import check_cluster
+from tuner.errors import ResourceError
 from tuner.record import StudyRecord, TrialState
 from tuner.study import Study, open_study
 
@@ -458,30 +460,21 @@ def passing_cluster() -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-def test_a_cluster_that_refuses_the_token_is_told_of(
-    toy_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
-    with cluster_of_its_own(**token) as process:
+def test_a_cluster_that_refuses_the_token_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "0123456789abcdef0123456789abcdef"
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with cluster_of_its_own(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
-        words = ["run", str(toy_space), "--name", "token", "--address", address]
-        for given in ({}, {**token, "RAY_AUTH_TOKEN": "f" * 32}):
-            for name in token:
-                monkeypatch.delenv(name, raising=False)
-            for name, value in given.items():
-                monkeypatch.setenv(name, value)
-            driver = start(words, tmp_path)
-            output = output_of(driver)
-            assert driver.returncode == 2, output
-            assert "refuses the authentication token" in output
-            assert len(output.splitlines()) == 1, output
-            assert list(tmp_path.iterdir()) == []
-        for name, value in token.items():
-            monkeypatch.setenv(name, value)
-        driver = start([*words, "--num-trials", "1", "--max-epochs", "1"], tmp_path)
-        output = output_of(driver)
-        assert driver.returncode == 0, output
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        with pytest.raises(ResourceError, match=r"refuses the .*token .*set RAY_AUTH_MODE=token"):
+            check_cluster(address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
+        with pytest.raises(ResourceError, match="refuses the authentication token"):
+            check_cluster(address)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+        check_cluster(address)
 
 
 def test_a_cluster_that_goes_away_interrupts_its_trials(
