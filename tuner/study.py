@@ -165,13 +165,15 @@ def seen_study(studies_dir: Path, name: str) -> tuple[Study, str | None]:
     # asked first: a driver that ends now has written all before
     driven = driver_is_running(studies_dir.absolute() / name)
     study = open_study(studies_dir, name)
-    if driven or not study.record.with_state(TrialState.RUNNING):
+    if driven:
         return study, None
     way_on = f"cut off: no process runs the study; go on with `tune resume {shown_name(name)}`"
-    if not put_right(study):
+    if study.record.with_state(TrialState.RUNNING) and not put_right(study):
         # one that may only be read, or that another process runs just now
         study.record.take_for_cut_off(way_on)
-    return study, f"{shown_name(name)} was {way_on}"
+    left = study.record.with_state(TrialState.INTERRUPTED)
+    cut_off = any(entry.reason in (DRIVER_GONE, way_on) for entry in left)
+    return study, f"{shown_name(name)} was {way_on}" if cut_off else None
 
 
 def study_folders(studies_dir: Path) -> list[Path]:
