@@ -287,12 +287,6 @@ class StudyRecord:
         if not entry.state.finished:
             self._set_state(entry, TrialState.INTERRUPTED, reason)
 
-    def interrupt_running(self, reason: str) -> None:
-        """Mark every running trial as interrupted; it goes on with `tune resume`."""
-        with self.transaction():
-            for entry in self.with_state(TrialState.RUNNING):
-                self._set_state(entry, TrialState.INTERRUPTED, reason)
-
     def take_for_cut_off(self, reason: str) -> bool:
         """Take running trials for interrupted, here and not in the file: nobody runs the study.
 

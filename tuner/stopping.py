@@ -190,7 +190,7 @@ def _end_process(record: StudyRecord, reason: str) -> None:
     """Close the record of a study whose main thread is lost in Ray, and end the process."""
     try:
         afresh = type(record)(record.folder, record.space, record.mode)
-        afresh.interrupt_running(reason)
+        afresh.close_running(reason)
         afresh.close()
     finally:
         # also where the record cannot be written just now: Ray would end the process without it

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,17 +58,12 @@ from tuner.study_folder import (
     spec_time,
     study_path,
 )
+from tuner.study_records import DRIVER_FAILED, DRIVER_GONE, close_records, describe_study
 from tuner.trial import StudyContext, TrialTrainable
 from tuner.worker_death import lost_worker_ends_one_trial
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-DRIVER_GONE = "cut off: the process that ran the study ended without a word"
-"""Reason of trials that a driver left running."""
-
-DRIVER_FAILED = "cut off: the study ended by an error, or was ended at once"
-"""Reason of trials that ran when it did."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +225,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             data = prepare_data(study.spec, *show)
         _write_provenance(study, data)
         spec = data.spec
-        _describe(study, data, study.record)
+        describe_study(study.record, study.name, study.spec, data)
         if earlier:
             import_earlier(study.folder, data, earlier, console)
         with ray_cluster(address) as dashboard:
@@ -303,7 +297,7 @@ def _confirm(
         return
     folder.mkdir(exist_ok=True)
     confirmation = StudyRecord(folder, spec.space, spec.mode)
-    _describe(study, data, confirmation)
+    describe_study(confirmation, study.name, study.spec, data)
     if is_confirmed(study.record, confirmation, spec):
         _keep_confirmed(study, confirmation, spec)
         confirmation.close()
@@ -406,13 +400,13 @@ def _only_driver(study: Study) -> Iterator[None]:
                 f"another process gave the study {study.name!r} another search space just now: "
                 "choose another --name"
             )
-        close_records(study, DRIVER_GONE)
+        close_records(study.record, study.spec, DRIVER_GONE)
         try:
             yield
         except BaseException:
             # the error is what counts
             with suppress(TunerError):
-                close_records(study, DRIVER_FAILED)
+                close_records(study.record, study.spec, DRIVER_FAILED)
             raise
 
 
@@ -427,27 +421,6 @@ def put_right(study: Study) -> bool:
             return True
     except (StudyError, OSError):
         return False
-
-
-def close_records(study: Study, reason: str) -> None:
-    """Put a study's records right after a driver that was cut off; the caller holds its lock."""
-    study.record.close_running(reason)
-    confirmation = confirm_record(study.folder, study.spec)
-    if confirmation is not None:
-        confirmation.close_running(reason)
-        confirmation.close()
-
-
-def _describe(study: Study, data: StudyData, record: StudyRecord) -> None:
-    """Say in one of a study's records what the study is, for Optuna's dashboard."""
-    attributes = {
-        "segtune": version("segtune"),
-        "study": study.name,
-        "data": str(data.source),
-        "data_fingerprint": data.fingerprint,
-        "spec": study.spec.to_yaml(),
-    }
-    record.describe(data.spec.metric, attributes)
 
 
 def _write_provenance(study: Study, data: StudyData) -> None:

@@ -30,7 +30,7 @@ def test_epochs_count_over_all_trials_and_runs(tmp_path: Path) -> None:
     for number in range(2):
         record.propose({"learning_rate": 1e-3}, "test")
         report_result(record, number, result(1, 0))
-    record.interrupt_running("the driver was killed")
+    record.close_running("the driver was killed")
     record.close()
     again = StudyRecord(tmp_path, spec.space, "max")
     report_result(again, 0, result(2, 0))

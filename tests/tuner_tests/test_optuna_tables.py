@@ -174,6 +174,7 @@ def test_values_that_changed_while_training_are_told_with_the_score(folder: Path
 def opened(folder: Path) -> Study:
     """A study whose driver was killed while two trials ran."""
     spec = parse_spec("space: {learning_rate: {loguniform: [1e-5, 1e-1]}}", source="s.yaml")
+    (folder / "spec.resolved.yaml").write_text(spec.to_yaml())
     (folder / "confirm").mkdir()
     shutil.copy(folder / "optuna.db", folder / "confirm")
     for where in (folder, folder / "confirm"):

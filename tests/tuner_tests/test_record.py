@@ -68,7 +68,7 @@ def test_a_reopened_record_knows_everything(reopen: Callable[[], StudyRecord]) -
     record.finish(0, TrialState.STOPPED, "weak")
     record.finish(1, TrialState.COMPLETED, "trained 2 epochs")
     record.finish(2, TrialState.DIVERGED, "loss is nan")
-    record.interrupt_running("interrupted by the user")
+    record.close_running("interrupted by the user")
     propose(record)
     record.report(4, 1, 0.2, {}, 3.0)
     record.pause(4, "at rung 1")

@@ -99,7 +99,7 @@ def earlier_study(folder: Path, number: int = 24) -> StudyRecord:
         record.finish(len(record.entries) - 1, state, "broken")
     record.propose(SGD, "test")
     record.report(len(record.entries) - 1, 3, -9.0, {}, 1.0)
-    record.interrupt_running("the time budget ended")
+    record.close_running("the time budget ended")
     return record
 
 
