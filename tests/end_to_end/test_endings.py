@@ -47,6 +47,7 @@ def bad_space(space_file: Path, folder: Path) -> Path:
         + "  learning_rate: {choice: [1e-3, 1e+30], when: {model_params.embed_dim: 4}}\n"
         + "search: {num_trials: 5, searcher: random, seed: 2}\n"
         + "asha: false\n"
+        + "resources: {logical_gpus: true}\n"
     )
     return path
 

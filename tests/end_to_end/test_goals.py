@@ -31,6 +31,7 @@ space:
   model_params.embed_dim: {choice: [4, 8, 64]}
 search: {searcher: nsga2, num_trials: 4, epoch_budget: 4, seed: 1}
 asha: false
+resources: {logical_gpus: true}
 constraints: {max_parameters: 100K, max_memory: 8GB}
 confirm: {top: 1, seeds: 2}
 """

@@ -18,7 +18,10 @@ from tuner.spec import parse_spec
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
-SETTINGS = ("steps_per_epoch=1", "warmup_epochs=0", "asha=false")
+SETTINGS = (
+    *("steps_per_epoch=1", "warmup_epochs=0", "asha=false"),
+    "resources.logical_gpus=true",
+)
 SHORTER = {
     "run": [
         *("--num-trials", "2", "--max-epochs", "1"),
