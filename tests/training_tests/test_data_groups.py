@@ -280,15 +280,26 @@ def test_classes_that_a_part_lacks_are_said() -> None:
     counts["a"] = [99, 9, 9, 0]
     splits = {"train": ["b", "c"], "val": ["d"], "test": ["a"]}
     assert missing_classes(splits, counts, labels) == [
-        "no training case has label 2 (lesion), 1 others have: it cannot be learnt",
+        "no training case has label 2 (lesion), 1 other has: it cannot be learnt",
         "no case has label 3 (cyst): it cannot be learnt, and its scores mean nothing",
     ]
     splits = {"train": ["a", "c"], "val": ["d"], "test": []}
     (line, _) = missing_classes(splits, counts, labels)
-    assert line == "no validation case has label 2 (lesion), 1 others have: it is not judged"
+    assert line == "no validation case has label 2 (lesion), 1 other has: it is not judged"
     assert missing_classes(splits, counts, labels, target_label=1) == []
     with pytest.raises(DatasetError, match=r"label 3 \(cyst\): nothing can be learnt"):
         missing_classes(splits, counts, labels, target_label=3)
+
+
+def test_many_classes_that_a_part_lacks_are_said_in_one_line() -> None:
+    labels = ["background", *(f"rib {i}" for i in range(1, 31))]
+    counts = {case: [99, 9, *[0] * 29] for case in "abcd"}
+    counts["a"][2] = 5
+    splits = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
+    rare, absent = sorted(missing_classes(splits, counts, labels), reverse=True)
+    assert rare == "no validation case has label 2 (rib 2), 1 other has: it is not judged"
+    assert absent.startswith("no case has any of 28 labels, each of which cannot be learnt")
+    assert all(f"label {label} (rib {label})" in absent for label in range(3, 31))
 
 
 def test_balanced_splits_are_drawn_as_before() -> None:

@@ -147,6 +147,27 @@ def test_a_label_that_no_case_has_is_said(tmp_path: Path, modality: str) -> None
         prepare_dataset(folder, ModelTrainingConfig(target_label=2), cache_dir=tmp_path / "cache")
 
 
+def test_a_label_that_resampling_leaves_nothing_of_is_said_to_have_been_there(
+    tmp_path: Path,
+) -> None:
+    folder = make_data(tmp_path / "d", {f"c{i}": boxes(1, 2) for i in range(5)})
+    for index in range(5):
+        label = boxes(1)
+        label[10, 9, 8] = 2
+        save(folder / "labelsTr" / f"c{index}.nii.gz", label)
+    config = ModelTrainingConfig(target_spacing=(2, 2, 2))
+    told: list[str] = []
+    prepare_dataset(folder, config, cache_dir=tmp_path / "cache", on_warning=told.append)
+    assert told[0] == (
+        "no case has label 2 (lesion), though 5 had before resampling: it cannot be learnt, and "
+        "its scores mean nothing"
+    )
+    assert sum("1 voxels of label 2 are lost by resampling" in line for line in told) == 5
+    only = config.model_copy(update={"target_label": 2})
+    with pytest.raises(DatasetError, match=r"label 2 \(lesion\) after resampling: nothing can"):
+        prepare_dataset(folder, only, cache_dir=tmp_path / "cache")
+
+
 def body_and_label(modality: str) -> tuple[np.ndarray, np.ndarray]:
     """A bright block in air, and a label that reaches out of it on every side."""
     rng = np.random.default_rng(0)
