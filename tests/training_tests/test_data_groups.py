@@ -82,14 +82,33 @@ def test_groups_of_a_csv_file_are_those_of_the_expression(tmp_path: Path) -> Non
     assert split_cases(SCANS, by_file) == split_cases(SCANS, ModelTrainingConfig(groups=BY_PATIENT))
 
 
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_tables_of_spreadsheets_are_read(tmp_path: Path, separator: str) -> None:
+    table = tmp_path / "groups.csv"
+    rows = [
+        ["Group", "Age", "Case"],
+        *([case.split("_")[0], "5", case] for case in SCANS),
+        [""] * 3,
+    ]
+    table.write_bytes("\r\n".join(separator.join(row) for row in rows).encode("utf-8-sig"))
+    by_file = ModelTrainingConfig(groups=str(table))
+    assert split_cases(SCANS, by_file) == split_cases(SCANS, ModelTrainingConfig(groups=BY_PATIENT))
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ("case,group\npatient00_scan0,a\n", "give no group to patient01_scan0, .*every case needs"),
         ("case,group\nx,a\nx,b\n", "line 3: the case x is in the group a and in b"),
-        ("name,patient\nx,a\n", "line 2: a case and its group are needed, in the columns"),
+        (
+            "name,patient\nx,a\n",
+            "first line must name the columns `case` and `group`, but is 'name",
+        ),
+        ("x,a\ny,b\n", "first line must name the columns `case` and `group`, but is 'x,a'"),
+        ("", "first line must name the columns"),
         ("case,group\nx,\n", "line 2: a case and its group are needed"),
-        (None, r"groups\.csv: is missing"),
+        ("case,group\n\nx,a\n,,\ny\n", "line 5: a case and its group are needed"),
+        (None, r"groups=.*groups\.csv: is missing"),
     ],
 )
 def test_a_group_file_that_does_not_fit_is_refused(
