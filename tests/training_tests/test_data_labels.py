@@ -120,6 +120,16 @@ def test_the_ignore_label_is_refused_until_it_is_supported(
         read_layout(folder)
 
 
+def test_labels_that_the_header_scales_are_not_said_to_be_interpolated(tmp_path: Path) -> None:
+    for name, stored in (("half", boxes(1, 2)), ("whole", 2 * boxes(1, 2))):
+        image = nib.Nifti1Image(stored, np.eye(4))
+        image.header.set_slope_inter(0.5, 0)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    with pytest.raises(DatasetError, match=r"have 0\.5: its header scales .* by scl_slope 0\.5"):
+        read_label(tmp_path / "half.nii.gz", 3)
+    assert np.array_equal(read_label(tmp_path / "whole.nii.gz", 3).data, boxes(1, 2))
+
+
 def test_two_names_of_one_label_value_are_refused(tmp_path: Path) -> None:
     folder = make_data(tmp_path, {"c": boxes(1)}, labels={"background": 0, "left": 1, "right": 1})
     with pytest.raises(DatasetError, match="gives the value 1 to 'left' and to 'right'"):
