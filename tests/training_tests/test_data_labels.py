@@ -14,6 +14,7 @@ from training.data import (
     PreprocessedDataset,
     Preprocessing,
     get_dataloader,
+    get_dataloaders,
     prepare_dataset,
     read_layout,
 )
@@ -128,6 +129,19 @@ def test_labels_that_the_header_scales_are_not_said_to_be_interpolated(tmp_path:
     with pytest.raises(DatasetError, match=r"have 0\.5: its header scales .* by scl_slope 0\.5"):
         read_label(tmp_path / "half.nii.gz", 3)
     assert np.array_equal(read_label(tmp_path / "whole.nii.gz", 3).data, boxes(1, 2))
+
+
+def test_a_network_without_a_place_for_a_label_or_channel_is_refused(tmp_path: Path) -> None:
+    folder = make_data(tmp_path / "d", {f"c{i}": boxes(1, 2) for i in range(5)})
+    split = prepare_dataset(folder, ModelTrainingConfig(), cache_dir=tmp_path / "cache")
+    get_dataloaders(ModelTrainingConfig(data_dir=split))
+    get_dataloaders(ModelTrainingConfig(data_dir=split, num_classes=2, target_label=1))
+    wrong = ModelTrainingConfig(data_dir=split, num_classes=2, input_channels=2)
+    with pytest.raises(DatasetError) as error:
+        get_dataloaders(wrong)
+    assert "num_classes=2, but the data in" in str(error.value)
+    assert "have 3 (background, organ, lesion): set num_classes=3" in str(error.value)
+    assert "have 1 (MRI): set input_channels=1" in str(error.value)
 
 
 def test_two_names_of_one_label_value_are_refused(tmp_path: Path) -> None:
