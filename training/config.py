@@ -370,16 +370,17 @@ class ModelTrainingConfig(BaseModel):
         return self
 
     def _check_classes(self) -> None:
+        default = "" if "num_classes" in self.model_fields_set else " (the default; give your own)"
         if self.target_label is not None and self.target_label >= self.num_classes:
             raise ValueError(
-                f"target_label={self.target_label} must be below num_classes={self.num_classes}: "
-                f"labels are 0 (background) to {self.num_classes - 1}"
+                f"target_label={self.target_label} must be below num_classes={self.num_classes}"
+                f"{default}: labels are 0 (background) to {self.num_classes - 1}"
             )
         if isinstance(self.class_weights, list):
             if len(self.class_weights) != self.num_classes:
                 raise ValueError(
                     f"class_weights has {len(self.class_weights)} entries "
-                    f"({self.class_weights}) but num_classes={self.num_classes}: "
+                    f"({self.class_weights}) but num_classes={self.num_classes}{default}: "
                     "give one weight a class, background first"
                 )
             if not math.fsum(self.class_weights) > 0:

@@ -44,7 +44,7 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
     from training.data import PHANTOM, DatasetError, read_layout
     from training.data.header import spacing_text
     from training.data.header_survey import median_spacing, survey_headers
-    from tuner.dataset import complete_spec, mirroring_line
+    from tuner.dataset import complete_spec, mirroring_line, shown_warnings
 
     folder = spec.base_config().data_dir
     if str(folder) == PHANTOM:
@@ -63,7 +63,7 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         f"labels {', '.join(dataset.labels)}",
         f"          median {' x '.join(f'{size:.0f}' for size in shape)} voxels of {spacing} mm "
         "(superior, anterior, right)",
-        *(f"warning: {line}" for line in (*dataset.warnings, *survey.warnings)),
+        *shown_warnings([*dataset.warnings, *survey.warnings]),
         mirroring_line(completed, dataset.labels),
     ]
     return completed, [line for line in lines if line]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
+from training.config import ModelTrainingConfig
 from training.data import (
     PHANTOM,
     DataSource,
@@ -89,11 +92,8 @@ def prepare_data(
         on_case=on_case,
         on_warning=warnings.append,
     )
-    for line in warnings[:WARNINGS_SHOWN]:
-        tell(f"warning: {line}")
-    if len(warnings) > WARNINGS_SHOWN:
-        more = len(warnings) - WARNINGS_SHOWN
-        tell(f"warning: {more} more, see `warnings` in {preprocessed / MANIFEST}")
+    for line in shown_warnings(warnings, f", see `warnings` in {preprocessed / MANIFEST}"):
+        tell(line)
     dataset = PreprocessedDataset.load(preprocessed)
     if not dataset.splits["val"]:
         raise StudyError(f"the data in {source} have no case left for validation")
@@ -113,6 +113,27 @@ def prepare_data(
         dataset.fingerprint,
         "; ".join(filter(None, [summary, mirroring])),
     )
+
+
+def shown_warnings(warnings: Sequence[str], where: str = "") -> list[str]:
+    """Warnings about data for people: each kind of them, and as many as can be read.
+
+    Args:
+        warnings: All of them.
+        where: Where those are that are not shown, for the last line.
+    """
+    kinds: dict[str, list[int]] = {}
+    for index, line in enumerate(warnings):
+        # lines of one kind differ in the file, and in numbers
+        kind = re.sub(r"[\d.]+", "#", line.rpartition(": ")[2] if "/" in line else line)
+        kinds.setdefault(kind, []).append(index)
+    in_turn = [
+        index for turn in zip_longest(*kinds.values()) for index in turn if index is not None
+    ]
+    shown = [f"warning: {warnings[index]}" for index in sorted(in_turn[:WARNINGS_SHOWN])]
+    if len(warnings) > len(shown):
+        shown.append(f"warning: {len(warnings) - len(shown)} more{where}")
+    return shown
 
 
 def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
@@ -157,17 +178,27 @@ def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
     sided = sided_labels(labels)
     domains = spec.space.domains
     mirrors = "augmentation" in domains or AUGMENTATIONS[config.augmentation].mirroring
-    if not sided or not mirrors or "mirror_axes" in domains:
+    if not sided or not mirrors:
         return ""
     names = ", ".join(sided[:4]) + (", ..." if len(sided) > 4 else "")
-    axes = mirror_axes(config, labels)
-    if LEFT_RIGHT in axes:
-        return (
-            f"warning: labels name sides ({names}), and mirror_axes={axes} mirrors left to right: "
-            "a left one is then shown as a right one"
-        )
+    # what varies is resolved by each trial
+    varied = getattr(domains.get("mirror_axes"), "values", ())
+    choices = [
+        mirror_axes(ModelTrainingConfig(mirror_axes=value), labels)
+        for value in varied or [config.mirror_axes]
+    ]
+    for axes in choices:
+        if LEFT_RIGHT in axes:
+            return (
+                f"warning: labels name sides ({names}), and mirror_axes={axes} mirrors left to "
+                "right: a left one is then shown as a right one"
+            )
+    if varied:
+        return f"patches are not mirrored from left to right: labels name sides ({names})"
+    if not choices[0]:
+        return f"patches are not mirrored (mirror_axes=[]); labels name sides ({names})"
     return (
-        f"patches are mirrored along {' and '.join(axes) or 'no axis'} alone, not from left to "
+        f"patches are mirrored along {' and '.join(choices[0])} alone, not from left to "
         f"right: labels name sides ({names}); mirror_axes changes it"
     )
 

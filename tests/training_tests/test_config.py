@@ -37,7 +37,7 @@ def test_documented_call_works_as_written() -> None:
         ("learning_rate", float("nan"), "finite"),
         ("optimizer", "adamm", "'adam', 'adamw' or 'sgd'"),
         ("model_name", "unet", "'dformer3d'"),
-        ("target_label", 3, "below num_classes=3"),
+        ("target_label", 3, "below num_classes=3 (the default; give your own)"),
         ("class_weights", [1.0, 2.0], "2 entries"),
         ("class_weights", [1.0, -1.0, 2.0], "greater than or equal to 0"),
         ("class_weights", [0.0, 0.0, 0.0], "at least one class"),

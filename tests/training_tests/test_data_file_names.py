@@ -195,6 +195,66 @@ def test_a_list_of_nnunet_v1_names_cases_whose_channels_are_files(tmp_path: Path
     ]
 
 
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        (r".\imagesTr\{}_0000.nii.gz", r".\labelsTr\{}.nii.gz"),
+        ("imagesTr/{}_0000.nii.gz", "labelsTr/{}.nii.gz"),
+        ("imagesTr/{}_0001.nii.gz", "labelsTr/{}.nii.gz"),
+        ("/elsewhere/imagesTr/{}.nii.gz", "/elsewhere/labelsTr/{}.nii.gz"),
+        (["./imagesTr/{}_0000.nii.gz", "./imagesTr/{}_0001.nii.gz"], "./labelsTr/{}.nii.gz"),
+    ],
+)
+def test_a_list_names_all_channels_of_a_case_in_any_way(
+    tmp_path: Path, image: str | list[str], label: str
+) -> None:
+    training = [
+        {
+            "image": image.format(case)
+            if isinstance(image, str)
+            else [name.format(case) for name in image],
+            "label": label.format(case),
+        }
+        for case in LABELS
+    ]
+    folder = make_data(tmp_path, LABELS, training=training)
+    path = folder / "dataset.json"
+    values = {**json.loads(path.read_text()), "modality": {"0": "T1", "1": "T2"}}
+    path.write_text(json.dumps(values))
+    for case in LABELS:
+        first = folder / "imagesTr" / f"{case}.nii.gz"
+        first.rename(first.with_name(f"{case}_0000.nii.gz"))
+        touch(folder / "imagesTr", f"{case}_0001.nii.gz")
+    dataset = read_layout(folder)
+    assert dataset.warnings == ()
+    assert {case.case_id: [path.name for path in case.images] for case in dataset.cases} == {
+        case: [f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"] for case in LABELS
+    }
+
+
+def test_one_image_is_not_that_of_two_cases(tmp_path: Path) -> None:
+    twice = [*listed("case_0"), {**listed("case_1")[0], "image": "imagesTr/case_0.nii.gz"}]
+    folder = make_data(tmp_path, LABELS, training=twice)
+    with pytest.raises(
+        DatasetError, match=r"case_0\.nii\.gz: is the image of case_0 and of case_1"
+    ):
+        read_layout(folder)
+
+
+def test_images_in_another_format_are_said_to_be_there(tmp_path: Path) -> None:
+    folder = make_data(tmp_path, LABELS)
+    for kind in ("imagesTr", "labelsTr"):
+        for path in (folder / kind).iterdir():
+            path.rename(path.with_name(path.name.replace(".nii.gz", ".nrrd")))
+    with pytest.raises(DatasetError, match=r"but 6 others such as case_0\.nrrd: convert them"):
+        read_layout(folder)
+
+
+def test_names_of_labels_may_be_numbers(tmp_path: Path) -> None:
+    folder = make_data(tmp_path, LABELS, labels={"background": 0, "10": 1, "20": 2})
+    assert read_layout(folder).labels == ("background", "10", "20")
+
+
 def drop(folder: Path, *parts: str) -> None:
     folder.joinpath(*parts).unlink()
 

@@ -82,14 +82,33 @@ def test_groups_of_a_csv_file_are_those_of_the_expression(tmp_path: Path) -> Non
     assert split_cases(SCANS, by_file) == split_cases(SCANS, ModelTrainingConfig(groups=BY_PATIENT))
 
 
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_tables_of_spreadsheets_are_read(tmp_path: Path, separator: str) -> None:
+    table = tmp_path / "groups.csv"
+    rows = [
+        ["Group", "Age", "Case"],
+        *([case.split("_")[0], "5", case] for case in SCANS),
+        [""] * 3,
+    ]
+    table.write_bytes("\r\n".join(separator.join(row) for row in rows).encode("utf-8-sig"))
+    by_file = ModelTrainingConfig(groups=str(table))
+    assert split_cases(SCANS, by_file) == split_cases(SCANS, ModelTrainingConfig(groups=BY_PATIENT))
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ("case,group\npatient00_scan0,a\n", "give no group to patient01_scan0, .*every case needs"),
         ("case,group\nx,a\nx,b\n", "line 3: the case x is in the group a and in b"),
-        ("name,patient\nx,a\n", "line 2: a case and its group are needed, in the columns"),
+        (
+            "name,patient\nx,a\n",
+            "first line must name the columns `case` and `group`, but is 'name",
+        ),
+        ("x,a\ny,b\n", "first line must name the columns `case` and `group`, but is 'x,a'"),
+        ("", "first line must name the columns"),
         ("case,group\nx,\n", "line 2: a case and its group are needed"),
-        (None, r"groups\.csv: is missing"),
+        ("case,group\n\nx,a\n,,\ny\n", "line 5: a case and its group are needed"),
+        (None, r"groups=.*groups\.csv: is missing"),
     ],
 )
 def test_a_group_file_that_does_not_fit_is_refused(
@@ -280,15 +299,26 @@ def test_classes_that_a_part_lacks_are_said() -> None:
     counts["a"] = [99, 9, 9, 0]
     splits = {"train": ["b", "c"], "val": ["d"], "test": ["a"]}
     assert missing_classes(splits, counts, labels) == [
-        "no training case has label 2 (lesion), 1 others have: it cannot be learnt",
+        "no training case has label 2 (lesion), 1 other has: it cannot be learnt",
         "no case has label 3 (cyst): it cannot be learnt, and its scores mean nothing",
     ]
     splits = {"train": ["a", "c"], "val": ["d"], "test": []}
     (line, _) = missing_classes(splits, counts, labels)
-    assert line == "no validation case has label 2 (lesion), 1 others have: it is not judged"
+    assert line == "no validation case has label 2 (lesion), 1 other has: it is not judged"
     assert missing_classes(splits, counts, labels, target_label=1) == []
     with pytest.raises(DatasetError, match=r"label 3 \(cyst\): nothing can be learnt"):
         missing_classes(splits, counts, labels, target_label=3)
+
+
+def test_many_classes_that_a_part_lacks_are_said_in_one_line() -> None:
+    labels = ["background", *(f"rib {i}" for i in range(1, 31))]
+    counts = {case: [99, 9, *[0] * 29] for case in "abcd"}
+    counts["a"][2] = 5
+    splits = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
+    rare, absent = sorted(missing_classes(splits, counts, labels), reverse=True)
+    assert rare == "no validation case has label 2 (rib 2), 1 other has: it is not judged"
+    assert absent.startswith("no case has any of 28 labels, each of which cannot be learnt")
+    assert all(f"label {label} (rib {label})" in absent for label in range(3, 31))
 
 
 def test_balanced_splits_are_drawn_as_before() -> None:

@@ -14,6 +14,7 @@ from training.data import (
     PreprocessedDataset,
     Preprocessing,
     get_dataloader,
+    get_dataloaders,
     prepare_dataset,
     read_layout,
 )
@@ -120,6 +121,29 @@ def test_the_ignore_label_is_refused_until_it_is_supported(
         read_layout(folder)
 
 
+def test_labels_that_the_header_scales_are_not_said_to_be_interpolated(tmp_path: Path) -> None:
+    for name, stored in (("half", boxes(1, 2)), ("whole", 2 * boxes(1, 2))):
+        image = nib.Nifti1Image(stored, np.eye(4))
+        image.header.set_slope_inter(0.5, 0)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    with pytest.raises(DatasetError, match=r"have 0\.5: its header scales .* by scl_slope 0\.5"):
+        read_label(tmp_path / "half.nii.gz", 3)
+    assert np.array_equal(read_label(tmp_path / "whole.nii.gz", 3).data, boxes(1, 2))
+
+
+def test_a_network_without_a_place_for_a_label_or_channel_is_refused(tmp_path: Path) -> None:
+    folder = make_data(tmp_path / "d", {f"c{i}": boxes(1, 2) for i in range(5)})
+    split = prepare_dataset(folder, ModelTrainingConfig(), cache_dir=tmp_path / "cache")
+    get_dataloaders(ModelTrainingConfig(data_dir=split))
+    get_dataloaders(ModelTrainingConfig(data_dir=split, num_classes=2, target_label=1))
+    wrong = ModelTrainingConfig(data_dir=split, num_classes=2, input_channels=2)
+    with pytest.raises(DatasetError) as error:
+        get_dataloaders(wrong)
+    assert "num_classes=2, but the data in" in str(error.value)
+    assert "have 3 (background, organ, lesion): set num_classes=3" in str(error.value)
+    assert "have 1 (MRI): set input_channels=1" in str(error.value)
+
+
 def test_two_names_of_one_label_value_are_refused(tmp_path: Path) -> None:
     folder = make_data(tmp_path, {"c": boxes(1)}, labels={"background": 0, "left": 1, "right": 1})
     with pytest.raises(DatasetError, match="gives the value 1 to 'left' and to 'right'"):
@@ -145,6 +169,27 @@ def test_a_label_that_no_case_has_is_said(tmp_path: Path, modality: str) -> None
     assert all("no case has label 2 (lesion): it cannot be learnt" in line for line in told)
     with pytest.raises(DatasetError, match=r"no training case has a voxel of label 2 \(lesion\)"):
         prepare_dataset(folder, ModelTrainingConfig(target_label=2), cache_dir=tmp_path / "cache")
+
+
+def test_a_label_that_resampling_leaves_nothing_of_is_said_to_have_been_there(
+    tmp_path: Path,
+) -> None:
+    folder = make_data(tmp_path / "d", {f"c{i}": boxes(1, 2) for i in range(5)})
+    for index in range(5):
+        label = boxes(1)
+        label[10, 9, 8] = 2
+        save(folder / "labelsTr" / f"c{index}.nii.gz", label)
+    config = ModelTrainingConfig(target_spacing=(2, 2, 2))
+    told: list[str] = []
+    prepare_dataset(folder, config, cache_dir=tmp_path / "cache", on_warning=told.append)
+    assert told[0] == (
+        "no case has label 2 (lesion), though 5 had before resampling: it cannot be learnt, and "
+        "its scores mean nothing"
+    )
+    assert sum("1 voxels of label 2 are lost by resampling" in line for line in told) == 5
+    only = config.model_copy(update={"target_label": 2})
+    with pytest.raises(DatasetError, match=r"label 2 \(lesion\) after resampling: nothing can"):
+        prepare_dataset(folder, only, cache_dir=tmp_path / "cache")
 
 
 def body_and_label(modality: str) -> tuple[np.ndarray, np.ndarray]:

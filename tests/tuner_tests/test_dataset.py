@@ -15,7 +15,7 @@ from spec_text import parse
 
 from training.data import DatasetError, preparation
 from tuner.cli import main
-from tuner.dataset import prepare_data
+from tuner.dataset import prepare_data, shown_warnings
 from tuner.errors import StudyError, TunerError
 from tuner.spec import StudySpec
 
@@ -156,7 +156,7 @@ def test_check_reads_headers_and_says_what_is_doubtful(
     save(folder / "imagesTr" / "c4.nii.gz", boxes(1, 2), np.diag([1, 150, 1, 1]))
     assert main(["check", path]) == 2
     refused = capsys.readouterr().err
-    assert "c2.nii.gz: its affine differs from that of c2.nii.gz" in refused
+    assert "c2.nii.gz: its affine differs from that of imagesTr/c2.nii.gz" in refused
     assert "c4.nii.gz: a spacing of 1 x 150 x 1 mm is implausible" in refused
 
 
@@ -195,12 +195,28 @@ def test_a_long_list_of_warnings_is_cut_and_says_where_the_rest_is(tmp_path: Pat
     assert len(json.loads(where.read_text())["warnings"]) == 25
 
 
+def test_no_kind_of_warning_is_hidden_by_many_of_another() -> None:
+    many = [
+        f"/d/labelsTr/c{index}.nii.gz: its sform and qform disagree by up to {index} voxels"
+        for index in range(50)
+    ]
+    lost = "/d/labelsTr/c7.nii.gz: 4 voxels of label 1 are lost by resampling"
+    rare = "no validation case has label 2 (cyst), 1 other has: it is not judged"
+    shown = shown_warnings([*many, lost, rare], ", see there")
+    assert shown == [
+        *(f"warning: {line}" for line in [*many[:18], lost, rare]),
+        "warning: 32 more, see there",
+    ]
+    assert shown_warnings([lost, rare]) == [f"warning: {lost}", f"warning: {rare}"]
+
+
 @pytest.mark.parametrize(
     ("names", "more", "expected"),
     [
         (SIDED, "", "mirrored along depth and height alone, not from left to right: labels name"),
         (SIDED, ", mirror_axes: [width]", "warning: labels name sides (left kidney, right kidney)"),
         (SIDED, ", mirror_axes: [1]", "mirrored along height alone"),
+        (SIDED, ", mirror_axes: []", "patches are not mirrored (mirror_axes=[])"),
         (SIDED, ", augmentation: none", ""),
         (("background", "kidney", "spleen"), "", ""),
     ],
@@ -217,6 +233,20 @@ def test_what_is_done_about_left_and_right_is_said(
         if expected:
             assert expected in said[0]
             assert expected in summary
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ("[[0], [2]]", "warning: labels name sides (left kidney, right kidney), and mirror_axes="),
+        ("[auto, [0]]", "patches are not mirrored from left to right: labels name sides"),
+    ],
+)
+def test_axes_that_vary_are_looked_at_as_well(tmp_path: Path, choices: str, expected: str) -> None:
+    folder = make_data(tmp_path / "d", {f"c{i}": boxes(1, 2) for i in range(5)}, names=SIDED)
+    varied = text(folder).replace("space: {", f"space: {{mirror_axes: {{choice: {choices}}}, ")
+    (said,) = [line for line in prepared(parse(varied))[0] if "mirror" in line]
+    assert said.startswith(expected)
 
 
 def test_relative_files_of_split_rules_are_fixed_to_where_they_were_given(

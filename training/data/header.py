@@ -80,7 +80,7 @@ def open_volume(path: Path) -> tuple[Any, VolumeHeader]:
         )
     if stored.kind not in "iufb":
         raise DatasetError(f"{path}: voxels of type {stored} are no intensities and no labels")
-    if len(shape) not in (3, 4) or 0 in shape:
+    if len(shape) not in (3, 4) or min(shape) < 1:
         raise DatasetError(f"{path}: a volume is needed, but this has shape {shape}")
     _check_affine(path, image, affine)
     channels = shape[3] if len(shape) == 4 else 1
@@ -103,10 +103,10 @@ def check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> No
     Raises:
         DatasetError: naming both files and what differs.
     """
+    # image and label map of a case often have one name in two folders
+    name = "/".join(other_path.parts[-2:]) if other_path.name == path.name else other_path.name
     if grid.shape != other.shape:
-        raise DatasetError(
-            f"{path}: shape {grid.shape} differs from {other.shape} of {other_path.name}"
-        )
+        raise DatasetError(f"{path}: shape {grid.shape} differs from {other.shape} of {name}")
     moved = _corners(grid.shape, grid.affine) - _corners(other.shape, other.affine)
     in_voxels = np.linalg.solve(other.affine[:3, :3], moved)
     if np.abs(in_voxels).max() <= GRID_TOLERANCE:
@@ -114,13 +114,9 @@ def check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> No
     axes, other_axes = (
         "".join(code or "?" for code in nib.aff2axcodes(one.affine)) for one in (grid, other)
     )
-    how = (
-        f" (its axes are {axes}, those of {other_path.name} {other_axes})"
-        if axes != other_axes
-        else ""
-    )
+    how = f" (its axes are {axes}, those of {name} {other_axes})" if axes != other_axes else ""
     raise DatasetError(
-        f"{path}: its affine differs from that of {other_path.name} by up to "
+        f"{path}: its affine differs from that of {name} by up to "
         f"{np.linalg.norm(moved, axis=0).max():.3g} mm at a corner, "
         f"{np.abs(in_voxels).max():.3g} voxels: the two are not on the same grid{how}"
     )
@@ -133,10 +129,10 @@ def _corners(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> NDArra
 
 
 def _check_affine(path: Path, image: Any, affine: NDArray[np.float64]) -> None:
+    finite = bool(np.isfinite(affine).all())
     spacing = voxel_sizes(affine)
     plausible = spacing.min() >= SMALLEST_SPACING and spacing.max() <= LARGEST_SPACING
-    singular = abs(np.linalg.det(affine[:3, :3])) < 1e-6 * np.prod(spacing)
-    if not np.isfinite(affine).all() or (plausible and singular):
+    if not finite or (plausible and abs(np.linalg.det(affine[:3, :3])) < 1e-6 * np.prod(spacing)):
         raise DatasetError(f"{path}: its affine is not invertible:\n{affine}")
     if plausible:
         return
@@ -158,13 +154,23 @@ def _doubts(path: Path, image: Any, grid: Grid) -> tuple[str, ...]:
     """What is doubtful about the place of a volume."""
     if not isinstance(image, nib.Nifti1Image):
         return ()
-    sform, qform = image.get_sform(coded=True), image.get_qform(coded=True)
+    sform = image.get_sform(coded=True)
+    try:
+        qform = image.get_qform(coded=True)
+        usable = qform[0] is None or bool(np.isfinite(qform[0]).all())
+    except ValueError:
+        # the quaternion is none
+        usable = False
+    if not usable:
+        return (f"{path}: the qform of its header is damaged; the sform is taken",)
     if sform[1] == 0 and qform[1] == 0:
         return (
             f"{path}: its header has neither sform nor qform: left and right are taken as "
             f"nibabel does ({''.join(nib.aff2axcodes(grid.affine))})",
         )
-    if sform[0] is None or qform[0] is None:
+    if qform[0] is None:
+        return _unlike_pixdim(path, image, grid)
+    if sform[0] is None:
         return ()
     moved = _corners(grid.shape, qform[0]) - _corners(grid.shape, sform[0])
     voxels = float(np.abs(np.linalg.solve(grid.affine[:3, :3], moved)).max())
@@ -173,4 +179,16 @@ def _doubts(path: Path, image: Any, grid: Grid) -> tuple[str, ...]:
     return (
         f"{path}: sform and qform of its header disagree by up to {voxels:.3g} voxels; the sform "
         "is taken",
+    )
+
+
+def _unlike_pixdim(path: Path, image: Any, grid: Grid) -> tuple[str, ...]:
+    """What is said of a spacing that stands in the header beside the sform, and is another."""
+    stated = np.array(image.header.get_zooms()[:3])
+    # 1 x 1 x 1 is what tools write that leave it out
+    if (stated == 1).all() or (np.abs(stated / voxel_sizes(grid.affine) - 1) <= 0.1).all():
+        return ()
+    return (
+        f"{path}: its header gives voxels of {spacing_text(stated)} mm (pixdim), but "
+        f"{spacing_text(voxel_sizes(grid.affine))} mm in its sform; the sform is taken",
     )

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.data.errors import DatasetError
-from training.data.header import check_same_grid, open_volume, spacing_text
+from training.data.header import check_same_grid, open_volume, spacing_text, unreadable
 from training.data.layouts import RawDataset
-from training.data.preprocessing import SPACING_RATIO, orientation_of, spacing_of
+from training.data.preprocessing import (
+    SPACING_RATIO,
+    is_far_off,
+    orientation_of,
+    spacing_of,
+)
 
 Spacing = tuple[float, float, float]
 
@@ -53,6 +58,9 @@ def survey_headers(dataset: RawDataset) -> HeaderSurvey:
                 check_same_grid(path, header, first_path, first)
         except DatasetError as error:
             survey.problems[case.case_id] = str(error)
+        except Exception as error:
+            # whatever nibabel makes of a damaged header, the other cases go on
+            survey.problems[case.case_id] = str(unreadable(case.images[0], error))
         else:
             orientation = orientation_of(first.affine)
             survey.warnings.extend(line for _, header in headers for line in header.warnings)
@@ -77,11 +85,10 @@ def _unlike_the_others(dataset: RawDataset, spacings: Mapping[str, Spacing]) -> 
     paths = {case.case_id: case.images[0] for case in dataset.cases}
     problems = {}
     for case_id, spacing in spacings.items():
-        ratios = np.array(spacing) / median
-        if max(ratios.max(), 1 / ratios.min()) > SPACING_RATIO:
+        if is_far_off(spacing, median):
             problems[case_id] = (
                 f"{paths[case_id]}: a spacing of {spacing_text(spacing)} mm (superior, anterior, "
-                f"right) is more than {SPACING_RATIO:g} times off the median of the data, "
+                f"right) is {SPACING_RATIO:g} times off the median of the data or more, "
                 f"{spacing_text(median)} mm: correct the header, or leave out the case"
             )
     return problems

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from training.data.case_list import ListedCase, read_case_list
 from training.data.errors import DatasetError, reason_of
 from training.data.file_names import (
     MISSING,
@@ -98,10 +99,13 @@ def read_layout(folder: Path) -> RawDataset:
         found, warnings = _of_folders(folder, description, len(channels), problems)
     warnings += _miscounted(description, len(found))
     cases = [case for case in found if _fits(case, channels, problems)]
+    problems += _shared_images(cases)
     if problems:
         raise DatasetError.of(folder, problems)
     if not cases:
-        raise DatasetError(f"the data in {folder} are empty: {IMAGES} holds no NIfTI file")
+        raise DatasetError(
+            f"the data in {folder} are empty: {IMAGES} holds no NIfTI file{_others(folder)}"
+        )
     name = str(description.get("name") or folder.name)
     return RawDataset(
         folder, name, labels, channels, tuple(case.as_raw() for case in cases), warnings
@@ -147,7 +151,7 @@ def _of_folders(
     images = _files(folder / IMAGES, problems)
     if problems:
         return [], ()
-    listed = _listed(description, folder / DATASET_JSON, problems)
+    listed = read_case_list(description, folder / DATASET_JSON, problems)
     if listed is None:
         return _paired(folder, images, label_files, channels, problems), ()
     found = _of_list(folder, listed, images, label_files, channels, problems)
@@ -178,39 +182,33 @@ def _paired(
 
 def _of_list(
     folder: Path,
-    listed: Sequence[tuple[str, str]],
+    listed: Sequence[ListedCase],
     images: Mapping[str, Path],
     label_files: Mapping[str, Path],
     channels: int,
     problems: list[str],
 ) -> list[_Found]:
     """The cases that dataset.json lists."""
-    # nnU-Net v1 lists CASE.nii.gz where its channels CASE_0000.nii.gz, ... are
     by_channels = group_by_case(images, channels, label_files)
     found: dict[str, _Found] = {}
-    for image_name, label_name in listed:
-        label = folder / label_name
+    for item in listed:
+        label = folder / item.label
         case_id = nifti_stem(label)
         if case_id is None:
-            problems.append(f"{folder / DATASET_JSON}: `training` lists {label_name}: no NIfTI")
+            problems.append(f"{folder / DATASET_JSON}: `training` lists {item.label}: no NIfTI")
             continue
         if case_id in found:
             problems.append(f"{folder / DATASET_JSON}: `training` lists {case_id} twice")
             continue
-        image = folder / image_name
-        # a broken link is there too, and is said to be one
-        files = (
-            CaseFiles((image,))
-            if os.path.lexists(image)
-            else by_channels.get(nifti_stem(image) or case_id)
-        )
+        files = item.image_files(folder, case_id, by_channels, images)
         if not os.path.lexists(label):
             label = label_files.get(case_id, label)
         if files is None:
-            problems.append(f"{label}: no image {image_name}, which {DATASET_JSON} lists")
+            named = ", ".join(item.images)
+            problems.append(f"{label}: no image {named}, which {DATASET_JSON} lists")
             continue
         if not os.path.lexists(label):
-            problems.append(f"{files.paths[0]}: no label map {label_name}, as it is listed")
+            problems.append(f"{files.paths[0]}: no label map {item.label}, as it is listed")
             continue
         found[case_id] = _Found(case_id, files, label)
     return [found[case_id] for case_id in sorted(found)]
@@ -229,11 +227,35 @@ def _not_listed(
         for name, files in ((IMAGES, images), (LABELS, label_files))
     }
     return tuple(
-        f"{folder / name}: {len(files)} files are not used, since `training` in {DATASET_JSON} "
-        f"does not list them: {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}"
+        f"{folder / name}: {_counted(files)} not used, since `training` in {DATASET_JSON} does not "
+        f"list them: {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}"
         for name, files in left.items()
         if files
     )
+
+
+def _counted(files: Sequence[str]) -> str:
+    return "1 file is" if len(files) == 1 else f"{len(files)} files are"
+
+
+def _shared_images(cases: Sequence[_Found]) -> list[str]:
+    """Images that are those of two cases, which a split could put on two sides."""
+    owners: dict[Path, str] = {}
+    problems = []
+    for case in cases:
+        for path in case.images.paths:
+            owner = owners.setdefault(path, case.case_id)
+            if owner != case.case_id:
+                problems.append(f"{path}: is the image of {owner} and of {case.case_id}")
+    return problems
+
+
+def _others(folder: Path) -> str:
+    """Which other files are where the images should be."""
+    names = [path.name for path in (folder / IMAGES).iterdir() if not path.name.startswith(".")]
+    if not names:
+        return ""
+    return f" (*.nii.gz, *.nii), but {len(names)} others such as {min(names)}: convert them"
 
 
 def _miscounted(description: Mapping[str, Any], cases: int) -> tuple[str, ...]:
@@ -285,7 +307,9 @@ def _labels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
         raise DatasetError(f"{path}: `labels` must name background and at least one structure")
     by_value: dict[int, str] = {}
     for key, value in given.items():
-        number, name = (key, value) if str(key).isdecimal() else (value, key)
+        # a name may be a number too, as in {"10": 1}
+        is_value = str(key).isdecimal() and not isinstance(value, int)
+        number, name = (key, value) if is_value else (value, key)
         if not str(number).isdecimal():
             raise DatasetError(
                 f"{path}: `labels` maps {key!r} to {value!r}; one of the two must be the label "
@@ -321,25 +345,6 @@ def _channels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     if not given:
         raise DatasetError(f"{path}: `modality` names no channel")
     return tuple(str(given[str(index)]) for index in range(len(given)))
-
-
-def _listed(
-    description: Mapping[str, Any], path: Path, problems: list[str]
-) -> list[tuple[str, str]] | None:
-    """Image and label files that dataset.json lists; None where it lists none (nnU-Net v2)."""
-    given = description.get("training")
-    if not given:
-        return None
-    listed = []
-    for item in given if isinstance(given, list) else [given]:
-        pair = (item.get("image"), item.get("label")) if isinstance(item, dict) else (None, None)
-        if isinstance(pair[0], str) and isinstance(pair[1], str):
-            listed.append((pair[0], pair[1]))
-        else:
-            problems.append(
-                f"{path}: `training` must list mappings of image and label, but has {item!r}"
-            )
-    return listed
 
 
 def _files(folder: Path, problems: list[str]) -> dict[str, Path]:

@@ -142,9 +142,11 @@ def get_dataloaders(
     """Training, validation and test loader of a config; no test loader without test cases.
 
     Raises:
-        DatasetError: if `config.data_dir` is no preprocessed folder.
+        DatasetError: if `config.data_dir` is no preprocessed folder, or its cases have labels or
+            channels that the network of the config has no place for.
     """
     dataset = PreprocessedDataset.load(config.data_dir)
+    _check_fits(config, dataset)
     train = get_dataloader(
         config.data_dir,
         "train",
@@ -164,6 +166,24 @@ def get_dataloaders(
     has_test = bool(dataset.splits["test"])
     test = get_dataloader(config.data_dir, "test", 1, 0, shuffle=False) if has_test else None
     return train, val, test
+
+
+def _check_fits(config: ModelTrainingConfig, dataset: PreprocessedDataset) -> None:
+    """Check that a network of the config can take the images and learn the labels."""
+    labels, channels = dataset.labels, dataset.channels
+    # with a target label, all others are background
+    too_few = config.target_label is None and config.num_classes < len(labels)
+    problems = [
+        f"{field}={getattr(config, field)}, but the data in {dataset.folder} have {len(found)} "
+        f"({', '.join(found)}): set {field}={len(found)}"
+        for field, found, wrong in (
+            ("num_classes", labels, too_few),
+            ("input_channels", channels, config.input_channels != len(channels)),
+        )
+        if wrong
+    ]
+    if problems:
+        raise DatasetError("\n  ".join(problems))
 
 
 def _num_workers(config: ModelTrainingConfig) -> int:

@@ -15,6 +15,9 @@ _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _SIDES = {"left", "right", "lt", "rt", "lh", "rh"}
 _OTHER_SIDE = {"left": "right", "l": "r"}
 
+_LETTER = re.compile(r"(?<![a-z0-9])[lr](?![a-z0-9])(?!\W?\d)")
+"""L or R that stands alone, and is no lumbar vertebra (`L 1`)."""
+
 
 def mirror_axes(config: ModelTrainingConfig, labels: Sequence[str]) -> list[MirrorAxis]:
     """The axes that patches may be mirrored along, with `auto` resolved.
@@ -31,18 +34,20 @@ def mirror_axes(config: ModelTrainingConfig, labels: Sequence[str]) -> list[Mirr
 def sided_labels(labels: Sequence[str]) -> list[str]:
     """Labels whose names say left or right.
 
-    A word such as `left` or `rt` says so by itself. A letter (`kidney_l`, `LV`) or a part of a
-    word (`leftkidney`) does where another label has the same name with the other side.
+    A word such as `left` or `rt` says so by itself, and a letter that stands alone beside another
+    word (`Kidney (L)`, `lung_r`). A letter or word that is a part of another (`LV`, `leftkidney`)
+    does where another label has the same name with the other side.
 
     Example:
-        >>> sided_labels(["background", "left kidney", "lung_l", "lung_r", "vertebra_L1"])
-        ['left kidney', 'lung_l', 'lung_r']
+        >>> sided_labels(["background", "left kidney", "lung_l", "LV", "RV", "vertebra_L1"])
+        ['left kidney', 'lung_l', 'LV', 'RV']
     """
     plain = {name.lower() for name in labels}
     sided = []
     for name in labels:
         words = {word.lower() for word in _WORDS.findall(name)}
-        if words & _SIDES or _opposites(name.lower()) & plain:
+        letter = len(words) > 1 and _LETTER.search(name.lower().replace("_", " "))
+        if words & _SIDES or letter or _opposites(name.lower()) & plain:
             sided.append(name)
     return sided
 

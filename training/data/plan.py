@@ -131,7 +131,7 @@ def plan_dataset(
     if not any(sum(scan.voxel_counts[1:]) for scan in known):
         raise DatasetError(
             f"the training labels in {dataset.folder} have no foreground voxel: there is nothing "
-            "to learn, and no CT window can be chosen"
+            "to learn"
         )
     body_only = float(np.median([scan.body_share for scan in known])) < MOSTLY_EMPTY
     channels = []

@@ -111,8 +111,15 @@ def prepare_dataset(
                 preparation.write_split(split, fingerprint)
     prepared = PreprocessedDataset.load(split)
     counts = {case: entry.voxel_counts for case, entry in prepared.cases.items()}
-    missing = missing_classes(prepared.splits, counts, prepared.labels, config.target_label)
-    for line in [*dataset.warnings, *prepared.warnings, *missing]:
+    plan = _read(DatasetPlan, arrays / PLAN)
+    missing = missing_classes(
+        prepared.splits,
+        counts,
+        prepared.labels,
+        config.target_label,
+        None if plan is None else plan.voxel_counts,
+    )
+    for line in [*dataset.warnings, *missing, *prepared.warnings]:
         warn(line)
     return split
 

@@ -39,7 +39,7 @@ AIR = -500.0
 """Hounsfield units below which a voxel of a CT is outside the body."""
 
 SPACING_RATIO = 10.0
-"""Factor between a case's spacing and the data's median above which its header must be wrong."""
+"""Factor between a case's spacing and the data's median from which its header must be wrong."""
 
 MOST_VOXELS = 2**30
 """Voxels of a channel after resampling above which a spacing must be wrong: 1024 x 1024 x 1024."""
@@ -263,11 +263,10 @@ class Preprocessing(BaseModel):
         """
         if self.data_spacing is None:
             return
-        ratios = np.array(spacing) / self.data_spacing
-        if max(ratios.max(), 1 / ratios.min()) > SPACING_RATIO:
+        if is_far_off(spacing, self.data_spacing):
             raise DatasetError(
                 f"{path}: a spacing of {spacing_text(spacing)} mm (superior, anterior, right) is "
-                f"more than {SPACING_RATIO:g} times off that of the training data, "
+                f"{SPACING_RATIO:g} times off that of the training data or more, "
                 f"{spacing_text(self.data_spacing)} mm: correct the header, or resample the image"
             )
 
@@ -340,6 +339,13 @@ def spacing_of(
     sizes = voxel_sizes(affine)
     depth, height, width = (float(sizes[i]) for i in np.argsort(orientation[:, 0]))
     return depth, height, width
+
+
+def is_far_off(spacing: Sequence[float], median: Sequence[float]) -> bool:
+    """Whether a spacing is so far from that of the data that a header must be wrong."""
+    ratios = np.array(spacing) / median
+    # headers are rounded
+    return bool(max(ratios.max(), 1 / ratios.min()) > 0.999 * SPACING_RATIO)
 
 
 def reorient(voxels: NDArray[Any], orientation: NDArray[np.float64]) -> NDArray[Any]:

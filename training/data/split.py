@@ -5,7 +5,7 @@ Cases of one group, such as the scans of one patient, are on one side of every s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +110,7 @@ def missing_classes(
     voxel_counts: Mapping[str, Sequence[int]],
     labels: Sequence[str],
     target_label: int | None = None,
+    in_files: Mapping[str, Sequence[int]] | None = None,
 ) -> list[str]:
     """Say which classes no case of a part has.
 
@@ -118,34 +119,59 @@ def missing_classes(
         voxel_counts: Voxels of each class, by case.
         labels: Name of each label value.
         target_label: The one label that is trained, if there is one.
+        in_files: Voxels of each class before resampling, by case, where that is another count.
 
     Returns:
-        A line for each class that cannot be learnt, or is not judged.
+        A line for each class that cannot be learnt, or is not judged; one for all of many.
 
     Raises:
         DatasetError: if there is nothing to learn.
     """
     wanted = range(1, len(labels)) if target_label is None else [target_label]
-    held = {
-        part: [sum(voxel_counts[case][label] > 0 for case in cases) for label in range(len(labels))]
-        for part, cases in splits.items()
-    }
+    held = {part: _holders(voxel_counts, cases, len(labels)) for part, cases in splits.items()}
+    before = _holders(in_files or {}, in_files or {}, len(labels))
     if not any(held["train"][label] for label in wanted):
         named = ", ".join(f"{label} ({labels[label]})" for label in wanted)
-        raise DatasetError(f"no training case has a voxel of label {named}: nothing can be learnt")
-    lines = []
+        after = " after resampling" if any(before[label] for label in wanted) else ""
+        raise DatasetError(
+            f"no training case has a voxel of label {named}{after}: nothing can be learnt"
+        )
+    found: dict[tuple[str, str], list[str]] = {}
     for label in wanted:
         total = sum(counts[label] for counts in held.values())
         name = f"label {label} ({labels[label]})"
+        others = f", {total} other{' has' if total == 1 else 's have'}"
         if not total:
-            lines.append(f"no case has {name}: it cannot be learnt, and its scores mean nothing")
+            lost = f", though {before[label]} had before resampling" if before[label] else ""
+            kind = ("no case has", "cannot be learnt, and its scores mean nothing")
+            found.setdefault(kind, []).append(name + lost)
         elif not held["train"][label]:
-            lines.append(f"no training case has {name}, {total} others have: it cannot be learnt")
+            kind = ("no training case has", "cannot be learnt")
+            found.setdefault(kind, []).append(name + others)
         elif not held["val"][label]:
-            lines.append(f"no validation case has {name}, {total} others have: it is not judged")
+            kind = ("no validation case has", "is not judged")
+            found.setdefault(kind, []).append(name + others)
         elif splits.get("test") and not held["test"][label]:
-            lines.append(f"no test case has {name}, {total} others have: it is not tested")
-    return lines
+            kind = ("no test case has", "is not tested")
+            found.setdefault(kind, []).append(name + others)
+    return [line for (who, what), names in found.items() for line in _lines(who, names, what)]
+
+
+CLASSES_SHOWN = 5
+"""Missing classes that have a line each; more have one together."""
+
+
+def _holders(
+    voxel_counts: Mapping[str, Sequence[int]], cases: Iterable[str], classes: int
+) -> list[int]:
+    """How many of the cases have voxels of each class."""
+    return [sum(voxel_counts[case][label] > 0 for case in cases) for label in range(classes)]
+
+
+def _lines(who: str, names: Sequence[str], what: str) -> list[str]:
+    if len(names) <= CLASSES_SHOWN:
+        return [f"{who} {name}: it {what}" for name in names]
+    return [f"{who} any of {len(names)} labels, each of which {what}: {'; '.join(names)}"]
 
 
 def kfold_split(

@@ -54,7 +54,7 @@ def split_of_file(
     if config.splits_file is None or config.fold is None:
         return None
     path = config.splits_file
-    folds = _read_json(path)
+    folds = _read_json("splits_file", path)
     if not isinstance(folds, list) or not folds or not all(_is_fold(fold) for fold in folds):
         raise DatasetError(
             f"{path}: a split file lists folds, each with the names of its cases: "
@@ -83,28 +83,43 @@ def rules_digest(config: ModelTrainingConfig) -> str:
         content = (
             config.groups.encode()
             if config.groups_file is None
-            else _read_bytes(config.groups_file)
+            else _read_bytes("groups", config.groups_file)
         )
         parts.append(f"groups-{hashlib.sha256(content).hexdigest()[:8]}")
     if config.splits_file is not None:
-        parts.append(f"file-{hashlib.sha256(_read_bytes(config.splits_file)).hexdigest()[:8]}")
+        rules = _read_bytes("splits_file", config.splits_file)
+        parts.append(f"file-{hashlib.sha256(rules).hexdigest()[:8]}")
     return "-".join(parts)
 
 
 def _read_groups(path: Path) -> dict[str, str]:
-    """Groups by case of a CSV file with the columns `case` and `group`."""
+    """Groups by case of a CSV file with the columns `case` and `group`.
+
+    Columns are separated by commas, or by the semicolons or tabs of spreadsheets.
+    """
     try:
-        lines = _read_bytes(path).decode("utf-8-sig").splitlines()
-        rows = list(csv.DictReader(lines, skipinitialspace=True))
+        lines = _read_bytes("groups", path).decode("utf-8-sig").splitlines()
+        header = lines[0] if lines else ""
+        separator = next((mark for mark in ",;\t" if mark in header), ",")
+        reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as CSV: {reason_of(error)}") from error
+    columns = [name.lower() for name in rows[0][1]] if rows else []
+    if not {"case", "group"} <= set(columns):
+        raise DatasetError(
+            f"{path}: its first line must name the columns `case` and `group`, but is {header!r}"
+        )
+    at_case, at_group = columns.index("case"), columns.index("group")
     groups: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
-        case, group = (str(row.get(name) or "").strip() for name in ("case", "group"))
+    for number, row in rows[1:]:
+        if not any(row):
+            continue
+        case, group = (row[at] if at < len(row) else "" for at in (at_case, at_group))
         if not case or not group:
             raise DatasetError(
-                f"{path}, line {number}: a case and its group are needed, in the columns `case` "
-                f"and `group`, but this is {dict(row)}"
+                f"{path}, line {number}: a case and its group are needed, but this is "
+                f"{separator.join(row)!r}"
             )
         if groups.setdefault(case, group) != group:
             raise DatasetError(
@@ -114,20 +129,23 @@ def _read_groups(path: Path) -> dict[str, str]:
     return groups
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(setting: str, path: Path) -> bytes:
+    """The content of a file that a setting names."""
     if (problem := file_problem(path)) is not None:
-        raise DatasetError(f"{path}: {problem}")
+        raise DatasetError(f"{setting}={path}: {problem}")
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {reason_of(error)}") from error
+        raise DatasetError(f"{setting}={path}: cannot be read: {reason_of(error)}") from error
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(setting: str, path: Path) -> Any:
     try:
-        return json.loads(_read_bytes(path).decode("utf-8-sig"))
+        return json.loads(_read_bytes(setting, path).decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DatasetError(f"{path}: cannot be read as JSON: {reason_of(error)}") from error
+        raise DatasetError(
+            f"{setting}={path}: cannot be read as JSON: {reason_of(error)}"
+        ) from error
 
 
 def _is_fold(fold: Any) -> bool:

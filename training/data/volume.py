@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -119,10 +120,21 @@ def _whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
     if wrong.any():
         raise DatasetError(
             f"{path}: a label must be a whole number, but {np.count_nonzero(wrong)} voxels have "
-            f"{_shown(voxels[wrong])}: was it interpolated? Resample label maps by nearest "
-            "neighbour"
+            f"{_shown(voxels[wrong])}: {_reason_for_parts(path)}"
         )
     return np.asarray(whole)
+
+
+def _reason_for_parts(path: Path) -> str:
+    """Why the values of a label map may be no whole numbers."""
+    stored = nib.load(path)
+    slope, inter = getattr(stored.dataobj, "slope", 1), getattr(stored.dataobj, "inter", 0)
+    if stored.get_data_dtype().kind in "iu":
+        return (
+            f"its header scales what is stored, by scl_slope {slope:g} and scl_inter {inter:g}; "
+            "save it with 1 and 0"
+        )
+    return "was it interpolated? Resample label maps by nearest neighbour"
 
 
 def _shown(values: NDArray[Any]) -> str:
