@@ -333,8 +333,9 @@ def _result(study: Study) -> int:
 
 
 def _list(options: argparse.Namespace, out: Console) -> int:
-    from tuner.report import shown_name, studies_table
+    from tuner.report import studies_table
     from tuner.study import seen_study, study_folders
+    from tuner.study_command import shown_name
 
     folders = study_folders(options.studies_dir)
     if not folders:
@@ -360,11 +361,13 @@ def _list(options: argparse.Namespace, out: Console) -> int:
 
 
 def _status(options: argparse.Namespace, out: Console) -> int:
+    from tuner.driver_lock import driver_is_running
     from tuner.report import print_summary
     from tuner.study import seen_study
 
     study, cut_off = seen_study(options.studies_dir, options.name)
-    print_summary(out, study.folder, study.record, study.spec)
+    driven = driver_is_running(study.folder)
+    print_summary(out, study.folder, study.record, study.spec, driven=driven)
     if cut_off is not None:
         out.print(cut_off, markup=False)
     return DONE
