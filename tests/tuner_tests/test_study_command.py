@@ -95,6 +95,24 @@ def test_looks_at_a_study_that_was_cut_off_name_its_folder(
         assert_names(commands_in(capsys.readouterr().out.replace("\n", " "))[-1], study)
 
 
+def test_a_study_whose_budget_is_spent_is_not_called_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = SPACE.replace("num_trials: 3", "num_trials: 3, epoch_budget: 1").replace(
+        "confirm: {top: 1, seeds: 2}", ""
+    )
+    study = create_study(parse_spec(space, source="s.yaml"), tmp_path, "s")
+    study.record.propose({"learning_rate": 0.2}, "test")
+    study.record.report(0, 1, 0.5, {}, 1.0)
+    study.record.interrupt(0, "the budget of 1 epochs is spent")
+    study.record.close()
+    assert main(["resume", "s", "--studies-dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "the study s does not go on: the budget of 1 epochs is spent" in shown
+    assert "finished" not in shown
+    assert f"tune resume s --studies-dir {tmp_path} --epoch-budget N" in shown
+
+
 def test_refusals_name_the_folder(study: Study, tmp_path: Path) -> None:
     with (
         driver_lock(study.folder),
