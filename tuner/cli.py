@@ -10,6 +10,7 @@ import argparse
 import codecs
 import io
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -311,11 +312,14 @@ def _check_cluster(options: argparse.Namespace) -> None:
 
 
 def _go_on(study: Study, options: argparse.Namespace, out: Console) -> int:
+    from tuner.budget import spent_budget
     from tuner.report import print_summary
     from tuner.study import run_study
 
     if study.finished:
-        out.print(f"the study {study.name} has finished already", markup=False)
+        spent = None if study.searched else spent_budget(study.record, study.spec)
+        why = "has finished already" if spent is None else f"does not go on: {spent}"
+        out.print(f"the study {study.name} {why}", markup=False)
         print_summary(out, study.folder, study.record, study.spec)
         return _result(study)
     interrupted = run_study(study, options.address, out)
@@ -333,8 +337,9 @@ def _result(study: Study) -> int:
 
 
 def _list(options: argparse.Namespace, out: Console) -> int:
-    from tuner.report import shown_name, studies_table
+    from tuner.report import studies_table
     from tuner.study import seen_study, study_folders
+    from tuner.study_command import shown_name
 
     folders = study_folders(options.studies_dir)
     if not folders:
@@ -360,11 +365,13 @@ def _list(options: argparse.Namespace, out: Console) -> int:
 
 
 def _status(options: argparse.Namespace, out: Console) -> int:
+    from tuner.driver_lock import driver_is_running
     from tuner.report import print_summary
     from tuner.study import seen_study
 
     study, cut_off = seen_study(options.studies_dir, options.name)
-    print_summary(out, study.folder, study.record, study.spec)
+    driven = driver_is_running(study.folder)
+    print_summary(out, study.folder, study.record, study.spec, driven=driven)
     if cut_off is not None:
         out.print(cut_off, markup=False)
     return DONE
@@ -408,7 +415,8 @@ def _export_to(
     table = exported.test_table()
     if table is not None:
         out.print(table, markup=False)
-    out.print(f"next    tune predict {folder} IMAGE.nii.gz -o predictions", markup=False)
+    bundle = shlex.quote(str(folder))
+    out.print(f"next    tune predict {bundle} IMAGE.nii.gz -o predictions", markup=False)
     return DONE
 
 

@@ -41,6 +41,7 @@ from tuner.lineage import schedule
 from tuner.no_winner import no_winner, way_out
 from tuner.provenance import PREPARATION, RESUMED
 from tuner.record import TrialEntry, TrialState
+from tuner.study_command import study_command
 from tuner.trial import trial_folder
 
 if TYPE_CHECKING:
@@ -272,11 +273,11 @@ def _nothing_to_export(study: Study, best: TrialEntry | None) -> str:
     if study.finished and study.record.entries:
         return (
             f"the study {study.name!r} has ended, and {no_winner(study.record)}: "
-            f"{way_out(study.record, study.name)}"
+            f"{way_out(study.record, study.folder)}"
         )
     return (
         f"the study {study.name!r} has no trial with a score yet: "
-        f"go on with `tune resume {study.name}`"
+        f"go on with `{study_command('resume', study.folder)}`"
     )
 
 

@@ -39,7 +39,7 @@ def failure_lines(record: StudyRecord) -> list[str]:
         if entries:
             lines.append(f"{len(entries)} of {total} trials {word}:")
             lines += _reasons(entries)
-    if most_failed(record):
+    if most_failed(record) and record.best() is not None:
         lines.append("most trials failed: mind the reasons before the best of the others")
     return lines
 

@@ -40,7 +40,7 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
         StudyError: if the name is not usable, or belongs to a study of another spec or to a
             folder with other content, or another process runs the study. Nothing was changed then.
     """
-    name = name or _usual_name(spec.source)
+    name = _usual_name(spec.source) if name is None else name
     folder = new_study_path(studies_dir, name)
     with written(folder):
         # looked at before the lock, which would be a file in a folder of the user's

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.record import TrialState
+from tuner.study_command import shown_name, studies_option
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
@@ -31,9 +34,11 @@ def no_winner(record: StudyRecord) -> str:
     return f"no trial can be exported: {counted} (trial {first.number}: {first.reason})"
 
 
-def way_out(record: StudyRecord, study: str) -> str:
+def way_out(record: StudyRecord, folder: Path) -> str:
     """What to type when every trial of a study has ended without a model."""
     states = Counter(entry.state for entry in record.entries.values())
     advice = next((ADVICE[state] for state, _ in states.most_common() if state in ADVICE), None)
     change = f"{advice}; then " if advice else ""
-    return f"{change}start a new study with `tune run SPACE.yaml --name {study}-2`"
+    name = shlex.quote(f"{shown_name(folder.name)}-2")
+    command = f"tune run SPACE.yaml --name {name}{studies_option(folder.parent)}"
+    return f"{change}start a new study with `{command}`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ from tuner.no_winner import no_winner, way_out
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
 from tuner.results_table import RESULTS, write_results_csv
 from tuner.searchers import TRIAL_NUMBER, UNDEFINED, planned_trials
+from tuner.study_command import shown_name, study_command
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -285,12 +287,6 @@ def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table
     return table
 
 
-def shown_name(name: str) -> str:
-    """A name as a terminal can show it: no line breaks, control characters or undecodable bytes."""
-    text = name.encode(errors="surrogateescape").decode(errors="replace")
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
 def studies_table(studies: Iterable[tuple[Path, StudyRecord, StudySpec]]) -> Table:
     """One line a study: its trials, its best score, its folder."""
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -307,9 +303,17 @@ def studies_table(studies: Iterable[tuple[Path, StudyRecord, StudySpec]]) -> Tab
 
 
 def print_summary(
-    console: Console, folder: Path, record: StudyRecord, spec: StudySpec, *, next_steps: bool = True
+    console: Console, folder: Path, record: StudyRecord, spec: StudySpec, *, driven: bool = False
 ) -> None:
-    """The end of a study: trials, best config, epochs against full training, what to type."""
+    """A study: trials, best config, epochs against full training, what to type.
+
+    Args:
+        console: Where to print it.
+        folder: The study's folder.
+        record: Its record.
+        spec: Its spec.
+        driven: Whether another process runs the study now, so that it cannot be resumed.
+    """
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     console.print()
     for line in failure_lines(record):
@@ -320,9 +324,10 @@ def print_summary(
     console.print()
     console.print("trials  " + _counts(record, planned_trials(spec)))
     if full:
+        times = f" ({full / spent:.1f} times as many)" if spent else ""
         console.print(
             f"epochs  {spent}; training all {len(entries)} trials to the end would take "
-            f"{full} ({full / max(spent, 1):.1f} times as many)"
+            f"{full}{times}"
         )
     for line in spending_lines(folder, record, spec):
         console.print(line, markup=False)
@@ -334,9 +339,8 @@ def print_summary(
     written = [str(folder / name) for name in (RESULTS, REPORT) if (folder / name).is_file()]
     if written:
         console.print(f"files   {', '.join(written)}", markup=False)
-    if next_steps:
-        for step in next_commands(folder, record, spec):
-            console.print(f"next    {step}", markup=False)
+    for step in next_commands(folder, record, spec, driven=driven):
+        console.print(f"next    {step}", markup=False)
 
 
 def _about_the_best(record: StudyRecord) -> list[str]:
@@ -361,23 +365,26 @@ def _winning_schedule(record: StudyRecord, best: TrialEntry) -> list[str]:
     ]
 
 
-def next_commands(folder: Path, record: StudyRecord, spec: StudySpec) -> list[str]:
-    """What a person would type next."""
-    where = f" --studies-dir {folder.parent}" if folder.parent != Path("studies").absolute() else ""
+def next_commands(
+    folder: Path, record: StudyRecord, spec: StudySpec, *, driven: bool = False
+) -> list[str]:
+    """What a person would type next; nothing that is refused while another process runs it."""
     unfinished = record.unfinished() or len(record.entries) < planned_trials(spec)
     spent = spent_budget(record, spec) is not None
     steps = []
-    if unfinished and spent:
+    if driven:
+        pass
+    elif unfinished and spent:
         option = "--epoch-budget N" if spec.search.epoch_budget is not None else "--gpu-hours H"
-        steps.append(f"tune resume {folder.name}{where} {option}")
+        steps.append(f"{study_command('resume', folder)} {option}")
     elif unfinished or not is_confirmed(record, confirm_record(folder, spec), spec):
-        steps.append(f"tune resume {folder.name}{where}")
+        steps.append(study_command("resume", folder))
     elif record.entries and record.best() is None:
-        steps.append(way_out(record, folder.name))
+        steps.append(way_out(record, folder))
     if record.best(running=False) is not None:
-        steps.append(f"tune export {folder.name}{where} -o bundle")
+        steps.append(f"{study_command('export', folder)} -o bundle")
     if record.best() is not None:
-        steps.append(f"tensorboard --logdir {folder / 'trials'}")
+        steps.append(f"tensorboard --logdir {shlex.quote(shown_name(str(folder / 'trials')))}")
     return steps
 
 

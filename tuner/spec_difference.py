@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuner.study_command import study_command
 from tuner.yaml_source import YamlSource
 
 if TYPE_CHECKING:
@@ -56,10 +56,7 @@ def spec_changes(old: StudySpec, new: StudySpec) -> list[Change]:
 
 def refusal(name: str, studies_dir: Path, changes: list[Change]) -> str:
     """Why a study of that name is refused, what differs, and what to do."""
-    where = (
-        "" if studies_dir == Path("studies") else f" --studies-dir {shlex.quote(str(studies_dir))}"
-    )
-    resume = f"tune resume {name}{where}"
+    resume = study_command("resume", studies_dir / name)
     lines = [f"  {change.describe()}" for change in changes]
     budgets = [BUDGETS[change.key] for change in changes if change.key in BUDGETS]
     if len(budgets) == len(changes):

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ray.tune.stopper import Stopper
 
 from tuner.cluster_watch import cluster_watch
 from tuner.signals import ECHO_SECONDS
+from tuner.study_command import study_command
 
 if TYPE_CHECKING:
     from tuner.record import StudyRecord
@@ -127,11 +129,11 @@ def signals_stop(stopper: StudyStopper) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def lost_message(reason: str, study: str) -> str:
+def lost_message(reason: str, folder: Path) -> str:
     """What a user is told of a study that something is in the way of."""
     return (
-        f"{reason}: every finished epoch is kept; go on with `tune resume {study}` "
-        "when that is put right"
+        f"{reason}: every finished epoch is kept; go on with "
+        f"`{study_command('resume', folder)}` when that is put right"
     )
 
 
@@ -194,6 +196,6 @@ def _end_process(record: StudyRecord, reason: str) -> None:
         afresh.close()
     finally:
         # also where the record cannot be written just now: Ray would end the process without it
-        sys.stderr.write(f"\nerror: {lost_message(reason, record.folder.name)}\n")
+        sys.stderr.write(f"\nerror: {lost_message(reason, record.folder)}\n")
         sys.stderr.flush()
         os._exit(CLUSTER_LOST_CODE)

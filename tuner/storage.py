@@ -32,6 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from training.durable_write import PARTIAL, sync_folder
 from tuner.errors import StudyError
+from tuner.study_command import study_command
 
 BUSY_SECONDS = 60.0
 """How long a write waits for another process that reads or copies the record."""
@@ -157,8 +158,8 @@ class TransactionalStorage(RDBStorage):
                 writer.execute("ROLLBACK")
             self._failure = StudyError(
                 f"the record {self._path} cannot be written ({error}): make room on its disk, "
-                f"then go on with `tune resume {self._path.parent.name}`; all that was decided "
-                "before is kept"
+                f"then go on with `{study_command('resume', self._path.parent)}`; all that was "
+                "decided before is kept"
             )
             raise self._failure from error
         finally:

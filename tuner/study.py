@@ -39,7 +39,7 @@ from tuner.gpus import check_own_gpus
 from tuner.preparation_view import preparation_view
 from tuner.provenance import provenance, resumed
 from tuner.record import DATABASE, StudyRecord, TrialState
-from tuner.report import StudyView, shown_name, write_results
+from tuner.report import StudyView, write_results
 from tuner.resources import TrialResources, nodes_of, plan_resources
 from tuner.schedulers import Policy, build_policy
 from tuner.searchers import RecordSearcher, build_searcher, planned_trials
@@ -47,6 +47,7 @@ from tuner.spec import Override, StudySpec, load_spec, parse_spec
 from tuner.spec_difference import spec_changes
 from tuner.stopping import StudyStopper, lost_message, nothing_waited_for_in_vain, signals_stop
 from tuner.storage import unreadable
+from tuner.study_command import shown_name, study_command
 from tuner.study_folder import (
     PROVENANCE,
     RESOLVED_SPEC,
@@ -115,7 +116,7 @@ class Study:
         except FileNotFoundError as error:
             raise StudyError(
                 f"the study {self.name!r} has not begun ({PROVENANCE} is not there): start it "
-                f"with `tune resume {self.name}`"
+                f"with `{study_command('resume', self.folder)}`"
             ) from error
         except (OSError, ValueError) as error:
             raise StudyError(
@@ -161,7 +162,8 @@ def seen_study(studies_dir: Path, name: str) -> tuple[Study, str | None]:
     study = open_study(studies_dir, name)
     if driven:
         return study, None
-    way_on = f"cut off: no process runs the study; go on with `tune resume {shown_name(name)}`"
+    command = study_command("resume", study.folder)
+    way_on = f"cut off: no process runs the study; go on with `{command}`"
     if study.record.with_state(TrialState.RUNNING) and not put_right(study):
         # one that may only be read, or that another process runs just now
         study.record.take_for_cut_off(way_on)
@@ -260,7 +262,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         write_results(study.folder, study.record, spec)
         study.record.close()
         if halted and not stopper.interrupted:
-            raise StudyError(lost_message(halted, study.name))
+            raise StudyError(lost_message(halted, study.folder))
         return stopper.interrupted
 
 
@@ -372,7 +374,7 @@ def _full_disk_is_named(study: Study) -> Iterator[None]:
             raise
         raise StudyError(
             f"the disk of {study.folder} is full ({os.strerror(errno.ENOSPC)}): make room, then "
-            f"go on with `tune resume {study.name}`; every finished epoch is kept"
+            f"go on with `{study_command('resume', study.folder)}`; every finished epoch is kept"
         ) from error
 
 

@@ -27,6 +27,7 @@ from tuner.errors import StudyError
 from tuner.record import DATABASE
 from tuner.report import REPORT
 from tuner.results_table import RESULTS
+from tuner.study_command import study_command
 from tuner.trial import TRIALS_FOLDER
 from tuner.warm_start import WARM_START
 
@@ -171,7 +172,7 @@ def refuse_foreign_confirmation(folder: Path) -> None:
     if names:
         raise StudyError(
             f"{confirm} holds what is not of a confirmation ({listed(names)}): move it away, "
-            f"then go on with `tune resume {folder.name}`"
+            f"then go on with `{study_command('resume', folder)}`"
         )
 
 
@@ -269,7 +270,7 @@ def driver_lock(folder: Path) -> Iterator[None]:
         except Timeout as error:
             raise StudyError(
                 f"another process runs the study {folder.name!r} already: "
-                f"watch it with `tune status {folder.name}`"
+                f"watch it with `{study_command('status', folder)}`"
             ) from error
     try:
         yield

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import yaml
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 from ray import tune
 
 from training.config import ModelTrainingConfig
@@ -40,6 +41,7 @@ from tuner.config_files import (
 )
 from tuner.confirm import CASES, GRID
 from tuner.constraints import VIOLATION, ConstraintBrokenError, TrialCosts
+from tuner.field_errors import describe_errors
 from tuner.gpus import GpuMissingError, check_trial_gpu
 from tuner.record import TrialState
 from tuner.searchers import INHERITS, TRIAL_NUMBER, UNDEFINED
@@ -389,7 +391,7 @@ def ending_of(error: Exception) -> tuple[TrialState, str]:
 
     from training.callbacks import TrainingDivergedError
 
-    summary = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    summary = f"{type(error).__name__}: {_first_words(error)}"
     if isinstance(error, TrainingDivergedError):
         return TrialState.DIVERGED, str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -404,6 +406,16 @@ def ending_of(error: Exception) -> tuple[TrialState, str]:
     if out_of_memory:
         return TrialState.OUT_OF_MEMORY, summary
     return TrialState.FAILED, summary
+
+
+def _first_words(error: Exception) -> str:
+    """What an error says, on one line."""
+    if isinstance(error, ValidationError):
+        # its first line does no more than count
+        said = [message for _, message in describe_errors(error, ModelTrainingConfig)]
+        return "; ".join(said)
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"
 
 
 @cache

@@ -101,6 +101,7 @@ def test_check_refuses_networks_that_cannot_be_built(
         (["check", "SPACE", "--set", "optimizr=sgd"], "did you mean 'optimizer'?"),
         (["run", "SPACE", "--data-dir", "nowhere", "STUDIES"], "there is no data folder"),
         (["run", "SPACE", "--name", "../x", "STUDIES"], "must start with a letter or digit"),
+        (["run", "SPACE", "--name", "", "STUDIES"], "the study name '' must start with a letter"),
         (["run", "SPACE", "--set", "num_classes=5", "STUDIES"], "have 3 (background, liver, tum"),
         (["run", "SPACE", "--set", "model_params.embed=5", "STUDIES"], "did you mean embed_dim"),
         (["resume", "none", "STUDIES"], "no study 'none'"),

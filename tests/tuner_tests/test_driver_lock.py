@@ -76,13 +76,17 @@ def test_trials_of_a_driver_that_is_gone_are_shown_as_cut_off(
     with FileLock(left / DRIVER_LOCK):
         for words in looks:
             assert main([*words, *where]) == 0
-            assert "1 running" in capsys.readouterr().out
+            shown = capsys.readouterr().out
+            assert "1 running" in shown
+            # it would be refused
+            assert "tune resume" not in shown
     # also when the first look has put the record right
     for words in looks * 2:
         assert main([*words, *where]) == 0
         shown = capsys.readouterr().out
         assert "1 paused · 1 interrupted" in shown
-        assert "left was cut off: no process runs the study; go on with `tune resume left`" in shown
+        way_on = f"go on with `tune resume left {' '.join(where)}`"
+        assert f"left was cut off: no process runs the study; {way_on}" in shown
     spec = parse_spec((left / "spec.resolved.yaml").read_text(), source="s.yaml")
     assert StudyRecord(left, spec.space, spec.mode).entries[1].state is TrialState.INTERRUPTED
 

@@ -62,6 +62,16 @@ def test_reasons_are_grouped_and_counted(tmp_path: Path) -> None:
     ]
 
 
+def test_without_a_best_trial_nobody_is_sent_to_it(tmp_path: Path) -> None:
+    record = record_of(tmp_path, [F, F, D], ["a fault", "a fault", "nan"])
+    assert failure_lines(record) == [
+        "2 of 3 trials failed:",
+        "  2 x a fault (trials 0, 1)",
+        "1 of 3 trials diverged:",
+        "  1 x nan (trial 2)",
+    ]
+
+
 def test_the_summary_says_first_what_failed(tmp_path: Path) -> None:
     # torch's own words, which rich would take for its markup
     reason = "RuntimeError: [enforce fail at alloc_cpu.cpp:118] [/x] is no module"

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
+from pydantic import ValidationError
 
 from training.config import ModelTrainingConfig
 from tuner.failures import end_trial, smaller
 from tuner.record import StudyRecord, TrialEntry, TrialState
 from tuner.spec import StudySpec, parse_spec
+from tuner.trial import ending_of
 
 
 def spec_of(failures: str = "{}", config: str = "{}") -> StudySpec:
@@ -38,6 +40,32 @@ def test_a_failure_is_tried_again_so_often_and_no_more() -> None:
     end_trial(record, spec, 0, TrialState.FAILED, "it died")
     assert (entry.state, entry.reason) == (TrialState.FAILED, "it died (after 3 tries)")
     assert record.halted is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("no room\nin line 3"), "RuntimeError: no room"),
+        (RuntimeError("\n"), "RuntimeError: no message"),
+        (RuntimeError(), "RuntimeError: no message"),
+    ],
+)
+def test_the_reason_of_a_failure_is_what_the_error_says(error: Exception, reason: str) -> None:
+    assert ending_of(error) == (TrialState.FAILED, reason)
+
+
+def test_a_config_that_is_not_valid_is_named_as_the_reason() -> None:
+    """The first line of pydantic's error does no more than count: `1 validation error for ...`."""
+    with pytest.raises(ValidationError) as caught:
+        ModelTrainingConfig(target_label=7, num_classes=3)
+    state, reason = ending_of(caught.value)
+    assert state is TrialState.FAILED
+    assert reason.startswith("ValidationError: target_label=7 must be below num_classes=3: ")
+    with pytest.raises(ValidationError) as caught:
+        ModelTrainingConfig(learning_rate=-1.0, batch=2)
+    reason = ending_of(caught.value)[1]
+    assert "learning_rate=-1.0: input should be greater than" in reason
+    assert "unknown name 'batch'" in reason
 
 
 @pytest.mark.parametrize("state", [TrialState.DIVERGED, TrialState.OUT_OF_MEMORY])

@@ -136,6 +136,11 @@ def test_a_study_without_a_model_does_not_send_people_in_a_circle(
         assert "tune resume" not in text
 
 
+def test_no_factor_is_given_of_no_epochs(record: StudyRecord, spec: StudySpec) -> None:
+    record.interrupt(add(record), "the time budget ended")
+    assert "epochs  0; training all 1 trials to the end would take 5\n" in summary(record, spec)
+
+
 def test_a_study_that_may_find_one_yet_is_resumed(record: StudyRecord, spec: StudySpec) -> None:
     from tuner.export import export_trial
 
