@@ -134,7 +134,7 @@ def group_by_case(
 
 
 def load_nifti(path: Path) -> Any:
-    """nibabel's image of a file, also where its ending is of mixed case, such as `.Nii.gz`.
+    """The image of a file, also where its ending is of mixed case, such as `.Nii.gz`.
 
     Raises:
         Exception: of many types, if it is no readable NIfTI file.
