@@ -72,7 +72,8 @@ class Bundle:
         preprocessing: How an image becomes the network's input, and back.
         manifest: Labels, channels, metrics and provenance.
         module: The network, on its device, in evaluation mode.
-        tell: Told a line, with the image, when a case takes another way for want of memory.
+        tell: Told a line, with the image, of what is doubtful about its header, and when a case
+            takes another way for want of memory.
     """
 
     folder: Path
@@ -141,6 +142,8 @@ class Bundle:
             ValueError: if the files are no readable volume with the right channels.
         """
         case = self.preprocessing.apply(images)
+        for warning in case.warnings:
+            self.tell(f"warning: {warning}")
         if case.image.shape[0] != self.config.input_channels:
             raise BundleError(
                 f"{images[0]} has {case.image.shape[0]} channels, but the model was trained on "

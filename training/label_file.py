@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.file_names import load_nifti
 from training.durable_write import durable_file
 
 PLACE = (
@@ -39,7 +40,7 @@ def write_label_map(label: NDArray[np.unsignedinteger[Any]], image: Path, output
     Raises:
         OSError: if the file cannot be written; one that was there stays.
     """
-    source = nib.load(image).header
+    source = load_nifti(image).header
     kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
     header = kind.header_class()
     header.set_data_dtype(label.dtype)

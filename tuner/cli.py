@@ -278,6 +278,10 @@ def _run(options: argparse.Namespace, out: Console) -> int:
     from tuner.spec import load_spec
 
     spec = load_spec(options.space, _overrides(options))
+    if options.name:
+        from tuner.study_name import check_new_name
+
+        check_new_name(options.name)
     if options.export is not None:
         from tuner.study_folder import check_export
 

@@ -30,7 +30,7 @@ CONNECT_SECONDS = 4.0
 START_SECONDS = 60.0
 """How long the probe may take to import Ray."""
 
-ANSWER_SECONDS = 8.0
+ANSWER_SECONDS = 6.0
 """How long a cluster may take to answer the probe."""
 
 SOCKET_PATH_BYTES = 107
@@ -193,7 +193,10 @@ def _explained(problem: dict[str, str], source: str, way_out: str) -> str:
                 "its nodes, submit it with `ray job submit`, or let this host join with "
                 f"`ray start --address`; or {way_out}"
             )
-    return f"the Ray cluster at {source} cannot be joined ({detail}); or {way_out}"
+    return (
+        f"the Ray cluster at {source} cannot be joined ({detail}): correct the address, "
+        f"or {way_out}"
+    )
 
 
 def _check_temporary_folder() -> None:

@@ -19,7 +19,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.exceptions import AuthenticationError
 
-NODE_SECONDS = 5.0
+NODE_SECONDS = 4.0
 """How long a raylet of this host that has just started may take to register."""
 
 

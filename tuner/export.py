@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,7 @@ def export_trial(
                 "confirmed": chosen.confirmed,
                 "epoch": best[0],
                 "test_grid": grid,
-                **_schedule(study, entry.number, best[0]),
+                **_schedule(chosen.entries, entry.number, best[0]),
             },
         )
         verified = write_bundle(
@@ -209,9 +210,9 @@ def _told(provenance: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-def _schedule(study: Study, number: int, epoch: int) -> dict[str, Any]:
+def _schedule(entries: Mapping[int, TrialEntry], number: int, epoch: int) -> dict[str, Any]:
     """The values of an epoch, and of the epochs before it if several trials trained them."""
-    stretches = schedule(study.record.entries, number, epoch)
+    stretches = schedule(entries, number, epoch)
     values: dict[str, Any] = {"values": dict(stretches[-1].values)}
     if len(stretches) > 1:
         values["schedule"] = [asdict(stretch) for stretch in stretches]
@@ -224,9 +225,10 @@ def _number(value: float, decimals: int) -> str:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A trial to export, and the folder with its trial folder."""
+    """A trial to export, with the trials of its record and the folder with its trial folder."""
 
     entry: TrialEntry
+    entries: Mapping[int, TrialEntry]
     folder: Path
     name: str
     trial: int | None
@@ -246,7 +248,15 @@ def _chosen(study: Study, number: int | None) -> _Chosen:
     if confirmed:
         candidate, entry = confirmed[0].candidate, confirmed[0].trials[0]
         name = f"{candidate.name} with seed {entry.notes[SEED]}, confirmed,"
-        return _Chosen(entry, study.folder / CONFIRM_FOLDER, name, candidate.trial, confirmed=True)
+        return _Chosen(
+            entry,
+            # trials of the search have the same numbers
+            confirmation.entries if confirmation else {},
+            study.folder / CONFIRM_FOLDER,
+            name,
+            candidate.trial,
+            confirmed=True,
+        )
     best, ended = study.record.best(), study.record.best(running=False)
     if ended is None:
         raise ExportError(_nothing_to_export(study, best))
@@ -283,7 +293,8 @@ def _nothing_to_export(study: Study, best: TrialEntry | None) -> str:
 
 def _searched(study: Study, entry: TrialEntry) -> _Chosen:
     name = f"trial {entry.number}"
-    return _Chosen(entry, study.folder, name, entry.number, confirmed=False)
+    entries = study.record.entries
+    return _Chosen(entry, entries, study.folder, name, entry.number, confirmed=False)
 
 
 def _config(path: Path, source: Path, provenance: dict[str, Any]) -> ModelTrainingConfig:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from tuner.record import DATABASE
 from tuner.report import REPORT
 from tuner.results_table import RESULTS
 from tuner.study_command import study_command
+from tuner.study_name import check_name, check_new_name
 from tuner.trial import TRIALS_FOLDER
 from tuner.warm_start import WARM_START
 
@@ -56,9 +56,6 @@ RAY_FILES = (
 LOOKING_SECONDS = 1.0
 """How long to wait for the lock of a study: who only looks at it has it for a moment."""
 
-LONGEST_NAME = 255
-"""Bytes of a file name on the usual file systems."""
-
 
 def study_path(studies_dir: Path, name: str) -> Path:
     """The folder of a study of that name, whether it is there or not.
@@ -67,11 +64,7 @@ def study_path(studies_dir: Path, name: str) -> Path:
         StudyError: if no folder can be of that name, or there.
     """
     check_studies_dir(studies_dir)
-    if len(os.fsencode(name)) > LONGEST_NAME:
-        raise StudyError(
-            f"the study name {name[:20]}... has {len(name)} characters: no folder can bear it; "
-            f"choose another --name of at most {LONGEST_NAME}"
-        )
+    check_name(name)
     return studies_dir.absolute() / name
 
 
@@ -81,11 +74,7 @@ def new_study_path(studies_dir: Path, name: str) -> Path:
     Raises:
         StudyError: if the name is not usable.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise StudyError(
-            f"the study name {name!r} must start with a letter or digit and "
-            "hold only letters, digits, '.', '_' and '-'"
-        )
+    check_new_name(name)
     return study_path(studies_dir, name)
 
 

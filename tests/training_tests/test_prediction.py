@@ -298,3 +298,38 @@ def test_many_classes_are_not_wrapped(
     assert label.dtype == expected
     if target is not None:
         assert set(np.unique(label)) == {0, target}
+
+
+def test_what_is_doubtful_about_a_header_is_said_with_the_case(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle")
+    image = nib.Nifti1Image(np.ones((9, 8, 8), np.float32), None)
+    image.set_sform(np.eye(4), 1)
+    image.set_qform(np.diag([-1.0, 1.0, 1.0, 1.0]), 1)
+    nib.save(image, save(tmp_path / "in" / "a.nii"))
+    save(tmp_path / "in" / "b.nii")
+    lines = predict(tmp_path, tmp_path / "in")
+    assert lines[0].startswith(f"warning: {tmp_path / 'in' / 'a.nii'}: sform and qform")
+    assert lines[0].endswith("the sform is taken")
+    assert [line.partition(":")[0] for line in lines[1:]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("ending", [".Nii", ".Nii.gz", ".NII.gz", ".nii.GZ", ".NII"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_endings_of_mixed_case_are_read(tmp_path: Path, ending: str, kind: type) -> None:
+    make_bundle(tmp_path / "bundle")
+    plain = save(tmp_path / f"plain{ending.lower()}")
+    nib.save(kind(np.ones((9, 8, 8), np.float32), np.eye(4)), plain)
+    (tmp_path / "in").mkdir()
+    plain.rename(tmp_path / "in" / f"a{ending}")
+    assert predict(tmp_path, tmp_path / "in") == [f"a: {tmp_path / 'out' / 'a.nii.gz'}"]
+    assert type(nib.load(tmp_path / "out" / "a.nii.gz")) is kind
+
+
+def test_a_place_that_is_no_number_is_said_without_a_warning_of_numpys(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle")
+    image = save(tmp_path / "in" / "a.nii")
+    content = bytearray(image.read_bytes())
+    # the first number of the field `srow_x` of the header
+    content[280:284] = np.float32(np.nan).tobytes()
+    image.write_bytes(content)
+    assert "its affine is not invertible" in predict(tmp_path, image)[0]

@@ -46,6 +46,22 @@ def test_all_three_names_are_one_program(program: list[str], space: Path) -> Non
     assert "is valid: max val_dice" in result.stdout
 
 
+@pytest.mark.parametrize("name", ["n" * 300, "../other", "\u00e9" * 130])
+def test_a_name_that_no_study_can_have_is_refused_before_ray_and_torch_are_loaded(
+    name: str, space: Path, tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from tuner.cli import main; code = main(sys.argv[1:]); "
+        "print(code, {'ray', 'torch'} & set(sys.modules))"
+    )
+    start = [sys.executable, "-c", program, "run", str(space), "--name", name]
+    where = ["--studies-dir", str(tmp_path / "studies")]
+    result = subprocess.run([*start, *where], capture_output=True, text=True, check=False)
+    assert result.stdout == "2 set()\n"
+    assert result.stderr.startswith("error: the study name ")
+    assert not (tmp_path / "studies").exists()
+
+
 def test_check_prints_space_and_budget(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(space), "--max-epochs", "9", "--num-trials", "10"]) == 0
     printed = capsys.readouterr().out

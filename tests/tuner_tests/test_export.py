@@ -25,9 +25,11 @@ from training.data import PreprocessedDataset
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
 from tuner.cli import main
+from tuner.confirm import CASES, CONFIRM_FOLDER, SEED, candidates
 from tuner.dataset import prepare_data
 from tuner.errors import ExportError
 from tuner.export import export_trial
+from tuner.goals import ConfirmSettings
 from tuner.provenance import PREPARATION, provenance
 from tuner.record import StudyRecord, TrialState
 from tuner.spec import parse_spec
@@ -148,6 +150,36 @@ def test_test_metrics_are_those_of_the_exported_model_against_the_label_files(
     )
     assert manifest["metrics"]["test_dice_1"] == pytest.approx(np.mean(list(by_case.values())))
     assert not any(name.startswith("preprocessed") for name in manifest["metrics"])
+
+
+@pytest.mark.parametrize("winner", ["default", "trial 0"])
+def test_a_confirmed_model_tells_the_values_that_it_was_trained_with(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, winner: str
+) -> None:
+    """Trials of a confirmation have numbers of their own, which the search may have as well."""
+    monkeypatch.setattr(study.record.entries[0], "values", {"learning_rate": 1e-2})
+    confirmed = study.spec.model_copy(update={"confirm": ConfirmSettings(top=1, seeds=2)})
+    chosen = sorted(candidates(study.record, confirmed), key=lambda one: not one.is_default)
+    folder = study.folder / CONFIRM_FOLDER
+    folder.mkdir()
+    record = StudyRecord(folder, confirmed.space, confirmed.mode)
+    try:
+        for number, candidate in enumerate(chosen):
+            score = 0.9 if candidate.name == winner else 0.1
+            record.propose(candidate.values, "test")
+            record.note(number, SEED, 1)
+            record.note(number, CASES, {"case_000": score})
+            record.report(number, 1, score, {"val_dice": score}, 1.0)
+            record.finish(number, TrialState.COMPLETED, "trained 1 epochs")
+            trial = Path("trials") / f"{number:04d}"
+            shutil.copytree(study.folder / "trials" / "0000", folder / trial)
+        export_trial(replace(study, spec=confirmed), tmp_path / "bundle")
+    finally:
+        record.close()
+        shutil.rmtree(folder)
+    told = manifest_of(tmp_path / "bundle")["provenance"]
+    assert told["confirmed"] is True
+    assert told["values"] == next(one.values for one in chosen if one.name == winner)
 
 
 def test_without_the_files_the_cache_is_looked_at_under_other_names(

@@ -17,10 +17,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
+from nibabel.fileholders import FileHolder
+from nibabel.spatialimages import HeaderDataError
 
 from training.data.errors import DatasetError
 
@@ -129,6 +133,24 @@ def group_by_case(
     return cases
 
 
+def load_nifti(path: Path) -> Any:
+    """The image of a file, also where its ending is of mixed case, such as `.Nii.gz`.
+
+    Raises:
+        Exception: of many types, if it is no readable NIfTI file.
+    """
+    try:
+        return nib.load(path)
+    except FileNotFoundError:
+        if not path.is_file():
+            raise
+    # nibabel opens the name in lower case
+    header = {"image": FileHolder(str(path))}
+    with suppress(HeaderDataError):
+        return nib.Nifti1Image.from_file_map(header)
+    return nib.Nifti2Image.from_file_map(header)
+
+
 def file_problem(path: Path) -> str | None:
     """Why there is no readable file at a path, None if there is one."""
     if (problem := _absence(path)) is not None:
@@ -189,7 +211,7 @@ def _are_channels(found: Mapping[int, Path], channels: int, one_channel: bool) -
 def _has_channels(path: Path) -> bool:
     """Whether a file has channels in it, by its header."""
     try:
-        shape = nib.load(path).shape
+        shape = load_nifti(path).shape
     except Exception:
         # whatever is wrong with the file is said where its voxels are read
         return False

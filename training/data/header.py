@@ -12,7 +12,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from training.data.errors import DatasetError, reason_of
-from training.data.file_names import file_problem
+from training.data.file_names import file_problem, load_nifti
 
 SMALLEST_SPACING, LARGEST_SPACING = 0.01, 100.0
 """Spacings in mm below and above which a header is taken to be wrong: a micro-CT has 0.02 mm,
@@ -66,7 +66,7 @@ def open_volume(path: Path) -> tuple[Any, VolumeHeader]:
     if (problem := file_problem(path)) is not None:
         raise DatasetError(f"{path}: {problem}")
     try:
-        image = nib.load(path)
+        image = load_nifti(path)
         shape = tuple(int(size) for size in image.shape)
         affine = np.asarray(image.affine, dtype=np.float64)
         stored = image.get_data_dtype()
