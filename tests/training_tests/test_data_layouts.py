@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
             np.zeros((12, 11, 10), dtype=np.uint8),
             np.diag([1, 1, 2, 1]),
         ),
-        r"case_1\.nii\.gz: its affine differs from that of case_1\.nii\.gz by up to 10 mm",
+        r"case_1\.nii\.gz: its affine differs from that of imagesTr/case_1\.nii\.gz by up to 10 mm",
     ),
     "label value": (
         lambda folder: save(
