@@ -53,7 +53,7 @@ class StopOnDivergence(Callback):
         if loss is not None and not torch.isfinite(loss).all():
             raise TrainingDivergedError(
                 f"the training loss is {float(loss)} at step {trainer.global_step} "
-                f"(epoch {trainer.current_epoch})"
+                f"(epoch {_epoch(trainer)})"
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,23 +62,26 @@ class StopOnDivergence(Callback):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 value = "nan" if tensor.isnan().any() else "inf"
                 raise TrainingDivergedError(
-                    f"the weight {name} is {value} at epoch {trainer.current_epoch}"
+                    f"the weight {name} is {value} at epoch {_epoch(trainer)}"
                 )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the validation loss of an epoch, and say if its score is not defined."""
         loss = trainer.callback_metrics.get("val_loss")
         if loss is not None and not math.isfinite(loss):
-            raise TrainingDivergedError(
-                f"val_loss is {float(loss)} at epoch {trainer.current_epoch}"
-            )
+            raise TrainingDivergedError(f"val_loss is {float(loss)} at epoch {_epoch(trainer)}")
         if _undefined(trainer, self.monitor):
             logger.warning(
                 "%s is not defined at epoch %d: no validation case has what it measures, in its "
                 "label or in its prediction; the epoch counts for nothing, and training goes on",
                 self.monitor,
-                trainer.current_epoch,
+                _epoch(trainer),
             )
+
+
+def _epoch(trainer: Trainer) -> int:
+    """The epoch that is trained, from 1, as in `metrics.csv` and everywhere else."""
+    return trainer.current_epoch + 1
 
 
 def _undefined(trainer: Trainer, monitor: str) -> bool:

@@ -108,8 +108,14 @@ def _quieten_libraries() -> None:
         logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.ERROR)
     # what is wrong with a header is said with the name of the file
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+    # a trial that goes on after a failure is a new one to Tune, which counts the first as lost
+    logging.getLogger("ray.tune.tune").addFilter(_is_no_count_of_trials)
     for library in ("pytorch_lightning", "monai", "torch", "ray", "optuna"):
         warnings.filterwarnings("ignore", module=library)
+
+
+def _is_no_count_of_trials(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Trials did not complete")
 
 
 def _is_user_error(error: ValueError) -> bool:

@@ -15,7 +15,7 @@ from tuner.front_plot import front_plot
 from tuner.lineage import schedule
 from tuner.pareto import front_rows, pareto_front
 from tuner.record import StudyRecord, TrialEntry, TrialState, epochs_spent
-from tuner.results_table import value_names
+from tuner.results_table import shown_values, value_names
 
 if TYPE_CHECKING:
     from tuner.confirm import ConfirmedConfig
@@ -191,8 +191,8 @@ def _curves(entries: list[TrialEntry], best: TrialEntry | None) -> str:
 def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
     names = value_names(entries, spec)
     rows = []
-    for entry in entries:
-        best, values = entry.best(mode), entry.best_values(mode)
+    for entry, values in zip(entries, shown_values(entries, spec), strict=True):
+        best = entry.best(mode)
         rows.append(
             [
                 str(entry.number),

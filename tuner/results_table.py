@@ -31,7 +31,8 @@ def write_results_csv(path: Path, entries: Sequence[TrialEntry], spec: StudySpec
         entries: The trials, by number.
         spec: The study's spec.
     """
-    rows = [_row(entry, spec.mode) for entry in entries]
+    shown = shown_values(entries, spec)
+    rows = [_row(entry, spec.mode, values) for entry, values in zip(entries, shown, strict=True)]
     columns = list(_FACTS)
     if spec.further_metrics:
         columns.append("on_front")
@@ -50,6 +51,18 @@ def value_names(entries: Iterable[TrialEntry], spec: StudySpec) -> list[str]:
     """Fields that vary, and those that a retry replaced."""
     names = [name for name, _ in spec.space.items()]
     return names + sorted({name for entry in entries for name in entry.overrides} - set(names))
+
+
+def shown_values(entries: Sequence[TrialEntry], spec: StudySpec) -> list[dict[str, Any]]:
+    """Of each trial the values that its best score was reached with.
+
+    A field that does not vary, but that a retry of some trial replaced, has its value of the
+    config in the others.
+    """
+    replaced = [name for name in value_names(entries, spec) if name not in spec.space.domains]
+    config = spec.base_config().model_dump(mode="json") if replaced else {}
+    fixed = {name: config[name] for name in replaced}
+    return [{**fixed, **entry.best_values(spec.mode)} for entry in entries]
 
 
 def params(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +99,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
 _FACTS = ("trial", "state", "reason", "epochs", "best_epoch", "value", "seconds")
 
 
-def _row(entry: TrialEntry, mode: str) -> dict[str, Any]:
+def _row(entry: TrialEntry, mode: str, values: Mapping[str, Any]) -> dict[str, Any]:
     best = entry.best(mode)
     return {
         "trial": entry.number,
@@ -96,6 +109,6 @@ def _row(entry: TrialEntry, mode: str) -> dict[str, Any]:
         "best_epoch": best[0] if best else "",
         "value": best[1] if best else "",
         "seconds": round(entry.seconds, 1),
-        **params(entry.best_values(mode)),
+        **params(values),
         **metrics(entry.metrics),
     }

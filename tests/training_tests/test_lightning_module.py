@@ -321,7 +321,7 @@ def test_divergence_ends_the_run_with_its_place(tmp_path: Path) -> None:
                 with torch.no_grad():
                     next(pl_module.parameters()).fill_(float("nan"))
 
-    with pytest.raises(TrainingDivergedError, match=r"training loss is nan at step 4 \(epoch 1\)"):
+    with pytest.raises(TrainingDivergedError, match=r"training loss is nan at step 4 \(epoch 2\)"):
         tiny_trainer(tiny_config(tmp_path), callbacks=[Explode()]).fit()
 
 

@@ -165,7 +165,7 @@ def test_a_step_that_the_gradient_scaler_leaves_out_is_no_divergence(tmp_path: P
 
 
 def test_weights_that_are_not_finite_end_the_run_in_their_epoch(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDivergedError, match=r"the weight model\.scale is inf at epoch 1"):
+    with pytest.raises(TrainingDivergedError, match=r"the weight model\.scale is inf at epoch 2"):
         trainer_of(tmp_path, Breaks()).fit()
 
 
@@ -175,5 +175,5 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> No
     broken = cases([False])
     broken[0]["image"][0, 0, 0, 0] = torch.nan
     trainer.val_loader = DataLoader(broken, batch_size=1)  # type: ignore[arg-type]
-    with pytest.raises(TrainingDivergedError, match="val_loss is nan at epoch 0"):
+    with pytest.raises(TrainingDivergedError, match="val_loss is nan at epoch 1"):
         trainer.fit()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
@@ -21,6 +22,19 @@ def space(tmp_path: Path) -> Path:
     path = tmp_path / "space.yaml"
     path.write_text(SPACE)
     return path
+
+
+def test_a_trial_that_went_on_is_not_told_as_one_that_did_not_complete(tmp_path: Path) -> None:
+    """Tune counts the trial before a retry as lost, whatever became of it."""
+    assert main(["list", "--studies-dir", str(tmp_path)]) == 0
+    logger = logging.getLogger("ray.tune.tune")
+
+    def passes(message: str) -> bool:
+        record = logger.makeRecord(logger.name, logging.ERROR, "tune.py", 1, message, ([],), None)
+        return bool(logger.filter(record))
+
+    assert not passes("Trials did not complete: %s")
+    assert passes("Tune failed: %s")
 
 
 @pytest.mark.parametrize("name", ["tune", "segtune"])

@@ -128,7 +128,22 @@ def test_a_score_is_beside_the_batch_that_it_was_trained_with(
     for known in (record, StudyRecord(folder, spec.space, "max")):
         (row,) = written(known, spec, tmp_path)
         assert row["params_train_batch_size"] == size
-        assert row["params_val_batch_size"] == ("" if best == 2 else "1")
+        fixed = str(spec.base_config().val_batch_size)
+        assert row["params_val_batch_size"] == (fixed if best == 2 else "1")
+
+
+def test_what_a_retry_replaced_is_shown_of_the_other_trials_too(tmp_path: Path) -> None:
+    """A column of it that is empty for all others would say that they have no batch."""
+    space = "config: {train_batch_size: 6}\nspace: {learning_rate: {uniform: [0.1, 1]}}"
+    spec = parse_spec(space, source="s.yaml")
+    record = record_of(spec)
+    for _ in range(2):
+        record.propose({"learning_rate": 0.5}, "test")
+    record.retry(0, "out of memory", {"train_batch_size": 3, "patch_size": [8, 16, 16]})
+    smaller, other = written(record, spec, tmp_path)
+    assert (smaller["params_train_batch_size"], other["params_train_batch_size"]) == ("3", "6")
+    patch = json.dumps(list(spec.base_config().patch_size))
+    assert (smaller["params_patch_size"], other["params_patch_size"]) == ("[8, 16, 16]", patch)
 
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
