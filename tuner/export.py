@@ -333,14 +333,15 @@ def _verify(folder: Path, module: SegmentationLightningModule, data: ExportData)
     if cached is not None:
         verify_network(folder, module, cached, f"the preprocessed case {case}")
         data.notes.append(
-            f"the image files of the case {case} are not there: the exported model was compared "
-            f"with the trial's on the preprocessed case; {WAY_OUT}"
+            f"the image files of the case {case} are not there, or not those of the study: the "
+            f"exported model was compared with the trial's on the preprocessed case; {WAY_OUT}"
         )
         return f"it predicts the preprocessed case {case} as the trial's model does"
     voxels = torch.randn(len(data.channels), *module.config.patch_size)
     verify_network(folder, module, voxels, "random voxels")
     data.notes.append(
-        "neither the image files nor their cache are there: the exported model was compared with "
+        "neither the study's image files nor their cache are there: the exported model was "
+        "compared with "
         f"the trial's on random voxels alone, on no case; {WAY_OUT}"
     )
     return "it was not tried on a case"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
@@ -161,6 +162,8 @@ def nothing_waited_for_in_vain(stopper: StudyStopper, record: StudyRecord) -> It
         if not stopper.gave_up:
             raise
     if stopper.gave_up:
+        # Tune's leftovers call a cluster that may be gone when they are collected, and wait for it
+        gc.freeze()
         # it may have been in the middle of a transaction
         halted = record.halted
         record.reload()

@@ -246,6 +246,7 @@ def test_other_data_are_refused_and_changed_ones_are_not_taken_for_the_studys(
     shutil.copytree(other, home / "data")
     exported = export_trial(study, tmp_path / "bundle")
     assert "are not those that the study 'lesions' was made with" in exported.notes[0]
+    assert "or not those of the study" in exported.notes[-1]
     assert exported.grid == "preprocessed"
 
 

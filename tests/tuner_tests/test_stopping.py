@@ -51,3 +51,37 @@ def test_a_call_into_ray_that_does_not_come_back_ends_with_the_process(tmp_path:
     spec = parse_spec(SPACE, source="s.yaml")
     entry = StudyRecord(folder, spec.space, spec.mode).entries[0]
     assert (entry.state, entry.reason) == (TrialState.INTERRUPTED, "Ray's process raylet ended")
+
+
+LEFTOVER = """\
+import gc, os, sys
+from contextlib import nullcontext
+from pathlib import Path
+from tuner import stopping
+from tuner.record import StudyRecord
+from tuner.spec import parse_spec
+
+class Leftover:
+    def __del__(self):
+        # as one of Tune's that calls a GCS which is gone
+        os._exit(7)
+
+stopping.cluster_watch = lambda *_: nullcontext()
+gc.disable()
+spec = parse_spec(sys.argv[2], source="s.yaml")
+record = StudyRecord(Path(sys.argv[1]), spec.space, spec.mode)
+stopper = stopping.StudyStopper(None)
+with stopping.nothing_waited_for_in_vain(stopper, record):
+    leftover = Leftover()
+    leftover.itself = leftover
+    del leftover
+    stopper.gave_up = True
+    raise KeyboardInterrupt
+gc.collect()
+"""
+
+
+def test_what_tune_leaves_behind_calls_no_cluster_that_is_gone(tmp_path: Path) -> None:
+    start = [sys.executable, "-c", LEFTOVER, str(tmp_path), SPACE]
+    ended = subprocess.run(start, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 0, ended.stderr
