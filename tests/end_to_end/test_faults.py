@@ -227,10 +227,9 @@ def test_a_signal_to_the_whole_group_ends_a_study_with_its_own_cluster_in_order(
 ) -> None:
     """As `timeout` and SLURM send it, to the process and to its group; an epoch is going on."""
     folder = tmp_path / "group"
-    folder.mkdir()
     driver = start(["run", str(toy_space), "--name", "group"], tmp_path)
     wait_for_epochs(folder, 1, driver)
-    (folder / "pace.txt").write_text("600")
+    toy.beside(folder, toy.PACE).write_text("600")
     wait_for(lambda: any("began" in line for line in last_lines(folder)))
     daemons = own_daemons(driver)
     assert {"gcs_server", "raylet"} <= set(daemons)
@@ -258,8 +257,7 @@ def test_a_process_of_ray_that_ends_halts_the_study(
     toy_space: Path, tmp_path: Path, toy: ModuleType, name: str
 ) -> None:
     folder = tmp_path / "halted"
-    folder.mkdir()
-    (folder / "pace.txt").write_text("0.3")
+    toy.beside(folder, toy.PACE).write_text("0.3")
     driver = start(["run", str(toy_space), "--name", "halted"], tmp_path)
     wait_for_epochs(folder, 2, driver)
     os.kill(own_daemons(driver)[name], signal.SIGKILL)
@@ -280,8 +278,7 @@ def test_a_driver_that_was_killed_is_known_to_status_and_list(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "gone"
-    folder.mkdir()
-    (folder / "pace.txt").write_text("0.3")
+    toy.beside(folder, toy.PACE).write_text("0.3")
     where = ["--studies-dir", str(tmp_path)]
     # every trial runs from its start to its end
     options = ["--set", "asha=false", "--address", cluster]
@@ -296,8 +293,11 @@ def test_a_driver_that_was_killed_is_known_to_status_and_list(
         shown = capsys.readouterr().out
         assert "1 interrupted" in shown
         assert "running" not in shown
-        assert "go on with `tune resume gone`" in shown
-    assert len(open_study(tmp_path, "gone").record.with_state(TrialState.RUNNING)) == 1
+        assert f"go on with `tune resume gone --studies-dir {tmp_path}`" in shown
+    # the first look has put the record right
+    record = open_study(tmp_path, "gone").record
+    assert record.with_state(TrialState.RUNNING) == []
+    assert len(record.with_state(TrialState.INTERRUPTED)) == 1
     wait_for_no_trainer(folder)
 
 
