@@ -293,9 +293,11 @@ def test_a_driver_that_was_killed_is_known_to_status_and_list(
         shown = capsys.readouterr().out
         assert "1 interrupted" in shown
         assert "running" not in shown
-        assert "go on with `tune resume gone`" in shown
-    # a look puts the record right
-    assert not open_study(tmp_path, "gone").record.with_state(TrialState.RUNNING)
+        assert f"go on with `tune resume gone --studies-dir {tmp_path}`" in shown
+    # the first look has put the record right
+    record = open_study(tmp_path, "gone").record
+    assert record.with_state(TrialState.RUNNING) == []
+    assert len(record.with_state(TrialState.INTERRUPTED)) == 1
     wait_for_no_trainer(folder)
 
 
