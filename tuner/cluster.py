@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +10,11 @@ from typing import Any
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import services
-from ray._private.utils import detect_fate_sharing_support
+from ray._private import utils as ray_utils
 from ray.exceptions import AuthenticationError
 
 from tuner.errors import ResourceError
+from tuner.signals import signals_held_back
 
 RAY_SETTINGS = {
     # medical data: nothing about a study leaves the machine
@@ -42,7 +41,7 @@ def _daemons_in_own_groups() -> Iterator[None]:
     driver could end no trial in order. They end with us all the same, even if we are killed:
     on Linux Ray asks the kernel to see to it. Where it cannot, Ray itself needs the group.
     """
-    if not detect_fate_sharing_support():
+    if not ray_utils.detect_fate_sharing_support():
         yield
         return
     original = services.ConsolePopen
@@ -59,6 +58,17 @@ def _daemons_in_own_groups() -> Iterator[None]:
 
 
 @contextmanager
+def _without_handlers_of_ray() -> Iterator[None]:
+    """Keep Ray from replacing our handler of SIGTERM by its own, which ends without a word."""
+    original = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = original
+
+
+@contextmanager
 def ray_cluster(address: str | None) -> Iterator[str | None]:
     """Start or join a Ray cluster; yields the address of its dashboard."""
     os.environ.update(RAY_SETTINGS)
@@ -66,9 +76,8 @@ def ray_cluster(address: str | None) -> Iterator[str | None]:
         yield None
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    before = signal.getsignal(signal.SIGTERM)
     try:
-        with _daemons_in_own_groups():
+        with signals_held_back(), _without_handlers_of_ray(), _daemons_in_own_groups():
             context = ray.init(
                 # None would join any cluster that runs here, and end with it
                 address=address or "local",
@@ -84,12 +93,9 @@ def ray_cluster(address: str | None) -> Iterator[str | None]:
             f"Ray cannot {where}: {why}; the logs of its processes are in "
             f"{get_default_ray_temp_dir()}/session_latest/logs"
         ) from error
-    except SystemExit as end:
-        # of Ray's own handler of SIGTERM
-        raise KeyboardInterrupt from end
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
     try:
         yield context.dashboard_url
     finally:

@@ -39,3 +39,33 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` for SIGINT and SIGTERM after the block instead of inside it.
+
+    For code that forks and starts threads: an exception that is raised there may be swallowed, in a
+    hook of Python's own, and the wish be lost. Another signal, later than an echo, is not waited
+    for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: float | None = None
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is not None and now - first >= ECHO_SECONDS:
+            raise KeyboardInterrupt
+        first = now if first is None else first
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if first is not None:
+        raise KeyboardInterrupt

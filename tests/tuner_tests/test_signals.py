@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from tuner import signals, stopping
-from tuner.signals import sigterm_interrupts
+from tuner.signals import signals_held_back, sigterm_interrupts
 from tuner.stopping import StudyStopper, signals_stop
 
 
@@ -52,3 +52,41 @@ def test_a_study_whose_cluster_is_gone_waits_for_nothing() -> None:
     with signals_stop(stopper), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     assert not stopper.interrupted
+
+
+def raised_meanwhile(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Raise signals while they are held back, and tell which got by before the block ended."""
+    got_by = []
+    with signals_held_back():
+        for number in numbers:
+            try:
+                signal.raise_signal(number)
+            except KeyboardInterrupt:
+                got_by.append(number)
+    return got_by
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_held_back_interrupts_after_the_block(number: signal.Signals) -> None:
+    """Also where what runs meanwhile swallows every exception."""
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        raised_meanwhile(number, number)
+    assert signal.getsignal(number) is before
+    assert raised_meanwhile() == []
+
+
+def test_a_later_signal_is_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "ECHO_SECONDS", 0.0)
+    seen: list[str] = []
+
+    def foreign_code() -> None:
+        with signals_held_back():
+            signal.raise_signal(signal.SIGTERM)
+            seen.append("after the first")
+            signal.raise_signal(signal.SIGTERM)
+            seen.append("after the second")
+
+    with pytest.raises(KeyboardInterrupt):
+        foreign_code()
+    assert seen == ["after the first"]
