@@ -216,8 +216,11 @@ def _check_networks(spec: StudySpec) -> None:
         try:
             with torch.device("meta"):
                 build_model(spec.trial_config(spec.space.sample(rng)))
-        except ValueError as error:
-            problems.append(str(error))
+        except Exception as error:
+            # MONAI's constructors refuse with whatever their code runs into
+            problems.append(str(error).partition("\n")[0] or type(error).__name__)
         else:
             return
-    raise StudyError(f"no network of this space can be built: {problems[0]}")
+    raise StudyError(
+        f"no network of this space can be built: {problems[0]}; `tune check` says with which settings"
+    )

@@ -16,6 +16,9 @@ config: {data_dir: phantom}
 space: {learning_rate: {loguniform: [1e-5, 1e-2]}}
 """
 
+DYNUNET = ("--set", "model_name=dynunet", "--set", "model_params={strides: 2}")
+"""A network at whose settings MONAI fails with a TypeError."""
+
 
 @pytest.fixture
 def space(tmp_path: Path) -> Path:
@@ -134,6 +137,7 @@ def test_check_refuses_networks_that_cannot_be_built(
         (["run", "SPACE", "--name", "", "STUDIES"], "the study name '' must start with a letter"),
         (["run", "SPACE", "--set", "num_classes=5", "STUDIES"], "have 3 (background, liver, tum"),
         (["run", "SPACE", "--set", "model_params.embed=5", "STUDIES"], "did you mean embed_dim"),
+        (["run", "SPACE", *DYNUNET, "STUDIES"], "no network of this space can be built"),
         (["resume", "none", "STUDIES"], "no study 'none'"),
         (["status", "none", "STUDIES"], "there is none yet"),
         (["export", "none", "STUDIES"], "no study 'none'"),
