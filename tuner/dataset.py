@@ -222,5 +222,6 @@ def _check_networks(spec: StudySpec) -> None:
         else:
             return
     raise StudyError(
-        f"no network of this space can be built: {problems[0]}; `tune check` says with which settings"
+        f"no network of this space can be built: {problems[0]}; `tune check` says with which "
+        "settings"
     )
