@@ -41,10 +41,14 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #e2e8f0;
          vertical-align: top }
 .scroll { overflow-x: auto }
+td.sentence { min-width: 22rem }
 svg text { font: 12px system-ui, sans-serif; fill: #475569 }
 .figures { display: flex; gap: 2.5rem; flex-wrap: wrap }
 .figures b { display: block; font-size: 1.6rem }
 """
+
+SENTENCE = 40
+"""Characters above which a cell would be squeezed to a word a line beside many columns."""
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 900, 346, 60, 46, 12
 
@@ -216,7 +220,11 @@ def _value(value: object) -> str:
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _cell(text: str) -> str:
+    """A cell; a sentence in one gets the room to be read in."""
+    kind = " class='sentence'" if len(text) > SENTENCE else ""
+    return f"<td{kind}>{escape(text)}</td>"
