@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from tuner import signals, stopping
 from tuner.signals import signals_held_back, sigterm_interrupts
 from tuner.stopping import StudyStopper, signals_stop
+
+
+@pytest.fixture(autouse=True)
+def _default_handler() -> Iterator[None]:
+    """The handler that a command begins with; Ray, once started by another test, leaves its own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_sigterm_interrupts_once_when_it_comes_twice() -> None:
