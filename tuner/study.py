@@ -428,8 +428,9 @@ def put_right(study: Study) -> bool:
 def _write_provenance(study: Study, data: StudyData) -> None:
     """Write where the study comes from, or check that it still has the same data."""
     path = study.folder / PROVENANCE
-    if path.is_file() and study.record.entries:
-        fingerprint = study.provenance()["data"]["fingerprint"]
+    first = study.provenance() if path.is_file() and study.record.entries else None
+    if first is not None:
+        fingerprint = first["data"]["fingerprint"]
         if fingerprint != data.fingerprint:
             raise StudyError(
                 f"the data in {data.source}, or the way in which this version prepares them, have "
@@ -437,6 +438,6 @@ def _write_provenance(study: Study, data: StudyData) -> None:
                 f"was {fingerprint}): its trials cannot be compared any more; start a new study"
             )
     values = provenance(data, seed=study.spec.search.seed)
-    if path.is_file() and study.record.entries:
-        values = resumed(study.provenance(), values)
+    if first is not None:
+        values = resumed(first, values)
     write_durably(path, json.dumps(values, indent=2))
