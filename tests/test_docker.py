@@ -216,7 +216,7 @@ def test_the_guide_lists_every_setting() -> None:
     "command", [line for line in guide_commands() if re.search(r"(head|--) tune ", line)]
 )
 def test_every_tune_command_of_the_guide_is_one(command: str) -> None:
-    from tuner.cli import build_parser
+    from tuner.cli.main import build_parser
 
     words = shlex.split(command)
     options = build_parser().parse_args(words[words.index("tune") + 1 :])

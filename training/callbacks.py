@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 
+from training.checkpoints import (
+    BEST_CHECKPOINT,
+    LAST_CHECKPOINT,
+    EpochCheckpoint,
+    score_is_undefined,
+)
 from training.ema import WeightMovingAverage
+from training.errors import TrainingDivergedError
 from training.logged_names import RATE, best_name
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
 
 logger = logging.getLogger(__name__)
-
-BEST_CHECKPOINT = "best"
-LAST_CHECKPOINT = "last"
-
-
-class TrainingDivergedError(ArithmeticError):
-    """The loss or the weights are NaN or infinite."""
 
 
 class StopOnDivergence(Callback):
@@ -70,7 +69,7 @@ class StopOnDivergence(Callback):
         loss = trainer.callback_metrics.get("val_loss")
         if loss is not None and not math.isfinite(loss):
             raise TrainingDivergedError(f"val_loss is {float(loss)} at epoch {_epoch(trainer)}")
-        if _undefined(trainer, self.monitor):
+        if score_is_undefined(trainer, self.monitor):
             logger.warning(
                 "%s is not defined at epoch %d: no validation case has what it measures, in its "
                 "label or in its prediction; the epoch counts for nothing, and training goes on",
@@ -82,12 +81,6 @@ class StopOnDivergence(Callback):
 def _epoch(trainer: Trainer) -> int:
     """The epoch that is trained, from 1, as in `metrics.csv` and everywhere else."""
     return trainer.current_epoch + 1
-
-
-def _undefined(trainer: Trainer, monitor: str) -> bool:
-    """Whether an epoch's monitored score is there, but no number."""
-    value = trainer.callback_metrics.get(monitor)
-    return value is not None and not math.isfinite(value)
 
 
 class SeedSteps(Callback):
@@ -183,76 +176,17 @@ class PatientEarlyStopping(EarlyStopping):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge an epoch that has a score."""
-        if not _undefined(trainer, self.monitor):
+        if not score_is_undefined(trainer, self.monitor):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge an epoch that has a score."""
-        if not _undefined(trainer, self.monitor):
+        if not score_is_undefined(trainer, self.monitor):
             super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over best score and waiting time."""
         super().load_state_dict({**state_dict, "patience": self.patience})
-
-
-class EpochCheckpoint(ModelCheckpoint):
-    """Saves the best and the last checkpoint between two epochs, where a run can be cut cleanly.
-
-    Lightning's own ModelCheckpoint saves before the schedulers are stepped, so a resumed run
-    trains its first epoch with the learning rate of the epoch before, and it renews the last
-    checkpoint only together with the best one. Here everything that belongs to an epoch has
-    happened when its checkpoint is written. An epoch whose score is not defined is never the best.
-    """
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: the epoch is not over."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: the schedulers are stepped after this."""
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the epoch before."""
-        self._save_epoch(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last epoch."""
-        self._save_epoch(trainer)
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Write the state between two epochs, in which the next one has not begun."""
-        # Lightning counts an epoch as ready before on_train_epoch_start and would take the
-        # checkpoint for one of an epoch that was cut off after its last batch
-        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-        for counts in (progress["total"], progress["current"]):
-            counts["ready"] = counts["started"] = counts["completed"]
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score, also when the folder has been moved with its checkpoints."""
-        assert self.dirpath is not None
-        folder = Path(self.dirpath)
-        if (folder / f"{BEST_CHECKPOINT}.ckpt").is_file():
-
-            def moved(path: str) -> str:
-                return str(folder / Path(path).name) if path else path
-
-            best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
-            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": best}
-            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                state_dict[name] = moved(state_dict[name])
-        super().load_state_dict(state_dict)
-
-    def _save_epoch(self, trainer: Trainer) -> None:
-        assert self.monitor is not None
-        nothing_new = self.monitor not in trainer.callback_metrics
-        if nothing_new or self._should_skip_saving_checkpoint(trainer):
-            return
-        candidates = self._monitor_candidates(trainer)
-        if not _undefined(trainer, self.monitor):
-            self._save_topk_checkpoint(trainer, candidates)
-        self._save_last_checkpoint(trainer, candidates)
 
 
 def get_callbacks(config: ModelTrainingConfig) -> list[Callback]:

@@ -269,7 +269,7 @@ class ModelTrainingConfig(BaseModel):
     """Nesterov's form of momentum, for sgd."""
 
     scheduler: SchedulerName = "none"
-    """Learning-rate scheduler, a key of `training.schedulers.SCHEDULERS`."""
+    """Learning-rate scheduler, a key of `training.lr_schedules.SCHEDULERS`."""
 
     warmup_epochs: Annotated[Int, Field(ge=0)] = 0
     """Epochs of linear warm-up, before any scheduler: it has the epochs that are left."""

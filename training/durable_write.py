@@ -49,3 +49,13 @@ def write_durably(path: Path, text: str) -> None:
     """Write a text file in full or not at all."""
     with durable_file(path) as file:
         file.write(text.encode())
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that is whole whenever it is there, whatever ends the process."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

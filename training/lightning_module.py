@@ -21,9 +21,9 @@ from training.config import ModelTrainingConfig
 from training.inference import predict_case
 from training.logged_names import EPOCH, check_logged_name
 from training.losses import DeepSupervisionLoss, build_loss
+from training.lr_schedules import STEPPED_EACH_STEP
 from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
 from training.optimizers import get_optimizer
-from training.schedulers import STEPPED_EACH_STEP
 
 logger = logging.getLogger(__name__)
 
@@ -301,7 +301,8 @@ class SegmentationLightningModule(pl.LightningModule):
     @cached_property
     def _spacing(self) -> Sequence[float] | None:
         """Size of a voxel in mm; None with loaders of one's own that do not tell it."""
-        from training.data import DatasetError, PreprocessedDataset
+        from training.data import PreprocessedDataset
+        from training.errors import DatasetError
 
         if self._given_spacing is not None:
             return self._given_spacing

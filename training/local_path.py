@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -30,3 +31,31 @@ cache is memory-mapped: mount the storage and give the plain path'
         f"{scheme}://{root}{rest.lstrip('/')} is an address, not a folder or file that this "
         f"machine has mounted, and {why}: mount the storage and give the plain path"
     )
+
+
+def folder_problem(path: Path) -> str | None:
+    """Why there is no readable folder at a path, None if there is one."""
+    if (problem := absence(path)) is not None:
+        return "this folder is missing" if problem == MISSING else problem
+    if not path.is_dir():
+        return "is a file, but must be a folder"
+    if not os.access(path, os.R_OK | os.X_OK):
+        return "cannot be listed: permission denied"
+    return None
+
+
+MISSING = "is missing"
+
+
+def absence(path: Path) -> str | None:
+    """Why nothing is found at a path, None if something is."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            return f"is a broken link to {os.readlink(path)}"
+        return MISSING
+    except OSError as error:
+        # a folder above it without permission, a link to itself, a name too long
+        return f"cannot be read: {(error.strerror or str(error)).lower()}"
+    return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from training.schedulers import Scheduler, get_scheduler
+from training.lr_schedules import Scheduler, get_scheduler
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig, OptimizerName
@@ -54,7 +54,7 @@ def get_optimizer(
         config: Names optimizer and scheduler and their settings.
         model: Its parameters that require a gradient are trained.
         steps_per_epoch: Optimizer steps in an epoch, for the schedulers that are stepped as
-            often: `training.schedulers.STEPPED_EACH_STEP`.
+            often: `training.lr_schedules.STEPPED_EACH_STEP`.
 
     Raises:
         ValueError: if the model has no trainable parameter.

@@ -13,15 +13,8 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
-from training.callbacks import (
-    BEST_CHECKPOINT,
-    LAST_CHECKPOINT,
-    BestScore,
-    SeedSteps,
-    StopOnDivergence,
-    get_callbacks,
-)
-from training.checkpoint_io import DurableCheckpointIO
+from training.callbacks import BestScore, SeedSteps, StopOnDivergence, get_callbacks
+from training.checkpoints import BEST_CHECKPOINT, LAST_CHECKPOINT, DurableCheckpointIO
 from training.hparams import Hyperparameter, hyperparameters_of, log_hyperparameters
 from training.lightning_module import SegmentationLightningModule
 from training.logged_names import EPOCH

@@ -41,14 +41,14 @@ from training.data import (
     PreprocessedDataset,
     get_dataloader,
     get_dataloaders,
-    preparation,
     prepare_dataset,
     read_layout,
     resolve_data_dir,
 )
-from training.data.case_files import store_case
-from training.data.layouts import RawCase
-from training.data.preprocessing import Preprocessing
+from training.data.prepared import preparation
+from training.data.prepared.case_files import store_case
+from training.data.prepared.preprocessing import Preprocessing
+from training.data.raw.layouts import RawCase
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
 

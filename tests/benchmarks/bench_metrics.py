@@ -52,7 +52,7 @@ from training.metrics import (
 )
 from training.models import build_model
 from training.trainer import SegmentationTrainer
-from tuner.spec import load_spec
+from tuner.spec.load import load_spec
 
 warnings.filterwarnings("ignore")
 from surface_distance import metrics as surface_distance  # noqa: E402

@@ -33,7 +33,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.models.dformer import SegNetwork
+from training.models.dformer.network import SegNetwork
 
 OURS = "D-Former"
 BF16 = "D-Former, bf16 autocast"

@@ -32,18 +32,18 @@ from ray.tune.stopper import CombinedStopper
 from rich.console import Console
 from rich.table import Table
 
-from tuner.assembly import assemble
-from tuner.budget import BudgetStopper
-from tuner.checkpoints import CheckpointKeeper
-from tuner.cluster import RAY_SETTINGS
-from tuner.record import StudyRecord
-from tuner.report import StudyView
-from tuner.resources import TrialResources
-from tuner.schedulers import build_policy
-from tuner.searchers import TRIAL_NUMBER, build_searcher
-from tuner.settings import SearchSettings
-from tuner.spec import parse_spec
-from tuner.stopping import StudyStopper
+from tuner.report.live import StudyView
+from tuner.run.callbacks import ViewCallback
+from tuner.run.checkpoint_keeper import CheckpointKeeper
+from tuner.run.cluster import RAY_SETTINGS
+from tuner.run.searcher import build_searcher
+from tuner.run.stopping import BudgetStopper, StudyStopper
+from tuner.run.tune_run import assemble
+from tuner.search.policies import build_policy
+from tuner.spec.load import parse_spec
+from tuner.spec.settings import SearchSettings, TrialResources
+from tuner.study.record import StudyRecord
+from tuner.trial.messages import TRIAL_NUMBER
 
 REPORTS = 5
 WORKERS = 2
@@ -180,7 +180,7 @@ def ours(trials: int, folder: Path, trainable: type[Trivial], searcher: str) -> 
         with view:
             keeper = CheckpointKeeper(record, folder, spec.checkpoints)
             stoppers = CombinedStopper(stopper, BudgetStopper(record, spec))
-            watchers = [view, keeper]
+            watchers = [ViewCallback(view, spec.metric), keeper]
             assemble(record, spec, trial, proposes, policy, resources, watchers, stoppers).fit()
     record.close()
     entries = record.entries.values()

@@ -30,12 +30,12 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from rich.console import Console
 from rich.table import Table
 
-import tuner.study
-from tuner.cli import main as tune_command
-from tuner.cluster import RAY_SETTINGS
-from tuner.record import StudyRecord
-from tuner.spec import load_spec
-from tuner.trial import TrialTrainable
+import tuner.run.tune_run
+from tuner.cli.main import main as tune_command
+from tuner.run.cluster import RAY_SETTINGS
+from tuner.spec.load import load_spec
+from tuner.study.record import StudyRecord
+from tuner.trial.trainable import TrialTrainable
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "dformer.yaml"
 WORKERS = 2
@@ -75,7 +75,7 @@ class Watched(TrialTrainable):  # type: ignore[misc]
 
 def ours(space: Path, trials: int, folder: Path) -> tuple[list[float], list[float]]:
     """Seconds to the first batch of each process's first trial, and of all later ones."""
-    tuner.study.TrialTrainable = Watched  # type: ignore[misc]
+    tuner.run.tune_run.TrialTrainable = Watched  # type: ignore[misc]
     arguments = ["run", str(space), "--name", "start", "--studies-dir", str(folder)]
     arguments += ["--num-trials", str(trials), "--max-concurrent", str(WORKERS)]
     arguments += ["--set", "config.max_epochs=6", "--set", "asha.grace_period=1"]

@@ -19,11 +19,12 @@ from filelock import FileLock
 
 from training.data import DataSource, PreprocessedDataset, prepare_dataset
 from training.lightning_module import SegmentationLightningModule
-from tuner.cli import main
-from tuner.record import TrialState
-from tuner.spec import load_spec
-from tuner.study import open_study
-from tuner.trial import StudyContext, TrialRun
+from tuner.cli.main import main
+from tuner.spec.load import load_spec
+from tuner.study.study import open_study
+from tuner.study.trial_entry import TrialState
+from tuner.trial.context import StudyContext
+from tuner.trial.run import TrialRun
 
 ENDINGS = {
     "good": TrialState.COMPLETED,

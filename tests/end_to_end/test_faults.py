@@ -21,11 +21,12 @@ import ray
 import yaml
 from ray.cluster_utils import Cluster
 
-from tuner.cli import main
-from tuner.cluster_check import check_cluster
+from tuner.cli.main import main
 from tuner.errors import ResourceError
-from tuner.record import StudyRecord, TrialState
-from tuner.study import Study, open_study
+from tuner.run.cluster_check import check_cluster
+from tuner.study.record import StudyRecord
+from tuner.study.study import Study, open_study
+from tuner.study.trial_entry import TrialState
 
 TOY = Path(__file__).with_name("toy.py")
 TRIALS = 6

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from training.data import PreprocessedDataset
-from tuner.cli import main
-from tuner.confirm import CASES, SEED, confirm_record, confirmed_configs
-from tuner.record import TrialState
-from tuner.study import Study, open_study
+from tuner.cli.main import main
+from tuner.study.confirmation import CASES, SEED, confirm_record, confirmed_configs
+from tuner.study.study import Study, open_study
+from tuner.study.trial_entry import TrialState
 
 GOALS = """\
 metric: [val_dice, val_seconds_per_case, parameters]

@@ -14,10 +14,10 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tuner
-from tuner.cli import main
-from tuner.config_files import config_file
-from tuner.record import TrialState
-from tuner.study import Study, open_study
+from tuner.cli.main import main
+from tuner.study.config_files import config_file
+from tuner.study.study import Study, open_study
+from tuner.study.trial_entry import TrialState
 
 
 def population_space(space_file: Path, folder: Path, scheduler: str) -> Path:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tuner.cli import main
-from tuner.record import TrialState
-from tuner.study import open_study
+from tuner.cli.main import main
+from tuner.study.study import open_study
+from tuner.study.trial_entry import TrialState
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "pasha"])

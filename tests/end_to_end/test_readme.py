@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuner.cli import main
-from tuner.spec import parse_spec
+from tuner.cli.main import main
+from tuner.spec.load import parse_spec
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -20,9 +20,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.config import ModelTrainingConfig
-from tuner.cli import main
-from tuner.record import TrialState
-from tuner.study import Study, open_study
+from tuner.cli.main import main
+from tuner.study.study import Study, open_study
+from tuner.study.trial_entry import TrialState
 
 
 @pytest.fixture(scope="module")

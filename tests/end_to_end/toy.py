@@ -17,10 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import tuner.study
+import tuner.run.tune_run
 from training.durable_write import write_durably
-from tuner.cli import main
-from tuner.trial import METRICS_FILE, TrialRun, TrialTrainable
+from tuner.cli.main import main
+from tuner.study.files import METRICS_FILE
+from tuner.trial.run import TrialRun
+from tuner.trial.trainable import TrialTrainable
 
 FAULTS = "faults.json"
 TRAINED = "trained.log"
@@ -140,5 +142,5 @@ def repeated(log: Path) -> list[int]:
 
 
 if __name__ == "__main__":
-    tuner.study.TrialTrainable = ToyTrainable  # type: ignore[misc]
+    tuner.run.tune_run.TrialTrainable = ToyTrainable  # type: ignore[misc]
     sys.exit(main(sys.argv[1:]))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuner.spec import Override, StudySpec, parse_spec
+from tuner.spec.load import parse_spec
+from tuner.spec.study_spec import StudySpec
+from tuner.spec.yaml_source import Override
 
 
 def parse(text: str, **overrides: Any) -> StudySpec:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpoint_io import DurableCheckpointIO
+from training.checkpoints import DurableCheckpointIO
 from training.durable_write import durable_file, write_durably
 
 ROOT = Path(__file__).parents[2]

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from training.callbacks import StopOnDivergence, TrainingDivergedError, get_callbacks
+from training.callbacks import StopOnDivergence, get_callbacks
 from training.class_weights import CLASS_WEIGHTS
 from training.config import ModelTrainingConfig
+from training.errors import TrainingDivergedError
 from training.inference import predict_case
 from training.lightning_module import SegmentationLightningModule
+from training.lr_schedules import SCHEDULERS
 from training.metrics import dice_coefficient, surface_scores
 from training.models import build_model
 from training.optimizers import OPTIMIZERS
-from training.schedulers import SCHEDULERS
 from training.trainer import SegmentationTrainer, choose_devices
 
 STAGE_METRICS = ("loss", "dice", "dice_1", "dice_2", "iou", "boundary_f1", "accuracy")

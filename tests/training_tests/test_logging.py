@@ -20,7 +20,7 @@ from training.config import ModelTrainingConfig
 from training.hparams import Hyperparameter
 from training.lightning_module import SegmentationLightningModule
 from training.trainer import SegmentationTrainer
-from tuner.epoch_gate import EpochGate
+from tuner.trial.epoch_gate import EpochGate
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from training.config import ModelTrainingConfig, OptimizerName
+from training.lr_schedules import SCHEDULERS
 from training.optimizers import OPTIMIZERS, get_optimizer
-from training.schedulers import SCHEDULERS
 
 
 def build(**settings: Any) -> tuple[Any, Any]:

@@ -15,8 +15,8 @@ from pytorch_lightning.plugins.precision import Precision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from training.callbacks import TrainingDivergedError
 from training.config import ModelTrainingConfig
+from training.errors import TrainingDivergedError
 from training.trainer import SegmentationTrainer
 
 SHAPE = (4, 8, 8)

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tuner import signals, stopping
+from tuner import signals
+from tuner.run import stopping
+from tuner.run.stopping import StudyStopper, signals_stop
 from tuner.signals import signals_held_back, sigterm_interrupts
-from tuner.stopping import StudyStopper, signals_stop
 
 
 @pytest.fixture(autouse=True)

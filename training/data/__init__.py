@@ -1,13 +1,14 @@
 """Data: layouts, preprocessing into a memory-mapped cache, splits, patches and loaders."""
 
-from training.data.augmentation import AUGMENTATIONS
-from training.data.cache import PreprocessedDataset, cache_root
-from training.data.errors import DatasetError
-from training.data.layouts import RawCase, RawDataset, read_layout
-from training.data.loaders import get_dataloader, get_dataloaders
-from training.data.phantom import PHANTOM, generate_phantom, resolve_data_dir
-from training.data.preparation import DataSource, prepare_dataset, prepared_fingerprint
-from training.data.preprocessing import CaseGeometry, PreprocessedCase, Preprocessing
+from training.data.cache_folder import cache_root
+from training.data.patches.augmentation import AUGMENTATIONS
+from training.data.patches.loaders import get_dataloader, get_dataloaders
+from training.data.prepared.cache import PreprocessedDataset
+from training.data.prepared.preparation import DataSource, prepare_dataset, prepared_fingerprint
+from training.data.prepared.preprocessing import CaseGeometry, PreprocessedCase, Preprocessing
+from training.data.raw.layouts import RawCase, RawDataset, read_layout
+from training.data.raw.phantom import PHANTOM, generate_phantom, resolve_data_dir
+from training.errors import DatasetError
 
 __all__ = [
     "AUGMENTATIONS",

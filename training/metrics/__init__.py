@@ -46,9 +46,9 @@ compare it with others.
 Validation is on the preprocessed grid, where the network predicts: it is fast, and the same for
 all trials of a search. What preprocessing loses costs nothing there; a lesion that no voxel of
 that grid shows is in neither label nor prediction. Test metrics of an exported model are against
-the label files on their own grids (`training.case_scores`), with the size of the files' voxels,
-and a boundary F1 whose tolerance is in voxels of the file. `trainer.test()` measures what its
-loader gives it, which is the preprocessed grid.
+the label files on their own grids (`training.bundle.case_scores`), with the size of the files'
+voxels, and a boundary F1 whose tolerance is in voxels of the file. `trainer.test()` measures what
+its loader gives it, which is the preprocessed grid.
 
 # Boundary and surface
 

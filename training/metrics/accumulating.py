@@ -10,12 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from training.metrics.boundary import boundary_scores
-from training.metrics.labels import (
-    LabelArray,
-    check_shape,
-    check_tolerance,
-    label_array,
-)
+from training.metrics.labels import LabelArray, check_shape, check_tolerance, label_array
 from training.metrics.overlap import overlap_scores
 from training.metrics.surface import surface_scores_of_labels
 

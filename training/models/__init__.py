@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from training.config import ModelName, ModelTrainingConfig
-from training.models.dformer import SegNetwork
+from training.models.dformer.network import SegNetwork
 from training.models.dynunet import build_dynunet
 from training.models.monai_networks import (
     build_attention_unet,

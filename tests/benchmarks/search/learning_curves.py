@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from tuner.searchers.encoding import SpaceEncoding
-from tuner.space import Space
-from tuner.spec import load_spec
+from tuner.search.encoding import SpaceEncoding
+from tuner.spec.load import load_spec
+from tuner.spec.space import Space
 
 HERE = Path(__file__).parent
 SPACE = HERE / "learning_curves.yaml"

@@ -23,12 +23,13 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from scipy.stats import qmc
 
-from training.callbacks import TrainingDivergedError
 from training.data import get_dataloaders, prepare_dataset, resolve_data_dir
+from training.errors import TrainingDivergedError
 from training.models import build_model
 from training.trainer import SegmentationTrainer
-from tuner.searchers.encoding import SpaceEncoding
-from tuner.spec import StudySpec, load_spec
+from tuner.search.encoding import SpaceEncoding
+from tuner.spec.load import load_spec
+from tuner.spec.study_spec import StudySpec
 
 HERE = Path(__file__).parent
 SPACE = HERE / "learning_curves.yaml"

@@ -24,11 +24,14 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tuner.record import StudyRecord
-from tuner.schedulers import RecordScheduler, build_policy
-from tuner.searchers import build_searcher
-from tuner.space import Choice, LogUniform, QUniform, RandInt, Space, Uniform
-from tuner.spec import AshaSettings, SearchSettings, parse_spec
+from tuner.run.scheduler import RecordScheduler
+from tuner.run.searcher import build_searcher
+from tuner.search.policies import build_policy
+from tuner.spec.domains import Choice, LogUniform, QUniform, RandInt, Uniform
+from tuner.spec.load import parse_spec
+from tuner.spec.settings import AshaSettings, SearchSettings
+from tuner.spec.space import Space
+from tuner.study.record import StudyRecord
 
 ENDLESS = 10**9
 FACTOR = 3

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tuner.space import Space, Uniform
+from tuner.spec.domains import Uniform
+from tuner.spec.space import Space
 
 EPOCHS = 27
 

@@ -1,0 +1,179 @@
+"""What people see of a study, in the terminal and in `report.html`."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tuner.errors import ExportError
+from tuner.report.files import write_results
+from tuner.report.live import StudyView
+from tuner.report.summary import print_summary
+from tuner.report.tables import studies_table
+from tuner.run.callbacks import ViewCallback
+from tuner.run.scheduler import RecordScheduler
+from tuner.search.policies import Policy
+from tuner.spec.load import parse_spec
+from tuner.spec.settings import TrialResources
+from tuner.spec.study_spec import StudySpec
+from tuner.study.record import StudyRecord
+from tuner.study.study import Study
+from tuner.study.trial_entry import TrialState
+
+SPACE = """
+config: {max_epochs: 5}
+space: {learning_rate: {loguniform: [1e-5, 1e-1]}}
+search: {num_trials: 3}
+asha: false
+"""
+
+
+@pytest.fixture
+def spec() -> StudySpec:
+    return parse_spec(SPACE, source="s.yaml")
+
+
+@pytest.fixture
+def record(tmp_path: Path, spec: StudySpec) -> StudyRecord:
+    return StudyRecord(tmp_path, spec.space, spec.mode)
+
+
+def add(record: StudyRecord, *scores: float) -> int:
+    number = record.propose({"learning_rate": 0.01 * (1 + len(record.entries))}, "test").number
+    for epoch, score in enumerate(scores, start=1):
+        record.report(number, epoch, score, {"val_dice": score}, 1.0)
+    return number
+
+
+def summary(record: StudyRecord, spec: StudySpec) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    print_summary(console, record.folder, record, spec)
+    console.print(studies_table([(record.folder, record, spec)]))
+    write_results(record.folder, record, spec)
+    return out.getvalue()
+
+
+def test_a_running_trial_may_be_the_best_everywhere(record: StudyRecord, spec: StudySpec) -> None:
+    record.finish(add(record, 0.5), TrialState.COMPLETED, "trained 1 epochs")
+    add(record, 0.6, 0.8, 0.7)
+    shown = summary(record, spec)
+    assert shown.count("val_dice 0.8000 (trial 1, epoch 2, still running)") == 2
+    assert "learning_rate: 0.02" in shown
+    page = (record.folder / "report.html").read_text()
+    assert "0.8000" in page
+    assert "1 (still running)" in page
+    record.finish(1, TrialState.COMPLETED, "trained 3 epochs")
+    assert "val_dice 0.8000 (trial 1, epoch 2)" in summary(record, spec)
+
+
+def told(record: StudyRecord, spec: StudySpec, results: list[dict[str, Any]]) -> list[str]:
+    """Lines of a view that sees a trial start and report, after the scheduler has."""
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    resources = TrialResources(1, 0, 1)
+    scheduler = RecordScheduler(record, Policy(record))
+    trial: Any = SimpleNamespace(config={"trial_number": 0})
+    with StudyView(record, spec, record.folder, resources, None, console) as shown:
+        view = ViewCallback(shown, spec.metric)
+        view.on_trial_start(0, [], trial)
+        for result in results:
+            scheduler.on_trial_result(None, trial, result)  # type: ignore[arg-type]
+            view.on_trial_result(0, [], trial, result)
+    return [line.split("trial   0  ")[1] for line in out.getvalue().splitlines() if "0  " in line]
+
+
+def result(epoch: int) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "score": epoch / 10,
+        "metrics/val_dice": epoch / 10,
+        "epoch_seconds": 1.0,
+    }
+
+
+def test_epochs_that_a_checkpoint_brings_along_are_not_told_again(
+    record: StudyRecord, spec: StudySpec
+) -> None:
+    add(record)
+    lines = told(record, spec, [result(1), result(2)])
+    assert [line.split("  ")[0] for line in lines] == ["started", "epoch 1/5", "epoch 2/5"]
+    record.interrupt(0, "the time budget ended")
+    record.running(0)
+    # it first reports what its checkpoint holds; of its last epoch the record may not know yet
+    lines = told(record, spec, [result(epoch) for epoch in (1, 2, 3, 4)])
+    assert [line.split("  ")[0] for line in lines] == [
+        "goes on after 2",
+        "epoch 3/5",
+        "epoch 4/5",
+    ]
+
+
+ENDINGS = [
+    (TrialState.DIVERGED, "the training loss is nan", "lower the range of learning_rate"),
+    (TrialState.OUT_OF_MEMORY, "can't allocate", "patch_size or train_batch_size smaller"),
+    (TrialState.INFEASIBLE, "above max_parameters", "raise the limits in `constraints`"),
+    (TrialState.FAILED, "RuntimeError: no", "see error.txt"),
+]
+
+
+@pytest.mark.parametrize(("state", "reason", "advice"), ENDINGS)
+def test_a_study_without_a_model_does_not_send_people_in_a_circle(
+    record: StudyRecord, spec: StudySpec, state: TrialState, reason: str, advice: str
+) -> None:
+    """Neither the summary nor `tune export` send to `tune resume`, which has nothing to do."""
+    from tuner.export.export import export_trial
+
+    for score in (0.5, math.nan, 0.4):
+        record.finish(add(record, score), state, reason)
+    study = Study(record.folder, spec, record)
+    assert study.finished
+    shown = summary(record, spec)
+    assert f"no trial can be exported: 3 {state} (trial 0: {reason})" in shown
+    with pytest.raises(ExportError) as error:
+        export_trial(study, record.folder / "bundle")
+    for text in (shown, str(error.value)):
+        assert advice in text
+        assert f"tune run SPACE.yaml --name {record.folder.name}-2" in text
+        assert "tune resume" not in text
+
+
+def test_no_factor_is_given_of_no_epochs(record: StudyRecord, spec: StudySpec) -> None:
+    record.interrupt(add(record), "the time budget ended")
+    assert "epochs  0; training all 1 trials to the end would take 5\n" in summary(record, spec)
+
+
+def test_a_study_that_may_find_one_yet_is_resumed(record: StudyRecord, spec: StudySpec) -> None:
+    from tuner.export.export import export_trial
+
+    record.finish(add(record), TrialState.DIVERGED, "the training loss is nan")
+    study = Study(record.folder, spec, record)
+    assert f"tune resume {record.folder.name}" in summary(record, spec)
+    with pytest.raises(ExportError, match="tune resume"):
+        export_trial(study, record.folder / "bundle")
+    add(record, 0.5)
+    with pytest.raises(ExportError, match="still runs: export it when one has ended"):
+        export_trial(study, record.folder / "bundle")
+
+
+def test_a_grid_that_is_spent_is_the_end_of_its_study(tmp_path: Path) -> None:
+    spec = parse_spec(
+        "space: {optimizer: {choice: [adamw, sgd]}}\n"
+        "search: {searcher: grid, num_trials: 40}\nasha: false\n",
+        source="s.yaml",
+    )
+    record = StudyRecord(tmp_path, spec.space, spec.mode)
+    for optimizer in ("adamw", "sgd"):
+        number = record.propose({"optimizer": optimizer}, "grid").number
+        record.report(number, 1, 0.5, {}, 1.0)
+        record.finish(number, TrialState.COMPLETED, "")
+    shown = summary(record, spec)
+    assert Study(tmp_path, spec, record).finished
+    assert "to come" not in shown
+    assert "tune resume" not in shown

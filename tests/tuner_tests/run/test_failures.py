@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.storages import InMemoryStorage
+from pydantic import ValidationError
+
+from training.config import ModelTrainingConfig
+from tuner.run.failures import end_trial, smaller
+from tuner.spec.load import parse_spec
+from tuner.spec.study_spec import StudySpec
+from tuner.study.record import StudyRecord
+from tuner.study.trial_entry import TrialEntry, TrialState
+from tuner.trial.endings import ending_of
+
+
+def spec_of(failures: str = "{}", config: str = "{}") -> StudySpec:
+    return parse_spec(
+        f"config: {config}\nspace: {{learning_rate: {{uniform: [0.1, 1]}}}}\n"
+        f"failures: {failures}\n",
+        source="s.yaml",
+    )
+
+
+def one_trial(spec: StudySpec) -> tuple[StudyRecord, TrialEntry]:
+    record = StudyRecord(Path("memory"), spec.space, spec.mode, InMemoryStorage())
+    return record, record.propose({"learning_rate": 0.5}, "test")
+
+
+def test_a_failure_is_tried_again_so_often_and_no_more() -> None:
+    spec = spec_of("{max_failures: 2}")
+    record, entry = one_trial(spec)
+    for number in (1, 2):
+        end_trial(record, spec, 0, TrialState.FAILED, "it died")
+        assert entry.state is TrialState.INTERRUPTED
+        assert entry.reason == f"it died; retry {number} of 2"
+        record.running(0)
+    end_trial(record, spec, 0, TrialState.FAILED, "it died")
+    assert (entry.state, entry.reason) == (TrialState.FAILED, "it died (after 3 tries)")
+    assert record.halted is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("no room\nin line 3"), "RuntimeError: no room"),
+        (RuntimeError("\n"), "RuntimeError: no message"),
+        (RuntimeError(), "RuntimeError: no message"),
+    ],
+)
+def test_the_reason_of_a_failure_is_what_the_error_says(error: Exception, reason: str) -> None:
+    assert ending_of(error) == (TrialState.FAILED, reason)
+
+
+def test_a_config_that_is_not_valid_is_named_as_the_reason() -> None:
+    """The first line of pydantic's error does no more than count: `1 validation error for ...`."""
+    with pytest.raises(ValidationError) as caught:
+        ModelTrainingConfig(target_label=7, num_classes=3)
+    state, reason = ending_of(caught.value)
+    assert state is TrialState.FAILED
+    assert reason.startswith("ValidationError: target_label=7 must be below num_classes=3: ")
+    with pytest.raises(ValidationError) as caught:
+        ModelTrainingConfig(learning_rate=-1.0, batch=2)
+    reason = ending_of(caught.value)[1]
+    assert "learning_rate=-1.0: input should be greater than" in reason
+    assert "unknown name 'batch'" in reason
+
+
+@pytest.mark.parametrize("state", [TrialState.DIVERGED, TrialState.OUT_OF_MEMORY])
+def test_what_would_happen_again_is_not_tried_again(state: TrialState) -> None:
+    spec = spec_of()
+    record, entry = one_trial(spec)
+    end_trial(record, spec, 0, state, "why")
+    assert (entry.state, entry.reason) == (state, "why")
+
+
+def test_what_stands_in_the_way_of_all_halts_the_study() -> None:
+    spec = spec_of()
+    record, entry = one_trial(spec)
+    end_trial(record, spec, 0, TrialState.INTERRUPTED, "the disk is full")
+    assert (entry.state, entry.failures) == (TrialState.INTERRUPTED, 0)
+    assert record.halted == "the disk is full"
+
+
+def test_out_of_memory_halves_the_batch_until_there_is_none() -> None:
+    spec = spec_of(
+        "{on_out_of_memory: smaller_batch, max_failures: 9}",
+        "{train_batch_size: 5, val_batch_size: 2}",
+    )
+    record, entry = one_trial(spec)
+    sizes = []
+    while True:
+        end_trial(record, spec, 0, TrialState.OUT_OF_MEMORY, "no memory")
+        if entry.state.finished:
+            break
+        config = spec.trial_config(entry.trained_values)
+        sizes.append((config.train_batch_size, config.val_batch_size))
+        record.running(0)
+    assert sizes == [(2, 1), (1, 1)]
+    assert entry.state is TrialState.OUT_OF_MEMORY
+    assert entry.values == {"learning_rate": 0.5}
+
+
+@given(patch=st.tuples(*[st.integers(1, 300)] * 3))
+def test_a_smaller_patch_has_about_half_the_voxels(patch: tuple[int, int, int]) -> None:
+    config = ModelTrainingConfig(patch_size=patch)
+    found = smaller(config, "smaller_patch")
+    if found is None:
+        assert all(axis <= 8 for axis in patch)
+        return
+    assert ModelTrainingConfig(**found).patch_size == tuple(found["patch_size"])
+    assert all(
+        1 <= after <= before for after, before in zip(found["patch_size"], patch, strict=True)
+    )
+    assert math.prod(found["patch_size"]) < math.prod(patch)
+    if min(patch) >= 64:
+        assert 0.3 < math.prod(found["patch_size"]) / math.prod(patch) <= 0.52

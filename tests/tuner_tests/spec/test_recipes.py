@@ -1,0 +1,96 @@
+"""The known good default of each network."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from training.config import ModelName, ModelTrainingConfig, OptimizerName
+from tuner.spec.load import parse_spec
+from tuner.spec.recipes import RECIPES, recipe_values
+
+WIDE = """
+config: {{model_name: {name}, max_epochs: {epochs}}}
+space:
+  learning_rate: {{loguniform: [1e-6, 1]}}
+  optimizer: {{choice: [adam, adamw, sgd]}}
+  momentum: {{uniform: [0.5, 0.995], when: {{optimizer: sgd}}}}
+  nesterov: {{choice: [false, true], when: {{optimizer: sgd}}}}
+  weight_decay: {{loguniform: [1e-7, 1e-1]}}
+  scheduler: {{choice: [none, step, cosine, poly]}}
+  warmup_epochs: {{randint: [0, 20], when: {{scheduler: [cosine, poly]}}}}
+  poly_power: {{uniform: [0.5, 2], when: {{scheduler: poly}}}}
+  loss: {{choice: [cross_entropy, dice_ce]}}
+"""
+
+
+def test_every_network_has_a_recipe_with_its_source() -> None:
+    assert set(RECIPES) == set(get_args(ModelName))
+    for recipe in RECIPES.values():
+        assert "et al." in recipe.source or "MONAI" in recipe.source
+        assert recipe.optimizer in recipe.optimizers
+
+
+@pytest.mark.parametrize("name", get_args(ModelName))
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
+@pytest.mark.parametrize("epochs", [1, 3, 300])
+def test_a_recipe_is_a_valid_config(name: ModelName, optimizer: OptimizerName, epochs: int) -> None:
+    values = recipe_values(name, optimizer, epochs)
+    ModelTrainingConfig(model_name=name, optimizer=optimizer, max_epochs=epochs, **values)
+
+
+def test_the_default_of_nnunets_network_is_nnunets_training() -> None:
+    """Isensee et al., 2021: SGD 0.01, Nesterov momentum 0.99, 3e-5, poly 0.9, Dice + CE."""
+    point = parse_spec(WIDE.format(name="dynunet", epochs=1000), source="s").default_point()
+    assert point == {
+        "learning_rate": 0.01,
+        "optimizer": "sgd",
+        "momentum": 0.99,
+        "nesterov": True,
+        "weight_decay": 3e-5,
+        "scheduler": "poly",
+        "warmup_epochs": 0,
+        "poly_power": 0.9,
+        "loss": "dice_ce",
+    }
+
+
+def test_the_default_of_a_transformer_warms_up_and_decays() -> None:
+    point = parse_spec(WIDE.format(name="dformer3d", epochs=100), source="s").default_point()
+    assert point == {
+        "learning_rate": 8e-4,
+        "optimizer": "adamw",
+        "weight_decay": 1e-5,
+        "scheduler": "cosine",
+        "warmup_epochs": 5,
+        "loss": "dice_ce",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fixed", "learning_rate"), [("optimizer: sgd", 0.01), ("optimizer: adamw", 8e-4), ("", 8e-4)]
+)
+def test_the_learning_rate_is_that_of_the_optimizer_which_is_used(
+    fixed: str, learning_rate: float
+) -> None:
+    text = f"config: {{{fixed}}}\nspace: {{learning_rate: {{loguniform: [1e-6, 1]}}}}"
+    spec = parse_spec(text, source="s")
+    assert spec.default_point() == {"learning_rate": learning_rate}
+
+
+def test_a_point_that_names_its_optimizer_has_the_learning_rate_of_it() -> None:
+    text = WIDE.format(name="dformer3d", epochs=30) + "search: {start_from: [{optimizer: sgd}]}"
+    (point,) = parse_spec(text, source="s").start_points()
+    assert (point["optimizer"], point["learning_rate"], point["momentum"]) == ("sgd", 0.01, 0.99)
+
+
+def test_what_the_file_fixes_stays() -> None:
+    text = """
+config: {model_name: dynunet, loss: focal}
+space: {momentum: {uniform: [0.5, 0.9]}, scheduler: {choice: [cosine, step]}}
+"""
+    spec = parse_spec(text, source="s")
+    # the nearest of momentum; of the scheduler, whose recipe is no option, the first
+    assert spec.default_point() == {"momentum": 0.9, "scheduler": "cosine"}
+    assert spec.trial_config(spec.default_point()).loss == "focal"

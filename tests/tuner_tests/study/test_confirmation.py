@@ -1,0 +1,275 @@
+"""What is confirmed, with which seeds, and what is made of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy.stats import t as student
+from scipy.stats import ttest_ind, wilcoxon
+
+from tuner.report.confirmation import confirm_rows, write_confirm_csv
+from tuner.report.summary import goal_tables
+from tuner.run.confirm_searcher import ConfirmSearcher
+from tuner.spec.load import parse_spec
+from tuner.spec.study_spec import StudySpec
+from tuner.study.confirmation import (
+    CASES,
+    GRID,
+    SEED,
+    candidates,
+    confirmed_configs,
+    is_confirmed,
+    seeds,
+    verdict,
+)
+from tuner.study.record import StudyRecord
+from tuner.study.statistics import compare, interval
+from tuner.study.trial_entry import TrialState
+
+SPACE = """
+config: {max_epochs: 3, seed: 5}
+space:
+  learning_rate: {loguniform: [1e-5, 1e-1]}
+  optimizer: {choice: [adamw, sgd]}
+confirm: {top: 2, seeds: 3}
+"""
+
+
+def spec_of(text: str = SPACE) -> StudySpec:
+    return parse_spec(text, source="space.yaml")
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> StudyRecord:
+    """Trial 0 is the default; 2, 3 and 4 are better, and 3 and 4 the same config."""
+    spec = spec_of()
+    record = StudyRecord(tmp_path, spec.space, "max")
+    good = {"learning_rate": 0.01, "optimizer": "adamw"}
+    for values, score in (
+        (spec.default_point(), 0.5),
+        ({"learning_rate": 0.1, "optimizer": "sgd"}, math.nan),
+        ({"learning_rate": 0.02, "optimizer": "sgd"}, 0.7),
+        (good, 0.8),
+        (good, 0.75),
+        ({"learning_rate": 0.03, "optimizer": "sgd"}, 0.6),
+    ):
+        number = record.propose(values, "test").number
+        record.report(number, 3, score, {"val_dice": score}, 1.0)
+        state = TrialState.DIVERGED if math.isnan(score) else TrialState.COMPLETED
+        record.finish(number, state, "done")
+    return record
+
+
+def confirm(
+    folder: Path, record: StudyRecord, spec: StudySpec, gain: float, trials: int = 99
+) -> StudyRecord:
+    """Train what is missing: the score of a case grows with the seed and, by `gain`, with lr."""
+    folder.mkdir(exist_ok=True)
+    confirmation = StudyRecord(folder, spec.space, "max")
+    searcher = ConfirmSearcher(confirmation, spec, candidates(record, spec))
+    for number in range(trials):
+        proposal = searcher.suggest(str(number))
+        if not isinstance(proposal, dict):
+            break
+        entry = confirmation.entries[proposal["trial_number"]]
+        assert proposal["seed"] == entry.notes[SEED]
+        better = gain * (entry.values["learning_rate"] == 0.01)
+        score = 0.7 + better + 0.001 * proposal["seed"]
+        cases = {f"case_{n}": score + 0.01 * n for n in range(8)}
+        searcher.on_trial_complete(
+            str(number),
+            {
+                "epoch": 3,
+                "score": score,
+                "epoch_seconds": 1.0,
+                "outcome": "completed",
+                "reason": "done",
+                CASES: json.dumps(cases),
+            },
+        )
+    return confirmation
+
+
+def test_the_best_configs_and_the_default_are_confirmed(record: StudyRecord) -> None:
+    spec = spec_of()
+    chosen = candidates(record, spec)
+    assert [candidate.name for candidate in chosen] == ["trial 3", "trial 2", "default"]
+    assert chosen[-1].values == spec.default_point()
+    # the default is not confirmed twice where it is one of the best
+    all_of_them = spec_of(SPACE.replace("top: 2", "top: 9"))
+    chosen = candidates(record, all_of_them)
+    assert [candidate.trial for candidate in chosen] == [3, 2, 5, 0]
+    assert [candidate.is_default for candidate in chosen] == [False, False, False, True]
+
+
+def test_no_seed_is_that_of_the_search() -> None:
+    assert seeds(spec_of()) == [6, 7, 8]
+
+
+def test_a_confirmation_goes_on_where_it_was_cut_off(record: StudyRecord, tmp_path: Path) -> None:
+    spec, folder = spec_of(), tmp_path / "confirm"
+    assert not is_confirmed(record, None, spec)
+    half = confirm(folder, record, spec, 0.1, trials=4)
+    assert not is_confirmed(record, half, spec)
+    before = {n: dict(entry.notes) for n, entry in half.entries.items()}
+    half.close()
+    whole = confirm(folder, record, spec, 0.1)
+    assert {n: dict(entry.notes) for n, entry in whole.entries.items() if n in before} == before
+    assert len(whole.entries) == 9
+    assert is_confirmed(record, whole, spec)
+    assert len({(str(e.values), e.notes[SEED]) for e in whole.entries.values()}) == 9
+    # the search knows nothing of it
+    assert len(record.entries) == 6
+
+
+def test_a_better_config_is_told_apart(record: StudyRecord, tmp_path: Path) -> None:
+    spec = spec_of()
+    configs = confirmed_configs(record, confirm(tmp_path / "c", record, spec, 0.1), spec)
+    assert configs[0].candidate.name == "trial 3"
+    assert configs[0].test.mean == pytest.approx(0.8 + 0.007 + 0.035)
+    against = configs[0].against_default
+    assert against is not None
+    assert against.difference.mean == pytest.approx(0.1)
+    assert against.distinguishable
+    assert "trial 3 wins and differs from the default config" in verdict(configs)
+    # the best seed comes first: it is exported
+    assert configs[0].trials[0].notes[SEED] == 8
+
+
+def test_configs_that_were_measured_on_other_grids_are_not_compared(
+    record: StudyRecord, tmp_path: Path
+) -> None:
+    spec = spec_of()
+    confirmation = confirm(tmp_path / "c", record, spec, 0.1)
+    for number in confirmation.entries:
+        confirmation.note(number, GRID, "file")
+    configs = confirmed_configs(record, confirmation, spec)
+    assert {config.grid for config in configs} == {"file"}
+    assert configs[0].against_default is not None
+    assert "grid" not in str(confirm_rows(configs, spec))
+    default = next(config for config in configs if config.candidate.is_default)
+    confirmation.note(default.trials[0].number, GRID, "preprocessed")
+    configs = confirmed_configs(record, confirmation, spec)
+    assert {config.candidate.name: config.grid for config in configs}["default"] == "mixed"
+    assert all(config.against_default is None for config in configs)
+    assert "is not compared with the default config" in verdict(configs)
+    write_confirm_csv(tmp_path / "confirm.csv", configs, spec)
+    with (tmp_path / "confirm.csv").open() as file:
+        grids = {row["config"]: row["test_grid"] for row in csv.DictReader(file)}
+    assert grids == {"trial 3": "file", "trial 2": "file", "default": "mixed"}
+    assert "(mixed grid)" in str(confirm_rows(configs, spec))
+
+
+def test_a_config_that_is_no_better_is_not(record: StudyRecord, tmp_path: Path) -> None:
+    spec = spec_of()
+    configs = confirmed_configs(record, confirm(tmp_path / "c", record, spec, 1e-6), spec)
+    assert "trial 3 wins by validation, but is not distinguishable" in verdict(configs)
+    rows = confirm_rows(configs, spec)
+    assert {len(row) for row in rows} == {7}
+    write_confirm_csv(tmp_path / "confirm.csv", configs, spec)
+    with (tmp_path / "confirm.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [row["config"] for row in written] == [config.candidate.name for config in configs]
+    assert written[0]["distinguishable"] == "False"
+    assert float(written[0]["metrics_test_dice"]) == configs[0].test.mean
+
+
+def test_the_summary_names_what_did_not_complete(record: StudyRecord, tmp_path: Path) -> None:
+    spec = spec_of()
+    half = confirm(tmp_path / "confirm", record, spec, 0.1, trials=4)
+    entry = half.propose(candidates(record, spec)[1].values, "confirm trial 2")
+    half.note(entry.number, SEED, 7)
+    half.finish(entry.number, TrialState.DIVERGED, "the training loss is nan")
+    half.close()
+    console = Console(width=200, record=True, file=io.StringIO())
+    for shown in goal_tables(tmp_path, record, spec):
+        console.print(shown)
+    text = console.export_text()
+    assert "trial 2 with seed 7: diverged after 0 epochs, the training loss is nan" in text
+    assert "trial 3  2 of 3" in text
+    assert "confirm trial 3 wins" in text
+
+
+def test_nothing_is_said_before_anything_is_judged(record: StudyRecord) -> None:
+    assert confirmed_configs(record, None, spec_of()) == []
+    assert verdict([]) == "nothing is confirmed yet"
+
+
+scores = st.integers(2, 4).flatmap(
+    lambda seeds: st.lists(
+        st.lists(st.floats(0, 1), min_size=7, max_size=7), min_size=seeds, max_size=seeds
+    ).map(np.array)
+)
+
+
+@settings(deadline=None)
+@given(scores, scores)
+def test_a_comparison_turned_round_has_the_other_sign(one: np.ndarray, other: np.ndarray) -> None:
+    there, back = compare(one, other), compare(other, one)
+    assert there.difference.mean == pytest.approx(-back.difference.mean)
+    assert there.difference.low == pytest.approx(-back.difference.high)
+    assert there.p_value == pytest.approx(back.p_value)
+    assert there.distinguishable == back.distinguishable
+
+
+@settings(deadline=None)
+@given(scores)
+def test_a_config_is_not_told_apart_from_itself(one: np.ndarray) -> None:
+    assert not compare(one, one).distinguishable
+
+
+def test_without_a_difference_between_cases_it_is_welchs_test() -> None:
+    one = np.array([0.8, 0.83, 0.81])[:, None] + np.zeros(9)
+    other = np.array([0.7, 0.78, 0.74, 0.75])[:, None] + np.zeros(9)
+    welch = ttest_ind(one[:, 0], other[:, 0], equal_var=False)
+    found = compare(one, other)
+    assert found.p_value == pytest.approx(welch.pvalue)
+    expected = welch.confidence_interval(0.95)
+    assert (found.difference.low, found.difference.high) == pytest.approx(tuple(expected))
+
+
+def test_without_a_difference_between_seeds_it_is_the_t_interval() -> None:
+    cases = np.array([0.7, 0.8, 0.85, 0.9, 0.6])
+    low, high = student.interval(0.95, 4, cases.mean(), cases.std(ddof=1) / math.sqrt(5))
+    found = interval(np.stack([cases, cases]))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_the_luck_of_a_seed_is_no_difference() -> None:
+    """Cases alone tell half of all equal configs apart; 5 % may be."""
+    rng = np.random.default_rng(0)
+    apart = by_cases = 0
+    for _ in range(300):
+        cases = rng.normal(0.85, 0.1, 30)
+
+        def train(cases: np.ndarray = cases) -> np.ndarray:
+            return cases + rng.normal(0, 0.01, (3, 1)) + rng.normal(0, 0.02, (3, 30))
+
+        one, other = train(), train()
+        found = compare(one, other)
+        assert found.p_cases == wilcoxon(one.mean(axis=0) - other.mean(axis=0)).pvalue
+        apart += found.distinguishable
+        by_cases += found.p_cases < 0.05
+    assert by_cases / 300 > 0.3
+    # 5 % of 300, and three standard deviations
+    assert apart <= 15 + 3 * math.sqrt(300 * 0.05 * 0.95)
+
+
+def test_five_cases_are_too_few_for_wilcoxons_test() -> None:
+    one = np.linspace(0.8, 0.81, 15).reshape(3, 5)
+    assert not compare(one + 0.5, one).distinguishable
+
+
+@pytest.mark.parametrize("cases", [6, 20])
+def test_a_great_difference_is_told_apart(cases: int) -> None:
+    one = np.random.default_rng(cases).normal(0.7, 0.01, (3, cases))
+    assert compare(one + 0.3, one).distinguishable

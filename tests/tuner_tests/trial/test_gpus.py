@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training.data import DataSource
+from tuner.errors import ResourceError
+from tuner.run import gpus
+from tuner.run.gpus import check_own_gpus
+from tuner.spec.load import parse_spec
+from tuner.spec.settings import ResourceSettings
+from tuner.study.trial_entry import TrialState
+from tuner.trial.context import StudyContext
+from tuner.trial.endings import ending_of
+from tuner.trial.gpus import GpuMissingError, check_trial_gpu
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, ray: int, torch_sees: int) -> None:
+    monkeypatch.setattr(gpus, "gpus_of_this_machine", lambda: ray)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_sees > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: torch_sees)
+
+
+def settings(**values: Any) -> ResourceSettings:
+    return ResourceSettings(**values)
+
+
+@pytest.mark.parametrize(
+    ("ray", "torch_sees", "gpu"), [(0, 0, "auto"), (0, 0, 0), (1, 1, 1), (2, 2, "auto"), (1, 0, 0)]
+)
+def test_a_machine_that_has_what_is_asked_for_is_fine(
+    monkeypatch: pytest.MonkeyPatch, ray: int, torch_sees: int, gpu: Any
+) -> None:
+    machine(monkeypatch, ray=ray, torch_sees=torch_sees)
+    assert check_own_gpus(settings(gpu=gpu)) is None
+
+
+def test_a_gpu_that_the_machine_has_not_got_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, ray=0, torch_sees=0)
+    with pytest.raises(ResourceError, match=r"resources.gpu=0.5 .* Ray sees 0 GPUs .* --address"):
+        check_own_gpus(settings(gpu=0.5))
+
+
+@pytest.mark.parametrize("gpu", ["auto", 1])
+def test_gpus_that_torch_cannot_use_are_refused(monkeypatch: pytest.MonkeyPatch, gpu: Any) -> None:
+    machine(monkeypatch, ray=1, torch_sees=0)
+    with pytest.raises(ResourceError, match=r"can use none: .*--gpus-per-trial 0"):
+        check_own_gpus(settings(gpu=gpu))
+
+
+def test_gpus_that_ray_does_not_see_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, ray=0, torch_sees=2)
+    note = check_own_gpus(settings(gpu="auto"))
+    assert note is not None
+    assert "trials train on the CPU" in note
+    assert "--num-gpus=2" in note
+
+
+def test_gpus_that_are_not_visible_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus.gpus_of_this_machine() == 0
+
+
+def test_a_trial_that_booked_a_gpu_and_has_none_halts_the_study(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine(monkeypatch, ray=1, torch_sees=0)
+    check_trial_gpu(0)
+    with pytest.raises(GpuMissingError, match=r"booked 0.5 GPU on node .*") as error:
+        check_trial_gpu(0.5)
+    assert ending_of(error.value)[0] is TrialState.INTERRUPTED
+    machine(monkeypatch, ray=1, torch_sees=1)
+    check_trial_gpu(0.5)
+
+
+@pytest.mark.parametrize(("logical", "expected"), [("false", 1), ("true", 0)])
+def test_logical_gpus_are_none_to_the_training(tmp_path: Path, logical: str, expected: int) -> None:
+    text = f"space: {{momentum: {{uniform: [0.1, 0.9]}}}}\nresources: {{logical_gpus: {logical}}}"
+    spec = parse_spec(text, source="s.yaml")
+    context = StudyContext(tmp_path, text, DataSource(tmp_path, tmp_path, ""), gpus=0.5)
+    assert context.trial_config(spec, 0, {"momentum": 0.5}).gpus == expected

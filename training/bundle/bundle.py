@@ -1,0 +1,328 @@
+"""The exported model: a folder that predicts NIfTI files without Ray or the training data.
+
+A bundle holds `weights.pt` (a state dict that loads with `weights_only=True`),
+`config.yaml` (the training config), `preprocessing.json`, and `bundle.json` (labels,
+channels, metrics, provenance).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from training.bundle.case_prediction import Tell, case_probabilities, probabilities_within_memory
+from training.bundle.folder import CONFIG, MANIFEST, PREPROCESSING, WEIGHTS, replaced_bundle
+from training.bundle.label_file import write_label_map
+from training.bundle.portable import portable_config, without_paths
+from training.config import ModelTrainingConfig
+from training.data import Preprocessing
+from training.errors import BundleError
+from training.lightning_module import SegmentationLightningModule
+from training.models import build_model
+
+FORMAT_VERSION = 1
+
+READ_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
+"""What `torch.load` and `load_state_dict` raise for damaged files and other networks."""
+
+
+class Manifest(BaseModel):
+    """What a bundle says of itself.
+
+    Attributes:
+        format_version: Version of this layout.
+        labels: Name of each label value, background first.
+        channels: Name of each image channel.
+        metrics: Metrics of the exported checkpoint, on the validation and test cases.
+        provenance: Data fingerprint, versions, seed, commit and study of the training.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    labels: list[str]
+    channels: list[str]
+    metrics: dict[str, float | None]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model that is ready to predict.
+
+    Attributes:
+        folder: Where it was read from.
+        config: The config it was trained with.
+        preprocessing: How an image becomes the network's input, and back.
+        manifest: Labels, channels, metrics and provenance.
+        module: The network, on its device, in evaluation mode.
+        tell: Told a line, with the image, of what is doubtful about its header, and when a case
+            takes another way for want of memory.
+    """
+
+    folder: Path
+    config: ModelTrainingConfig
+    preprocessing: Preprocessing
+    manifest: Manifest
+    module: SegmentationLightningModule
+    tell: Tell = field(default=lambda line: None, repr=False, compare=False)
+
+    @classmethod
+    def load(cls, folder: Path, device: str | None = None) -> Bundle:
+        """Read a bundle from `folder`.
+
+        Args:
+            folder: What `write_bundle` wrote.
+            device: Torch device; a GPU if there is one, by default.
+
+        Raises:
+            BundleError: if the folder is no complete bundle.
+        """
+        missing = [
+            name
+            for name in (WEIGHTS, CONFIG, PREPROCESSING, MANIFEST)
+            if not (folder / name).is_file()
+        ]
+        if missing:
+            raise BundleError(
+                f"{folder} is no exported model: it lacks {', '.join(missing)}; "
+                "make one with `tune export NAME -o DIR`"
+            )
+        try:
+            config = ModelTrainingConfig(**yaml.safe_load((folder / CONFIG).read_text()))
+            preprocessing = Preprocessing.model_validate_json((folder / PREPROCESSING).read_text())
+            manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
+            state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+            module = _module(config)
+            module.model.load_state_dict(state)
+        except (ValidationError, yaml.YAMLError, TypeError, *READ_ERRORS) as error:
+            raise BundleError(
+                f"the exported model {folder} is damaged: {_first_line(error)}; export it again"
+            ) from error
+        if manifest.format_version != FORMAT_VERSION:
+            raise BundleError(
+                f"{folder} has format {manifest.format_version}, this version reads "
+                f"{FORMAT_VERSION}: export it again"
+            )
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(folder, config, preprocessing, manifest, module.to(chosen).eval())
+
+    def probabilities(self, image: Float[Tensor, "c d h w"]) -> Float[Tensor, "k d h w"]:
+        """Class probabilities of one preprocessed case; two classes with a target label."""
+        return case_probabilities(self.module, image)
+
+    def label_map(
+        self, images: Sequence[Path]
+    ) -> np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]:
+        """Label map of one case, in the voxel grid of its image file.
+
+        It is uint8, or uint16 for more than 256 classes. Out of GPU memory it goes on with the
+        CPU, see `training.bundle.case_prediction`.
+
+        Args:
+            images: The case's files: one, or one a channel.
+
+        Raises:
+            ValueError: if the files are no readable volume with the right channels.
+        """
+        case = self.preprocessing.apply(images)
+        for warning in case.warnings:
+            self.tell(f"warning: {warning}")
+        if case.image.shape[0] != self.config.input_channels:
+            raise BundleError(
+                f"{images[0]} has {case.image.shape[0]} channels, but the model was trained on "
+                f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
+            )
+        image = torch.from_numpy(case.image)
+        probabilities = probabilities_within_memory(
+            self.module,
+            image,
+            lambda line: self.tell(f"{images[0]}: {line}"),
+            lambda: self.probabilities(image),
+        )
+        label = self.preprocessing.invert(probabilities.cpu().numpy(), case.info)
+        kind = np.min_scalar_type(self.preprocessing.num_classes - 1)
+        # in the wider type first: the target may be above what the two classes 0 and 1 need
+        typed: np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]] = label.astype(kind)
+        typed *= kind.type(self.config.target_label or 1)
+        return typed
+
+    def predict(self, images: Sequence[Path], output: Path) -> Path:
+        """Segment one case and write the label map as NIfTI, in the image's own geometry.
+
+        The file is there in full or not at all; an older one of its name is replaced. It takes
+        over the image's geometry and nothing else, see `training.bundle.label_file`.
+
+        Args:
+            images: The case's files: one, or one a channel.
+            output: NIfTI file to write; its folder is made.
+
+        Returns:
+            `output`.
+        """
+        label = self.label_map(images)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_label_map(label, images[0], output)
+        return output
+
+
+def load_checkpoint(checkpoint: Path, config: ModelTrainingConfig) -> SegmentationLightningModule:
+    """The module of a training checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        BundleError: if the checkpoint is missing, damaged, or of another network.
+    """
+    module = _module(config)
+    prefix = "model."
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        module.model.load_state_dict(
+            {
+                name.removeprefix(prefix): tensor
+                for name, tensor in state.items()
+                if name.startswith(prefix)
+            }
+        )
+    except (KeyError, *READ_ERRORS) as error:
+        raise BundleError(
+            f"the checkpoint {checkpoint} cannot be read: {_first_line(error)}"
+        ) from error
+    return module.eval()
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    module: SegmentationLightningModule,
+    config: ModelTrainingConfig,
+    preprocessing: Preprocessing,
+    manifest: Manifest,
+    verify: Callable[[Path], str] | None = None,
+) -> str:
+    """Write a bundle, whole or not at all; an older bundle in its place is replaced.
+
+    It holds no absolute path of this machine, see `training.bundle.portable`.
+
+    Args:
+        folder: Where it goes.
+        module: The network.
+        config: The config that it was trained with.
+        preprocessing: How an image becomes its input.
+        manifest: What the bundle says of itself.
+        verify: Given the new bundle, before it takes the place of an older one; what it raises
+            leaves that where it is.
+
+    Returns:
+        What `verify` returned, empty without it.
+
+    Raises:
+        BundleError: if `folder` holds what is not of a bundle, or cannot be written.
+    """
+    told = manifest.model_copy(update={"provenance": without_paths(manifest.provenance)})
+    with replaced_bundle(folder) as new:
+        torch.save(module.model.state_dict(), new / WEIGHTS)
+        (new / CONFIG).write_text(yaml.safe_dump(portable_config(config), sort_keys=False))
+        (new / PREPROCESSING).write_text(preprocessing.model_dump_json(indent=2))
+        (new / MANIFEST).write_text(told.model_dump_json(indent=2))
+        if verify is None:
+            return ""
+        try:
+            return verify(new)
+        except BundleError as error:
+            # that folder is gone when a person reads of it
+            raise BundleError(str(error).replace(str(new), str(folder))) from error
+
+
+def verify_bundle(
+    folder: Path,
+    module: SegmentationLightningModule,
+    images: Sequence[Path],
+    cached: Float[Tensor, "c d h w"] | None = None,
+    label: Path | None = None,
+) -> None:
+    """Check that the written bundle predicts what the trial's model predicts.
+
+    The bundle is read back and segments the case from its image files; the trial's model
+    segments the same case from the preprocessed cache. The cache keeps what carries a label
+    outside the body, so it was made with the label map `label`.
+
+    Args:
+        folder: The bundle.
+        module: The trial's model.
+        images: Image files of the case.
+        cached: The preprocessed case; without it the trial's model gets what the bundle makes of
+            the files.
+        label: The case's label map, where the preprocessed case was made with it.
+
+    Raises:
+        BundleError: if the two differ.
+        DatasetError: if the files cannot be read.
+    """
+    bundle = Bundle.load(folder, device="cpu")
+    case = torch.from_numpy(bundle.preprocessing.apply(images, label).image)
+    _check_alike(bundle, module, case, case if cached is None else cached, str(images[0]))
+
+
+def verify_network(
+    folder: Path, module: SegmentationLightningModule, cached: Float[Tensor, "c d h w"], name: str
+) -> None:
+    """Check a written bundle as `verify_bundle` does, on a case that is preprocessed already.
+
+    Args:
+        folder: The bundle.
+        module: The trial's model.
+        cached: The preprocessed case.
+        name: What it is, for the message of an error.
+
+    Raises:
+        BundleError: if the two differ.
+    """
+    _check_alike(Bundle.load(folder, device="cpu"), module, cached, cached, name)
+
+
+def _check_alike(
+    bundle: Bundle,
+    module: SegmentationLightningModule,
+    case: Float[Tensor, "c d h w"],
+    cached: Float[Tensor, "c2 d2 h2 w2"],
+    name: str,
+) -> None:
+    expected = case_probabilities(module, cached)
+    written = bundle.probabilities(case)
+    if written.shape != expected.shape:
+        raise BundleError(
+            f"the exported model {bundle.folder} predicts a grid of {tuple(written.shape)} for "
+            f"{name}, the trial's model {tuple(expected.shape)}: the data has changed "
+            "since it was preprocessed"
+        )
+    difference = float((written - expected).abs().max())
+    if not difference <= 1e-4:
+        raise BundleError(
+            f"the exported model {bundle.folder} does not predict what its trial predicted for "
+            f"{name}: probabilities differ by {difference:.3g} (limit 1e-4)"
+        )
+
+
+def _module(config: ModelTrainingConfig) -> SegmentationLightningModule:
+    """An untrained module of `config`; its loss is not used, so it needs no data."""
+    plain = config.model_copy(update={"class_weights": "uniform"})
+    return SegmentationLightningModule(build_model(plain), plain)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def clean_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as JSON can hold them: null for a value that is not defined."""
+    return {name: value if np.isfinite(value) else None for name, value in metrics.items()}

@@ -1,0 +1,250 @@
+"""Scores of test cases: against their label files, or on the grid of the preprocessed cases.
+
+A network predicts on the preprocessed grid. Its prediction is brought back to the grid of the
+image file, as `tune predict` does it, and compared with the label file as it is, surfaces by the
+size of the file's voxels. So what resampling and cropping lose costs, and the scores of networks
+with different preprocessing can be compared, with those of nnU-Net as well. Where the files are
+gone, the preprocessed cases that are left can still be compared with each other: `Grid` says which
+of the two was done.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.bundle.bundle import load_checkpoint
+from training.bundle.case_prediction import Tell, probabilities_within_memory
+from training.config import ModelTrainingConfig
+from training.data import PreprocessedDataset, Preprocessing, RawCase
+from training.data.raw.volume import read_label
+from training.errors import DatasetError
+from training.lightning_module import SegmentationLightningModule
+from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
+from training.trainer import choose_devices
+
+Grid = Literal["file", "preprocessed"]
+"""Whether a score was measured against the label file or on the preprocessed grid."""
+
+logger = logging.getLogger(__name__)
+
+Metric = TypeVar("Metric", SegmentationMetrics, SurfaceMetrics)
+
+
+@dataclass(frozen=True)
+class PredictedCase:
+    """A case with its label map and the predicted one, on the same grid.
+
+    With a target label both are 0 and 1.
+
+    Attributes:
+        case_id: Its name.
+        prediction: Predicted label map.
+        target: True label map.
+        spacing: Size of a voxel in mm along each axis.
+    """
+
+    case_id: str
+    prediction: Int[Tensor, "i j k"]
+    target: Int[Tensor, "i j k"]
+    spacing: tuple[float, ...]
+
+
+def files_of(dataset: PreprocessedDataset, split: str) -> list[RawCase]:
+    """The files that the cases of a split were read from, by its manifest."""
+    return [
+        RawCase(case, tuple(dataset.cases[case].images), dataset.cases[case].label)
+        for case in dataset.splits[split]
+    ]
+
+
+def missing_files(cases: Iterable[RawCase]) -> list[Path]:
+    """Files of cases that are not there any more."""
+    return [path for case in cases for path in (*case.images, case.label) if not path.is_file()]
+
+
+def on_file_grid(
+    module: SegmentationLightningModule,
+    preprocessing: Preprocessing,
+    cases: Iterable[RawCase],
+    tell: Tell = lambda line: None,
+) -> Iterator[PredictedCase]:
+    """Predict cases from their image files, beside their label files; one after the other.
+
+    Args:
+        module: The network, on its device, in evaluation mode.
+        preprocessing: How an image becomes the network's input, and back.
+        cases: The cases.
+        tell: Told when a case takes another way for want of GPU memory.
+
+    Raises:
+        DatasetError: if a file cannot be read, or image and label differ in shape.
+    """
+    for case in cases:
+        prepared = preprocessing.apply(case.images)
+        probabilities = probabilities_within_memory(module, torch.from_numpy(prepared.image), tell)
+        prediction = preprocessing.invert(probabilities.cpu().numpy(), prepared.info)
+        label = read_label(case.label, preprocessing.num_classes)
+        if label.shape != prediction.shape:
+            raise DatasetError(
+                f"{case.label}: shape {label.shape} differs from {prediction.shape} of its image"
+            )
+        spacing = tuple(float(size) for size in voxel_sizes(label.affine))
+        yield PredictedCase(
+            case.case_id,
+            torch.from_numpy(np.ascontiguousarray(prediction)),
+            _task_target(label.data, module.config),
+            spacing,
+        )
+
+
+def on_preprocessed_grid(
+    module: SegmentationLightningModule,
+    dataset: PreprocessedDataset,
+    split: str = "test",
+    tell: Tell = lambda line: None,
+) -> Iterator[PredictedCase]:
+    """Predict the preprocessed cases of a split, one after the other.
+
+    Args:
+        module: The network, on its device, in evaluation mode.
+        dataset: The preprocessed data.
+        split: `val` or `test`.
+        tell: Told when a case takes another way for want of GPU memory.
+
+    Raises:
+        DatasetError: if an array is damaged or missing.
+    """
+    for case in dataset.splits[split]:
+        image = torch.from_numpy(np.array(dataset.image(case)))
+        probabilities = probabilities_within_memory(module, image, tell)
+        target = _task_target(np.array(dataset.label(case)), module.config)
+        prediction = predict_labels(probabilities[None])[0]
+        yield PredictedCase(case, prediction, target, dataset.spacing)
+
+
+def mean_scores(
+    module: SegmentationLightningModule, cases: Iterable[PredictedCase]
+) -> dict[str, float]:
+    """All metrics of cases: means as `training.metrics` has them, and counts of missing distances.
+
+    Args:
+        module: Its config says which classes and tolerances.
+        cases: Predicted cases; each is let go of before the next.
+    """
+    overlap = _fresh(module.metrics["test_metrics"], SegmentationMetrics)
+    surface = _fresh(module.surface_metrics["test_surface"], SurfaceMetrics)
+    for case in cases:
+        prediction, target = case.prediction[None], case.target[None]
+        overlap.update(prediction, target)
+        surface.update(prediction, target, case.spacing)
+    scores = {**overlap.compute(), **surface.compute()}
+    return {name: float(value) for name, value in scores.items()}
+
+
+def scores_by_case(
+    module: SegmentationLightningModule, cases: Iterable[PredictedCase], metric: str
+) -> dict[str, float]:
+    """One metric of each case by itself, without cases for which it is not defined.
+
+    Args:
+        module: Its config says which classes and tolerances.
+        cases: Predicted cases.
+        metric: Name of the metric without its stage, e.g. `dice`, `dice_2` or `nsd`.
+    """
+    scores = {}
+    for case in cases:
+        prediction, target = case.prediction[None], case.target[None]
+        if metric.startswith("nsd"):
+            surface = _fresh(module.surface_metrics["test_surface"], SurfaceMetrics)
+            surface.update(prediction, target, case.spacing)
+            value = float(surface.compute()[metric])
+        else:
+            overlap = _fresh(module.metrics["test_metrics"], SegmentationMetrics)
+            overlap.update(prediction, target)
+            value = float(overlap.compute()[metric])
+        if math.isfinite(value):
+            scores[case.case_id] = value
+    return scores
+
+
+def score_test_cases(
+    config: ModelTrainingConfig, checkpoint: Path, metric: str
+) -> tuple[dict[str, float], Grid]:
+    """A metric of each test case, predicted with the weights of a checkpoint.
+
+    Args:
+        config: Config of the training; its `data_dir` is a preprocessed folder.
+        checkpoint: The weights.
+        metric: Name of the metric without its stage, e.g. `dice`, `dice_2`, `nsd` or `loss`.
+
+    Returns:
+        Score by name of the case, without cases for which it is not defined; and the grid that it
+        was measured on: that of the files, or of the preprocessed cases where a file is gone or
+        cannot be read. The loss is that of the network's own output, on the preprocessed grid.
+
+    Raises:
+        DatasetError: if the preprocessed data cannot be read.
+    """
+    dataset = PreprocessedDataset.load(config.data_dir)
+    module = load_for_scoring(checkpoint, config)
+    if metric == "loss":
+        return _losses(module, dataset), "preprocessed"
+    cases = files_of(dataset, "test")
+    if not missing_files(cases):
+        predicted = on_file_grid(module, dataset.preprocessing, cases)
+        try:
+            return scores_by_case(module, predicted, metric), "file"
+        except DatasetError as error:
+            logger.warning("the test cases are scored on the preprocessed grid: %s", error)
+    return scores_by_case(module, on_preprocessed_grid(module, dataset), metric), "preprocessed"
+
+
+def load_for_scoring(checkpoint: Path, config: ModelTrainingConfig) -> SegmentationLightningModule:
+    """The module of a checkpoint on the device that its config asks for, in evaluation mode.
+
+    Raises:
+        BundleError: if the checkpoint is missing, damaged, or of another network.
+    """
+    on_gpu = choose_devices(config)["accelerator"] == "gpu"
+    return load_checkpoint(checkpoint, config).to("cuda" if on_gpu else "cpu").eval()
+
+
+def _losses(module: SegmentationLightningModule, dataset: PreprocessedDataset) -> dict[str, float]:
+    losses = {}
+    for case in dataset.splits["test"]:
+        image = torch.from_numpy(np.array(dataset.image(case)))[None].to(module.device)
+        target = _task_target(np.array(dataset.label(case)), module.config).long()
+        with torch.inference_mode():
+            logits = module.predict_logits(image)
+            loss = float(module.training_loss([logits], target[None].to(module.device)))
+        if math.isfinite(loss):
+            losses[case] = loss
+    return losses
+
+
+def _task_target(label: NDArray[Any], config: ModelTrainingConfig) -> Tensor:
+    """A label map as the network is to predict it."""
+    if config.target_label is not None:
+        label = (label == config.target_label).astype(np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(label))
+
+
+def _fresh(metric: object, kind: type[Metric]) -> Metric:
+    """A metric with the settings of another, without its cases, on the CPU."""
+    assert isinstance(metric, kind)
+    fresh = copy.deepcopy(metric).cpu()
+    fresh.reset()
+    return fresh

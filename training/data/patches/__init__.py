@@ -1,0 +1,1 @@
+"""Patches and whole cases: drawn, augmented, loaded."""

@@ -1,0 +1,89 @@
+"""Augmentation of training patches by name: what nnU-Net does, or a part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.config import AugmentationName
+from training.data.patches.intensity import INTENSITY_CHANGES, low_resolution
+from training.data.patches.spatial import draw_matrix, flat_axis
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Which kinds of change an augmentation makes."""
+
+    mirroring: bool
+    intensity: bool
+    spatial: bool
+
+
+AUGMENTATIONS: dict[AugmentationName, Preset] = {
+    "none": Preset(mirroring=False, intensity=False, spatial=False),
+    "flip": Preset(mirroring=True, intensity=False, spatial=False),
+    "default": Preset(mirroring=True, intensity=True, spatial=False),
+    "nnunet": Preset(mirroring=True, intensity=True, spatial=True),
+}
+"""Kinds of change by the name that a config gives them."""
+
+
+class Augmentation:
+    """Changes patches at random; every draw comes from the numbers that a patch is given.
+
+    Args:
+        name: Key of `AUGMENTATIONS`.
+        patch_size: Size of a patch.
+        strength: 1 as nnU-Net does it; less changes patches more seldom and by less. It does
+            not apply to mirroring.
+        mirror_axes: Axes (0 depth, 1 height, 2 width) that a patch is mirrored along or not,
+            where the augmentation mirrors.
+    """
+
+    def __init__(
+        self,
+        name: AugmentationName,
+        patch_size: Sequence[int],
+        strength: float = 1.0,
+        mirror_axes: Sequence[int] = (0, 1, 2),
+    ) -> None:
+        self._preset = AUGMENTATIONS[name]
+        self._patch_size = tuple(patch_size)
+        self._strength = strength
+        self._mirror_axes = frozenset(mirror_axes)
+        flat = flat_axis(patch_size)
+        changes = {name: change.apply for name, change in INTENSITY_CHANGES.items()}
+        changes["low_resolution"] = partial(low_resolution, flat=-1 if flat is None else flat)
+        self._changes = changes
+
+    def draw_matrix(self, rng: np.random.Generator) -> NDArray[np.float64] | None:
+        """Rotation and scaling of the next patch, see `spatial.draw_matrix`; None for none."""
+        if not self._preset.spatial:
+            return None
+        return draw_matrix(rng, self._patch_size, self._strength)
+
+    def change(
+        self,
+        image: Float[Tensor, "c d h w"],
+        label: Int64[Tensor, "d h w"],
+        rng: np.random.Generator,
+    ) -> tuple[Float[Tensor, "c d h w"], Int64[Tensor, "d h w"]]:
+        """Change the intensities of a patch, in place, and mirror it along axes or not."""
+        if self._preset.intensity:
+            for name, change in INTENSITY_CHANGES.items():
+                if rng.random() < change.probability * self._strength:
+                    self._changes[name](image, rng, self._strength)
+        if self._preset.mirroring:
+            drawn = np.flatnonzero(rng.random(3) < 0.5).tolist()
+            axes = [axis for axis in drawn if axis in self._mirror_axes]
+            if axes:
+                image = torch.flip(image, [axis + 1 for axis in axes])
+                label = torch.flip(label, axes)
+        return image, label

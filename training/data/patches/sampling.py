@@ -1,0 +1,200 @@
+"""Training patches and whole cases, drawn from the preprocessed cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+from torch.utils.data import Dataset, Sampler
+
+from training.data.patches.augmentation import Augmentation
+from training.data.patches.spatial import Region
+from training.data.prepared.cache import PreprocessedDataset
+
+PatchKey = tuple[int, int]
+"""Epoch and index: all that a patch depends on besides the seed."""
+
+
+class PatchDataset(Dataset[dict[str, Any]]):
+    """Random patches of the training cases; only the patch is read from disk.
+
+    A patch depends on (seed, epoch, index) alone, so results do not depend on the number
+    of loader processes or ranks.
+
+    Args:
+        dataset: The preprocessed data.
+        split: Whose cases are used.
+        patch_size: Size of a patch; a smaller case is padded with 0.
+        foreground_fraction: Share of patches centred on a foreground voxel, of a class that
+            is drawn uniformly from those of the case.
+        augmentation: What is done to a patch.
+        shuffle: Whether cases come in a new order every epoch.
+        seed: Seed of everything that is random here.
+    """
+
+    def __init__(
+        self,
+        dataset: PreprocessedDataset,
+        split: str,
+        *,
+        patch_size: Sequence[int],
+        foreground_fraction: float,
+        augmentation: Augmentation,
+        shuffle: bool,
+        seed: int,
+    ) -> None:
+        self._dataset = dataset
+        self._cases = dataset.splits[split]
+        self._patch_size = np.asarray(patch_size)
+        self._foreground_fraction = foreground_fraction
+        self._augmentation = augmentation
+        self._shuffle = shuffle
+        self._seed = seed
+        self._foreground: dict[str, dict[int, NDArray[np.int32]]] = {}
+
+    def __getitem__(self, key: PatchKey) -> dict[str, Any]:
+        """The patch of an epoch and index: `image` float32 `(c, *patch)`, `label` `(*patch)`."""
+        epoch, index = key
+        rng = np.random.default_rng([self._seed, epoch, index])
+        case = self._case(epoch, index)
+        image, label = self._dataset.image(case), self._dataset.label(case)
+        corner = self._corner(case, np.asarray(label.shape), rng)
+        matrix = self._augmentation.draw_matrix(rng)
+        if matrix is None:
+            voxels = self._cut(image, corner, torch.float32)
+            labels = self._cut(label[None], corner, torch.int64)[0]
+        else:
+            region = Region.of(corner, self._patch_size, matrix, label.shape)
+            voxels, labels = region.sample(image[:, *region.box], label[region.box])
+        voxels, labels = self._augmentation.change(voxels, labels, rng)
+        return {"image": voxels, "label": labels}
+
+    def _case(self, epoch: int, index: int) -> str:
+        """Each case once before any comes again."""
+        round_of_cases, position = divmod(index, len(self._cases))
+        if not self._shuffle:
+            return self._cases[position]
+        order = np.random.default_rng([self._seed, epoch, round_of_cases, 2**31])
+        return self._cases[int(order.permutation(len(self._cases))[position])]
+
+    def _corner(
+        self, case: str, shape: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """First voxel of the patch; negative where a small case is padded."""
+        room = shape - self._patch_size
+        random_corner = rng.integers(0, np.maximum(room, 0) + 1)
+        corner = random_corner
+        if rng.random() < self._foreground_fraction:
+            if case not in self._foreground:
+                self._foreground[case] = self._dataset.foreground(case)
+            by_class = self._foreground[case]
+            if by_class:
+                voxels = by_class[int(rng.choice(sorted(by_class)))]
+                centre = voxels[rng.integers(len(voxels))]
+                corner = np.clip(centre - self._patch_size // 2, 0, np.maximum(room, 0))
+        # half of the padding first, as sliding windows over a small case have it
+        centred = -(-room // 2)
+        return np.asarray(np.where(room < 0, centred, corner))
+
+    def _cut(
+        self, volume: NDArray[Any], corner: NDArray[np.int64], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """The patch at `corner` of `(c, d, h, w)`, padded with 0 where the volume ends."""
+        first = np.maximum(corner, 0)
+        end = np.minimum(corner + self._patch_size, volume.shape[1:])
+        patch = torch.zeros((len(volume), *self._patch_size.tolist()), dtype=dtype)
+        patch.numpy()[:, *_box(first - corner, end - corner)] = volume[:, *_box(first, end)]
+        return patch
+
+
+def _box(first: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[slice, ...]:
+    return tuple(slice(low, high) for low, high in zip(first.tolist(), end.tolist(), strict=True))
+
+
+class CaseDataset(Dataset[dict[str, Any]]):
+    """Whole cases of a split, for evaluation.
+
+    Args:
+        dataset: The preprocessed data.
+        split: Whose cases.
+    """
+
+    def __init__(self, dataset: PreprocessedDataset, split: str) -> None:
+        self._dataset = dataset
+        self._cases = dataset.splits[split]
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self._cases)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A case: `image` `(1, c, *spatial)`, `label` `(1, *spatial)`, `case_id`."""
+        case = self._cases[index]
+        # copied: a memory-mapped array is read-only, and torch wants to write
+        return {
+            "image": torch.from_numpy(np.array(self._dataset.image(case)))[None],
+            "label": torch.from_numpy(self._dataset.label(case).astype(np.int64))[None],
+            "case_id": case,
+        }
+
+
+class PatchSampler(Sampler[PatchKey]):
+    """Keys of an epoch's patches; each rank takes every world-size-th.
+
+    Lightning calls `set_epoch` before every epoch.
+
+    Args:
+        patches: Patches of an epoch, over all ranks.
+    """
+
+    def __init__(self, patches: int) -> None:
+        self._patches = patches
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose patches are drawn next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """Patches of this rank; all ranks have as many."""
+        return self._patches // _world()[1]
+
+    def __iter__(self) -> Iterator[PatchKey]:
+        """The keys of this rank."""
+        rank, world = _world()
+        for index in range(len(self)):
+            yield self._epoch, index * world + rank
+
+
+class CaseSampler(Sampler[int]):
+    """Cases of this rank: none is evaluated twice.
+
+    Args:
+        cases: Number of cases, over all ranks.
+        shuffle: Whether they come in a random order.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, cases: int, *, shuffle: bool, seed: int) -> None:
+        order = np.random.default_rng(seed).permutation(cases) if shuffle else np.arange(cases)
+        self._order = [int(index) for index in order]
+
+    def __len__(self) -> int:
+        """Cases of this rank."""
+        return len(list(iter(self)))
+
+    def __iter__(self) -> Iterator[int]:
+        """The cases of this rank."""
+        rank, world = _world()
+        return iter(self._order[rank::world])
+
+
+def _world() -> tuple[int, int]:
+    """Rank and number of ranks."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

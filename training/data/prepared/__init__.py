@@ -1,0 +1,1 @@
+"""Data as trials read them: planned, preprocessed, split, cached."""

@@ -1,0 +1,157 @@
+"""The preprocessed cache: arrays of every case, mapped by all who read them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from training.data.prepared.preprocessing import Preprocessing
+from training.data.raw.volume import label_dtype
+from training.errors import DatasetError
+
+FORMAT_VERSION = 3
+MANIFEST = "dataset.json"
+
+
+class CaseEntry(BaseModel):
+    """One preprocessed case: its files, its grid, its labels, and what is doubtful about it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[Path]
+    label: Path
+    shape: tuple[int, int, int, int]
+    voxel_counts: list[int]
+    warnings: list[str] = []
+
+    def is_complete(self, arrays: Path, case_id: str) -> bool:
+        """Whether every array of the case is there with its full size."""
+        voxels = int(np.prod(self.shape[1:]))
+        label_bytes = label_dtype(len(self.voxel_counts)).itemsize
+        for kind, size in (
+            ("image", 4 * voxels * self.shape[0]),
+            ("label", label_bytes * voxels),
+        ):
+            path = arrays / f"{case_id}.{kind}.npy"
+            if not path.is_file() or path.stat().st_size < size:
+                return False
+        return (arrays / f"{case_id}.foreground.npz").is_file()
+
+
+class PreprocessedDataset(BaseModel):
+    """A split of preprocessed data: all cases, and which of them are for what.
+
+    Splits of the same data share their arrays, so that another fold costs nothing.
+
+    Attributes:
+        folder: The folder of the split.
+        arrays: The folder of the arrays, relative to it.
+        name: Name of the dataset.
+        labels: Name of each label value, background first.
+        channels: Name of each channel.
+        modality: `CT`, `MR`, or both joined by `+`.
+        fingerprint: Of the files, the preprocessing settings and the split.
+        preprocessing: The settings, which an exported model takes along.
+        splits: Case names of `train`, `val` and `test`.
+        cases: Every case by name.
+        warnings: What is doubtful about the data, a line each.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    folder: Path
+    arrays: Path
+    name: str
+    labels: list[str]
+    channels: list[str]
+    modality: str
+    fingerprint: str
+    preprocessing: Preprocessing
+    splits: dict[str, list[str]]
+    cases: dict[str, CaseEntry]
+    warnings: list[str] = []
+
+    @classmethod
+    def load(cls, folder: Path) -> PreprocessedDataset:
+        """Open a preprocessed folder.
+
+        Raises:
+            DatasetError: if the folder is none, or is damaged.
+        """
+        path = Path(folder) / MANIFEST
+        try:
+            values = json.loads(path.read_text())
+            # the cache can be moved
+            return cls(**{**values, "folder": folder})
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{folder} is no preprocessed folder (it has no {MANIFEST}): make one with "
+                "training.data.prepare_dataset(data_dir, config)"
+            ) from error
+        except (OSError, json.JSONDecodeError, ValidationError, TypeError) as error:
+            raise DatasetError(
+                f"{folder} is no preprocessed folder: its {MANIFEST} cannot be read as one; make "
+                "one with training.data.prepare_dataset(data_dir, config)"
+            ) from error
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels, background included."""
+        return len(self.labels)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel spacing in mm (depth, height, width)."""
+        return self.preprocessing.spacing
+
+    def voxel_counts(self, split: str) -> list[int]:
+        """Voxels of each class over the cases of a split."""
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        for case in self.splits[split]:
+            counts += self.cases[case].voxel_counts
+        return [int(count) for count in counts]
+
+    def image(self, case_id: str) -> NDArray[np.float32]:
+        """The image of a case, float32 `(channel, depth, height, width)`, memory-mapped."""
+        return self._map(f"{case_id}.image.npy")
+
+    def label(self, case_id: str) -> NDArray[np.unsignedinteger[Any]]:
+        """The label map of a case, `(depth, height, width)`, memory-mapped.
+
+        It is uint8, or uint16 with more than 256 classes.
+        """
+        return self._map(f"{case_id}.label.npy")
+
+    def foreground(self, case_id: str) -> dict[int, NDArray[np.int32]]:
+        """Up to 10,000 voxels `(n, 3)` of each foreground class that the case has."""
+        with np.load(self.array_folder / f"{case_id}.foreground.npz") as stored:
+            return {int(label): stored[label] for label in stored.files}
+
+    def image_paths(self, case_id: str) -> list[Path]:
+        """The files that a case was read from."""
+        return self.cases[case_id].images
+
+    def is_complete(self) -> bool:
+        """Whether every array is there with its full size."""
+        return all(entry.is_complete(self.array_folder, case) for case, entry in self.cases.items())
+
+    @property
+    def array_folder(self) -> Path:
+        """Where the arrays of all cases are."""
+        return Path(os.path.normpath(self.folder / self.arrays))
+
+    def _map(self, name: str) -> NDArray[Any]:
+        try:
+            return np.asanyarray(np.load(self.array_folder / name, mmap_mode="r"))
+        except (OSError, ValueError) as error:
+            raise DatasetError(
+                f"{self.array_folder / name} is damaged or missing: run the study again, or "
+                "training.data.prepare_dataset(data_dir, config), to preprocess this case again"
+            ) from error

@@ -1,0 +1,64 @@
+"""The files of one preprocessed case, each written in full or not at all."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.prepared.cache import CaseEntry
+from training.data.prepared.preprocessing import Preprocessing
+from training.data.raw.layouts import RawCase
+from training.durable_write import write_atomically
+
+FOREGROUND_CENTRES = 10_000
+"""Voxels kept of each class of a case, as centres of patches."""
+
+
+def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> CaseEntry:
+    """Preprocess a case and write its arrays.
+
+    Raises:
+        DatasetError: if a file is unreadable, or does not fit the others.
+    """
+    prepared = preprocessing.apply(case.images, case.label)
+    assert prepared.label is not None
+    write_atomically(folder / f"{case.case_id}.image.npy", _npy(prepared.image))
+    write_atomically(folder / f"{case.case_id}.label.npy", _npy(prepared.label))
+    centres = _foreground_centres(prepared.label, preprocessing.num_classes)
+    foreground = io.BytesIO()
+    np.savez(foreground, allow_pickle=False, **centres)
+    write_atomically(folder / f"{case.case_id}.foreground.npz", foreground.getvalue())
+    counts = np.bincount(prepared.label.ravel(), minlength=preprocessing.num_classes)
+    channels, depth, height, width = prepared.image.shape
+    return CaseEntry(
+        images=list(case.images),
+        label=case.label,
+        shape=(channels, depth, height, width),
+        voxel_counts=counts.tolist(),
+        warnings=list(prepared.warnings),
+    )
+
+
+def _npy(array: NDArray[Any]) -> memoryview:
+    """The content of a .npy file."""
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getbuffer()
+
+
+def _foreground_centres(
+    labels: NDArray[np.unsignedinteger[Any]], num_classes: int
+) -> dict[str, NDArray[np.int32]]:
+    rng = np.random.default_rng(0)
+    centres = {}
+    for label in range(1, num_classes):
+        found = np.argwhere(labels == label).astype(np.int32)
+        if len(found) > FOREGROUND_CENTRES:
+            found = found[np.sort(rng.choice(len(found), FOREGROUND_CENTRES, replace=False))]
+        if len(found):
+            centres[str(label)] = found
+    return centres

@@ -1,0 +1,49 @@
+"""A config and the data that it is for must say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from training.config import ModelTrainingConfig
+from training.data.prepared.split import split_cases
+from training.data.raw.layouts import RawDataset
+from training.errors import DatasetError
+
+
+def check_config(
+    config: ModelTrainingConfig, dataset: RawDataset, given: Collection[str] | None = None
+) -> None:
+    """Check what a config says about the data, before any file of them is read.
+
+    Args:
+        config: Its fields that speak of labels, channels and the split are checked.
+        dataset: The data.
+        given: Fields that somebody chose; by default those that were set. `num_classes` and
+            `input_channels` that nobody chose are the data's to decide.
+
+    Raises:
+        DatasetError: naming what the config says and what the data are.
+    """
+    chosen = config.model_fields_set if given is None else given
+    labels, channels = dataset.labels, dataset.channels
+    problems = [
+        f"{field}={getattr(config, field)}, but the data in {dataset.folder} have {len(found)} "
+        f"({', '.join(found)}): correct it, or leave it out"
+        for field, found in (("num_classes", labels), ("input_channels", channels))
+        if field in chosen and getattr(config, field) != len(found)
+    ]
+    if config.target_label is not None and config.target_label >= len(labels):
+        problems.append(
+            f"target_label={config.target_label}, but the labels of the data in {dataset.folder} "
+            f"are 0 to {len(labels) - 1} ({', '.join(labels)})"
+        )
+    if isinstance(config.class_weights, list) and len(config.class_weights) != len(labels):
+        problems.append(
+            f"class_weights has {len(config.class_weights)} entries ({config.class_weights}), but "
+            f"the data in {dataset.folder} have {len(labels)} labels ({', '.join(labels)}): give "
+            "one weight a label, background first"
+        )
+    if problems:
+        raise DatasetError("\n  ".join(problems))
+    # too few cases, or a rule that does not fit them, is found without their labels
+    split_cases({case.case_id: [1] * len(labels) for case in dataset.cases}, config)

@@ -1,0 +1,186 @@
+"""The plan of a dataset: how its cases are preprocessed, decided from a first look at each.
+
+As nnU-Net plans it (Isensee et al., 2021): spacing by the median, CT window and statistics by
+the foreground of all cases that may be learnt from, z-score for everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from training.config import ModelTrainingConfig
+from training.data.prepared.preprocessing import (
+    ChannelNormalisation,
+    Preprocessing,
+    body_of,
+    bounding_box,
+)
+from training.data.prepared.resampling import choose_spacing
+from training.data.raw.header import check_same_grid, orientation_of, spacing_of
+from training.data.raw.header_survey import median_spacing
+from training.data.raw.layouts import RawCase, RawDataset
+from training.data.raw.volume import read_image, read_label
+from training.errors import DatasetError
+
+FOREGROUND_SAMPLES = 10_000
+"""Foreground voxels of each case that the CT statistics are computed from."""
+
+MOSTLY_EMPTY = 0.75
+"""Share of an image that the body takes below which its normalisation leaves the rest out."""
+
+
+class CaseScan(BaseModel):
+    """What a first look at a case brings.
+
+    Attributes:
+        spacing: Spacing in mm (depth, height, width).
+        shape: Grid of the body.
+        body_share: Voxels of the body's box as a share of the image.
+        voxel_counts: Voxels of each class in the file.
+        foreground: Intensities of random foreground voxels, for each channel; as many for
+            each case, so that each counts the same.
+        warnings: What is doubtful about its files.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    spacing: tuple[float, float, float]
+    shape: tuple[int, int, int]
+    body_share: float
+    voxel_counts: list[int]
+    foreground: list[list[float]]
+    warnings: list[str] = []
+
+
+class DatasetPlan(BaseModel):
+    """How a dataset is preprocessed, and what splits are made from.
+
+    Attributes:
+        preprocessing: Settings for every case.
+        voxel_counts: Voxels of each class in the files, by case.
+        warnings: What is doubtful about the data, a line each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preprocessing: Preprocessing
+    voxel_counts: dict[str, list[int]]
+    warnings: list[str] = []
+
+
+def scan_case(case: RawCase, dataset: RawDataset) -> CaseScan:
+    """Check the voxels of a case, and read what the plan depends on.
+
+    Args:
+        case: The case, whose headers fit (see `survey_headers`).
+        dataset: The data.
+
+    Raises:
+        DatasetError: naming the file that is unreadable or does not fit.
+    """
+    image = read_image(case.images)
+    label = read_label(case.label, len(dataset.labels))
+    check_same_grid(case.label, label, case.images[0], image)
+    orientation = orientation_of(image.affine)
+    box = bounding_box(body_of(image.data, dataset.modalities))
+    sizes = [box[int(i)][1] - box[int(i)][0] for i in np.argsort(orientation[:, 0])]
+    voxels = image.data[:, label.data > 0]
+    if voxels.size:
+        rng = np.random.default_rng(0)
+        voxels = voxels[:, rng.integers(voxels.shape[1], size=FOREGROUND_SAMPLES)]
+    counts = np.bincount(label.data.ravel(), minlength=len(dataset.labels))
+    return CaseScan(
+        spacing=spacing_of(image.affine, orientation),
+        shape=(sizes[0], sizes[1], sizes[2]),
+        body_share=float(np.prod(sizes) / label.data.size),
+        voxel_counts=counts.tolist(),
+        # only CT has statistics over cases
+        foreground=[
+            channel.tolist() if modality == "CT" else []
+            for modality, channel in zip(dataset.modalities, voxels, strict=True)
+        ],
+        warnings=[*image.warnings, *label.warnings],
+    )
+
+
+def plan_dataset(
+    dataset: RawDataset,
+    scans: Mapping[str, CaseScan],
+    config: ModelTrainingConfig,
+    test_cases: Sequence[str],
+) -> DatasetPlan:
+    """Plan the preprocessing of a dataset.
+
+    Args:
+        dataset: The data.
+        scans: Every case.
+        config: A spacing or window that it gives is taken.
+        test_cases: Cases that are kept apart: nothing is learnt from them. The split of the
+            others changes nothing, so that all folds share one preprocessing.
+
+    Raises:
+        DatasetError: if no label of the cases that may be learnt from has a foreground.
+    """
+    known = [scan for case, scan in scans.items() if case not in set(test_cases)]
+    if not any(sum(scan.voxel_counts[1:]) for scan in known):
+        raise DatasetError(
+            f"the training labels in {dataset.folder} have no foreground voxel: there is nothing "
+            "to learn"
+        )
+    body_only = float(np.median([scan.body_share for scan in known])) < MOSTLY_EMPTY
+    channels = []
+    for index, modality in enumerate(dataset.modalities):
+        if modality == "MR":
+            channels.append(ChannelNormalisation(modality="MR", body_only=body_only))
+            continue
+        foreground = np.concatenate([scan.foreground[index] for scan in known])
+        channels.append(_ct_normalisation(foreground, config.intensity_window))
+    spacing = config.target_spacing or choose_spacing(
+        [scan.spacing for scan in known], [scan.shape for scan in known]
+    )
+    return DatasetPlan(
+        preprocessing=Preprocessing(
+            spacing=spacing,
+            channels=channels,
+            num_classes=len(dataset.labels),
+            data_spacing=median_spacing([scan.spacing for scan in known]),
+        ),
+        voxel_counts={case: scan.voxel_counts for case, scan in scans.items()},
+        warnings=[
+            *(warning for scan in scans.values() for warning in scan.warnings),
+            *_without_effect(dataset, config),
+        ],
+    )
+
+
+def _without_effect(dataset: RawDataset, config: ModelTrainingConfig) -> list[str]:
+    """Settings that these data have no use for."""
+    if config.intensity_window is None or "CT" in dataset.modalities:
+        return []
+    return [
+        f"intensity_window={list(config.intensity_window)} has no effect: no channel is CT "
+        f"({', '.join(dataset.channels)})"
+    ]
+
+
+def _ct_normalisation(
+    foreground: NDArray[np.float64], window: tuple[float, float] | None
+) -> ChannelNormalisation:
+    """The window given, or percentiles 0.5 and 99.5 of the foreground, and its statistics."""
+    if window is None:
+        low, high = (float(bound) for bound in np.percentile(foreground, (0.5, 99.5)))
+    else:
+        low, high = window
+        # what a narrow window cuts off would make the rest look alike
+        foreground = np.clip(foreground, low, high)
+    return ChannelNormalisation(
+        modality="CT",
+        low=low,
+        high=high,
+        mean=float(foreground.mean()),
+        std=float(foreground.std()) or 1.0,
+    )

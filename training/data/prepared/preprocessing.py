@@ -1,0 +1,342 @@
+"""What happens to an image before the network sees it, and how its prediction comes back.
+
+Orient to (superior, anterior, right), crop to the body (and to the label, where there is one),
+normalise by modality, resample to one spacing. The steps and their defaults follow nnU-Net
+(Isensee et al., 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, UInt
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from scipy import ndimage
+
+from training.data.prepared.label_loss import lost_by_resampling, outside
+from training.data.prepared.resampling import (
+    anisotropic_axis,
+    resample_image,
+    resample_label,
+    resample_linear,
+)
+from training.data.raw.header import (
+    SPACING_RATIO,
+    check_same_grid,
+    is_far_off,
+    orientation_of,
+    spacing_of,
+    spacing_text,
+)
+from training.data.raw.layouts import Modality
+from training.data.raw.volume import Volume, label_dtype, read_image, read_label
+from training.errors import DatasetError
+
+AIR = -500.0
+"""Hounsfield units below which a voxel of a CT is outside the body."""
+
+
+MOST_VOXELS = 2**30
+"""Voxels of a channel after resampling above which a spacing must be wrong: 1024 x 1024 x 1024."""
+
+Box = tuple[tuple[int, int], ...]
+"""First voxel and end on each axis."""
+
+
+class ChannelNormalisation(BaseModel):
+    """How the intensities of one channel are normalised.
+
+    CT: clipped to [`low`, `high`], then (x - mean) / std with values of the labelled data's
+    foreground. MR: (x - mean) / std of the case's own voxels. With `body_only`, those are the
+    voxels of the body alone, and what is around it becomes 0: where most of an image is empty
+    (a brain without its skull), the empty part would otherwise decide the statistics.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    modality: Modality
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+    body_only: bool = False
+
+    def apply(
+        self,
+        voxels: NDArray[np.float32],
+        body: NDArray[np.bool_] | None = None,
+        sample: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Normalised intensities of one channel.
+
+        Args:
+            voxels: The channel, cropped.
+            body: Where the body is in it, for `body_only`.
+            sample: Voxels whose mean and deviation are taken without it; those of `voxels`.
+        """
+        if self.modality == "CT":
+            clipped = np.clip(voxels, self.low, self.high)
+            return np.asarray((clipped - self.mean) / self.std, dtype=np.float32)
+        sample = voxels if sample is None else sample
+        inside = np.asarray(sample if body is None else voxels[body], dtype=np.float64)
+        if inside.size == 0:
+            return np.zeros_like(voxels)
+        # a constant image has nothing to scale
+        normalised = (voxels - inside.mean()) / (float(inside.std()) or 1.0)
+        if body is not None:
+            normalised[~body] = 0
+        return np.asarray(normalised, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class CaseGeometry:
+    """What is needed to bring a prediction back to the file's own grid.
+
+    Attributes:
+        shape: Grid of the file.
+        orientation: nibabel's orientation transform from the file to `AXES`, `(3, 2)`.
+        crop: First voxel and end of what was kept on each oriented axis.
+        anisotropic_axis: Oriented axis across thick slices, None where there are none.
+    """
+
+    shape: tuple[int, int, int]
+    orientation: NDArray[np.float64]
+    crop: Box
+    anisotropic_axis: int | None
+
+
+@dataclass(frozen=True)
+class PreprocessedCase:
+    """A case as the network sees it.
+
+    Attributes:
+        image: float32 `(channel, depth, height, width)`.
+        label: uint8 `(depth, height, width)`, uint16 with more than 256 classes; None without a
+            label map.
+        info: The way back.
+        warnings: What is doubtful about the files, and what of the label is lost, by file.
+    """
+
+    image: Float[np.ndarray, "c d h w"]
+    label: UInt[np.ndarray, "d h w"] | None
+    info: CaseGeometry
+    warnings: tuple[str, ...] = ()
+
+
+class Preprocessing(BaseModel):
+    """Settings of the preprocessing, fixed by the training data; part of the exported model.
+
+    Attributes:
+        spacing: Voxel spacing in mm that volumes are resampled to (depth, height, width).
+        channels: Normalisation of each channel.
+        num_classes: Number of labels, background included.
+        data_spacing: Median spacing of the training data, which an image to predict is compared
+            with; None in bundles of older versions.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    spacing: tuple[float, float, float]
+    channels: list[ChannelNormalisation]
+    num_classes: int
+    data_spacing: tuple[float, float, float] | None = None
+
+    def apply(self, images: Sequence[Path], label: Path | None = None) -> PreprocessedCase:
+        """Preprocess one case.
+
+        Nothing is cropped away that carries a label. What the body is, and the statistics of
+        its intensities, do not depend on the label.
+
+        Args:
+            images: Its image files: one, or one a channel.
+            label: Its label map, if there is one.
+
+        Raises:
+            DatasetError: if a file is unreadable, or does not fit the others or the settings.
+        """
+        image = read_image(images)
+        if len(image.data) != len(self.channels):
+            raise DatasetError(
+                f"{images[0]}: {len(image.data)} channels, but {len(self.channels)} are needed"
+            )
+        label_map = None if label is None else read_label(label, self.num_classes)
+        if label is not None and label_map is not None:
+            check_same_grid(label, label_map, images[0], image)
+        try:
+            return self._apply(images[0], image, label, label_map)
+        except MemoryError as error:
+            raise DatasetError(f"{images[0]}: preprocessing it does not fit into memory") from error
+
+    def _apply(
+        self, path: Path, image: Volume, label: Path | None, label_map: Volume | None
+    ) -> PreprocessedCase:
+        """Preprocess volumes that belong together."""
+        orientation = orientation_of(image.affine)
+        spacing = spacing_of(image.affine, orientation)
+        if label is None:
+            self._check_spacing(path, spacing)
+        oriented = reorient(image.data, orientation)
+        body = body_of(oriented, [channel.modality for channel in self.channels])
+        crop = kept = bounding_box(body)
+        labels = None if label_map is None else reorient(label_map.data, orientation)
+        if labels is not None and labels.any():
+            kept = _union(crop, bounding_box(labels > 0))
+        shape = self._resampled_shape(path, spacing, [end - first for first, end in kept])
+        axis = anisotropic_axis(spacing, self.spacing)
+        normalised = np.stack(
+            [
+                resample_image(voxels, shape, axis)
+                for voxels in self._normalise(oriented, body, crop, kept)
+            ]
+        )
+        geometry = CaseGeometry(image.shape, orientation, kept, axis)
+        if label_map is None or labels is None:
+            return PreprocessedCase(normalised, None, geometry, image.warnings)
+        before = labels[_slices(kept)]
+        after = resample_label(before, shape, axis)
+        losses = [
+            f"{label}: {count} voxels of label {value} lie outside the body (CT above {AIR:g} HU, "
+            "MR other than 0): they are trained on, but predictions are background there"
+            for value, count in outside(labels, crop).items()
+        ] + [
+            f"{label}: {count} voxels of label {value} are lost by resampling from "
+            f"{spacing_text(spacing)} to {spacing_text(self.spacing)} mm: the objects are too "
+            "small for that grid; choose another target_spacing"
+            for value, count in lost_by_resampling(before, after).items()
+        ]
+        warnings = (*image.warnings, *label_map.warnings, *losses)
+        return PreprocessedCase(normalised, after, geometry, warnings)
+
+    def invert(
+        self, probabilities: Float[np.ndarray, "k d h w"], info: CaseGeometry
+    ) -> UInt[np.ndarray, "i j k"]:
+        """Label map on the file's own grid, in the file's axis order.
+
+        Args:
+            probabilities: Class probabilities of the preprocessed case.
+            info: What `apply` returned with the case.
+        """
+        size = tuple(end - first for first, end in info.crop)
+        best = np.full(size, -np.inf, dtype=np.float32)
+        dtype = label_dtype(len(probabilities))
+        inside = np.zeros(size, dtype=dtype)
+        # class by class: a whole-body scan with many classes would not fit in memory
+        for value, probability in enumerate(probabilities):
+            resampled = resample_linear(probability, size, info.anisotropic_axis)
+            better = resampled > best
+            best[better] = resampled[better]
+            inside[better] = value
+        permuted = tuple(info.shape[int(source)] for source in np.argsort(info.orientation[:, 0]))
+        whole = np.zeros(permuted, dtype=dtype)
+        whole[_slices(info.crop)] = inside
+        return np.ascontiguousarray(
+            nib.orientations.apply_orientation(whole, _inverse(info.orientation))
+        )
+
+    def _normalise(
+        self, oriented: NDArray[np.float32], body: NDArray[np.bool_], crop: Box, kept: Box
+    ) -> Iterator[NDArray[np.float32]]:
+        """The channels of an image, cropped to `kept`, normalised by what is in `crop`."""
+        inside = None
+        if any(channel.body_only for channel in self.channels):
+            # 0 inside the body, such as a dark ventricle, is tissue as well
+            whole = np.zeros_like(body)
+            whole[_slices(crop)] = ndimage.binary_fill_holes(body[_slices(crop)])
+            inside = whole[_slices(kept)]
+        for channel, voxels in zip(self.channels, oriented, strict=True):
+            yield channel.apply(
+                voxels[_slices(kept)],
+                inside if channel.body_only else None,
+                voxels[_slices(crop)],
+            )
+
+    def _check_spacing(self, path: Path, spacing: tuple[float, float, float]) -> None:
+        """Check an image to predict against the data that the model was trained on.
+
+        Raises:
+            DatasetError: if they are further apart than any two scanners.
+        """
+        if self.data_spacing is None:
+            return
+        if is_far_off(spacing, self.data_spacing):
+            raise DatasetError(
+                f"{path}: a spacing of {spacing_text(spacing)} mm (superior, anterior, right) is "
+                f"{SPACING_RATIO:g} times off that of the training data or more, "
+                f"{spacing_text(self.data_spacing)} mm: correct the header, or resample the image"
+            )
+
+    def _resampled_shape(
+        self, path: Path, spacing: Sequence[float], shape: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Grid of a case at the spacing of the settings.
+
+        Raises:
+            DatasetError: if it would be absurdly large, or an axis would vanish.
+        """
+        exact = [
+            size * old / new for size, old, new in zip(shape, spacing, self.spacing, strict=True)
+        ]
+        resampled = tuple(max(1, round(size)) for size in exact)
+        vanishes = any(
+            old > 1 and new == 1 and size < old / SPACING_RATIO
+            for old, new, size in zip(shape, resampled, exact, strict=True)
+        )
+        if vanishes or np.prod(resampled, dtype=float) > MOST_VOXELS:
+            grids = [" x ".join(str(size) for size in grid) for grid in (shape, resampled)]
+            raise DatasetError(
+                f"{path}: its spacing of {spacing_text(spacing)} mm makes {grids[1]} voxels out of "
+                f"{grids[0]} at the {spacing_text(self.spacing)} mm of the model: correct the "
+                "header, or choose another target_spacing"
+            )
+        return resampled
+
+
+def body_of(voxels: NDArray[np.float32], modalities: Sequence[Modality]) -> NDArray[np.bool_]:
+    """Where any channel of `(c, i, j, k)` is not empty; everywhere if all is empty."""
+    body = np.zeros(voxels.shape[1:], dtype=bool)
+    for modality, channel in zip(modalities, voxels, strict=True):
+        body |= channel > AIR if modality == "CT" else channel != 0
+    return body if body.any() else ~body
+
+
+def bounding_box(body: NDArray[np.bool_]) -> Box:
+    """First voxel and end of what is True, on each axis."""
+    box = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        found = np.flatnonzero(body.any(axis=others))
+        box.append((int(found[0]), int(found[-1]) + 1))
+    return tuple(box)
+
+
+def _union(one: Box, other: Box) -> Box:
+    """The smallest box around two."""
+    return tuple(
+        (min(first, other_first), max(end, other_end))
+        for (first, end), (other_first, other_end) in zip(one, other, strict=True)
+    )
+
+
+def _slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(first, end) for first, end in box)
+
+
+def reorient(voxels: NDArray[Any], orientation: NDArray[np.float64]) -> NDArray[Any]:
+    """Voxels along `AXES`; a leading channel axis stays where it is."""
+    if voxels.ndim == 4:
+        return np.stack([reorient(channel, orientation) for channel in voxels])
+    return np.asarray(nib.orientations.apply_orientation(voxels, orientation))
+
+
+def _inverse(orientation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The transform back: axis `orientation[i, 0]` came from axis i, flipped or not."""
+    back = np.empty_like(orientation)
+    for source, (target, flip) in enumerate(orientation):
+        back[int(target)] = (source, flip)
+    return back

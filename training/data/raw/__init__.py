@@ -1,0 +1,1 @@
+"""Data as users have them: folders, files, headers."""

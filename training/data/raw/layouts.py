@@ -1,0 +1,355 @@
+"""Data folders as they are shared: Medical Segmentation Decathlon and nnU-Net (v1 and v2).
+
+Both have `imagesTr`, `labelsTr` and `dataset.json`. In the Decathlon an image is one file
+`CASE.nii.gz`, with the channels as a 4th axis; in nnU-Net each channel is a file
+`CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ...; `file_names` says which names are channels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from training.data.raw.case_list import ListedCase, read_case_list
+from training.data.raw.file_names import (
+    CaseFiles,
+    by_stem,
+    file_problem,
+    group_by_case,
+    nifti_files,
+    nifti_stem,
+)
+from training.errors import DatasetError, reason_of
+from training.local_path import MISSING, folder_problem
+
+DATASET_JSON = "dataset.json"
+IMAGES = "imagesTr"
+LABELS = "labelsTr"
+
+Modality = Literal["CT", "MR"]
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """One labelled case: its files."""
+
+    case_id: str
+    images: tuple[Path, ...]
+    label: Path
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A folder of labelled cases.
+
+    Attributes:
+        folder: The folder.
+        name: Its name by dataset.json, or the folder's.
+        labels: Name of each label value, background first.
+        channels: Name of each channel.
+        cases: All labelled cases, by name.
+        warnings: What is there and not used.
+    """
+
+    folder: Path
+    name: str
+    labels: tuple[str, ...]
+    channels: tuple[str, ...]
+    cases: tuple[RawCase, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Modality of each channel: CT has absolute intensities, all else is treated as MR."""
+        return tuple("CT" if re.match(r"CT\b", name.upper()) else "MR" for name in self.channels)
+
+
+def read_layout(folder: Path) -> RawDataset:
+    """Read a folder in Decathlon or nnU-Net layout.
+
+    Where `dataset.json` lists the cases (`training`, in the Decathlon and nnU-Net v1), those
+    alone are used, and `RawDataset.warnings` says what else is there. Where it gives the files of
+    each case (`dataset`, in nnU-Net v2), those are taken from wherever they are.
+
+    Raises:
+        DatasetError: for all that is missing or does not fit, by file.
+    """
+    if (problem := folder_problem(folder)) is not None:
+        where = "there is no data folder" if problem == "this folder is missing" else "the data"
+        what = "" if problem == "this folder is missing" else f" {problem}"
+        raise DatasetError(
+            f"{where} {folder}{what}: give one with `--data-dir` or `data_dir`, in "
+            "Medical Segmentation Decathlon or nnU-Net layout, or `phantom` for the embedded data"
+        )
+    source = folder / DATASET_JSON
+    description = _read_description(source)
+    labels = _labels(description, source)
+    channels = _channels(description, source)
+    problems: list[str] = []
+    warnings: tuple[str, ...] = ()
+    if isinstance(description.get("dataset"), dict):
+        found = _of_files(folder, description["dataset"], problems)
+    else:
+        found, warnings = _of_folders(folder, description, len(channels), problems)
+    warnings += _miscounted(description, len(found))
+    cases = [case for case in found if _fits(case, channels, problems)]
+    problems += _shared_images(cases)
+    if problems:
+        raise DatasetError.of(folder, problems)
+    if not cases:
+        raise DatasetError(
+            f"the data in {folder} are empty: {IMAGES} holds no NIfTI file{_others(folder)}"
+        )
+    name = str(description.get("name") or folder.name)
+    return RawDataset(
+        folder, name, labels, channels, tuple(case.as_raw() for case in cases), warnings
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Files that belong to one case, as far as names tell."""
+
+    case_id: str
+    images: CaseFiles
+    label: Path
+
+    def as_raw(self) -> RawCase:
+        return RawCase(self.case_id, self.images.paths, self.label)
+
+
+def _of_files(folder: Path, given: Mapping[str, Any], problems: list[str]) -> list[_Found]:
+    """The cases whose files dataset.json gives one by one, as nnU-Net v2 may (`dataset`)."""
+    found = []
+    for case_id, files in sorted(given.items()):
+        images = files.get("images") if isinstance(files, dict) else None
+        label = files.get("label") if isinstance(files, dict) else None
+        plain = Path(case_id).name == case_id
+        if not (plain and images and isinstance(images, list) and isinstance(label, str)):
+            problems.append(
+                f"{folder / DATASET_JSON}: `dataset` must map names of cases to `images`, a list "
+                f"of files, and `label`, but has {case_id!r}: {files!r}"
+            )
+            continue
+        paths = tuple(folder / str(image) for image in images)
+        numbers = tuple(range(len(paths))) if len(paths) > 1 else None
+        found.append(_Found(case_id, CaseFiles(paths, numbers), folder / label))
+    return found
+
+
+def _of_folders(
+    folder: Path, description: Mapping[str, Any], channels: int, problems: list[str]
+) -> tuple[list[_Found], tuple[str, ...]]:
+    """The cases in `imagesTr` and `labelsTr`, those that are listed if some are; and warnings."""
+    label_files = _files(folder / LABELS, problems)
+    images = _files(folder / IMAGES, problems)
+    if problems:
+        return [], ()
+    listed = read_case_list(description, folder / DATASET_JSON, problems)
+    if listed is None:
+        return _paired(folder, images, label_files, channels, problems), ()
+    found = _of_list(folder, listed, images, label_files, channels, problems)
+    return found, _not_listed(folder, images, label_files, found)
+
+
+def _paired(
+    folder: Path,
+    images: Mapping[str, Path],
+    label_files: Mapping[str, Path],
+    channels: int,
+    problems: list[str],
+) -> list[_Found]:
+    """All images with their label maps."""
+    image_files = group_by_case(images, channels, label_files)
+    found = []
+    for case_id in sorted({*image_files, *label_files}):
+        if case_id not in label_files:
+            problems.append(
+                f"{image_files[case_id].paths[0]}: no label map {LABELS}/{case_id}.nii.gz"
+            )
+        elif case_id not in image_files:
+            problems.append(f"{label_files[case_id]}: no image {IMAGES}/{case_id}.nii.gz")
+        else:
+            found.append(_Found(case_id, image_files[case_id], label_files[case_id]))
+    return found
+
+
+def _of_list(
+    folder: Path,
+    listed: Sequence[ListedCase],
+    images: Mapping[str, Path],
+    label_files: Mapping[str, Path],
+    channels: int,
+    problems: list[str],
+) -> list[_Found]:
+    """The cases that dataset.json lists."""
+    by_channels = group_by_case(images, channels, label_files)
+    found: dict[str, _Found] = {}
+    for item in listed:
+        label = folder / item.label
+        case_id = nifti_stem(label)
+        if case_id is None:
+            problems.append(f"{folder / DATASET_JSON}: `training` lists {item.label}: no NIfTI")
+            continue
+        if case_id in found:
+            problems.append(f"{folder / DATASET_JSON}: `training` lists {case_id} twice")
+            continue
+        files = item.image_files(folder, case_id, by_channels, images)
+        if not os.path.lexists(label):
+            label = label_files.get(case_id, label)
+        if files is None:
+            named = ", ".join(item.images)
+            problems.append(f"{label}: no image {named}, which {DATASET_JSON} lists")
+            continue
+        if not os.path.lexists(label):
+            problems.append(f"{files.paths[0]}: no label map {item.label}, as it is listed")
+            continue
+        found[case_id] = _Found(case_id, files, label)
+    return [found[case_id] for case_id in sorted(found)]
+
+
+def _not_listed(
+    folder: Path,
+    images: Mapping[str, Path],
+    label_files: Mapping[str, Path],
+    found: Sequence[_Found],
+) -> tuple[str, ...]:
+    """Say which files are there that dataset.json does not list."""
+    used = {path.name for case in found for path in (*case.images.paths, case.label)}
+    left = {
+        name: sorted(path.name for path in files.values() if path.name not in used)
+        for name, files in ((IMAGES, images), (LABELS, label_files))
+    }
+    return tuple(
+        f"{folder / name}: {_counted(files)} not used, since `training` in {DATASET_JSON} does not "
+        f"list them: {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}"
+        for name, files in left.items()
+        if files
+    )
+
+
+def _counted(files: Sequence[str]) -> str:
+    return "1 file is" if len(files) == 1 else f"{len(files)} files are"
+
+
+def _shared_images(cases: Sequence[_Found]) -> list[str]:
+    """Images that are those of two cases, which a split could put on two sides."""
+    owners: dict[Path, str] = {}
+    problems = []
+    for case in cases:
+        for path in case.images.paths:
+            owner = owners.setdefault(path, case.case_id)
+            if owner != case.case_id:
+                problems.append(f"{path}: is the image of {owner} and of {case.case_id}")
+    return problems
+
+
+def _others(folder: Path) -> str:
+    """Which other files are where the images should be."""
+    names = [path.name for path in (folder / IMAGES).iterdir() if not path.name.startswith(".")]
+    if not names:
+        return ""
+    return f" (*.nii.gz, *.nii), but {len(names)} others such as {min(names)}: convert them"
+
+
+def _miscounted(description: Mapping[str, Any], cases: int) -> tuple[str, ...]:
+    """Say that dataset.json counts other cases than there are."""
+    declared = description.get("numTraining")
+    if not isinstance(declared, int) or declared == cases:
+        return ()
+    return (f"{DATASET_JSON} says numTraining: {declared}, but there are {cases} cases",)
+
+
+def _fits(case: _Found, channels: Sequence[str], problems: list[str]) -> bool:
+    """Whether the files of a case are all there; notes why not."""
+    before = len(problems)
+    paths = case.images.paths
+    if case.images.numbers is not None and case.images.numbers != tuple(range(len(channels))):
+        absent = ", ".join(path.name for path in case.images.missing(len(channels)))
+        problems.append(
+            f"{paths[0]}: {len(paths)} channels, but {DATASET_JSON} declares {len(channels)} "
+            f"({', '.join(channels)}){f': {absent} is missing' if absent else ''}"
+        )
+    for path in (*paths, case.label):
+        if (problem := file_problem(path)) is not None:
+            problems.append(f"{path}: {problem}")
+    return len(problems) == before
+
+
+def _read_description(path: Path) -> Mapping[str, Any]:
+    problem = file_problem(path)
+    if problem == MISSING:
+        raise DatasetError(
+            f"{path.parent} has no {DATASET_JSON}: it must be a folder in Medical Segmentation "
+            f"Decathlon or nnU-Net layout ({IMAGES}, {LABELS}, {DATASET_JSON})"
+        )
+    if problem is not None:
+        raise DatasetError(f"{path}: {problem}")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DatasetError(f"{path}: cannot be read as JSON: {reason_of(error)}") from error
+    if not isinstance(description, dict):
+        raise DatasetError(f"{path}: must hold a JSON object")
+    return description
+
+
+def _labels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Label names by value; the Decathlon maps value to name, nnU-Net v2 name to value."""
+    given = description.get("labels")
+    if not isinstance(given, dict) or len(given) < 2:
+        raise DatasetError(f"{path}: `labels` must name background and at least one structure")
+    by_value: dict[int, str] = {}
+    for key, value in given.items():
+        # a name may be a number too, as in {"10": 1}
+        is_value = str(key).isdecimal() and not isinstance(value, int)
+        number, name = (key, value) if is_value else (value, key)
+        if not str(number).isdecimal():
+            raise DatasetError(
+                f"{path}: `labels` maps {key!r} to {value!r}; one of the two must be the label "
+                "value, a whole number (nnU-Net's regions are not supported)"
+            )
+        if int(number) in by_value:
+            raise DatasetError(
+                f"{path}: `labels` gives the value {number} to {by_value[int(number)]!r} and to "
+                f"{name!r}"
+            )
+        if str(name).strip().lower() == "ignore":
+            raise DatasetError(
+                f"{path}: nnU-Net's `ignore` label ({number}) is not supported yet: it would be "
+                "learnt and predicted as a class. Take it out of `labels`, and set its voxels to "
+                "another label, or leave out the cases that have it"
+            )
+        by_value[int(number)] = str(name)
+    if sorted(by_value) != list(range(len(given))):
+        raise DatasetError(
+            f"{path}: label values must be 0 to {len(given) - 1} without gaps, but are "
+            f"{sorted(by_value)}"
+        )
+    return tuple(by_value[value] for value in sorted(by_value))
+
+
+def _channels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    given = description.get("channel_names", description.get("modality"))
+    if not isinstance(given, dict) or set(given) != {str(i) for i in range(len(given))}:
+        raise DatasetError(
+            f"{path}: `modality` (or nnU-Net's `channel_names`) must name each channel, "
+            'e.g. {"0": "CT"}'
+        )
+    if not given:
+        raise DatasetError(f"{path}: `modality` names no channel")
+    return tuple(str(given[str(index)]) for index in range(len(given)))
+
+
+def _files(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """NIfTI files of a folder by stem; notes why there are none."""
+    try:
+        return by_stem(nifti_files(folder))
+    except DatasetError as error:
+        problems.append(str(error))
+        return {}

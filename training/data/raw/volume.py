@@ -1,0 +1,172 @@
+"""Volumes read from NIfTI files, with the checks that every use of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.raw.header import VolumeHeader, check_same_grid, open_volume, unreadable
+from training.errors import DatasetError
+
+ROUNDING = 1e-3
+"""Distance from a whole number up to which a label is taken to be one that was rounded."""
+
+MOST_CLASSES = 2**16
+"""Classes that a label map of uint16 can tell apart."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels in the order of the file, with their place in the world.
+
+    Attributes:
+        data: Voxels, `(channel, i, j, k)` of an image and `(i, j, k)` of a label map.
+        affine: Voxel indices to millimetres in RAS+, `(4, 4)`.
+        warnings: What is doubtful about the file, by file.
+    """
+
+    data: NDArray[Any]
+    affine: NDArray[np.float64]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Size of the grid."""
+        i, j, k = self.data.shape[-3:]
+        return i, j, k
+
+
+def read_image(paths: Sequence[Path]) -> Volume:
+    """Read the image of a case: one file a channel, or one with the channels as its 4th axis.
+
+    Returns:
+        A float32 volume `(channel, i, j, k)`.
+
+    Raises:
+        DatasetError: naming the file that is unreadable, of the wrong shape, not finite, or
+            on another grid than the first; whatever the reason is.
+    """
+    channels: list[NDArray[np.float32]] = []
+    headers: list[VolumeHeader] = []
+    for path in paths:
+        voxels, header = _read(path)
+        stacked = _as_channels(path, voxels)
+        if headers:
+            check_same_grid(path, header, paths[0], headers[0])
+        channels.append(stacked)
+        headers.append(header)
+    warnings = [warning for header in headers for warning in header.warnings]
+    data = channels[0] if len(channels) == 1 else np.concatenate(channels)
+    return Volume(data, headers[0].affine, tuple(warnings))
+
+
+def voxels_in_header(path: Path) -> int:
+    """Number of voxels by the file's header, channels included; 0 if it cannot be read."""
+    try:
+        _, header = open_volume(path)
+    except DatasetError:
+        return 0
+    return int(np.prod(header.shape)) * header.channels
+
+
+def label_dtype(num_classes: int) -> np.dtype[Any]:
+    """The type of a label map: uint8, or uint16 for more than 256 classes.
+
+    Raises:
+        DatasetError: if uint16 cannot tell the classes apart.
+    """
+    if num_classes > MOST_CLASSES:
+        raise DatasetError(f"{num_classes} classes are too many: at most {MOST_CLASSES} can be")
+    return np.dtype(np.min_scalar_type(num_classes - 1))
+
+
+def read_label(path: Path, num_classes: int) -> Volume:
+    """Read a label map as unsigned integers `(i, j, k)`, see `label_dtype`.
+
+    Numbers that are whole but for rounding are rounded.
+
+    Raises:
+        DatasetError: if the file is unreadable, or holds other values than 0 to
+            `num_classes - 1`.
+    """
+    voxels, header = _read(path)
+    if voxels.ndim == 4 and voxels.shape[3] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim != 3:
+        raise DatasetError(f"{path}: a label map has 3 axes, but this has shape {voxels.shape}")
+    whole = _whole_numbers(path, voxels)
+    unknown = (whole < 0) | (whole >= num_classes)
+    if unknown.any():
+        raise DatasetError(
+            f"{path}: unknown label {_shown(whole[unknown])}; dataset.json declares 0 to "
+            f"{num_classes - 1}"
+        )
+    return Volume(whole.astype(label_dtype(num_classes)), header.affine, header.warnings)
+
+
+def _whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
+    if voxels.dtype.kind in "iu":
+        return voxels
+    whole = np.rint(voxels)
+    # NaN and infinite values are no whole numbers either
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(voxels - whole) <= ROUNDING)
+    if wrong.any():
+        raise DatasetError(
+            f"{path}: a label must be a whole number, but {np.count_nonzero(wrong)} voxels have "
+            f"{_shown(voxels[wrong])}: {_reason_for_parts(path)}"
+        )
+    return np.asarray(whole)
+
+
+def _reason_for_parts(path: Path) -> str:
+    """Why the values of a label map may be no whole numbers."""
+    stored = nib.load(path)
+    slope, inter = getattr(stored.dataobj, "slope", 1), getattr(stored.dataobj, "inter", 0)
+    if stored.get_data_dtype().kind in "iu":
+        return (
+            f"its header scales what is stored, by scl_slope {slope:g} and scl_inter {inter:g}; "
+            "save it with 1 and 0"
+        )
+    return "was it interpolated? Resample label maps by nearest neighbour"
+
+
+def _shown(values: NDArray[Any]) -> str:
+    """The first values for people, with all their digits."""
+    different = np.unique(values)
+    shown = [
+        np.format_float_positional(value, trim="-") if value.dtype.kind == "f" else str(value)
+        for value in different[:5]
+    ]
+    return ", ".join(shown) + (", ..." if len(different) > 5 else "")
+
+
+def _as_channels(path: Path, voxels: NDArray[Any]) -> NDArray[np.float32]:
+    """Voxels as float32 `(channel, i, j, k)`, all finite."""
+    try:
+        # values that are too large for float32 become infinite, and are counted so
+        with np.errstate(over="ignore"):
+            voxels = voxels.astype(np.float32)
+        stacked = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[None]
+        not_finite = int(np.count_nonzero(~np.isfinite(stacked)))
+    except MemoryError as error:
+        raise unreadable(path, error) from error
+    if not_finite:
+        raise DatasetError(f"{path}: {not_finite} voxels are NaN or infinite")
+    return stacked
+
+
+def _read(path: Path) -> tuple[NDArray[Any], VolumeHeader]:
+    image, header = open_volume(path)
+    try:
+        voxels = np.asanyarray(image.dataobj)
+    except Exception as error:
+        # gzip, zlib, numpy and nibabel each have types of their own, and memory may end
+        raise unreadable(path, error) from error
+    return voxels, header

@@ -1,0 +1,1 @@
+"""Exports a study's best model as a bundle."""

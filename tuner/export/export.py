@@ -1,0 +1,383 @@
+"""Which trial and which checkpoint of a study become the exported model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+from rich.table import Table
+
+from training.bundle.bundle import (
+    Manifest,
+    clean_metrics,
+    load_checkpoint,
+    verify_bundle,
+    verify_network,
+    write_bundle,
+)
+from training.bundle.case_scores import (
+    Grid,
+    load_for_scoring,
+    mean_scores,
+    on_file_grid,
+    on_preprocessed_grid,
+)
+from training.bundle.folder import check_bundle_folder
+from training.checkpoints import BEST_CHECKPOINT
+from training.config import ModelTrainingConfig
+from training.data.prepared.cache import FORMAT_VERSION
+from training.errors import BundleError, DatasetError
+from tuner.errors import ExportError
+from tuner.export.data import ExportData, find_data
+from tuner.study.commands import study_command
+from tuner.study.config_files import config_file
+from tuner.study.confirmation import CONFIRM_FOLDER, SEED, confirm_record, confirmed_configs
+from tuner.study.files import trial_folder
+from tuner.study.lineage import schedule
+from tuner.study.no_winner import no_winner, way_out
+from tuner.study.provenance import PREPARATION, RESUMED
+from tuner.study.trial_entry import TrialEntry, TrialState
+
+if TYPE_CHECKING:
+    from training.lightning_module import SegmentationLightningModule
+    from tuner.study.study import Study
+
+WAY_OUT = "--data-dir DIR says where they are now"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported.
+
+    Attributes:
+        folder: The bundle.
+        trial: The exported trial, in words.
+        epoch: Epoch of its best checkpoint.
+        verified: On what the bundle was compared with the trial's model, in words.
+        metrics: Validation metrics of the checkpoint, and test metrics if there are test cases:
+            `test_*` against the label files, `preprocessed_test_*` on the preprocessed grid.
+        grid: Which of the two the test metrics are, None for none.
+        labels: Name of each label value, background first.
+        tolerance: Tolerance of the normalised surface Dice, in mm.
+        notes: What could not be done as usual, in words.
+    """
+
+    folder: Path
+    trial: str
+    epoch: int
+    verified: str
+    metrics: dict[str, float]
+    grid: Grid | None
+    labels: list[str]
+    tolerance: float
+    notes: list[str]
+
+    def test_table(self) -> Table | None:
+        """Test metrics of each class and their means, for people; None without test cases."""
+        if self.grid is None:
+            return None
+        where = "" if self.grid == "file" else f" (grid: {self.grid})"
+        headings = [
+            f"test cases{where}",
+            "Dice",
+            f"NSD {self.tolerance:g} mm",
+            "HD95 mm",
+            "ASSD mm",
+        ]
+        table = Table(*headings, "missing", caption="missing: cases without a distance")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for label, name in enumerate(self.labels):
+            if f"{test_prefix(self.grid)}dice_{label}" in self.metrics:
+                table.add_row(name, *self._test_cells(f"_{label}"))
+        table.add_row("mean", *self._test_cells(""))
+        return table
+
+    def _test_cells(self, suffix: str) -> list[str]:
+        assert self.grid is not None
+        prefix = test_prefix(self.grid)
+        values = [
+            self.metrics.get(f"{prefix}{name}{suffix}", math.nan)
+            for name in ("dice", "nsd", "hd95", "assd")
+        ]
+        decimals = (4, 4, 2, 2)
+        missing = self.metrics.get(f"{prefix}hd95{suffix}_missing", math.nan)
+        return [
+            *(_number(value, places) for value, places in zip(values, decimals, strict=True)),
+            _number(missing, 0),
+        ]
+
+
+def test_prefix(grid: Grid) -> str:
+    """How the names of test metrics begin: `test_` is kept for those of the label files."""
+    return "test_" if grid == "file" else f"{grid}_test_"
+
+
+def export_trial(
+    study: Study, folder: Path, number: int | None = None, data_dir: Path | None = None
+) -> Exported:
+    """Export a trial's best checkpoint as a bundle, and check that the bundle predicts alike.
+
+    Where the data's files are gone, bundle and test metrics are looked at on the preprocessed
+    cases; where these are gone as well, the bundle is written without.
+
+    Args:
+        study: The study.
+        folder: Where the bundle goes; an older bundle there is replaced.
+        number: A trial of the search. By default the seed with the best validation score of the
+            config that the confirmation chose, or without one the best trial.
+        data_dir: Where the data's files are now; where they were by default.
+
+    Raises:
+        ExportError: if there is no such trial, it has no checkpoint, the bundle differs, or
+            `data_dir` holds other data.
+        DatasetError: if `data_dir` has not the layout of data.
+    """
+    check_bundle_folder(folder)
+    chosen = _chosen(study, number)
+    entry = chosen.entry
+    best = entry.best(study.record.mode)
+    source = trial_folder(chosen.folder, entry.number)
+    checkpoint = source / f"{BEST_CHECKPOINT}.ckpt"
+    if best is None or not checkpoint.is_file():
+        raise ExportError(
+            f"{chosen.name} of the study {study.name!r} has no checkpoint "
+            f"({entry.state}: {entry.reason}): choose another with --trial"
+        )
+    provenance = study.provenance()
+    config = _config(config_file(source, best[0]), source, provenance)
+    data = find_data(study.name, provenance, config, data_dir)
+    try:
+        module = load_checkpoint(checkpoint, config)
+        tested, grid = _test_metrics(data, checkpoint, config)
+        metrics = {**entry.metrics, **tested}
+        manifest = Manifest(
+            labels=data.labels,
+            channels=data.channels,
+            metrics=clean_metrics(metrics),
+            provenance={
+                **_told(provenance),
+                "study": study.name,
+                "trial": chosen.name if chosen.trial is None else chosen.trial,
+                "seed": config.seed,
+                "confirmed": chosen.confirmed,
+                "epoch": best[0],
+                "test_grid": grid,
+                **_schedule(chosen.entries, entry.number, best[0]),
+            },
+        )
+        verified = write_bundle(
+            folder,
+            module=module,
+            config=config,
+            preprocessing=data.preprocessing,
+            manifest=manifest,
+            verify=lambda new: _verify(new, module, data),
+        )
+    except BundleError as error:
+        raise ExportError(str(error)) from error
+    return Exported(
+        folder,
+        chosen.name,
+        best[0],
+        verified,
+        metrics,
+        grid,
+        labels=data.labels,
+        tolerance=config.surface_tolerance,
+        notes=data.notes,
+    )
+
+
+def _told(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What a bundle tells of where its study comes from: nothing of the machine's folders."""
+    left_out = {PREPARATION, RESUMED}
+    told = {name: value for name, value in provenance.items() if name not in left_out}
+    data = dict(told["data"])
+    # of the cache there is nothing to say elsewhere
+    data.pop("preprocessed", None)
+    data["source"] = Path(data["source"]).name
+    told["data"] = data
+    # relative paths may name folders of a user as well
+    told["command"] = [argument.rpartition("/")[2] for argument in told.get("command", [])]
+    return told
+
+
+def _schedule(entries: Mapping[int, TrialEntry], number: int, epoch: int) -> dict[str, Any]:
+    """The values of an epoch, and of the epochs before it if several trials trained them."""
+    stretches = schedule(entries, number, epoch)
+    values: dict[str, Any] = {"values": dict(stretches[-1].values)}
+    if len(stretches) > 1:
+        values["schedule"] = [asdict(stretch) for stretch in stretches]
+    return values
+
+
+def _number(value: float, decimals: int) -> str:
+    return "not defined" if math.isnan(value) else f"{value:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A trial to export, with the trials of its record and the folder with its trial folder."""
+
+    entry: TrialEntry
+    entries: Mapping[int, TrialEntry]
+    folder: Path
+    name: str
+    trial: int | None
+    confirmed: bool
+
+
+def _chosen(study: Study, number: int | None) -> _Chosen:
+    if number is not None:
+        if number not in study.record.entries:
+            last = len(study.record.entries) - 1
+            raise ExportError(
+                f"the study {study.name!r} has no trial {number}: they are 0 to {last}"
+            )
+        return _searched(study, study.record.entries[number])
+    confirmation = confirm_record(study.folder, study.spec)
+    confirmed = confirmed_configs(study.record, confirmation, study.spec)
+    if confirmed:
+        candidate, entry = confirmed[0].candidate, confirmed[0].trials[0]
+        name = f"{candidate.name} with seed {entry.notes[SEED]}, confirmed,"
+        return _Chosen(
+            entry,
+            # trials of the search have the same numbers
+            confirmation.entries if confirmation else {},
+            study.folder / CONFIRM_FOLDER,
+            name,
+            candidate.trial,
+            confirmed=True,
+        )
+    best, ended = study.record.best(), study.record.best(running=False)
+    if ended is None:
+        raise ExportError(_nothing_to_export(study, best))
+    chosen = _searched(study, ended)
+    if best is not None and best is not ended:
+        better = f"{chosen.name} (trial {best.number}, which is better so far, still runs)"
+        return replace(chosen, name=better)
+    return chosen
+
+
+def _nothing_to_export(study: Study, best: TrialEntry | None) -> str:
+    """Why a study has no model to export, and what to do."""
+    if best is not None:
+        return (
+            f"every trial of the study {study.name!r} that has a score still runs: "
+            "export it when one has ended"
+        )
+    if any(entry.scores for entry in study.record.with_state(TrialState.COMPLETED)):
+        return (
+            f"the study {study.name!r} has no best trial: {study.spec.metric} was not defined in "
+            "any epoch, for no validation case has what it measures; start a study with other "
+            "validation cases (fold, split_seed, val_fraction) or another metric, e.g. val_loss"
+        )
+    if study.finished and study.record.entries:
+        return (
+            f"the study {study.name!r} has ended, and {no_winner(study.record)}: "
+            f"{way_out(study.record, study.folder)}"
+        )
+    return (
+        f"the study {study.name!r} has no trial with a score yet: "
+        f"go on with `{study_command('resume', study.folder)}`"
+    )
+
+
+def _searched(study: Study, entry: TrialEntry) -> _Chosen:
+    name = f"trial {entry.number}"
+    entries = study.record.entries
+    return _Chosen(entry, entries, study.folder, name, entry.number, confirmed=False)
+
+
+def _config(path: Path, source: Path, provenance: dict[str, Any]) -> ModelTrainingConfig:
+    """The config of a trial; paths inside it are where the study folder is now."""
+    config = ModelTrainingConfig(**yaml.safe_load(path.read_text()))
+    config.log_dir = source
+    config.checkpoint_dir = source
+    config.data_dir = Path(provenance["data"]["preprocessed"])
+    config.gpus = 1
+    return config
+
+
+def _verify(folder: Path, module: SegmentationLightningModule, data: ExportData) -> str:
+    """Compare the written bundle with the trial's model on what is left of the data.
+
+    Returns:
+        On what it was compared, in words.
+
+    Raises:
+        BundleError: if they differ.
+    """
+    case = data.splits["val"][0]
+    cached = None
+    if data.dataset is not None:
+        cached = torch.from_numpy(np.array(data.dataset.image(case)))
+    if case in data.cases:
+        files = data.cases[case]
+        # an older version may have preprocessed the same file in another way
+        same = data.dataset is not None and data.dataset.format_version == FORMAT_VERSION
+        try:
+            verify_bundle(folder, module, files.images, cached if same else None, files.label)
+        except DatasetError as error:
+            data.notes.append(str(error))
+        else:
+            return f"it predicts the case {case} as the trial's model does"
+    if cached is not None:
+        verify_network(folder, module, cached, f"the preprocessed case {case}")
+        data.notes.append(
+            f"the image files of the case {case} are not there, or not those of the study: the "
+            f"exported model was compared with the trial's on the preprocessed case; {WAY_OUT}"
+        )
+        return f"it predicts the preprocessed case {case} as the trial's model does"
+    voxels = torch.randn(len(data.channels), *module.config.patch_size)
+    verify_network(folder, module, voxels, "random voxels")
+    data.notes.append(
+        "neither the study's image files nor their cache are there: the exported model was "
+        "compared with "
+        f"the trial's on random voxels alone, on no case; {WAY_OUT}"
+    )
+    return "it was not tried on a case"
+
+
+def _test_metrics(
+    data: ExportData, checkpoint: Path, config: ModelTrainingConfig
+) -> tuple[dict[str, float], Grid | None]:
+    """Metrics on the cases that no trial has seen, and the grid that they were measured on.
+
+    {} and None if there are no such cases, or nothing is left of them.
+    """
+    if not data.splits["test"]:
+        return {}, None
+    module = load_for_scoring(checkpoint, config)
+    files = data.files("test")
+    if files:
+        try:
+            cases = on_file_grid(module, data.preprocessing, files, data.notes.append)
+            return _named(mean_scores(module, cases), "file"), "file"
+        except (DatasetError, MemoryError) as error:
+            reason = str(error) or type(error).__name__
+            data.notes.append(f"a test case cannot be measured against its label file: {reason}")
+    if data.dataset is not None:
+        cases = on_preprocessed_grid(module, data.dataset, "test", data.notes.append)
+        data.notes.append(
+            "the files of the test cases cannot all be used: test metrics are measured on the "
+            "preprocessed grid (preprocessed_test_*), which leaves out what resampling loses; "
+            f"{WAY_OUT}"
+        )
+        return _named(mean_scores(module, cases), "preprocessed"), "preprocessed"
+    data.notes.append(
+        "there are no test metrics: neither the files of the test cases nor their cache are "
+        f"there; {WAY_OUT}"
+    )
+    return {}, None
+
+
+def _named(scores: dict[str, float], grid: Grid) -> dict[str, float]:
+    return {f"{test_prefix(grid)}{name}": value for name, value in scores.items()}

@@ -1,0 +1,1 @@
+"""Executes a study on Ray."""

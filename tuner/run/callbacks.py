@@ -1,0 +1,69 @@
+"""Ray Tune's events, handed on to what shows a study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback
+
+from tuner.trial.messages import TRIAL_NUMBER, UNDEFINED
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+    from tuner.report.live import StudyView
+
+
+class ViewCallback(Callback):  # type: ignore[misc]
+    """Tells the live view what happens to the trials.
+
+    Args:
+        view: The view.
+        metric: The study's metric.
+    """
+
+    def __init__(self, view: StudyView, metric: str) -> None:
+        self._view = view
+        self._metric = metric
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles its callbacks; a view has nothing to keep."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Refresh the view."""
+        self._view.refresh()
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Announce a trial."""
+        self._view.trial_started(trial.config[TRIAL_NUMBER])
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        """Announce an epoch, and what the trial noted."""
+        number = trial.config[TRIAL_NUMBER]
+        if "note" in result:
+            self._view.trial_noted(number, result["note"])
+        if "epoch" in result:
+            outcome = result.get(UNDEFINED) or f"{self._metric} {result['score']:.4f}"
+            self._view.epoch_ended(number, result["epoch"], outcome)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Announce the end of a trial."""
+        self._view.trial_ended(trial.config[TRIAL_NUMBER])
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Announce the end of a trial whose process died."""
+        self._view.trial_ended(trial.config[TRIAL_NUMBER])

@@ -1,0 +1,164 @@
+"""Which checkpoints of a study stay on the disk.
+
+A trial that may go on keeps its best and its last checkpoint. Of those that have ended, the best
+`keep` trials do; the others lost, and theirs are removed as soon as the record says so. Above
+the disk budget, ended trials lose their last checkpoints and then their best, the worst trial
+first. The winner's are never removed. Checkpoints that trials of a population keep for each other
+(`epoch-00010.ckpt`) are removed when every trial has come further. Of a confirmation, the best
+trial of each configuration keeps its own.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback
+
+from tuner.study.files import (
+    CHECKPOINT_FILES,
+    LAST_FILE,
+    SNAPSHOT_PATTERN,
+    own_checkpoints,
+    remove_checkpoints,
+)
+from tuner.study.pareto import Objectives, pareto_front
+from tuner.study.trial_entry import sign_of
+from tuner.trial.messages import TRIAL_NUMBER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ray.tune.experiment import Trial
+    from rich.console import Console
+
+    from tuner.spec.settings import CheckpointSettings
+    from tuner.study.record import StudyRecord
+    from tuner.study.trial_entry import TrialEntry
+
+
+class CheckpointKeeper(Callback):  # type: ignore[misc]
+    """Removes the checkpoints of trials that lost, whenever a trial ends.
+
+    Args:
+        record: The study's record.
+        folder: The study folder.
+        settings: How many trials keep theirs, and how much disk they may take.
+        console: Where to say that the budget cannot be kept.
+        objectives: Metrics of the study and their modes; with several, the trials of their Pareto
+            front keep their checkpoints as well.
+        population: Trials that take over each other's weights, 0 if they do not.
+    """
+
+    def __init__(
+        self,
+        record: StudyRecord,
+        folder: Path,
+        settings: CheckpointSettings,
+        console: Console | None = None,
+        objectives: Objectives = (),
+        population: int = 0,
+    ) -> None:
+        self._record = record
+        self._objectives = objectives
+        self._folder = folder
+        self._settings = settings
+        self._console = console
+        self._population = population
+        self._warned = False
+        self._kept: list[tuple[float, int]] = []
+        self._seen: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles its callbacks; the record has all that there is to know."""
+        return {}
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Prune when a trial has ended, or pauses."""
+        self._prune([self._record.entries[trial.config[TRIAL_NUMBER]]])
+        self._remove_snapshots()
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Prune when a trial has failed for good."""
+        self.on_trial_complete(iteration, trials, trial)
+
+    def prune(self) -> None:
+        """Remove all checkpoints that need not stay, as the record has it."""
+        self._prune(self._record.entries.values())
+        self._remove_snapshots()
+
+    def _prune(self, entries: Iterable[TrialEntry]) -> None:
+        for entry in entries:
+            if entry.state.finished and entry.number not in self._seen:
+                self._seen.add(entry.number)
+                self._place(entry)
+        if self._settings.disk_budget is not None:
+            self._keep_budget(self._settings.disk_budget)
+
+    def _place(self, entry: TrialEntry) -> None:
+        """Rank a trial that has ended among the others; the one that loses is removed."""
+        best = entry.best(self._record.mode) if entry.state.usable else None
+        if best is None:
+            self._remove(entry.number, CHECKPOINT_FILES)
+            return
+        sign = sign_of(self._record.mode)
+        insort(self._kept, (-sign * best[1], entry.number))
+        # only ended trials are ranked: a place that is lost is lost for good
+        losers = self._kept[self._settings.keep :]
+        del self._kept[self._settings.keep :]
+        front = self._front() if losers else set()
+        for place in losers:
+            if place[1] in front:
+                self._kept.append(place)
+            else:
+                self._remove(place[1], CHECKPOINT_FILES)
+
+    def _front(self) -> set[int]:
+        """Ended trials of the Pareto front, each of which may be the one that a person wants."""
+        if len(self._objectives) < 2:
+            return set()
+        ended = [entry for entry in self._record.entries.values() if entry.state.finished]
+        return {entry.number for entry in pareto_front(ended, self._objectives)}
+
+    def _keep_budget(self, budget: int) -> None:
+        spent = sum(
+            path.stat().st_size
+            for number in self._record.entries
+            for path in own_checkpoints(self._folder, number, (*CHECKPOINT_FILES, SNAPSHOT_PATTERN))
+        )
+        # the best that has ended comes first: a better one that still runs may fail yet
+        losers = [number for _, number in reversed(self._kept[1:])]
+        for names in ((LAST_FILE,), CHECKPOINT_FILES):
+            for number in losers:
+                if spent <= budget:
+                    return
+                spent -= self._remove(number, names)
+        if spent > budget and not self._warned and self._console is not None:
+            self._warned = True
+            self._console.print(
+                f"checkpoints take {spent / 1e9:.2f} GB, above the disk budget of "
+                f"{budget / 1e9:.2f} GB: they are those of the winner and of trials that may go on",
+                markup=False,
+            )
+
+    def _remove_snapshots(self) -> None:
+        """Remove those of epochs that no trial has to reach any more."""
+        if not self._population:
+            return
+        entries = self._record.entries
+        going = [entry.epochs for entry in entries.values() if not entry.state.finished]
+        # a trial that has just been told to take one over has not trained on yet
+        needed = min(going, default=math.inf) if len(entries) >= self._population else 0
+        for number in entries:
+            for path in own_checkpoints(self._folder, number, (SNAPSHOT_PATTERN,)):
+                if int(path.name.split(".")[0].rpartition("-")[2]) < needed:
+                    path.unlink()
+
+    def _remove(self, number: int, names: Sequence[str]) -> int:
+        return remove_checkpoints(self._folder, number, names)

@@ -1,0 +1,135 @@
+"""A study from start to end: its folder, its Ray Tune run, resuming and listing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import ray
+from ray.tune.stopper import CombinedStopper
+
+from tuner.errors import StudyError
+from tuner.report.files import write_results
+from tuner.report.live import StudyView
+from tuner.report.preparation import preparation_view
+from tuner.run.callbacks import ViewCallback
+from tuner.run.checkpoint_keeper import CheckpointKeeper
+from tuner.run.cluster import ray_cluster
+from tuner.run.cluster_check import check_cluster, starts_own_cluster
+from tuner.run.confirm import confirm_study
+from tuner.run.failures import full_disk_is_named
+from tuner.run.gpus import check_own_gpus
+from tuner.run.resources import check_gpu_hours, nodes_of, plan_resources
+from tuner.run.stopping import (
+    BudgetStopper,
+    StudyStopper,
+    lost_message,
+    nothing_waited_for_in_vain,
+    signals_stop,
+)
+from tuner.run.tune_run import run_tune
+from tuner.run.worker_death import lost_worker_ends_one_trial
+from tuner.spec.grid import planned_trials
+from tuner.study.data import prepare_data
+from tuner.study.earlier import check_comparable, import_earlier, not_imported
+from tuner.study.folder import FolderBefore, refuse_foreign_confirmation
+from tuner.study.records import describe_study
+from tuner.study.study import Study, only_driver, open_study, write_provenance
+from tuner.trial.networks import check_some_network_builds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run_study(study: Study, address: str | None = None, console: Console | None = None) -> bool:
+    """Run a study to its end, or go on with one that was cut off.
+
+    Args:
+        study: The study; its record says which trials are left.
+        address: Ray cluster to join; RAY_ADDRESS (which `ray job submit` sets) without one,
+            and without both a cluster of this machine, of the study's own, is started.
+        console: Where the study is shown.
+
+    Returns:
+        Whether the study was interrupted (Ctrl-C or SIGTERM) before its end.
+
+    Raises:
+        StudyError: if another process runs this study, or the data have changed.
+        ResourceError: if no node can hold a trial, or the cluster cannot be reached.
+    """
+    with (
+        only_driver(study),
+        _false_start_removed(study),
+        full_disk_is_named(study),
+    ):
+        if study.spec.confirm is not None:
+            refuse_foreign_confirmation(study.folder)
+        earlier = [
+            open_study(study.folder.parent, name) for name in not_imported(study.folder, study.spec)
+        ]
+        check_comparable(earlier, study.spec)
+        check_cluster(address)
+        if starts_own_cluster(address):
+            note = check_own_gpus(study.spec.resources)
+            if note is not None and console is not None:
+                console.print(note, markup=False)
+        with preparation_view(console) as show:
+            data = prepare_data(study.spec, *show, check=check_some_network_builds)
+        write_provenance(study, data)
+        spec = data.spec
+        describe_study(study.record, study.name, study.spec, data)
+        if earlier:
+            import_earlier(study.folder, data, earlier, console)
+        with ray_cluster(address) as dashboard:
+            resources = plan_resources(spec.resources, nodes_of(ray.nodes()), planned_trials(spec))
+            check_gpu_hours(spec, resources.gpu)
+            budgets = BudgetStopper(study.record, spec)
+            stopper = StudyStopper(spec.search.time_budget)
+            keeper = CheckpointKeeper(
+                study.record,
+                study.folder,
+                spec.checkpoints,
+                console,
+                spec.objectives,
+                planned_trials(spec) if spec.population else 0,
+            )
+            keeper.prune()
+            with signals_stop(stopper), lost_worker_ends_one_trial():
+                if budgets.reason is None and not study.searched:
+                    view = StudyView(
+                        study.record, spec, study.folder, resources, dashboard, console
+                    )
+                    stoppers = CombinedStopper(stopper, budgets)
+                    with view, nothing_waited_for_in_vain(stopper, study.record):
+                        run_tune(
+                            study,
+                            data,
+                            resources,
+                            [ViewCallback(view, spec.metric), keeper],
+                            stoppers,
+                        )
+                study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
+                if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
+                    stopper.lift_time_budget()
+                    confirm_study(study, data, resources, stopper, dashboard, console)
+        halted = study.record.halted
+        study.record.close_running(halted or stopper.reason)
+        keeper.prune()
+        write_results(study.folder, study.record, spec)
+        study.record.close()
+        if halted and not stopper.interrupted:
+            raise StudyError(lost_message(halted, study.folder))
+        return stopper.interrupted
+
+
+@contextmanager
+def _false_start_removed(study: Study) -> Iterator[None]:
+    """Remove what this call made if an error keeps the study from its first trial."""
+    before = study.before or FolderBefore.of(study.folder)
+    try:
+        yield
+    except Exception:
+        if not study.record.entries:
+            before.restore()
+        raise

@@ -1,0 +1,1 @@
+"""What decides: which configuration comes next, and which trial goes on."""

@@ -1,0 +1,91 @@
+"""What decides whether a trial goes on after an epoch, and which paused trial goes on next.
+
+A policy keeps nothing: it answers from the study's record, so that a study that was resumed
+decides as it would have without a break.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from tuner.study.trial_entry import sign_of
+
+if TYPE_CHECKING:
+    from tuner.study.record import StudyRecord
+
+
+class Action(StrEnum):
+    """What happens to a trial after an epoch."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a trial, and why, for a person to read."""
+
+    action: Action
+    reason: str = ""
+
+
+GO_ON = Decision(Action.CONTINUE)
+
+
+def told_apart(one: float, other: float) -> tuple[str, str]:
+    """Two scores with four digits, or as many more as it takes to tell them apart."""
+    for digits in range(4, 18):
+        texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts if one != other else (f"{one:.4g}", f"{other:.4g}")
+
+
+class Policy:
+    """Every trial trains to the full budget; the base of all policies.
+
+    Args:
+        record: The study's record.
+    """
+
+    def __init__(self, record: StudyRecord) -> None:
+        self._record = record
+        self._sign = sign_of(record.mode)
+
+    def judge(self, number: int, epoch: int) -> Decision:
+        """Decide on a trial whose score at `epoch` was just recorded."""
+        return GO_ON
+
+    def promote(self, *, last: bool = False) -> int | None:
+        """Number of the paused trial that goes on next, None if none does.
+
+        Args:
+            last: Whether nothing else is left to do: no new trial, and none runs.
+        """
+        return None
+
+    def never_promoted(self, number: int) -> str:
+        """Why a paused trial ends when the study does, for a person to read."""
+        entry = self._record.entries[number]
+        return f"paused after epoch {entry.epochs}: never promoted: {entry.reason}"
+
+    def _its_score(self, number: int, epoch: int) -> str:
+        """The score that a trial is judged by, for a person to read."""
+        score = self._record.entries[number].scores[epoch]
+        told = f"{score:.4g}" if math.isfinite(score) else "which is not defined"
+        return f"its score there, {told},"
+
+    def _best_elsewhere(self, number: int, epoch: int) -> str:
+        """The best score of a trial if it is not that of the epoch that it is judged at."""
+        best = self._record.entries[number].best(self._record.mode)
+        if best is None or best[0] == epoch:
+            return ""
+        return f"; its best, {best[1]:.4g}, was that of epoch {best[0]}"
+
+    def _score(self, number: int, epoch: int) -> float:
+        """Score at an epoch, greater is better; NaN for none."""
+        return self._sign * self._record.entries[number].scores.get(epoch, math.nan)

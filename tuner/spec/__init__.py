@@ -1,0 +1,1 @@
+"""A search space file: YAML in, a validated `StudySpec` out."""

@@ -1,0 +1,173 @@
+"""Checks what only several values of a search space together can get wrong."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from training.config import ModelTrainingConfig
+from tuner.errors import suggestion
+from tuner.spec.field_errors import describe_errors
+from tuner.spec.study_spec import POPULATION_POLICIES
+
+if TYPE_CHECKING:
+    from tuner.spec.parser import SpecParser
+    from tuner.spec.study_spec import StudySpec
+    from tuner.spec.yaml_source import YamlPath
+
+
+def check_point(parser: SpecParser, spec: StudySpec, values: dict[str, Any]) -> bool:
+    """Whether a point of the space is a valid config; notes why not."""
+    try:
+        spec.trial_config(values)
+    except ValidationError as error:
+        messages = [message for _, message in describe_errors(error, ModelTrainingConfig)]
+    except ValueError as error:
+        messages = [str(error)]
+    else:
+        return True
+    point = f"with {', '.join(f'{k}={v}' for k, v in values.items())}: " if values else ""
+    for message in messages:
+        # the place is that of the first value that the message speaks of
+        named = [key for key in re.findall(r"\w[\w.]*(?==)", message) if key in values]
+        fixed = [key for key in re.findall(r"\w[\w.]*", message) if key in spec.config]
+        path: YamlPath = ("space", named[0]) if named else ("space",) if values else ("config",)
+        if not named and fixed:
+            path = ("config", fixed[0])
+        parser.problem(path, f"{point}{message}")
+    return False
+
+
+def _check_start_point(spec: StudySpec, parser: SpecParser, index: int) -> None:
+    """Check that a point of `search.start_from` lies in the space."""
+    path = ("search", "start_from", index)
+    point = spec.search.start_from[index]
+    completed = spec.start_points()[index]
+    for name, value in point.items():
+        domain = spec.space.domains.get(name)
+        if domain is None:
+            parser.problem(
+                path, f"{name} does not vary in this space{suggestion(name, spec.space.domains)}"
+            )
+        elif not domain.contains(value):
+            parser.problem(path, f"{name}={value!r} lies outside its domain: {domain.describe()}")
+        elif name not in completed:
+            needed = ", ".join(spec.space.conditions[name])
+            parser.problem(
+                path, f"{name} takes no part in this point: give the {needed} that it depends on"
+            )
+    check_point(parser, spec, completed)
+
+
+def _check_class_metric(metric: str, spec: StudySpec, parser: SpecParser) -> None:
+    """`val_dice_2` needs a class 2; the number of classes may come from the data later."""
+    number = metric.removeprefix("val_dice_").removeprefix("val_nsd_")
+    if number == metric or not number.isdecimal():
+        return
+    config = spec.base_config()
+    known = [config.target_label] if config.target_label else list(range(1, config.num_classes))
+    if ("num_classes" in spec.config or config.target_label) and int(number) not in known:
+        parser.problem(
+            ("metric",),
+            f"metric {metric} names no foreground class: they are "
+            f"{', '.join(str(label) for label in known)}",
+        )
+
+
+def check_goals(spec: StudySpec, parser: SpecParser) -> None:
+    """Check metrics, points, warm start and confirmation against the rest of a spec."""
+    for index in range(len(spec.search.start_from)):
+        _check_start_point(spec, parser, index)
+    for index, (metric, _) in enumerate(spec.objectives):
+        _check_class_metric(metric, spec, parser)
+        if metric in {name for name, _ in spec.objectives[:index]}:
+            parser.problem(("metric", index), f"{metric} comes twice")
+        if metric.startswith("val_nsd") and not spec.metric.startswith("val_nsd"):
+            parser.problem(
+                ("metric", index),
+                f"{metric} is measured in validation only where it is the first metric: "
+                "put it first, or leave it out",
+            )
+    learns_nothing = {"random", "qmc", "grid"}
+    if spec.search.warm_start and spec.search.searcher in learns_nothing:
+        parser.problem(
+            ("search", "warm_start"),
+            f"searcher={spec.search.searcher} learns nothing from trials: leave warm_start out, or "
+            "choose another searcher, e.g. tpe",
+        )
+    base = spec.base_config()
+    # whether a split file keeps test cases apart is seen where it is read
+    if spec.confirm is not None and base.splits_file is None and not base.held_out_share:
+        given = "fold" if base.test_fraction is None else "test_fraction"
+        parser.problem(
+            ("config", given) if given in spec.config else ("confirm",),
+            "confirm judges trials on test cases, which no trial has seen, but this config keeps "
+            f"none apart ({given}={spec.config.get(given)}): set e.g. test_fraction: 0.2",
+        )
+
+
+NETWORK_FIELDS = frozenset({"model_name", "model_params", "patch_size"})
+"""Fields that decide which weights there are."""
+
+
+def check_population(spec: StudySpec, parser: SpecParser) -> None:
+    """Note what keeps trials from taking over each other's weights, or what makes it idle."""
+    for name, _ in spec.space.items():
+        if name.partition(".")[0] in NETWORK_FIELDS:
+            parser.problem(
+                ("space", name),
+                f"{name} cannot vary with scheduler={spec.scheduler}, in which a trial takes over "
+                "the weights of another: they would not fit; fix it in `config`, or choose "
+                "another scheduler",
+            )
+    if spec.search.searcher == "grid":
+        parser.problem(
+            ("search", "searcher"),
+            f"searcher=grid does not go with scheduler={spec.scheduler}, which changes the values "
+            "of trials while they train: choose another one",
+        )
+    if spec.confirm is not None:
+        parser.problem(
+            ("confirm",),
+            f"confirm does not go with scheduler={spec.scheduler}: it trains one config from the "
+            "start, but the best weights came about with several; leave one of them out",
+        )
+    if spec.search.num_trials < 2:
+        parser.problem(
+            ("search", "num_trials"),
+            f"num_trials={spec.search.num_trials} is no population: scheduler={spec.scheduler} "
+            "compares trials with each other and needs 2, better 8 or more",
+        )
+    interval = spec.pbt.perturbation_interval
+    if interval >= spec.max_epochs:
+        parser.problem(
+            ("pbt", "perturbation_interval"),
+            f"perturbation_interval={interval} must be below max_epochs={spec.max_epochs}: no "
+            "trial would be compared with others",
+        )
+
+
+SAMPLES = 200
+"""Points of the space that are checked for values that do not fit together."""
+
+
+def check_together(spec: StudySpec, parser: SpecParser) -> None:
+    """Check what only several values together can get wrong."""
+    if not check_point(parser, spec, {}):
+        return
+    check_goals(spec, parser)
+    if spec.asha is not None and spec.asha.grace_period > spec.max_epochs:
+        parser.problem(
+            ("asha", "grace_period"),
+            f"grace_period={spec.asha.grace_period} must not be above "
+            f"max_epochs={spec.max_epochs}: no trial could be stopped",
+        )
+    if spec.scheduler in POPULATION_POLICIES:
+        check_population(spec, parser)
+    rng = random.Random(0)
+    for _ in range(SAMPLES):
+        if not check_point(parser, spec, spec.space.sample(rng)):
+            return

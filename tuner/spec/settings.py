@@ -1,0 +1,216 @@
+"""Sections of settings in a search space file, and what their values are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+
+
+def seconds(value: Any) -> Any:
+    """Seconds of a duration such as `90`, `90s`, `30m` or `1.5h`."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    if isinstance(value, str) and value[-1:] in units:
+        try:
+            return float(value[:-1]) * units[value[-1]]
+        except ValueError:
+            pass
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is no duration: write seconds, or 90s, 30m, 2h, 1d")
+    return value
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed here, not true or false")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool)]
+
+
+class Section(BaseModel):
+    """A section of settings: each one is documented under its field."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class SearchSettings(Section):
+    """The section `search`: what proposes trials, and how many."""
+
+    searcher: Literal["gp", "tpe", "priorband", "cmaes", "nsga2", "random", "qmc", "grid"] = "gp"
+    """Key of `tuner.search.searchers.SEARCHERS`."""
+
+    default_first: bool = True
+    """Whether the first trial is the known good default: of each field the value of the network's
+    recipe (`tuner.spec.recipes`), or else of `ModelTrainingConfig`, or what comes nearest to it
+    in the field's domain."""
+
+    start_from: list[dict[str, Any]] = Field(default_factory=list)
+    """Points to try first, each a mapping of fields to values; fields that a point leaves out
+    have their default."""
+
+    warm_start: list[str] = Field(default_factory=list)
+    """Earlier studies whose trials the searcher learns from; they are no trials of this study."""
+
+    num_trials: Annotated[Whole, Field(ge=1)] = 20
+    """Trials of the study. The search ends with the first of its budgets that is spent."""
+
+    epoch_budget: Annotated[Whole, Field(ge=1)] | None = None
+    """Epochs that all trials together may train, over all runs; null for no limit."""
+
+    gpu_hours: Annotated[Number, Field(gt=0)] | None = None
+    """GPU-hours that all trials together may train, over all runs; null for no limit."""
+
+    seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
+    """Seed of the proposals."""
+
+    time_budget: Annotated[Number, BeforeValidator(seconds), Field(gt=0)] | None = None
+    """Time after which the search ends, e.g. `30m`, counted from the start of each `tune run` or
+    `tune resume`; null for no limit."""
+
+
+class AshaSettings(Section):
+    """The section `asha`: asynchronous successive halving (Li et al., 2020)."""
+
+    grace_period: Annotated[Whole, Field(ge=1)] = 1
+    """Epochs that every trial trains; the first rung."""
+
+    reduction_factor: Annotated[Whole, Field(ge=2)] = 3
+    """One of so many trials survives a rung; rungs are apart by this factor."""
+
+    promotion: bool = True
+    """Whether trials pause at a rung and the best go on when a worker is free, rather than
+    stop there for good."""
+
+    brackets: Annotated[Whole, Field(ge=1)] = 1
+    """Ladders of rungs (Hyperband): each leaves out one more of the lowest rungs."""
+
+
+class PopulationSettings(Section):
+    """The section `pbt`: population based training, for the schedulers pbt and pb2."""
+
+    perturbation_interval: Annotated[Whole, Field(ge=1)] = 5
+    """Epochs after which a trial is compared with the others, again and again."""
+
+    quantile_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.25
+    """Share of the trials that are weak, each of which takes over the weights of one of the
+    best; as large a share are those."""
+
+    resample_probability: Annotated[Number, Field(ge=0, le=1)] = 0.25
+    """How likely a value is drawn anew; else a number is multiplied by 0.8 or 1.2, and a choice
+    stays (among numbers, it moves to the next one)."""
+
+    synchronous: bool = True
+    """Whether a trial is compared when all have come as far, and waits for them where there are
+    as many workers as trials. If not, it is compared with those that are there: no worker
+    waits, but what is decided depends on who is fast, and the fastest never changes."""
+
+
+class FailureSettings(Section):
+    """The section `failures`: what follows when a trial fails."""
+
+    max_failures: Annotated[Whole, Field(ge=0)] = 2
+    """How often a trial that failed is tried again, from its last checkpoint: after an
+    exception, or when its worker process or node died or hung."""
+
+    hang_timeout: Annotated[Number, BeforeValidator(seconds), Field(gt=0)] | None = None
+    """Time without a finished epoch after which a trial is taken for hung and its process
+    ended, e.g. `30m`; it must cover the start of a process and the slowest epoch. Null for no
+    limit."""
+
+    on_out_of_memory: Literal["fail", "smaller_batch", "smaller_patch"] = "fail"
+    """Whether a trial that ran out of memory is tried again with half the batch, or with a
+    patch of about half the voxels."""
+
+
+class CheckpointSettings(Section):
+    """The section `checkpoints`: which checkpoints of trials that have ended are kept."""
+
+    keep: Annotated[Whole, Field(ge=1)] = 5
+    """How many of the best trials keep their checkpoints; those of other trials are removed
+    when they have ended."""
+
+    disk_budget: Annotated[ByteSize, Field(gt=0)] | None = None
+    """Disk that checkpoints of the study may take, e.g. `20GB`; null for no limit. Those of
+    the winner and of trials that may go on are never removed."""
+
+
+def _one_gpu_at_most(value: Any) -> Any:
+    if isinstance(value, int | float) and value > 1:
+        raise ValueError(
+            "a trial uses one GPU or a fraction of one: more trials at once use more GPUs better"
+        )
+    return value
+
+
+class ResourceSettings(Section):
+    """The section `resources`: the share of one trial, and how many run at once."""
+
+    cpu: Annotated[Number, Field(gt=0)] | Literal["auto"] = "auto"
+    """CPU cores of a trial."""
+
+    gpu: Annotated[Number, BeforeValidator(_one_gpu_at_most), Field(ge=0)] | Literal["auto"] = (
+        "auto"
+    )
+    """GPUs of a trial: 0, 1 or a fraction."""
+
+    logical_gpus: bool = False
+    """Whether the GPUs are counts without a device, as `ray start --num-gpus=2` makes them on a
+    machine that has none: trials are placed by them, and train on the CPU."""
+
+    max_concurrent: Annotated[Whole, Field(ge=1)] | Literal["auto"] = "auto"
+    """Trials at once."""
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """Share of one trial, and how many trials run at once."""
+
+    cpu: float
+    gpu: float
+    max_concurrent: int
+
+
+UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def _count(value: Any) -> Any:
+    """A number such as `44650000`, `30e6` or `30M`."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed here, not true or false")
+    if isinstance(value, str):
+        try:
+            return round(float(value[:-1]) * UNITS[value[-1:].upper()])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{value!r} is no number: write e.g. 30000000 or 30M") from error
+    return value
+
+
+class ConstraintSettings(Section):
+    """The section `constraints`: a trial that breaks one ends, and cannot win."""
+
+    max_parameters: Annotated[int, BeforeValidator(_count), Field(ge=1)] | None = None
+    """Parameters of the network, e.g. `30M`, counted before it trains; null for no limit."""
+
+    max_memory: Annotated[ByteSize, Field(gt=0)] | None = None
+    """Memory that training and validation take, e.g. `10GB`: the peak that torch allocates on a
+    GPU, or by which the process grows on a CPU, measured after each epoch; null for no limit."""
+
+
+class ConfirmSettings(Section):
+    """The section `confirm`: the best trials are trained again, with other seeds."""
+
+    top: Annotated[Whole, Field(ge=1)] = 3
+    """How many of the best trials, beside the default config."""
+
+    seeds: Annotated[Whole, Field(ge=2)] = 3
+    """With how many seeds each."""
+
+
+EMBEDDED_DATA = "phantom"
+"""Value of `data_dir` that names the embedded liver phantom."""

@@ -1,0 +1,235 @@
+"""A search space file: YAML in, a validated `StudySpec` out.
+
+Everything that can be wrong is found before Ray starts, and all of it at once, with file,
+line, column, the value and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from training.config import Mode, ModelTrainingConfig
+from tuner.spec.brackets import expected_epochs, hyperband_brackets
+from tuner.spec.domains import Choice
+from tuner.spec.recipes import RECIPES, recipe_values
+from tuner.spec.settings import (
+    EMBEDDED_DATA,
+    AshaSettings,
+    CheckpointSettings,
+    ConfirmSettings,
+    ConstraintSettings,
+    FailureSettings,
+    PopulationSettings,
+    ResourceSettings,
+    SearchSettings,
+)
+from tuner.spec.space import Space
+from tuner.spec.yaml_source import dump_yaml
+
+
+class StudySpec(BaseModel):
+    """A valid search space with all its settings.
+
+    Attributes:
+        source: The file it was read from.
+        source_text: The file as given.
+        metric: Validation metric that trials are compared by.
+        mode: Whether a greater ("max") or smaller ("min") metric is better.
+        further_metrics: Metrics that matter beside it, with their modes.
+        config: Fixed values of `ModelTrainingConfig`, as given.
+        space: What varies.
+        search: What proposes trials.
+        scheduler: Key of `tuner.search.policies.POLICIES`.
+        asha: The rungs, None for none.
+        pbt: Population based training.
+        resources: Share of a trial.
+        failures: What follows when a trial fails.
+        checkpoints: Which checkpoints are kept.
+        constraints: What a trial must keep to.
+        confirm: How the best trials are confirmed, None for not at all.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    source: Path
+    source_text: str
+    metric: str
+    mode: Mode
+    further_metrics: tuple[tuple[str, Mode], ...] = ()
+    config: dict[str, Any]
+    space: Space
+    search: SearchSettings
+    scheduler: str
+    asha: AshaSettings | None
+    pbt: PopulationSettings
+    resources: ResourceSettings
+    failures: FailureSettings
+    checkpoints: CheckpointSettings
+    constraints: ConstraintSettings = ConstraintSettings()
+    confirm: ConfirmSettings | None = None
+
+    @property
+    def objectives(self) -> tuple[tuple[str, Mode], ...]:
+        """All metrics that matter with their modes, the one that trials are compared by first."""
+        return ((self.metric, self.mode), *self.further_metrics)
+
+    @property
+    def rung_settings(self) -> AshaSettings:
+        """The section `asha`, the default if there is none."""
+        return self.asha or AshaSettings()
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of a full training."""
+        return self.base_config().max_epochs
+
+    def base_config(self) -> ModelTrainingConfig:
+        """The config of the fixed values alone."""
+        return self.trial_config({})
+
+    def trial_config(self, values: Mapping[str, Any]) -> ModelTrainingConfig:
+        """The config of a trial with the sampled `values`.
+
+        Raises:
+            pydantic.ValidationError: if the values do not fit together.
+        """
+        flat = {**self.config, **values, "monitor": self.metric, "monitor_mode": self.mode}
+        return ModelTrainingConfig.from_flat({**assumed_classes(flat), **flat})
+
+    def default_point(self) -> dict[str, Any]:
+        """The known good point of the space: each field's default, or what comes nearest."""
+        return self._completed({})
+
+    def start_points(self) -> list[dict[str, Any]]:
+        """The points of `search.start_from`, with the default of fields that they leave out."""
+        return [self._completed(given) for given in self.search.start_from]
+
+    def _completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        plain = self.base_config().flat()
+        recipe = self._recipe(given)
+        values: dict[str, Any] = {}
+        for name, domain in self.space.items():
+            if not self.space.active(name, values):
+                continue
+            field, _, part = name.partition(".")
+            default = plain.get(field)
+            if name in recipe and (not isinstance(domain, Choice) or domain.contains(recipe[name])):
+                default = recipe[name]
+            if part:
+                default = default.get(part) if isinstance(default, dict) else None
+            values[name] = domain.nearest(given.get(name, default))
+        return values
+
+    def _recipe(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of the network for the optimizer that the point will have."""
+        base = self.base_config()
+        domains = self.space.domains
+        model_name: Any = base.model_name
+        if "model_name" in domains:
+            model_name = domains["model_name"].nearest(given.get("model_name", model_name))
+        optimizer: Any = base.optimizer
+        if "optimizer" in domains:
+            usual = RECIPES[model_name].optimizer
+            optimizer = domains["optimizer"].nearest(given.get("optimizer", usual))
+        values = recipe_values(model_name, optimizer, base.max_epochs)
+        return {**values, "optimizer": optimizer, "model_name": model_name}
+
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs below max_epochs at which trials are compared by rungs, ascending.
+
+        Those of ASHA are grace_period * reduction_factor^k, those of Hyperband the milestones of
+        its brackets; other schedulers have none.
+        """
+        if self.asha is not None and self.scheduler == "hyperband":
+            brackets = hyperband_brackets(self.max_epochs, self.asha.reduction_factor)
+            return tuple(sorted({m for bracket in brackets for m in bracket.milestones[:-1]}))
+        if self.asha is None or self.scheduler not in {"asha", "pasha"}:
+            return ()
+        rungs = []
+        rung, max_epochs = self.asha.grace_period, self.max_epochs
+        while rung < max_epochs:
+            rungs.append(rung)
+            rung *= self.asha.reduction_factor
+        return tuple(rungs)
+
+    @property
+    def population(self) -> int:
+        """Trials that take over each other's weights, 0 if they do not."""
+        return self.search.num_trials if self.scheduler in POPULATION_POLICIES else 0
+
+    @property
+    def snapshot_interval(self) -> int:
+        """Epochs after which a trial keeps its checkpoint for others to take over."""
+        if self.population:
+            return self.pbt.perturbation_interval
+        return self.max_epochs + 1
+
+    def expected_epochs(self) -> float:
+        """Epochs that the study takes if one of `reduction_factor` trials survives each rung."""
+        if self.asha is not None and self.scheduler == "hyperband":
+            factor = self.asha.reduction_factor
+            brackets = hyperband_brackets(self.max_epochs, factor)
+            return expected_epochs(brackets, factor, self.search.num_trials)
+        steps = [0, *self.rungs(), self.max_epochs]
+        factor = self.rung_settings.reduction_factor
+        per_trial = sum(
+            (after - before) / float(factor) ** survived
+            for survived, (before, after) in enumerate(pairwise(steps))
+        )
+        return per_trial * self.search.num_trials
+
+    def to_yaml(self) -> str:
+        """The whole spec as a search space file, every setting written out."""
+        return dump_yaml(
+            {
+                "metric": self._listed(0),
+                "mode": self._listed(1),
+                "config": self.config,
+                "space": self.space.to_yaml(),
+                "search": self.search.model_dump(mode="json"),
+                "scheduler": self.scheduler,
+                "asha": False if self.asha is None else self.asha.model_dump(mode="json"),
+                "pbt": self.pbt.model_dump(mode="json"),
+                "resources": self.resources.model_dump(mode="json"),
+                "failures": self.failures.model_dump(mode="json"),
+                "checkpoints": self.checkpoints.model_dump(mode="json"),
+                "constraints": self.constraints.model_dump(mode="json"),
+                "confirm": False if self.confirm is None else self.confirm.model_dump(mode="json"),
+            }
+        )
+
+    def _listed(self, part: int) -> Any:
+        """Names (0) or modes (1) of the metrics; a plain value where there is one."""
+        listed = [objective[part] for objective in self.objectives]
+        return listed if len(listed) > 1 else listed[0]
+
+
+def assumed_classes(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of classes that flat values ask for, where the data will decide it later.
+
+    Without it, weights of two classes or a fifth label would be refused for a default of three.
+
+    Args:
+        flat: Values of a config with dotted keys.
+
+    Returns:
+        `num_classes`, or nothing where it is given or known.
+    """
+    if "num_classes" in flat or flat.get("data_dir") == EMBEDDED_DATA:
+        return {}
+    weights = flat.get("class_weights")
+    if isinstance(weights, list):
+        return {"num_classes": max(2, len(weights))}
+    default: int = ModelTrainingConfig.model_fields["num_classes"].default
+    named = [str(flat.get("target_label")), *(key.partition("class_weights.")[2] for key in flat)]
+    most = max((int(label) for label in named if label.isdecimal()), default=0)
+    return {"num_classes": most + 1} if most >= default else {}
+
+
+POPULATION_POLICIES = frozenset({"pbt", "pb2"})
+"""Schedulers in which trials take over the weights of others."""

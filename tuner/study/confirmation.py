@@ -1,0 +1,238 @@
+"""Confirming a search: the best trials and the default config, trained again with other seeds.
+
+The trials of a confirmation are kept in a record of their own, in the folder `confirm` of the
+study, so that the searcher and the rungs never see them. Each is trained to the end, and judged
+on the test cases, which nothing was selected by. The winner is the config with the best mean
+validation score over its seeds; its test scores say how good it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tuner.study.record import DATABASE, StudyRecord
+from tuner.study.statistics import Comparison, Interval, compare, interval
+from tuner.study.trial_entry import TrialEntry, sign_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from numpy import ndarray
+
+    from tuner.spec.study_spec import StudySpec
+
+CONFIRM_FOLDER = "confirm"
+
+SEED = "seed"
+"""Note of a confirmation trial: the seed that it trains with."""
+
+CASES = "cases"
+"""Note of a confirmation trial: its score by test case."""
+
+GRID = "grid"
+"""Note of a confirmation trial: the grid of its scores, see `training.bundle.case_scores.Grid`."""
+
+PREPROCESSED = "preprocessed"
+"""The grid of trials that do not say: until there was another."""
+
+DEFAULT = "default"
+"""Name of the default config."""
+
+
+COMPARABLE = ({"file"}, {PREPROCESSED})
+"""Grids of two configs whose scores can be compared."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A config that is confirmed.
+
+    Attributes:
+        name: What it is: `trial 7`, or `default`.
+        values: Its values of the fields that vary.
+        trial: Number of the trial of the search that has them, None for none.
+        is_default: Whether it is the default config.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    trial: int | None
+    is_default: bool
+
+
+def confirm_record(study_folder: Path, spec: StudySpec) -> StudyRecord | None:
+    """The record of a study's confirmation, None if it has not begun."""
+    folder = study_folder / CONFIRM_FOLDER
+    # reading makes no record: a folder of that name may be the user's
+    there = (folder / DATABASE).is_file()
+    return StudyRecord(folder, spec.space, spec.mode) if there else None
+
+
+def candidates(record: StudyRecord, spec: StudySpec) -> list[Candidate]:
+    """The best trials of the search, and the default config."""
+    assert spec.confirm is not None
+    default = spec.default_point()
+    sign = -sign_of(record.mode)
+    scored = [
+        (sign * best[1], entry.number)
+        for entry in record.entries.values()
+        if entry.state.usable and (best := entry.best(record.mode)) is not None
+    ]
+    chosen: list[Candidate] = []
+    for _, number in sorted(scored):
+        values = record.entries[number].values
+        if len(chosen) < spec.confirm.top and all(values != other.values for other in chosen):
+            chosen.append(Candidate(f"trial {number}", values, number, values == default))
+    if chosen and not any(candidate.is_default for candidate in chosen):
+        chosen.append(Candidate(DEFAULT, default, None, is_default=True))
+    return chosen
+
+
+def seeds(spec: StudySpec) -> list[int]:
+    """The seeds that each candidate is trained with: none of them is the search's own."""
+    assert spec.confirm is not None
+    first = spec.base_config().seed + 1
+    return [(first + offset) % 2**32 for offset in range(spec.confirm.seeds)]
+
+
+def missing(
+    confirmation: StudyRecord, chosen: Sequence[Candidate], spec: StudySpec
+) -> list[tuple[Candidate, int]]:
+    """Candidates and seeds that no trial of the confirmation has yet."""
+    there = [(entry.values, entry.notes.get(SEED)) for entry in confirmation.entries.values()]
+    return [
+        (candidate, seed)
+        for seed in seeds(spec)
+        for candidate in chosen
+        if (candidate.values, seed) not in there
+    ]
+
+
+def is_confirmed(record: StudyRecord, confirmation: StudyRecord | None, spec: StudySpec) -> bool:
+    """Whether there is nothing (more) to confirm."""
+    if spec.confirm is None:
+        return True
+    chosen = candidates(record, spec)
+    if confirmation is None:
+        return not chosen
+    return not confirmation.unfinished() and not missing(confirmation, chosen, spec)
+
+
+@dataclass(frozen=True)
+class ConfirmedConfig:
+    """What the confirmation says of a candidate.
+
+    Attributes:
+        candidate: The config.
+        trials: Its confirmation trials that were judged, the best validation score first.
+        tried: How many of its confirmation trials have ended.
+        validation: Mean over seeds of the best validation score.
+        cases: Test cases that at least one of its trials has a score of, by name.
+        scores: Their scores, a row a seed; NaN where one is not defined.
+        test: Their mean, with its interval.
+        grid: What its scores were measured against: `file`, `preprocessed`, or `mixed`, where
+            the files of a test case were not there for all of its trials.
+        against_default: How it compares with the default config; None for the default itself,
+            or where that was not judged on the same grid.
+    """
+
+    candidate: Candidate
+    trials: list[TrialEntry]
+    tried: int
+    validation: float
+    cases: list[str]
+    scores: Float[ndarray, "seeds cases"]
+    test: Interval
+    grid: str
+    against_default: Comparison | None = None
+
+
+def confirmed_configs(
+    record: StudyRecord, confirmation: StudyRecord | None, spec: StudySpec
+) -> list[ConfirmedConfig]:
+    """What the confirmation says so far, the winner first."""
+    if spec.confirm is None or confirmation is None:
+        return []
+    found = [_judged(candidate, confirmation) for candidate in candidates(record, spec)]
+    known = [config for config in found if config is not None]
+    default = next((config for config in known if config.candidate.is_default), None)
+    compared = [_compared(config, default) for config in known]
+    sign = -sign_of(record.mode)
+    return sorted(compared, key=lambda config: sign * config.validation)
+
+
+def verdict(configs: Sequence[ConfirmedConfig]) -> str:
+    """What a person should make of the winner."""
+    if not configs:
+        return "nothing is confirmed yet"
+    winner = configs[0]
+    if winner.candidate.is_default:
+        return "the default config wins: the search found none with a better validation score"
+    against = winner.against_default
+    if against is None and any(config.candidate.is_default for config in configs):
+        return (
+            f"{winner.candidate.name} wins; it is not compared with the default config, whose "
+            "test cases are other ones, or were measured on another grid (see test_grid)"
+        )
+    if against is None:
+        return f"{winner.candidate.name} wins; the default config could not be judged"
+    difference = against.difference
+    figures = (
+        f"difference on {against.cases} test cases {difference.mean:+.4f} "
+        f"[{difference.low:+.4f}, {difference.high:+.4f}], p = {against.p_value:.2g}"
+    )
+    if not against.distinguishable:
+        return (
+            f"{winner.candidate.name} wins by validation, but is not distinguishable from the "
+            f"default config: {figures}"
+        )
+    return f"{winner.candidate.name} wins and differs from the default config: {figures}"
+
+
+def _judged(candidate: Candidate, confirmation: StudyRecord) -> ConfirmedConfig | None:
+    mine = [entry for entry in confirmation.entries.values() if entry.values == candidate.values]
+    scored = {
+        entry.number: best[1]
+        for entry in mine
+        if entry.notes.get(CASES) and (best := entry.best(confirmation.mode)) is not None
+    }
+    sign = -sign_of(confirmation.mode)
+    trials = [confirmation.entries[n] for n in sorted(scored, key=lambda n: sign * scored[n])]
+    if not trials:
+        return None
+    cases = sorted(set().union(*(entry.notes[CASES] for entry in trials)))
+    scores = np.array(
+        [[entry.notes[CASES].get(case, np.nan) for case in cases] for entry in trials]
+    )
+    return ConfirmedConfig(
+        candidate,
+        trials,
+        sum(entry.state.finished for entry in mine),
+        float(np.mean(list(scored.values()))),
+        cases,
+        scores,
+        interval(scores),
+        _grid(trials),
+    )
+
+
+def _grid(trials: Sequence[TrialEntry]) -> str:
+    grids = {entry.notes.get(GRID, PREPROCESSED) for entry in trials}
+    return grids.pop() if len(grids) == 1 else "mixed"
+
+
+def _compared(config: ConfirmedConfig, default: ConfirmedConfig | None) -> ConfirmedConfig:
+    if default is None or config is default or {config.grid, default.grid} not in COMPARABLE:
+        return config
+    shared = sorted(set(config.cases) & set(default.cases))
+    if not shared:
+        return config
+    one, other = (
+        judged.scores[:, [judged.cases.index(case) for case in shared]]
+        for judged in (config, default)
+    )
+    return replace(config, against_default=compare(one, other))

@@ -1,0 +1,245 @@
+"""The data of a study: prepared once by the driver, read by every trial."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from training.config import ModelTrainingConfig
+from training.data import (
+    PHANTOM,
+    DataSource,
+    PreprocessedDataset,
+    RawDataset,
+    prepare_dataset,
+    read_layout,
+    resolve_data_dir,
+)
+from training.data.patches.augmentation import AUGMENTATIONS
+from training.data.patches.mirroring import LEFT_RIGHT, mirror_axes, sided_labels
+from training.data.prepared.cache import MANIFEST
+from training.data.prepared.config_check import check_config
+from training.data.prepared.split_rules import split_of_file
+from tuner.errors import SpecError, StudyError
+from tuner.spec.load import parse_spec
+from tuner.spec.study_spec import StudySpec
+from tuner.spec.yaml_source import Override
+
+WARNINGS_SHOWN = 20
+"""Warnings about the data that are shown at most; all are in the preprocessed folder."""
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Prepared data and the spec that was completed from them.
+
+    Attributes:
+        spec: The spec with `num_classes` and `input_channels` of the data.
+        source: The folder of the user's files.
+        preprocessed: The preprocessed folder in the cache.
+        fingerprint: Of data and preprocessing settings.
+        summary: One line about cases, classes and spacing.
+    """
+
+    spec: StudySpec
+    source: Path
+    preprocessed: Path
+    fingerprint: str
+    summary: str
+
+    @property
+    def for_trials(self) -> DataSource:
+        """What a trial needs to find the data, on whatever node it runs."""
+        given = self.spec.base_config().data_dir
+        raw = given if str(given) == PHANTOM else self.source.absolute()
+        return DataSource(self.preprocessed, raw, self.fingerprint)
+
+
+def prepare_data(
+    spec: StudySpec,
+    on_progress: Callable[[str], None] | None = None,
+    on_case: Callable[[str, int, int], None] | None = None,
+    check: Callable[[StudySpec], None] | None = None,
+) -> StudyData:
+    """Preprocess the data of a study, or find them in the cache.
+
+    Args:
+        spec: The study's spec.
+        on_progress: Told a line about each step, and what is doubtful about the data.
+        on_case: Told the step and how far it is, after each case.
+        check: Given the completed spec before any volume is read; raises what is wrong with it.
+
+    Raises:
+        training.data.DatasetError: listing every problem of the data, by file, or what the spec
+            says against them.
+        StudyError: if the space does not fit the data.
+    """
+    tell = on_progress or (lambda line: None)
+    source = resolve_data_dir(spec.base_config().data_dir)
+    completed = complete_spec(spec, read_layout(source.absolute()))
+    if check is not None:
+        check(completed)
+    warnings: list[str] = []
+    preprocessed = prepare_dataset(
+        source,
+        completed.base_config(),
+        on_progress=tell,
+        on_case=on_case,
+        on_warning=warnings.append,
+    )
+    for line in shown_warnings(warnings, f", see `warnings` in {preprocessed / MANIFEST}"):
+        tell(line)
+    dataset = PreprocessedDataset.load(preprocessed)
+    if not dataset.splits["val"]:
+        raise StudyError(f"the data in {source} have no case left for validation")
+    splits = {name: len(cases) for name, cases in dataset.splits.items()}
+    mirroring = mirroring_line(completed, dataset.labels)
+    if mirroring:
+        tell(mirroring)
+    summary = (
+        f"{dataset.name}: {dataset.modality}, {splits['train']} training, "
+        f"{splits['val']} validation and {splits['test']} test cases; "
+        f"labels {', '.join(dataset.labels)}"
+    )
+    return StudyData(
+        completed,
+        source,
+        preprocessed,
+        dataset.fingerprint,
+        "; ".join(filter(None, [summary, mirroring])),
+    )
+
+
+def shown_warnings(warnings: Sequence[str], where: str = "") -> list[str]:
+    """Warnings about data for people: each kind of them, and as many as can be read.
+
+    Args:
+        warnings: All of them.
+        where: Where those are that are not shown, for the last line.
+    """
+    kinds: dict[str, list[int]] = {}
+    for index, line in enumerate(warnings):
+        # lines of one kind differ in the file, and in numbers
+        kind = re.sub(r"[\d.]+", "#", line.rpartition(": ")[2] if "/" in line else line)
+        kinds.setdefault(kind, []).append(index)
+    in_turn = [
+        index for turn in zip_longest(*kinds.values()) for index in turn if index is not None
+    ]
+    shown = [f"warning: {warnings[index]}" for index in sorted(in_turn[:WARNINGS_SHOWN])]
+    if len(warnings) > len(shown):
+        shown.append(f"warning: {len(warnings) - len(shown)} more{where}")
+    return shown
+
+
+def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
+    """The spec with what the data decide: `num_classes` and `input_channels`.
+
+    Args:
+        spec: A spec; what it says about the data is checked.
+        dataset: The data that it is for.
+
+    Raises:
+        training.data.DatasetError: if a fixed value contradicts the data.
+        StudyError: if a value that varies does, or there is nothing to confirm on.
+    """
+    config = spec.base_config()
+    check_config(config, dataset, spec.config)
+    given = split_of_file([case.case_id for case in dataset.cases], config)
+    if spec.confirm is not None and given is not None and not given["test"]:
+        raise StudyError(
+            f"confirm judges trials on test cases, but fold {config.fold} of {config.splits_file} "
+            "has none: give it a part `test`, or remove confirm"
+        )
+    try:
+        return parse_spec(
+            spec.to_yaml(),
+            source=str(spec.source),
+            overrides={
+                "num_classes": Override(len(dataset.labels), "the data"),
+                "input_channels": Override(len(dataset.channels), "the data"),
+            },
+        )
+    except SpecError as error:
+        raise StudyError(
+            f"{error}\n  the data in {dataset.folder} have {len(dataset.labels)} labels "
+            f"({', '.join(dataset.labels)}) and {len(dataset.channels)} channels "
+            f"({', '.join(dataset.channels)}): correct the search space"
+        ) from error
+
+
+def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
+    """What a study does about left and right; empty where no label names a side."""
+    config = spec.base_config()
+    sided = sided_labels(labels)
+    domains = spec.space.domains
+    mirrors = "augmentation" in domains or AUGMENTATIONS[config.augmentation].mirroring
+    if not sided or not mirrors:
+        return ""
+    names = ", ".join(sided[:4]) + (", ..." if len(sided) > 4 else "")
+    # what varies is resolved by each trial
+    varied = getattr(domains.get("mirror_axes"), "values", ())
+    choices = [
+        mirror_axes(ModelTrainingConfig(mirror_axes=value), labels)
+        for value in varied or [config.mirror_axes]
+    ]
+    for axes in choices:
+        if LEFT_RIGHT in axes:
+            return (
+                f"warning: labels name sides ({names}), and mirror_axes={axes} mirrors left to "
+                "right: a left one is then shown as a right one"
+            )
+    if varied:
+        return f"patches are not mirrored from left to right: labels name sides ({names})"
+    if not choices[0]:
+        return f"patches are not mirrored (mirror_axes=[]); labels name sides ({names})"
+    return (
+        f"patches are mirrored along {' and '.join(choices[0])} alone, not from left to "
+        f"right: labels name sides ({names}); mirror_axes changes it"
+    )
+
+
+def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
+    """Look at the data folder of a spec and at the headers of its files; no voxel is read.
+
+    Args:
+        spec: A valid spec.
+
+    Returns:
+        The spec with what the data decide, and lines about the data. Where the folder is not
+        there, the spec as it is and a line that says so.
+
+    Raises:
+        training.data.DatasetError: for all that is wrong with the folder, or contradicts it.
+        StudyError: if a value that varies contradicts the data.
+    """
+    from training.data import PHANTOM, read_layout
+    from training.data.raw.header import spacing_text
+    from training.data.raw.header_survey import median_spacing, survey_headers
+    from training.errors import DatasetError
+
+    folder = spec.base_config().data_dir
+    if str(folder) == PHANTOM:
+        return spec, [f"data      {PHANTOM}: the embedded CT of a liver with tumours"]
+    if not folder.exists() and not folder.is_symlink():
+        return spec, [f"data      {folder} is not there: nothing is checked against it"]
+    dataset = read_layout(folder)
+    completed = complete_spec(spec, dataset)
+    survey = survey_headers(dataset)
+    if survey.problems:
+        raise DatasetError.of(folder, list(survey.problems.values()))
+    spacing = spacing_text(median_spacing(list(survey.spacings.values())))
+    shape = np.median(list(survey.shapes.values()), axis=0)
+    lines = [
+        f"data      {dataset.name}: {len(dataset.cases)} cases of {', '.join(dataset.channels)}; "
+        f"labels {', '.join(dataset.labels)}",
+        f"          median {' x '.join(f'{size:.0f}' for size in shape)} voxels of {spacing} mm "
+        "(superior, anterior, right)",
+        *shown_warnings([*dataset.warnings, *survey.warnings]),
+        mirroring_line(completed, dataset.labels),
+    ]
+    return completed, [line for line in lines if line]

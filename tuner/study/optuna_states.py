@@ -1,0 +1,66 @@
+"""What Optuna's tables say of a trial, so that its dashboard tells what the study does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from tuner.study.trial_entry import TrialEntry, TrialState
+
+METRIC_NAMES = "study:metric_names"
+"""Attribute of a study in which Optuna keeps the names of its metrics."""
+
+_FAILED = frozenset(
+    {TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.INFEASIBLE, TrialState.FAILED}
+)
+
+
+@dataclass(frozen=True)
+class Told:
+    """State and final score of a trial in Optuna's tables.
+
+    Attributes:
+        state: The state.
+        score: The score, None for none.
+    """
+
+    state: OptunaState
+    score: float | None = None
+
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> Told:
+        """What the tables say now."""
+        return cls(trial.state, trial.values[0] if trial.values else None)
+
+    @property
+    def values(self) -> list[float] | None:
+        """The score as Optuna takes it."""
+        return None if self.score is None else [self.score]
+
+
+RUNNING = Told(OptunaState.RUNNING)
+
+
+def what_to_tell(entry: TrialEntry, mode: str, *, over: bool = False, wins: bool = False) -> Told:
+    """What Optuna's tables are to say of a trial.
+
+    Optuna knows no trial that is paused or was cut off. While a study runs, such a trial counts
+    as running, for it may go on; when nobody runs the study, it is pruned, with its best score.
+
+    Args:
+        entry: The trial.
+        mode: Whether a greater ("max") or smaller ("min") score is better.
+        over: Whether nobody runs the study.
+        wins: Whether the trial is the study's best: Optuna seeks it among complete trials alone.
+    """
+    best = entry.best(mode)
+    if entry.state in _FAILED:
+        return Told(OptunaState.FAIL)
+    if not entry.state.finished and not over:
+        return RUNNING
+    if best is None:
+        return Told(OptunaState.FAIL)
+    complete = wins or entry.state is TrialState.COMPLETED
+    return Told(OptunaState.COMPLETE if complete else OptunaState.PRUNED, best[1])

@@ -1,0 +1,83 @@
+"""Where a study comes from: data, versions, commit, command."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from training.data import PreprocessedDataset
+
+if TYPE_CHECKING:
+    from tuner.study.data import StudyData
+
+PREPARATION = "preparation"
+"""Entry of the provenance: labels, channels, preprocessing and split of the data."""
+
+RESUMED = "resumed"
+"""Entry of the provenance: when, how and by what versions the study was gone on with."""
+
+PACKAGES = ("segtune", "torch", "pytorch-lightning", "monai", "ray", "optuna", "nibabel", "numpy")
+
+
+def provenance(data: StudyData, *, seed: int) -> dict[str, Any]:
+    """What is needed to tell later how a study was made."""
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "seed": seed,
+        "data": {
+            "source": str(data.source),
+            "preprocessed": str(data.preprocessed),
+            "fingerprint": data.fingerprint,
+            "summary": data.summary,
+        },
+        PREPARATION: _preparation(data),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": platform.platform(),
+        "git": _git(),
+    }
+
+
+def resumed(first: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of a study that goes on: as it began, and what each later run was.
+
+    Args:
+        first: What is known of the study so far.
+        now: What `provenance` tells of this run. Where the data are is taken from it, as they may
+            have been moved.
+    """
+    run = {name: now[name] for name in ("created", "command", "versions", "platform", "git")}
+    return {**now, **first, "data": now["data"], RESUMED: [*first.get(RESUMED, []), run]}
+
+
+def _preparation(data: StudyData) -> dict[str, Any]:
+    """What of the prepared data a model needs, should data and cache be gone one day."""
+    dataset = PreprocessedDataset.load(data.preprocessed)
+    return dataset.model_dump(
+        mode="json", include={"labels", "channels", "preprocessing", "splits"}
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {package: metadata.version(package) for package in PACKAGES}
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working folder, None outside a repository."""
+    try:
+        commit = _run_git("rev-parse", "HEAD")
+        changed = _run_git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "modified": bool(changed)}
+
+
+def _run_git(*arguments: str) -> str:
+    result = subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+    )
+    return result.stdout.strip()

@@ -1,0 +1,389 @@
+"""The durable record of a study: every trial, its scores and how it ended.
+
+The record is an Optuna study in `optuna.db` (SQLite) in the study folder. Every proposal,
+score and decision is committed there before it takes effect, so that a study resumes from
+the record alone; Ray's own state is never read back.
+
+Decisions (proposed, paused, stopped, promoted, retried, ended) are on the disk before they take
+effect. The score of a trial that simply goes on is committed too, and is on the disk with the
+next decision: should a power loss take it, the trial's own checkpoint tells it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, create_trial
+from sqlalchemy.exc import SQLAlchemyError
+
+from tuner.errors import StudyError
+from tuner.spec.space import restored_values, stored_values
+from tuner.study.distributions import distribution_of
+from tuner.study.optuna_states import METRIC_NAMES, RUNNING, Told, what_to_tell
+from tuner.study.storage import TransactionalStorage, refuse_lost_record, unreadable
+from tuner.study.trial_entry import (
+    BEST_VALUES,
+    LINEAGE,
+    OVERRIDDEN,
+    DecisionEntry,
+    Inheritance,
+    TrialEntry,
+    TrialState,
+    epochs_spent,
+    named_now,
+    sign_of,
+)
+
+if TYPE_CHECKING:
+    from tuner.spec.space import Space
+
+__all__ = [
+    "DATABASE",
+    "DecisionEntry",
+    "StudyRecord",
+    "TrialEntry",
+    "TrialState",
+    "epochs_spent",
+]
+
+DATABASE = "optuna.db"
+
+
+class StudyRecord:
+    """The trials of one study, kept in the study folder.
+
+    Args:
+        folder: The study folder.
+        space: What the study varies.
+        mode: Whether a greater ("max") or smaller ("min") score is better.
+        storage: Where the trials are kept; `optuna.db` in `folder` by default.
+
+    Raises:
+        StudyError: if the record in `folder` cannot be read.
+    """
+
+    def __init__(
+        self, folder: Path, space: Space, mode: str, storage: BaseStorage | None = None
+    ) -> None:
+        self.folder = folder
+        self.mode = mode
+        self.space = space
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        path = folder / DATABASE
+        if storage is None:
+            refuse_lost_record(path)
+            storage = TransactionalStorage(path)
+        self._storage = storage
+        self._durable_storage = storage if isinstance(storage, TransactionalStorage) else None
+        self.reload()
+
+    def reload(self) -> None:
+        """Read all trials anew, as another process may have written them."""
+        if self._durable_storage is not None:
+            self._durable_storage.reload()
+        try:
+            # the name inside stays what it was when the folder is renamed or moved
+            if not self._storage.get_all_studies():
+                maximize = self.mode == "max"
+                direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
+                # another process may make it just now
+                with suppress(DuplicatedStudyError):
+                    self._storage.create_new_study([direction], self.folder.name)
+            self._study_id = self._storage.get_all_studies()[0]._study_id
+            frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        except (SQLAlchemyError, RuntimeError) as error:
+            raise unreadable(self.folder / DATABASE, error) from error
+        stored = self._durable_storage.decisions() if self._durable_storage else []
+        self.decisions: list[DecisionEntry] = [DecisionEntry(*row) for row in stored]
+        self.halted: str | None = None
+        self.entries: dict[int, TrialEntry] = {
+            trial.number: self._entry_from(trial) for trial in frozen
+        }
+        self._trial_ids = {trial.number: trial._trial_id for trial in frozen}
+        self._told = {trial.number: Told.of(trial) for trial in frozen}
+        self._by_epoch: dict[int, dict[int, float]] = {}
+        self._by_state: dict[TrialState, set[int]] = {state: set() for state in TrialState}
+        for entry in self.entries.values():
+            self._by_state[entry.state].add(entry.number)
+            for epoch, score in entry.scores.items():
+                self._by_epoch.setdefault(epoch, {})[entry.number] = score
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles what it is given; a record is reopened from its folder, never copied."""
+        return {"folder": self.folder, "mode": self.mode}
+
+    @property
+    def failure(self) -> StudyError | None:
+        """Why the record cannot be written any more, None if it can."""
+        return self._durable_storage.failure if self._durable_storage else None
+
+    def halt(self, reason: str) -> None:
+        """Ask that the study ends now, to be resumed when what is in its way is gone."""
+        self.halted = self.halted or reason
+
+    def close(self) -> None:
+        """Let go of the file; it is whole without any other."""
+        if self._durable_storage is not None:
+            self._durable_storage.close()
+
+    def transaction(self, *, durable: bool = True) -> AbstractContextManager[None]:
+        """Commit all that is noted in the block together; see `TransactionalStorage`."""
+        storage = self._durable_storage
+        return nullcontext() if storage is None else storage.transaction(durable=durable)
+
+    def decide(self, number: int, action: str, reason: str, at: float | None = None) -> None:
+        """Note a decision about a trial that leaves its state as it is; made now, or `at`."""
+        moment = time.time() if at is None else at
+        decision = DecisionEntry(moment, number, self.entries[number].epochs, action, reason)
+        if self._durable_storage is not None:
+            self._durable_storage.add_decision(
+                decision.time, number, decision.epoch, action, reason
+            )
+        self.decisions.append(decision)
+
+    def unfinished(self) -> list[TrialEntry]:
+        """Trials that were cut off and go on when the study is resumed."""
+        return self.with_state(TrialState.RUNNING, TrialState.INTERRUPTED)
+
+    def with_state(self, *states: TrialState) -> list[TrialEntry]:
+        """Trials in one of `states`, by number."""
+        numbers = sorted(number for state in states for number in self._by_state[state])
+        return [self.entries[number] for number in numbers]
+
+    def scores_at(self, epoch: int) -> dict[int, float]:
+        """Score of each trial that reached an epoch, by number, in the order they came.
+
+        It grows with the record, until `reload`; the record alone changes it.
+        """
+        return self._by_epoch.setdefault(epoch, {})
+
+    def best(self, *, running: bool = True) -> TrialEntry | None:
+        """The trial with the best score of all that may win, the first of equals.
+
+        Args:
+            running: Whether it may be one that still runs, and may fail yet.
+        """
+        scored = [
+            (score[1], entry)
+            for entry in self.entries.values()
+            if entry.state.usable and (score := entry.best(self.mode)) is not None
+            if running or entry.state is not TrialState.RUNNING
+        ]
+        if not scored:
+            return None
+        sign = sign_of(self.mode)
+        return max(scored, key=lambda pair: (sign * pair[0], -pair[1].number))[1]
+
+    def propose(
+        self, values: Mapping[str, Any], proposed_by: str, generation: int = 0
+    ) -> TrialEntry:
+        """Open a new trial, in one commit.
+
+        Args:
+            values: Its sampled values by field name.
+            proposed_by: What drew them, for a person to read.
+            generation: Generation of a searcher that works in generations.
+        """
+        number = len(self.entries)
+        template = create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=stored_values(self.space, values),
+            distributions={name: distribution_of(self.space.domains[name]) for name in values},
+            user_attrs={"proposed_by": proposed_by, "generation": generation},
+        )
+        entry = TrialEntry(number, dict(values), proposed_by=proposed_by, generation=generation)
+        with self.transaction():
+            self._trial_ids[number] = self._storage.create_new_trial(self._study_id, template)
+            self.entries[number] = entry
+            self._told[number] = RUNNING
+            self._by_state[entry.state].add(number)
+            self.decide(number, "proposed", f"by {proposed_by}")
+        return entry
+
+    def running(self, number: int) -> None:
+        """Note that a trial goes on: one that paused was promoted, others were cut off."""
+        entry = self.entries[number]
+        if entry.state is not TrialState.RUNNING:
+            promoted = entry.state is TrialState.PAUSED
+            with self.transaction():
+                self.decide(number, "promoted" if promoted else "resumed", entry.reason)
+                self._note_state(entry, TrialState.RUNNING, "")
+                self._tell(entry, RUNNING)
+
+    def report(
+        self, number: int, epoch: int, score: float, metrics: Mapping[str, float], seconds: float
+    ) -> bool:
+        """Add the score of an epoch; False if the record has it already."""
+        entry = self.entries[number]
+        if epoch in entry.scores:
+            return False
+        with self.transaction(durable=False):
+            self._storage.set_trial_intermediate_value(self._trial_ids[number], epoch, score)
+            entry.scores[epoch] = score
+            self._by_epoch.setdefault(epoch, {})[number] = score
+            entry.seconds += seconds
+            self._note(entry, "seconds", round(entry.seconds, 3))
+            best = entry.best(self.mode)
+            if best is not None and best[0] == epoch:
+                entry.metrics = dict(metrics)
+                self._note(entry, "metrics", entry.metrics)
+        return True
+
+    def pause(self, number: int, reason: str) -> None:
+        """Set a trial aside that may be promoted later."""
+        self._set_state(self.entries[number], TrialState.PAUSED, reason)
+
+    def finish(self, number: int, state: TrialState, reason: str) -> None:
+        """Close a trial for good; a trial that has ended keeps its first ending."""
+        entry = self.entries[number]
+        if entry.state.finished:
+            return
+        best = entry.best(self.mode)
+        if state is TrialState.COMPLETED and best is None:
+            if entry.scores:
+                reason = f"{reason}; its score was not defined in any epoch"
+            else:
+                state, reason = TrialState.FAILED, "it ended without reporting a score"
+        with self.transaction():
+            self._set_state(entry, state, reason)
+            self._tell(entry, what_to_tell(entry, self.mode))
+
+    def retry(self, number: int, reason: str, overrides: Mapping[str, Any]) -> None:
+        """Let a trial that failed go on from its last checkpoint.
+
+        Args:
+            number: The trial.
+            reason: Why it failed.
+            overrides: Values that it has from now on in place of those proposed.
+        """
+        entry = self.entries[number]
+        with self.transaction():
+            entry.failures += 1
+            self._note(entry, "failures", entry.failures)
+            if overrides:
+                step = [entry.epochs, dict(overrides)]
+                self.note(number, OVERRIDDEN, [*entry.overridden, step])
+                entry.overrides = {**entry.overrides, **overrides}
+                self._note(entry, "overrides", entry.overrides)
+            self.decide(number, "retried", reason)
+            self._note_state(entry, TrialState.INTERRUPTED, reason)
+
+    def inherit(self, number: int, inheritance: Inheritance, reason: str) -> None:
+        """Let a trial that waits go on from the weights of another, with other values."""
+        steps = [*self.entries[number].lineage, inheritance]
+        with self.transaction():
+            self.note(number, LINEAGE, [step.to_json() for step in steps])
+            self.decide(number, "inherits", reason)
+
+    def interrupt(self, number: int, reason: str) -> None:
+        """Mark a trial as cut off through no fault of its own; it goes on with `tune resume`."""
+        entry = self.entries[number]
+        if not entry.state.finished:
+            self._set_state(entry, TrialState.INTERRUPTED, reason)
+
+    def take_for_cut_off(self, reason: str) -> bool:
+        """Take running trials for interrupted, here and not in the file: nobody runs the study.
+
+        Returns:
+            Whether there are any.
+        """
+        cut_off = self.with_state(TrialState.RUNNING)
+        for entry in cut_off:
+            self._by_state[TrialState.RUNNING].remove(entry.number)
+            self._by_state[TrialState.INTERRUPTED].add(entry.number)
+            entry.state, entry.reason = TrialState.INTERRUPTED, reason
+        return bool(cut_off)
+
+    def close_running(self, reason: str) -> None:
+        """Put the record right when nobody runs the study; the caller holds the study's lock.
+
+        Trials that a driver left running are interrupted, as of the last write. In Optuna's
+        tables no trial is running any more, and the best one is complete, so that it is the
+        `best_trial` there. Nothing is written if all that is so already.
+
+        Args:
+            reason: Why trials that are still running were cut off.
+        """
+        assert self._durable_storage is not None
+        left = self._durable_storage.last_written()
+        with self.transaction():
+            for entry in self.with_state(TrialState.RUNNING):
+                self._set_state(entry, TrialState.INTERRUPTED, reason, at=left)
+            winner = self.best()
+            ended = {decision.trial: decision.time for decision in self.decisions}
+            for number, entry in self.entries.items():
+                told = what_to_tell(entry, self.mode, over=True, wins=entry is winner)
+                self._tell(entry, told, ended=ended.get(number))
+                values = entry.best_values(self.mode)
+                if entry.notes.get(BEST_VALUES, entry.values) != values:
+                    self.note(number, BEST_VALUES, values)
+
+    def describe(self, metric: str, attributes: Mapping[str, Any]) -> None:
+        """Say in Optuna's tables what the study is: its metric, and attributes for people."""
+        with self.transaction():
+            self._storage.set_study_system_attr(self._study_id, METRIC_NAMES, [metric])
+            for name, value in attributes.items():
+                self._storage.set_study_user_attr(self._study_id, name, value)
+
+    def _tell(self, entry: TrialEntry, told: Told, ended: float | None = None) -> None:
+        """Let Optuna's tables say something of a trial, if they do not yet."""
+        number = entry.number
+        if self._told[number] == told:
+            return
+        trial_id = self._trial_ids[number]
+        if self._durable_storage is None:
+            self._storage.set_trial_state_values(trial_id, told.state, told.values)
+        else:
+            self._durable_storage.set_trial_state_values(
+                trial_id, told.state, told.values, ended=ended
+            )
+        self._told[number] = told
+
+    def _set_state(
+        self, entry: TrialEntry, state: TrialState, reason: str, at: float | None = None
+    ) -> None:
+        with self.transaction():
+            self.decide(entry.number, state.value, reason, at)
+            self._note_state(entry, state, reason)
+
+    def _note_state(self, entry: TrialEntry, state: TrialState, reason: str) -> None:
+        self._note(entry, "state", state.value)
+        self._note(entry, "reason", reason)
+        self._by_state[entry.state].remove(entry.number)
+        self._by_state[state].add(entry.number)
+        entry.state, entry.reason = state, reason
+
+    def note(self, number: int, name: str, value: Any, *, durable: bool = True) -> None:
+        """Keep a further fact of a trial, which JSON can hold."""
+        entry = self.entries[number]
+        entry.notes[name] = value
+        with self.transaction(durable=durable):
+            self._note(entry, "notes", entry.notes)
+
+    def _note(self, entry: TrialEntry, key: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._trial_ids[entry.number], key, value)
+
+    def _entry_from(self, trial: FrozenTrial) -> TrialEntry:
+        attributes = trial.user_attrs
+        return TrialEntry(
+            number=trial.number,
+            values=restored_values(self.space, trial.params),
+            state=TrialState(attributes.get("state", TrialState.RUNNING)),
+            reason=attributes.get("reason", ""),
+            scores=dict(trial.intermediate_values),
+            metrics=named_now(attributes.get("metrics", {})),
+            seconds=attributes.get("seconds", 0.0),
+            proposed_by=attributes.get("proposed_by", ""),
+            generation=attributes.get("generation", 0),
+            notes=attributes.get("notes", {}),
+            failures=attributes.get("failures", 0),
+            overrides=attributes.get("overrides", {}),
+        )

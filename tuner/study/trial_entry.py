@@ -1,0 +1,228 @@
+"""One trial, and one decision, as a study's record knows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class TrialState(StrEnum):
+    """How a trial stands; every trial ends in one of these, with a reason."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out of memory"
+    INFEASIBLE = "infeasible"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trial will never run again."""
+        return self not in {TrialState.RUNNING, TrialState.PAUSED, TrialState.INTERRUPTED}
+
+    @property
+    def usable(self) -> bool:
+        """Whether the trial's best checkpoint may win the study."""
+        return self in {
+            TrialState.RUNNING,
+            TrialState.COMPLETED,
+            TrialState.STOPPED,
+            TrialState.PAUSED,
+            TrialState.INTERRUPTED,
+        }
+
+
+OVERRIDDEN = "overridden"
+"""Note of a trial: after which epochs which values were replaced, as it had run out of memory."""
+
+BEST_VALUES = "best_values"
+"""Note of a trial: the values that its best score was reached with, if they are not those that
+Optuna's tables have, which it was proposed with."""
+
+FORMER_NAMES = {"learning_rate": "lr"}
+"""Logged metrics by the name that they had in earlier versions, and the one that they have now."""
+
+
+@dataclass(frozen=True)
+class DecisionEntry:
+    """What was decided about a trial, and why.
+
+    Attributes:
+        time: When, in seconds since 1970.
+        trial: The trial's number.
+        epoch: The epoch that it had trained.
+        action: What was decided, or the state that it ended in.
+        reason: Why, for a person to read.
+    """
+
+    time: float
+    trial: int
+    epoch: int
+    action: str
+    reason: str
+
+
+@dataclass
+class TrialEntry:
+    """One trial as the record knows it.
+
+    Attributes:
+        number: Number of the trial in the study, from 0.
+        values: Sampled values by field name.
+        state: How the trial stands.
+        reason: Why it ended, for a person to read.
+        scores: Value of the study's metric by epoch, from 1.
+        metrics: All metrics of the best epoch.
+        seconds: Time spent on training, over all its runs.
+        proposed_by: What drew its values.
+        generation: Generation of a searcher that works in generations.
+        failures: How often it failed and was tried again.
+        overrides: Values that a retry after running out of memory has in place of others.
+        notes: Further facts, by name; what JSON can hold.
+    """
+
+    number: int
+    values: dict[str, Any]
+    state: TrialState = TrialState.RUNNING
+    reason: str = ""
+    scores: dict[int, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    proposed_by: str = ""
+    generation: int = 0
+    failures: int = 0
+    overrides: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lineage(self) -> list[Inheritance]:
+        """What the trial took over from others, in the order of epochs."""
+        return [Inheritance(**step) for step in self.notes.get(LINEAGE, ())]
+
+    @property
+    def overridden(self) -> list[list[Any]]:
+        """After which epochs which values were replaced, as the trial had run out of memory."""
+        # a record of an earlier version does not tell when
+        first = [[0, self.overrides]] if self.overrides else []
+        return list(self.notes.get(OVERRIDDEN, first))
+
+    @property
+    def trained_values(self) -> dict[str, Any]:
+        """The values that the trial really trains with from its next epoch on."""
+        return self.trained_values_at(self.epochs + 1)
+
+    def trained_values_at(self, epoch: int) -> dict[str, Any]:
+        """The values that the trial really trains, or trained, an epoch with."""
+        values = self.values_at(epoch)
+        for after, overrides in self.overridden:
+            if after < epoch:
+                values |= overrides
+        return values
+
+    def best_values(self, mode: str) -> dict[str, Any]:
+        """The values that the best score was reached with; without one those of the next epoch."""
+        best = self.best(mode)
+        return self.trained_values if best is None else self.trained_values_at(best[0])
+
+    def values_at(self, epoch: int) -> dict[str, Any]:
+        """The values of the search space with which an epoch is trained."""
+        return values_at(self.values, self.lineage, epoch)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained."""
+        return max(self.scores, default=0)
+
+    def best(self, mode: str) -> tuple[int, float] | None:
+        """Epoch and value of the best finite score; the first of equals."""
+        finite = {epoch: score for epoch, score in self.scores.items() if math.isfinite(score)}
+        if not finite:
+            return None
+        sign = sign_of(mode)
+        epoch = max(sorted(finite), key=lambda epoch: sign * finite[epoch])
+        return epoch, finite[epoch]
+
+
+def named_now(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics that an earlier version may have logged, by the names that they have now."""
+    return {FORMER_NAMES.get(name, name): value for name, value in metrics.items()}
+
+
+def epochs_spent(entries: Iterable[TrialEntry]) -> int:
+    """Epochs trained over `entries`."""
+    return sum(entry.epochs for entry in entries)
+
+
+def sign_of(mode: str) -> float:
+    """Factor that makes a greater score the better one."""
+    return 1.0 if mode == "max" else -1.0
+
+
+GPU_SECONDS = "gpu_seconds"
+"""Note of a trial: time that it trained, times its share of a GPU."""
+
+VIOLATION = "violation"
+"""Note of a trial that broke a constraint: by what share of the limit it was above it."""
+
+LINEAGE = "lineage"
+"""Note of a trial: what it took over from others."""
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """A trial took over the weights of another, and goes on with values of its own.
+
+    Attributes:
+        epoch: Epoch after which it did; both had trained as many.
+        donor: Number of the other trial.
+        values: All its values by field name, from the next epoch on.
+        explored: What the donor's value was and what it is now, of each field that differs.
+    """
+
+    epoch: int
+    donor: int
+    values: Mapping[str, Any]
+    explored: Mapping[str, Sequence[Any]]
+
+    def describe(self) -> str:
+        """In one line, for a person to read."""
+        changes = ", ".join(
+            f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in self.explored.items()
+        )
+        return f"trial {self.donor} at epoch {self.epoch}: {changes or 'nothing changed'}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As the record keeps it."""
+        return asdict(self)
+
+
+def values_at(
+    proposed: Mapping[str, Any], lineage: Sequence[Inheritance], epoch: int
+) -> dict[str, Any]:
+    """The values with which a trial trained an epoch."""
+    values = proposed
+    for inheritance in lineage:
+        if inheritance.epoch < epoch:
+            values = inheritance.values
+    return dict(values)
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Old and new value of each field that differs; None where a field takes no part."""
+    names = dict.fromkeys([*old, *new])
+    return {
+        name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)
+    }

@@ -1,0 +1,212 @@
+"""Trials of earlier studies that a searcher learns from.
+
+They are copied into the study folder when the study begins, so that it goes on without the
+earlier studies. They are no trials of the study: they count for no budget, meet no rung and
+cannot win.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.config import ModelTrainingConfig
+from training.durable_write import write_durably
+from tuner.spec.space import restored_values, stored_values
+from tuner.study.record import StudyRecord
+from tuner.study.trial_entry import TrialEntry, TrialState, sign_of
+
+if TYPE_CHECKING:
+    from tuner.spec.space import Space
+    from tuner.spec.study_spec import StudySpec
+
+WARM_START = "warm_start.json"
+
+LEARNED_FROM = {
+    TrialState.COMPLETED: TrialState.COMPLETED,
+    TrialState.STOPPED: TrialState.STOPPED,
+    # as far as they came
+    TrialState.PAUSED: TrialState.STOPPED,
+    TrialState.INTERRUPTED: TrialState.STOPPED,
+    TrialState.RUNNING: TrialState.STOPPED,
+    TrialState.DIVERGED: TrialState.DIVERGED,
+}
+"""Trials that say something of their config, and what they count as here.
+
+What ran out of memory, broke a constraint or failed may do well elsewhere.
+"""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was taken from one earlier study.
+
+    Attributes:
+        study: Its name.
+        used: Trials that are learned from.
+        total: Trials that it has.
+        unlike: Fields whose values of this study are unlike those of trials that are used.
+    """
+
+    study: str
+    used: int
+    total: int
+    unlike: list[str]
+
+    def describe(self) -> str:
+        """A line for a person to read."""
+        note = f"; they differ in {', '.join(self.unlike)}" if self.unlike else ""
+        return f"{self.used} of {self.total} trials of {self.study} fit this space{note}"
+
+
+def fitting_values(
+    values: Mapping[str, Any], other: StudySpec, spec: StudySpec
+) -> tuple[dict[str, Any], list[str]] | None:
+    """A trial of another study as a point of this space, and the numbers that it differs in.
+
+    A field that varies here has the value that the trial had, sampled or fixed, which must lie
+    in the field's domain. What does not vary here must be the same where it is no number: a
+    number that differs blurs what is learned, another loss or network makes it worthless.
+
+    Args:
+        values: Sampled values of the trial.
+        other: Spec of its study.
+        spec: Spec of this study.
+
+    Returns:
+        None if the trial does not fit.
+    """
+    had = _flat(other, values)
+    point: dict[str, Any] = {}
+    for name, domain in spec.space.items():
+        if spec.space.active(name, point):
+            if name not in had or not domain.contains(had[name]):
+                return None
+            point[name] = had[name]
+    here = _flat(spec, point)
+    unlike = []
+    for name in {*had, *here} - set(spec.space.domains):
+        if not _is_hyperparameter(name) or had.get(name) == here.get(name):
+            continue
+        if not (_is_number(had.get(name)) and _is_number(here.get(name))):
+            return None
+        unlike.append(name)
+    return point, sorted(unlike)
+
+
+def import_trials(
+    record: StudyRecord, other: StudySpec, name: str, spec: StudySpec
+) -> tuple[list[dict[str, Any]], Imported]:
+    """What is kept of the trials of an earlier study.
+
+    Args:
+        record: Its record.
+        other: Its spec.
+        name: Its name.
+        spec: Spec of this study.
+    """
+    kept: list[dict[str, Any]] = []
+    unlike: set[str] = set()
+    for entry in record.entries.values():
+        state = LEARNED_FROM.get(entry.state)
+        if state is None or (state is not TrialState.DIVERGED and not entry.scores):
+            continue
+        fitting = fitting_values(entry.values, other, spec)
+        if fitting is None:
+            continue
+        unlike |= set(fitting[1])
+        # what came after it took over another trial says nothing of the values it began with
+        own = entry.lineage[0].epoch if entry.lineage else entry.epochs
+        kept.append(
+            {
+                "study": name,
+                "trial": entry.number,
+                "state": (TrialState.STOPPED if own < entry.epochs else state).value,
+                "values": stored_values(spec.space, fitting[0]),
+                "scores": {
+                    str(epoch): score for epoch, score in entry.scores.items() if epoch <= own
+                },
+                "metrics": entry.metrics,
+            }
+        )
+    return kept, Imported(name, len(kept), len(record.entries), sorted(unlike))
+
+
+def write_imported(folder: Path, trials: Sequence[Mapping[str, Any]]) -> None:
+    """Keep imported trials in the study folder, whole or not at all."""
+    write_durably(folder / WARM_START, json.dumps(list(trials)))
+
+
+def read_imported(folder: Path, space: Space) -> dict[int, TrialEntry]:
+    """The imported trials of a study, by numbers below 0, {} for none."""
+    path = folder / WARM_START
+    if not path.is_file():
+        return {}
+    entries = {}
+    for index, kept in enumerate(json.loads(path.read_text())):
+        number = -1 - index
+        entries[number] = TrialEntry(
+            number,
+            restored_values(space, kept["values"]),
+            TrialState(kept["state"]),
+            scores={int(epoch): score for epoch, score in kept["scores"].items()},
+            metrics=kept["metrics"],
+            proposed_by=f"{kept['study']}, trial {kept['trial']}",
+        )
+    return entries
+
+
+def best_point(imported: Mapping[int, TrialEntry], mode: str) -> dict[str, Any] | None:
+    """Values of the imported trial with the best score, None if none has a score."""
+    sign = sign_of(mode)
+    scored = [
+        (sign * best[1], entry.number)
+        for entry in imported.values()
+        if entry.state.usable and (best := entry.best(mode)) is not None
+    ]
+    return imported[max(scored)[1]].values if scored else None
+
+
+class LearningRecord:
+    """The trials that a searcher learns from: the imported ones, then those of the study.
+
+    Args:
+        record: The study's record.
+        imported: Trials of earlier studies, by numbers below 0.
+    """
+
+    def __init__(self, record: StudyRecord, imported: dict[int, TrialEntry]) -> None:
+        self.mode = record.mode
+        self.space = record.space
+        # the last mapping comes first in the order of a ChainMap
+        self.entries: Mapping[int, TrialEntry] = ChainMap(record.entries, imported)
+        self._record, self._imported = record, imported
+
+    def with_state(self, *states: TrialState) -> list[TrialEntry]:
+        """Trials in one of `states`."""
+        ours = self._record.with_state(*states)
+        return [*(entry for entry in self._imported.values() if entry.state in states), *ours]
+
+
+def _flat(spec: StudySpec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields of a trial's config, network arguments by dotted keys."""
+    flat = spec.trial_config(values).flat()
+    parameters = flat.pop("model_params")
+    flat |= {f"model_params.{name}": value for name, value in parameters.items()}
+    # as they were given: the config has them as lists
+    return {**flat, **values}
+
+
+def _is_hyperparameter(name: str) -> bool:
+    field = name.partition(".")[0]
+    extra = ModelTrainingConfig.model_fields[field].json_schema_extra
+    searchable = not (isinstance(extra, dict) and extra.get("searchable") is False)
+    return searchable and field not in {"seed", "val_batch_size", "gradient_checkpointing"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

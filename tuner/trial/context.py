@@ -1,0 +1,68 @@
+"""What a trial knows of its study: where sampled values meet fixed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.spec.domains import Choice
+from tuner.spec.study_spec import StudySpec
+from tuner.study.files import trial_folder
+
+if TYPE_CHECKING:
+    from training.data import DataSource
+    from training.hparams import Hyperparameter
+    from tuner.spec.space import Space
+
+
+@dataclass(frozen=True)
+class StudyContext:
+    """What every trial of a study needs to know.
+
+    Attributes:
+        folder: The study folder, an absolute path that every node can write.
+        spec_text: The resolved search space.
+        data: Where the data are.
+        gpus: GPUs of a trial, 0 for none; a fraction is one shared GPU.
+        judged: Whether trials are judged on the test cases when they have trained to the end.
+    """
+
+    folder: Path
+    spec_text: str
+    data: DataSource
+    gpus: float
+    judged: bool = False
+
+    def trial_folder(self, number: int) -> Path:
+        """Folder of one trial."""
+        return trial_folder(self.folder, number)
+
+    def trial_config(self, spec: StudySpec, number: int, values: Mapping[str, Any]) -> Any:
+        """The config of one trial: where sampled values meet fixed ones."""
+        config = spec.trial_config(values)
+        folder = self.trial_folder(number)
+        config.data_dir = self.data.preprocessed
+        config.log_dir = folder
+        config.checkpoint_dir = folder
+        config.gpus = 1 if self.gpus and not spec.resources.logical_gpus else 0
+        return config
+
+
+def shown_hyperparameters(space: Space, values: Mapping[str, Any]) -> list[Hyperparameter]:
+    """Columns of TensorBoard's HParams tab: every field that the study varies.
+
+    Args:
+        space: What the study varies.
+        values: What the trial trains with, by field name.
+    """
+    from training.hparams import Hyperparameter, is_number
+
+    shown = []
+    for name, domain in space.items():
+        options = list(domain.values) if isinstance(domain, Choice) else None
+        if options is not None and all(map(is_number, options)):
+            options = None
+        shown.append(Hyperparameter(name, values.get(name), name in values, options))
+    return shown

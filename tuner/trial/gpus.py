@@ -1,0 +1,37 @@
+"""Whether the GPUs that Ray hands out are there: no trial trains on a CPU without a word."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+WITHOUT = (
+    "train on the CPU with --gpus-per-trial 0 (or, where Ray's GPUs are meant to be counts "
+    "without a device, set resources.logical_gpus: true)"
+)
+
+
+class GpuMissingError(RuntimeError):
+    """A trial booked a GPU, and its process has none."""
+
+
+def check_trial_gpu(gpus: float) -> None:
+    """Check, in the process of a trial, that the GPU that it booked is there.
+
+    Args:
+        gpus: GPUs of the trial.
+
+    Raises:
+        GpuMissingError: if torch cannot use one.
+    """
+    import torch
+
+    if gpus and not torch.cuda.is_available():
+        build = "has no GPU support" if torch.version.cuda is None else "sees none"
+        raise GpuMissingError(
+            f"the trial booked {gpus:g} GPU on node {socket.gethostname()}, and torch "
+            f"{torch.__version__} {build} there: mend that node, or {WITHOUT}"
+        )

@@ -1,0 +1,202 @@
+"""What `tune check` does: print the space and what its search may cost, build its networks."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from pydantic import ByteSize, ValidationError
+
+from training.models import build_model
+from tuner.errors import SpecError, StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from training.config import ModelTrainingConfig
+    from tuner.spec.study_spec import StudySpec
+
+NETWORKS = 12
+"""Networks of a space that are built at most; a large one takes half a second."""
+
+DRAWS = 300
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What came out when networks of a space were built.
+
+    Attributes:
+        costs: Parameters of each different one, and bytes that a step of its training takes.
+        too_large: How many of them break a constraint of the study.
+    """
+
+    costs: Sequence[Cost]
+    too_large: int
+
+    def describe(self) -> list[str]:
+        """Lines for a person to read."""
+        line = f"networks  {len(self.costs)} different ones of this space can be built"
+        if self.too_large:
+            line += f"; {self.too_large} of them break a constraint, and would end as infeasible"
+        lines = [line]
+        if self.costs:
+            few, many = (_shown(pick(cost.bytes for cost in self.costs)) for pick in (min, max))
+            memory = few if few == many else f"{few} to {many}"
+            lines.append(
+                f"memory    at least {memory} for a trial to train on its batch of patches, "
+                "beside what the libraries take"
+            )
+        return lines
+
+
+class Cost(NamedTuple):
+    """What a network takes: parameters, and bytes of memory in training, at least."""
+
+    parameters: int
+    bytes: int
+
+    @classmethod
+    def of(cls, config: ModelTrainingConfig) -> Cost:
+        """The cost of the network of a config, which is not computed with."""
+        from training.models.footprint import training_bytes
+
+        return cls(count_parameters(config), training_bytes(config))
+
+
+def _shown(size: int) -> str:
+    return ByteSize(size).human_readable(decimal=True)
+
+
+def check_networks(spec: StudySpec) -> Networks:
+    """Build networks that the space can propose, as a trial does.
+
+    Args:
+        spec: A valid spec.
+
+    Raises:
+        SpecError: for the first one that cannot be built, with its settings; or if none was
+            found that keeps to the constraints.
+    """
+    from training.models import build_model
+
+    costs = []
+    for values, config in islice(_networks(spec), NETWORKS):
+        try:
+            build_model(config)
+        except Exception as error:
+            # MONAI's constructors refuse with whatever their code runs into
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SpecError(
+                f"{spec.source}: the network {config.model_name} cannot be built"
+                f"{' with ' if values else ''}{_settings(values)}: {reason}"
+            ) from error
+        costs.append(Cost.of(config))
+    too_large = [cost for cost in costs if _above(cost, spec)]
+    if costs and len(too_large) == len(costs):
+        _check_that_one_fits(spec)
+    return Networks(costs, len(too_large))
+
+
+def _check_that_one_fits(spec: StudySpec) -> None:
+    """Look among more networks, which are counted and not built, for one that is small enough."""
+    counted = []
+    for values, config in _networks(spec):
+        counted.append((Cost.of(config), config.model_name, _settings(values)))
+        if not _above(counted[-1][0], spec):
+            return
+    cost, name, settings = min(counted)
+    raise SpecError(
+        f"{spec.source}: none of the {len(counted)} networks of this space that were tried keeps "
+        f"to the constraints: the smallest, {name}{' with ' if settings else ''}{settings}, has "
+        f"{cost.parameters:,} parameters, {_above(cost, spec)}; every trial would end as "
+        "infeasible: raise the limit, or let smaller networks into the space"
+    )
+
+
+def _above(cost: Cost, spec: StudySpec) -> str:
+    """Which constraint a network breaks in any case, empty for none."""
+    most, memory = spec.constraints.max_parameters, spec.constraints.max_memory
+    if most is not None and cost.parameters > most:
+        return f"above max_parameters={most:,}"
+    if memory is not None and cost.bytes > memory:
+        return (
+            f"and its training takes {_shown(cost.bytes)} at least, above "
+            f"max_memory={memory.human_readable(decimal=True)}"
+        )
+    return ""
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _networks(spec: StudySpec) -> Iterator[tuple[dict[str, Any], ModelTrainingConfig]]:
+    """Configs whose networks or batches are unlike each other, and what decides those."""
+    decisive = (
+        *("model_name", "model_params", "gradient_checkpointing", "patch_size"),
+        "train_batch_size",
+    )
+    rng = random.Random(0)
+    seen: set[str] = set()
+    for _ in range(DRAWS):
+        drawn = spec.space.sample(rng)
+        values = {k: v for k, v in drawn.items() if k.split(".")[0] in decisive}
+        try:
+            config = spec.trial_config(drawn)
+        except ValidationError:
+            # fields that do not fit together end a trial with that reason
+            continue
+        if (key := repr(sorted(values.items(), key=str))) not in seen:
+            seen.add(key)
+            yield values, config
+
+
+def count_parameters(config: ModelTrainingConfig) -> int:
+    """Parameters of the network of a config, which is built without memory for them.
+
+    Raises:
+        MemoryError: if no memory could hold them.
+    """
+    import torch
+
+    from training.models import build_model
+
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in build_model(config).parameters())
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise MemoryError(f"can't allocate memory for the network: {error}") from error
+
+
+def check_some_network_builds(spec: StudySpec) -> None:
+    """Build the networks of some points of the space, without memory for their weights.
+
+    Raises:
+        StudyError: if none can be built, with the reason; a part that fails is left to its
+            trials, which end with that reason.
+    """
+    rng = random.Random(0)
+    problems: list[str] = []
+    for _ in range(NETWORKS_CHECKED):
+        try:
+            with torch.device("meta"):
+                build_model(spec.trial_config(spec.space.sample(rng)))
+        except Exception as error:
+            # MONAI's constructors refuse with whatever their code runs into
+            problems.append(str(error).partition("\n")[0] or type(error).__name__)
+        else:
+            return
+    raise StudyError(
+        f"no network of this space can be built: {problems[0]}; `tune check` says with which "
+        "settings"
+    )
+
+
+NETWORKS_CHECKED = 10
+"""Points of the space whose networks are tried before a study starts."""

@@ -1,0 +1,318 @@
+"""One trial: sampled values become a config, the config is trained, every epoch reported.
+
+This is the only file that trains. A trial runs in a Ray actor; training goes on in a thread
+of that actor, which waits after every epoch until Tune asks for the next one.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import json
+import math
+import queue
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from training.config import ModelTrainingConfig
+from training.durable_write import write_durably
+from tuner.spec.study_spec import StudySpec
+from tuner.study.config_files import keep_changed_config, log_folder, set_aside_config
+from tuner.study.confirmation import CASES, GRID
+from tuner.study.files import (
+    CONFIG_FILE,
+    ERROR_FILE,
+    HANG_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    PLACEMENT_FILE,
+)
+from tuner.study.trial_entry import VIOLATION, TrialState
+from tuner.trial.context import StudyContext, shown_hyperparameters
+from tuner.trial.costs import ConstraintBrokenError, TrialCosts
+from tuner.trial.endings import ending_of
+from tuner.trial.gpus import check_trial_gpu
+from tuner.trial.messages import UNDEFINED
+
+if TYPE_CHECKING:
+    pass
+
+
+LOCK_SECONDS = 120.0
+"""How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
+
+HANG_DUMP_SHARE = 0.9
+"""Part of the hang timeout after which a trial writes down where it stands."""
+
+
+class TrialRun:
+    """The training thread of one trial, and the gate that it stops at after every epoch.
+
+    Args:
+        study: The study that the trial belongs to.
+        spec: The study's spec.
+        number: The trial's number.
+        values: Its sampled values.
+        inherits: Number of the trial whose weights it last took over, and the epoch; None if it
+            never did.
+        placement: Where the trial runs: node, process and devices.
+    """
+
+    def __init__(
+        self,
+        study: StudyContext,
+        spec: StudySpec,
+        number: int,
+        values: Mapping[str, Any],
+        inherits: tuple[int, int] | None = None,
+        placement: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self._study = study
+        self._spec = spec
+        self._number = number
+        self._values = values
+        self._inherits = inherits
+        self._placement = placement
+        self._note = ""
+        self._reports: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._turn = threading.Semaphore(0)
+        self._closing = False
+        self._costs: TrialCosts | None = None
+        self._thread = threading.Thread(
+            target=self._train_and_report_end, name=f"trial-{number}", daemon=True
+        )
+        self._thread.start()
+
+    def next_report(self) -> dict[str, Any]:
+        """Let training go on and wait for its next report.
+
+        Where `failures.hang_timeout` is set, `hang.txt` tells where every thread stood when the
+        time was nearly over, also of a process that holds Python's lock.
+        """
+        limit = self._spec.failures.hang_timeout
+        if limit is None or not self._study.folder.is_dir():
+            self._turn.release()
+            return self._reports.get()
+        folder = self._study.trial_folder(self._number)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / HANG_FILE
+        with path.open("a") as file:
+            faulthandler.dump_traceback_later(limit * HANG_DUMP_SHARE, file=file)
+            try:
+                self._turn.release()
+                return self._reports.get()
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+                if not path.stat().st_size:
+                    path.unlink()
+
+    def close(self) -> None:
+        """End training where it stands and free what it held."""
+        self._closing = True
+        self._turn.release()
+        self._thread.join()
+        _free_memory()
+
+    def report_epoch(self, row: Mapping[str, float]) -> None:
+        """Hand over the metrics of an epoch and wait for the next turn.
+
+        Raises:
+            TrialClosed: if the trial is not to go on.
+            ConstraintBrokenError: if the trial breaks a constraint of the study.
+        """
+        metrics = {key: value for key, value in row.items() if key not in {"epoch", "seconds"}}
+        if self._costs is not None:
+            metrics |= self._costs.measure()
+        report: dict[str, Any] = {
+            "epoch": int(row["epoch"]),
+            "score": metrics[self._spec.metric],
+            "metrics": metrics,
+            "epoch_seconds": row["seconds"],
+            "gpus": self._study.gpus,
+        }
+        if not math.isfinite(report["score"]):
+            report[UNDEFINED] = (
+                f"{self._spec.metric} is not defined: no validation case has what it measures, in "
+                "its label or in its prediction; the epoch counts for nothing"
+            )
+        if self._note:
+            report["note"], self._note = self._note, ""
+        self._reports.put(report)
+        self.wait_for_turn()
+
+    def wait_for_turn(self) -> None:
+        """Wait until Tune asks for the next report.
+
+        Raises:
+            TrialClosed: if the trial is not to go on.
+        """
+        self._turn.acquire()
+        if self._closing:
+            raise TrialClosed
+
+    def _train_and_report_end(self) -> None:
+        more: dict[str, Any] = {}
+        try:
+            self.wait_for_turn()
+            epochs = self._train()
+            if self._study.judged:
+                more |= self._judge()
+            early = "" if epochs == self._spec.max_epochs else ", then stopped improving"
+            ending = (TrialState.COMPLETED, f"trained {epochs} epochs{early}")
+        except TrialClosed:
+            return
+        except ConstraintBrokenError as error:
+            ending = (TrialState.INFEASIBLE, str(error))
+            more[VIOLATION] = error.violation
+        except Exception as error:
+            self._write_error()
+            ending = ending_of(error)
+        # in one text each: Tune would spread a mapping over many results
+        notes = {name: json.dumps(value) for name, value in more.items()}
+        self._reports.put({"done": True, "outcome": ending[0].value, "reason": ending[1], **notes})
+
+    def _train(self) -> int:
+        """Train to the end; the number of epochs trained."""
+        if not self._study.folder.is_dir():
+            raise FileNotFoundError(
+                f"node {socket.gethostname()} does not see the study folder "
+                f"{self._study.folder}: put --studies-dir on storage that every node mounts"
+            )
+        folder = self._study.trial_folder(self._number)
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._only_trainer(folder):
+            return self._train_in(folder)
+
+    def _train_in(self, folder: Path) -> int:
+        # torch, Lightning and MONAI load once, in the worker; the driver never needs them
+        from training.data import PreprocessedDataset, get_dataloaders
+        from training.data.patches.mirroring import mirror_axes
+        from training.models import build_model
+        from training.trainer import SegmentationTrainer
+        from tuner.trial.epoch_gate import EpochGate
+        from tuner.trial.exploit import keep_snapshot, take_over
+        from tuner.trial.resume import checkpoint_to_resume
+
+        _pass_over_libraries()
+        notes = []
+        if self._inherits is not None:
+            donor, epoch = self._inherits
+            set_aside_config(folder, epoch)
+            source = self._study.trial_folder(donor)
+            notes.append(take_over(folder, source, epoch, folder / METRICS_FILE))
+        config = self._study.trial_config(self._spec, self._number, self._values)
+        check_trial_gpu(self._study.gpus if config.gpus else 0)
+        config.data_dir = self._study.data.on_this_node(config)
+        # `auto` depends on the labels, and an exported model has to tell how it was trained
+        labels = PreprocessedDataset.load(config.data_dir).labels
+        config.mirror_axes = mirror_axes(config, labels)
+        keep_changed_config(folder, config, folder / METRICS_FILE)
+        config.log_dir = log_folder(folder)
+        self._write_settings(folder, config)
+        self._costs = TrialCosts(config, self._spec.constraints)
+        train_loader, val_loader, _ = get_dataloaders(config)
+        interval = self._spec.snapshot_interval
+        gate = EpochGate(
+            self.report_epoch,
+            folder / METRICS_FILE,
+            lambda epoch: None if epoch % interval else keep_snapshot(folder, epoch),
+        )
+        trainer = SegmentationTrainer(
+            config,
+            build_model(config),
+            train_loader,
+            val_loader,
+            callbacks=[gate],
+            progress_bar=False,
+            hyperparameters=shown_hyperparameters(self._spec.space, self._values),
+        )
+        checkpoint, note = checkpoint_to_resume(folder, trainer.module)
+        self._note = "; ".join(filter(None, [*notes, note]))
+        trainer.fit(resume=checkpoint or False)
+        return trainer.lightning.current_epoch
+
+    def _judge(self) -> dict[str, Any]:
+        """Notes on the score of each test case, with the best checkpoint if there is one."""
+        from training.bundle.case_scores import score_test_cases
+
+        config = self._study.trial_config(self._spec, self._number, self._values)
+        config.data_dir = self._study.data.on_this_node(config)
+        checkpoint = self._study.trial_folder(self._number) / "best.ckpt"
+        if not checkpoint.is_file():
+            # its score was not defined in any epoch
+            return {}
+        metric = self._spec.metric.removeprefix("val_")
+        scores, grid = score_test_cases(config, checkpoint, metric)
+        return {CASES: scores, GRID: grid}
+
+    @contextmanager
+    def _only_trainer(self, folder: Path) -> Iterator[None]:
+        """Hold the trial's lock: a process that its driver left behind may still write there.
+
+        Raises:
+            TimeoutError: if another process keeps the lock.
+            TrialClosed: if the trial is not to go on.
+        """
+        lock = FileLock(folder / LOCK_FILE)
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                lock.acquire(timeout=1)
+                break
+            except Timeout:
+                if self._closing:
+                    raise TrialClosed from None
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"another process still trains this trial (see {folder / PLACEMENT_FILE})"
+                    ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _write_error(self) -> None:
+        folder = self._study.trial_folder(self._number)
+        # the error may be that the disk is full
+        with suppress(OSError):
+            if folder.is_dir():
+                (folder / ERROR_FILE).write_text(traceback.format_exc())
+
+    def _write_settings(self, folder: Path, config: ModelTrainingConfig) -> None:
+        write_durably(folder / CONFIG_FILE, yaml.safe_dump(config.flat(), sort_keys=False))
+        placement = {**self._placement, "started": time.time()}
+        (folder / PLACEMENT_FILE).write_text(yaml.safe_dump(placement, sort_keys=False))
+
+
+class TrialClosed(BaseException):
+    """The trial is not to go on; not an `Exception`, so that no handler takes it for one."""
+
+
+@cache
+def _pass_over_libraries() -> None:
+    """Leave what the libraries hold out of garbage collection, once a process.
+
+    It never becomes garbage, and to go through it would take a quarter of a second between two
+    trials.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
