@@ -31,6 +31,7 @@ from tuner.run.stopping import (
 from tuner.run.tune_run import run_tune
 from tuner.run.worker_death import lost_worker_ends_one_trial
 from tuner.spec.grid import planned_trials
+from tuner.spec.plugins import import_plugins
 from tuner.study.data import prepare_data
 from tuner.study.earlier import check_comparable, import_earlier, not_imported
 from tuner.study.folder import FolderBefore, refuse_foreign_confirmation
@@ -70,6 +71,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         ]
         check_comparable(earlier, study.spec)
         check_cluster(address)
+        import_plugins(study.spec)
         if starts_own_cluster(address):
             note = check_own_gpus(study.spec.resources)
             if note is not None and console is not None:

@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from training.config import Mode, ModelTrainingConfig
+from training.registry import is_plugin
 from tuner.spec.brackets import expected_epochs, hyperband_brackets
 from tuner.spec.domains import Choice
-from tuner.spec.recipes import RECIPES, recipe_values
+from tuner.spec.recipes import recipe_values, usual_optimizer
 from tuner.spec.settings import (
     EMBEDDED_DATA,
     AshaSettings,
@@ -99,6 +100,9 @@ class StudySpec(BaseModel):
             pydantic.ValidationError: if the values do not fit together.
         """
         flat = {**self.config, **values, "monitor": self.metric, "monitor_mode": self.mode}
+        own = [metric for metric, _ in self.further_metrics if is_plugin(metric)]
+        if own:
+            flat["metrics"] = list(dict.fromkeys([*self.config.get("metrics", []), *own]))
         return ModelTrainingConfig.from_flat({**assumed_classes(flat), **flat})
 
     def default_point(self) -> dict[str, Any]:
@@ -134,7 +138,7 @@ class StudySpec(BaseModel):
             model_name = domains["model_name"].nearest(given.get("model_name", model_name))
         optimizer: Any = base.optimizer
         if "optimizer" in domains:
-            usual = RECIPES[model_name].optimizer
+            usual = usual_optimizer(model_name)
             optimizer = domains["optimizer"].nearest(given.get("optimizer", usual))
         values = recipe_values(model_name, optimizer, base.max_epochs)
         return {**values, "optimizer": optimizer, "model_name": model_name}

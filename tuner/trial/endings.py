@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from training.config import ModelTrainingConfig
 from tuner.spec.field_errors import describe_errors
 from tuner.study.trial_entry import TrialState
+from tuner.trial.code import CodeMissingError
 from tuner.trial.gpus import GpuMissingError
 
 
@@ -24,7 +25,7 @@ def ending_of(error: Exception) -> tuple[TrialState, str]:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         # all trials of the study would meet it, so it is none's failure
         return TrialState.INTERRUPTED, f"the disk is full ({summary})"
-    if isinstance(error, GpuMissingError):
+    if isinstance(error, GpuMissingError | CodeMissingError):
         # the trials after it would meet it too
         return TrialState.INTERRUPTED, str(error)
     out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (

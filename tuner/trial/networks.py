@@ -12,6 +12,7 @@ from pydantic import ByteSize, ValidationError
 
 from training.models import build_model
 from tuner.errors import SpecError, StudyError
+from tuner.spec.plugins import import_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -81,8 +82,7 @@ def check_networks(spec: StudySpec) -> Networks:
         SpecError: for the first one that cannot be built, with its settings; or if none was
             found that keeps to the constraints.
     """
-    from training.models import build_model
-
+    import_plugins(spec)
     costs = []
     for values, config in islice(_networks(spec), NETWORKS):
         try:

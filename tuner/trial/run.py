@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
+from training.errors import PluginError, suggestion
 from tuner.spec.study_spec import StudySpec
 from tuner.study.config_files import keep_changed_config, log_folder, set_aside_config
 from tuner.study.confirmation import CASES, GRID
@@ -39,6 +40,7 @@ from tuner.study.files import (
     PLACEMENT_FILE,
 )
 from tuner.study.trial_entry import VIOLATION, TrialState
+from tuner.trial.code import check_code
 from tuner.trial.context import StudyContext, shown_hyperparameters
 from tuner.trial.costs import ConstraintBrokenError, TrialCosts
 from tuner.trial.endings import ending_of
@@ -132,6 +134,11 @@ class TrialRun:
             ConstraintBrokenError: if the trial breaks a constraint of the study.
         """
         metrics = {key: value for key, value in row.items() if key not in {"epoch", "seconds"}}
+        if self._spec.metric not in metrics:
+            raise PluginError(
+                f"the metric {self._spec.metric} was not logged in epoch {int(row['epoch'])}"
+                f"{suggestion(self._spec.metric, metrics)}"
+            )
         if self._costs is not None:
             metrics |= self._costs.measure()
         report: dict[str, Any] = {
@@ -205,6 +212,7 @@ class TrialRun:
         from tuner.trial.resume import checkpoint_to_resume
 
         _pass_over_libraries()
+        check_code(self._spec)
         notes = []
         if self._inherits is not None:
             donor, epoch = self._inherits

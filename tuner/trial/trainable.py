@@ -10,6 +10,7 @@ import ray
 from ray import tune
 
 from tuner.spec.load import parse_spec
+from tuner.trial.code import look_into_code
 from tuner.trial.context import StudyContext
 from tuner.trial.messages import INHERITS, TRIAL_NUMBER
 from tuner.trial.run import TrialRun
@@ -21,6 +22,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], study: StudyContext) -> None:
         """Start training the first trial of this actor."""
         self._study = study
+        look_into_code(study.code)
         self._spec = parse_spec(study.spec_text, source="the study's resolved search space")
         self._run = self._begin(config)
 
