@@ -52,7 +52,7 @@ class SegmentationLightningModule(pl.LightningModule):
     out where the size of a voxel is not known. `val_nsd` and `val_nsd_{class}` are logged where
     `config.monitor` is one of them. A score is nan where it is not defined in any case.
 
-    Metrics of the user's own (`config.metrics`, and `config.monitor` where it is an import path)
+    Metrics of the user's own (`config.own_metrics`, and `config.monitor` where it is an import path)
     are logged of validation cases under their import path, of test cases with `test_` before it.
 
     What is logged once an epoch has the epoch as its x axis, counted from 1.
@@ -367,7 +367,7 @@ class SegmentationLightningModule(pl.LightningModule):
 def own_metrics(config: ModelTrainingConfig) -> list[str]:
     """Import paths of the metrics of the user's own that a config asks for."""
     monitored = [config.monitor] if is_plugin(config.monitor) else []
-    return list(dict.fromkeys([*monitored, *config.metrics]))
+    return list(dict.fromkeys([*monitored, *config.own_metrics]))
 
 
 def build_module(

@@ -119,7 +119,9 @@ def test_a_resumed_run_goes_on(tmp_path: Path, lab: Path) -> None:
 
 
 def test_further_metrics_of_ones_own(tmp_path: Path, lab: Path) -> None:
-    config = own_config(tmp_path, monitor="val_dice", monitor_mode="max", metrics=[VOLUME_ERROR])
+    config = own_config(
+        tmp_path, monitor="val_dice", monitor_mode="max", own_metrics=[VOLUME_ERROR]
+    )
     assert VOLUME_ERROR in own_trainer(config).fit()
 
 

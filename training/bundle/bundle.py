@@ -364,7 +364,7 @@ def _module(config: ModelTrainingConfig) -> SegmentationLightningModule:
 
 def _module_of_network(config: ModelTrainingConfig) -> SegmentationLightningModule:
     """An untrained module of the network alone: what was only trained with is not imported."""
-    trained_with = {"loss": "cross_entropy", "monitor": "val_dice", "metrics": []}
+    trained_with = {"loss": "cross_entropy", "monitor": "val_dice", "own_metrics": []}
     return _module(config.model_copy(update=trained_with))
 
 

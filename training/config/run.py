@@ -20,7 +20,7 @@ class RunFields(ConfigPart):
     monitor_mode: Mode = Field(default="max", json_schema_extra=NOT_SEARCHABLE)
     """Whether a greater or a smaller monitored metric is better."""
 
-    metrics: list[MetricPath] = Field(default_factory=list, json_schema_extra=NOT_SEARCHABLE)
+    own_metrics: list[MetricPath] = Field(default_factory=list, json_schema_extra=NOT_SEARCHABLE)
     """Import paths of metrics of your own, `my_metrics:volume_error`, that are measured on each
     validation and test case; see `training.metrics.own`. A monitored one need not be listed."""
 

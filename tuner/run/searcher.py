@@ -179,5 +179,5 @@ def build_searcher(record: StudyRecord, spec: StudySpec, policy: Promotes) -> Re
         grid_points(spec.space)
     imported = read_imported(record.folder, spec.space) if spec.search.warm_start else {}
     return RecordSearcher(
-        record, spec, SEARCHERS[spec.search.searcher], policy, first_points(spec), imported
+        record, spec, SEARCHERS.resolve(spec.search.searcher), policy, first_points(spec), imported
     )

@@ -11,11 +11,18 @@ from pydantic import BaseModel, ValidationError
 
 from training.config import Mode, ModelTrainingConfig
 from training.local_path import is_url, url_refusal
+from training.registry import is_plugin
 from tuner.errors import SpecError, suggestion
 from tuner.spec.domains import DOMAINS, Choice, Domain, RandInt
 from tuner.spec.field_errors import UNKNOWN_NAME, describe_errors, field_problem
 from tuner.spec.old_sections import OLD_SECTIONS, old_sections, refusal
-from tuner.spec.policies import DEFAULT_POLICY, POLICY_SETTINGS, PolicySettings
+from tuner.spec.plugins import with_names
+from tuner.spec.policies import (
+    DEFAULT_POLICY,
+    POLICY_SETTINGS,
+    OwnPolicySettings,
+    PolicySettings,
+)
 from tuner.spec.settings import EMBEDDED_DATA
 from tuner.spec.space import Space
 from tuner.spec.yaml_source import Override, YamlPath, YamlSource
@@ -66,6 +73,8 @@ class SpecParser:
                 f"{source.where()}: a search space is a mapping of {', '.join(SECTIONS)}, "
                 f"but this is {source.data!r}"
             )
+        # in Python a function may be given itself
+        source.data = with_names(source.data)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -161,9 +170,31 @@ class SpecParser:
             name in METRICS or re.fullmatch(r"val_(dice|nsd)_[1-9]\d*", name)
         ):
             return name, "min" if name == "val_loss" else "max"
+        if self._is_own_metric(name):
+            return name, self._own_mode(path, name, index)
         known = [*METRICS, "val_dice_1", *COSTS]
         self.problem(path, f"unknown metric {name!r}{suggestion(name, known)}")
         return DEFAULT_METRIC, "max"
+
+    def _is_own_metric(self, name: Any) -> bool:
+        """Whether a metric is the user's own: by import path, or logged by their own module."""
+        config = self.data.get("config")
+        has_module = isinstance(config, dict) and config.get("lightning_module") is not None
+        return is_plugin(name) or (has_module and str(name).startswith("val_"))
+
+    def _own_mode(self, path: YamlPath, name: str, index: int) -> Mode:
+        """The mode of a metric of the user's own, which nothing else tells."""
+        modes = self.data.get("mode")
+        given = modes[index : index + 1] if isinstance(modes, list) else [modes]
+        if given == ["min"]:
+            return "min"
+        if given != ["max"]:
+            self.problem(
+                path,
+                f"whether a greater or a smaller {name} is better must be said: write mode: max "
+                "or mode: min (of several metrics a list, one entry each)",
+            )
+        return "max"
 
     def config(self) -> dict[str, Any]:
         """The fixed values, checked one by one."""
@@ -244,6 +275,8 @@ class SpecParser:
             )
             return None
         name = settings.get("name", DEFAULT_POLICY)
+        if is_plugin(name):
+            return OwnPolicySettings(**settings)
         if not isinstance(name, str) or name not in POLICY_SETTINGS:
             self.problem(path, f"unknown policy {name!r}{suggestion(name, POLICY_SETTINGS)}")
             return None

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.errors import PluginError
-from training.registry import FIELDS, METRICS, MODULES, Registry, is_plugin
+from training.registry import FIELDS, METRICS, MODULES, Registry, import_path, is_plugin
 from tuner.errors import SpecError
+from tuner.spec.policies import OwnPolicySettings
+from tuner.spec.registry import POLICIES, SEARCHERS
 
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
@@ -36,15 +38,47 @@ def import_plugins(spec: StudySpec) -> dict[str, Any]:
         SpecError: naming the field and the import path that leads nowhere.
     """
     named = trial_plugins(spec)
+    for field, path, kind in (
+        ("searcher", spec.search.searcher, SEARCHERS),
+        ("policy", spec.policy.name, POLICIES),
+    ):
+        if is_plugin(path):
+            named[path] = (field, kind)
     if named:
         look_for_modules(spec.source)
     found = {}
     for path, (field, kind) in named.items():
         try:
             found[path] = kind.resolve(path)
+            if kind is POLICIES and isinstance(spec.policy, OwnPolicySettings):
+                spec.policy.check(found[path])
         except PluginError as error:
             raise SpecError(f"{spec.source}: {field}: {error}") from error
     return found
+
+
+def with_names(value: Any, place: str = "") -> Any:
+    """The values of a search space with each function or class replaced by its name.
+
+    Args:
+        value: What was given in Python, or a part of it.
+        place: Where that is, for messages.
+
+    Raises:
+        SpecError: for one that no other process could import.
+    """
+    if isinstance(value, dict):
+        return {key: with_names(part, f"{place}.{key}".lstrip(".")) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_names(part, place) for part in value]
+    if not callable(value):
+        return value
+    try:
+        path = import_path(value)
+    except PluginError as error:
+        raise SpecError(f"{place}: {error}") from error
+    kinds = (*FIELDS.values(), SEARCHERS, POLICIES)
+    return next((name for kind in kinds for name, own in kind.items() if own == path), path)
 
 
 def look_for_modules(source: Path) -> None:
@@ -71,6 +105,6 @@ def _named(spec: StudySpec) -> Iterator[tuple[str, Any, Registry]]:
             yield field, value, kind
     for metric, _ in spec.objectives:
         yield "metric", metric, METRICS
-    for metric in spec.config.get("metrics", []):
-        yield "metrics", metric, METRICS
+    for metric in spec.config.get("own_metrics", []):
+        yield "own_metrics", metric, METRICS
     yield "lightning_module", spec.config.get("lightning_module"), MODULES

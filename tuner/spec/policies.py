@@ -5,12 +5,14 @@ A policy here is its settings alone; what it decides is in `tuner.search.policie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
+from training.errors import PluginError, suggestion
+from training.registry import parameters_of
 from tuner.spec.brackets import expected_epochs, hyperband_brackets
 from tuner.spec.settings import Number, Section, Whole
 
@@ -214,6 +216,32 @@ class Pb2Settings(PbtSettings):
     """Population based bandits (Parker-Holder et al., 2020)."""
 
     name: Literal["pb2"] = "pb2"  # type: ignore[assignment]
+
+
+class OwnPolicySettings(PolicySettings):
+    """A policy of the user's own, by its import path; its function takes the other settings."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The other settings, as given."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def check(self, function: Callable[..., Any]) -> None:
+        """Check that the function has a parameter for each setting.
+
+        Raises:
+            PluginError: naming the setting and the nearest parameter.
+        """
+        parameters = parameters_of(function, f"policy {self.name}")
+        if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            return
+        known = [name for name in parameters if name not in {"record", "spec"}]
+        for setting in self.settings:
+            if setting not in known:
+                near = suggestion(setting, known) if known else ": it takes none"
+                raise PluginError(f"policy {self.name} has no setting {setting!r}{near}")
 
 
 POLICY_SETTINGS: dict[str, type[PolicySettings]] = {

@@ -90,7 +90,7 @@ class StudySpec(BaseModel):
         flat = {**self.config, **values, "monitor": self.metric, "monitor_mode": self.mode}
         own = [metric for metric, _ in self.further_metrics if is_plugin(metric)]
         if own:
-            flat["metrics"] = list(dict.fromkeys([*self.config.get("metrics", []), *own]))
+            flat["own_metrics"] = list(dict.fromkeys([*self.config.get("own_metrics", []), *own]))
         return ModelTrainingConfig.from_flat({**assumed_classes(flat), **flat})
 
     def default_point(self) -> dict[str, Any]:
