@@ -29,5 +29,9 @@ class TrainingDivergedError(ArithmeticError):
     """The loss or the weights are NaN or infinite."""
 
 
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, or not one."""
+
+
 class BundleError(ValueError):
     """A folder is no bundle, or a bundle does not predict what its trial predicted."""
