@@ -23,7 +23,7 @@ from tuner.cli.main import main
 from tuner.study.files import METRICS_FILE
 from tuner.trial.messages import TrialRequest
 from tuner.trial.run import TrialRun
-from tuner.trial.trainable import TrialTrainable
+from tuner.trial.trainable import TrialTrainable, placement
 
 FAULTS = "faults.json"
 TRAINED = "trained.log"
@@ -126,7 +126,7 @@ class ToyTrainable(TrialTrainable):
     """Ray's view of a toy trial."""
 
     def _begin(self, config: dict[str, Any]) -> ToyRun:
-        return ToyRun(self._study, self._spec, TrialRequest.from_ray(config))
+        return ToyRun(self._study, self._spec, TrialRequest.from_ray(config), placement())
 
 
 def repeated(log: Path) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from training.durable_write import write_durably
 from tuner.errors import StudyError, TunerError
-from tuner.spec.load import load_spec, parse_spec
+from tuner.spec.load import load_resolved_spec, parse_spec
 from tuner.spec.yaml_source import Override
 from tuner.study.files import RESOLVED_SPEC
 from tuner.study.folder import driver_lock
@@ -24,7 +24,7 @@ def only_driver(study: Study) -> Iterator[None]:
         # the driver before may have written on since the study was opened
         study.record.reload()
         path = study.folder / RESOLVED_SPEC
-        if spec_changes(load_spec(path), study.spec):
+        if spec_changes(load_resolved_spec(path), study.spec):
             raise StudyError(
                 f"another process gave the study {study.name!r} another search space just now: "
                 "choose another --name"
@@ -67,4 +67,4 @@ def change_budgets(study: Study, overrides: Mapping[str, Override]) -> Study:
     spec = parse_spec(study.spec.to_yaml(), source=source, overrides=overrides)
     with only_driver(study):
         write_durably(source, spec.to_yaml())
-    return replace(study, spec=load_spec(source), before=None)
+    return replace(study, spec=load_resolved_spec(source), before=None)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from tuner.errors import StudyError
-from tuner.spec.load import load_spec
+from tuner.spec.load import load_resolved_spec
 from tuner.study.commands import shown_name, study_command
 from tuner.study.driver import close_if_not_driven
 from tuner.study.driver_lock import driver_is_running
@@ -37,7 +37,7 @@ def open_study(studies_dir: Path, name: str) -> Study:
         known = [path.name for path in study_folders(studies_dir)]
         others = f"there are: {', '.join(known)}" if known else "there is none yet"
         raise StudyError(f"no study {name!r} in {studies_dir} ({others})")
-    spec = load_spec(folder / RESOLVED_SPEC)
+    spec = load_resolved_spec(folder / RESOLVED_SPEC)
     if not (folder / DATABASE).is_file():
         raise unreadable(folder / DATABASE, ValueError("it is not there"))
     return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode))

@@ -39,10 +39,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._run.close()
 
     def _begin(self, config: dict[str, Any]) -> TrialRun:
-        return TrialRun(self._study, self._spec, TrialRequest.from_ray(config), _placement())
+        return TrialRun(self._study, self._spec, TrialRequest.from_ray(config), placement())
 
 
-def _placement() -> dict[str, Any]:
+def placement() -> dict[str, Any]:
     """Where this process runs, as Ray knows it."""
     return {
         "node": socket.gethostname(),

@@ -14,7 +14,7 @@ from tuner.spec.load import parse_spec
 from tuner.spec.settings import ResourceSettings
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
-from tuner.trial.failures import GpuMissingError
+from tuner.trial.failures import GpuMissingError, classify
 from tuner.trial.gpus import check_trial_gpu
 
 
