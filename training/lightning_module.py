@@ -52,8 +52,9 @@ class SegmentationLightningModule(pl.LightningModule):
     out where the size of a voxel is not known. `val_nsd` and `val_nsd_{class}` are logged where
     `config.monitor` is one of them. A score is nan where it is not defined in any case.
 
-    Metrics of the user's own (`config.own_metrics`, and `config.monitor` where it is an import path)
-    are logged of validation cases under their import path, of test cases with `test_` before it.
+    Metrics of the user's own (`config.own_metrics`, and `config.monitor` where it is an import
+    path) are logged of validation cases under their import path, of test cases with `test_` before
+    it.
 
     What is logged once an epoch has the epoch as its x axis, counted from 1.
 

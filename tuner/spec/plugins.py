@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.errors import PluginError
-from training.registry import FIELDS, METRICS, MODULES, Registry, import_path, is_plugin
+from training.registry import FIELDS, METRICS, MODULES, Registry, is_plugin
 from tuner.errors import SpecError
 from tuner.spec.policies import OwnPolicySettings
 from tuner.spec.registry import POLICIES, SEARCHERS
@@ -57,30 +57,6 @@ def import_plugins(spec: StudySpec) -> dict[str, Any]:
     return found
 
 
-def with_names(value: Any, place: str = "") -> Any:
-    """The values of a search space with each function or class replaced by its name.
-
-    Args:
-        value: What was given in Python, or a part of it.
-        place: Where that is, for messages.
-
-    Raises:
-        SpecError: for one that no other process could import.
-    """
-    if isinstance(value, dict):
-        return {key: with_names(part, f"{place}.{key}".lstrip(".")) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [with_names(part, place) for part in value]
-    if not callable(value):
-        return value
-    try:
-        path = import_path(value)
-    except PluginError as error:
-        raise SpecError(f"{place}: {error}") from error
-    kinds = (*FIELDS.values(), SEARCHERS, POLICIES)
-    return next((name for kind in kinds for name, own in kind.items() if own == path), path)
-
-
 def look_for_modules(source: Path) -> None:
     """Let modules be imported from beside a search space, and from the working folder.
 
@@ -101,7 +77,7 @@ def _named(spec: StudySpec) -> Iterator[tuple[str, Any, Registry]]:
     for field, kind in FIELDS.items():
         yield field, spec.config.get(field), kind
         domain = spec.space.domains.get(field)
-        for value in getattr(domain, "values", ()):
+        for value in (domain.options or ()) if domain is not None else ():
             yield field, value, kind
     for metric, _ in spec.objectives:
         yield "metric", metric, METRICS

@@ -8,9 +8,11 @@ other settings of the section `policy`; it returns a `Policy`.
 
 from __future__ import annotations
 
-from training.registry import Registry
+from typing import Any
 
-__all__ = ["POLICIES", "SEARCHERS"]
+from training.registry import FIELDS, Registry, import_path
+
+__all__ = ["POLICIES", "SEARCHERS", "name_of"]
 
 SEARCHERS = Registry(
     "searcher",
@@ -41,3 +43,14 @@ POLICIES = Registry(
 )
 """What stops, pauses or changes trials, see `tuner.search.policies`; the settings of each are in
 `tuner.spec.policies`."""
+
+
+def name_of(function: Any) -> str:
+    """The name of a function or class that is given itself: its key if it is ours, or its path.
+
+    Raises:
+        PluginError: if no other process could import it.
+    """
+    path = import_path(function)
+    kinds = (*FIELDS.values(), SEARCHERS, POLICIES)
+    return next((name for kind in kinds for name, own in kind.items() if own == path), path)

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING
 
 from training.errors import PluginError
 from tuner.spec.plugins import trial_plugins
+from tuner.trial.failures import CodeMissingError
 
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
-
-
-class CodeMissingError(RuntimeError):
-    """A node cannot import code of the user's own that the study's trials need."""
 
 
 def look_into_code(folder: Path | None) -> None:

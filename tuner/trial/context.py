@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.spec.domains import Choice
 from tuner.spec.study_spec import StudySpec
 from tuner.study.files import trial_folder
 
 if TYPE_CHECKING:
+    from training.config import ModelTrainingConfig
     from training.data import DataSource
     from training.hparams import Hyperparameter
     from tuner.spec.space import Space
@@ -23,7 +23,7 @@ class StudyContext:
 
     Attributes:
         folder: The study folder, an absolute path that every node can write.
-        spec_text: The resolved search space.
+        spec: The resolved spec.
         data: Where the data are.
         gpus: GPUs of a trial, 0 for none; a fraction is one shared GPU.
         judged: Whether trials are judged on the test cases when they have trained to the end.
@@ -31,7 +31,7 @@ class StudyContext:
     """
 
     folder: Path
-    spec_text: str
+    spec: StudySpec
     data: DataSource
     gpus: float
     judged: bool = False
@@ -41,7 +41,9 @@ class StudyContext:
         """Folder of one trial."""
         return trial_folder(self.folder, number)
 
-    def trial_config(self, spec: StudySpec, number: int, values: Mapping[str, Any]) -> Any:
+    def trial_config(
+        self, spec: StudySpec, number: int, values: Mapping[str, Any]
+    ) -> ModelTrainingConfig:
         """The config of one trial: where sampled values meet fixed ones."""
         config = spec.trial_config(values)
         folder = self.trial_folder(number)
@@ -63,7 +65,7 @@ def shown_hyperparameters(space: Space, values: Mapping[str, Any]) -> list[Hyper
 
     shown = []
     for name, domain in space.items():
-        options = list(domain.values) if isinstance(domain, Choice) else None
+        options = None if domain.options is None else list(domain.options)
         if options is not None and all(map(is_number, options)):
             options = None
         shown.append(Hyperparameter(name, values.get(name), name in values, options))

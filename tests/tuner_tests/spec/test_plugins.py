@@ -14,9 +14,10 @@ from training.registry import MODELS
 from tuner.errors import SpecError
 from tuner.search.policies import Decision, Policy, build_policy
 from tuner.spec.load import parse_spec
-from tuner.spec.plugins import import_plugins, with_names
+from tuner.spec.plugins import import_plugins
 from tuner.spec.registry import SEARCHERS
 from tuner.spec.study_spec import StudySpec
+from tuner.spec.yaml_source import plain_value
 from tuner.study.record import StudyRecord
 
 SPACE = """\
@@ -146,16 +147,16 @@ def test_functions_become_names(lab: Path) -> None:
         "space": {"model_name": {"choice": [build_tiny, TinyNet, MODELS.resolve("dynunet")]}},
         "search": {"searcher": SEARCHERS.resolve("tpe")},
     }
-    named = with_names(given)
-    assert named["space"]["model_name"]["choice"] == [
+    spec = StudySpec.from_dict(given)
+    assert spec.space.domains["model_name"].options == (
         "liver_lab.nets:build_tiny",
         "liver_lab.nets:TinyNet",
         "dynunet",
-    ]
-    assert named["search"]["searcher"] == "tpe"
-    given["space"]["model_name"]["choice"] = [lambda: None]
-    with pytest.raises(SpecError, match=r"space.model_name.choice: .*is a lambda"):
-        with_names(given)
+    )
+    assert spec.search.searcher == "tpe"
+    assert parse(spec.to_yaml()).to_yaml() == spec.to_yaml()
+    with pytest.raises(SpecError, match=r"space.model_name.choice.1: .*is a lambda"):
+        plain_value({"space": {"model_name": {"choice": [build_tiny, lambda: None]}}}, "")
 
 
 def test_a_recipe_of_ones_own_is_the_default(lab: Path) -> None:
