@@ -187,6 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--overwrite", action="store_true", help="replace label maps that are there already"
     )
+    _add_trust(predict)
     predict.set_defaults(command=_predict)
 
     convert = commands.add_parser(
@@ -204,8 +205,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="voxels of a patch; those of training by default",
     )
     convert.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    _add_trust(convert)
     convert.set_defaults(command=_convert)
     return parser
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="import the module of a network that is not of this package, and so run it",
+    )
 
 
 def _add_study_options(parser: argparse.ArgumentParser, *, address: bool = False) -> None:
@@ -432,6 +442,7 @@ def _predict(options: argparse.Namespace, out: Console) -> int:
         options.output,
         device=options.device,
         overwrite=options.overwrite,
+        trust_code=options.trust_code,
         on_case=lambda line: out.print(line, markup=False),
     )
     return NO_RESULT if failed else DONE
@@ -442,7 +453,7 @@ def _convert(options: argparse.Namespace, out: Console) -> int:
     from training.bundle.network_export import check_target, export_network
 
     check_target(options.output, overwrite=options.overwrite)
-    bundle = Bundle.load(options.bundle, device="cpu")
+    bundle = Bundle.load(options.bundle, device="cpu", trust_code=options.trust_code)
     difference = export_network(bundle, options.output, options.size, overwrite=options.overwrite)
     size = " x ".join(map(str, options.size or bundle.config.patch_size))
     out.print(
