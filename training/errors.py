@@ -6,6 +6,7 @@ ValueError
     ├── DatasetError   data that cannot be used
     ├── BundleError    a folder that is not a bundle, or does not predict what it should
     ├── PluginError    code of the user's own that cannot be found or used
+    ├── FieldsError    values of config fields that do not fit together
     └── TunerError     an error of the search, see `tuner.errors`
         ├── SpecError  StudyError  ResourceError  ExportError
 ```
@@ -23,6 +24,7 @@ from typing import Self
 __all__ = [
     "BundleError",
     "DatasetError",
+    "FieldsError",
     "PluginError",
     "SegtuneError",
     "TrainingDivergedError",
@@ -51,6 +53,19 @@ class BundleError(SegtuneError):
 
 class PluginError(SegtuneError):
     """Code of the user's own, named by its import path, cannot be found or used."""
+
+
+class FieldsError(SegtuneError):
+    """Values of config fields that do not fit together.
+
+    Args:
+        message: What is wrong.
+        fields: The fields that it is about, as they were given.
+    """
+
+    def __init__(self, message: str, fields: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.fields = fields
 
 
 class TrainingDivergedError(ArithmeticError):

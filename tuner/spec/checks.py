@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import random
-import re
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from training.config import ModelTrainingConfig
 from tuner.errors import suggestion
-from tuner.spec.field_errors import describe_errors
+from tuner.spec.field_errors import FieldProblem, value_problems
 
 if TYPE_CHECKING:
     from tuner.spec.parser import SpecParser
@@ -22,22 +18,23 @@ def check_point(parser: SpecParser, spec: SpecValues, values: dict[str, Any]) ->
     """Whether a point of the space is a valid config; notes why not."""
     try:
         spec.trial_config(values)
-    except ValidationError as error:
-        messages = [message for _, message in describe_errors(error, ModelTrainingConfig)]
     except ValueError as error:
-        messages = [str(error)]
+        problems = value_problems(error)
     else:
         return True
     point = f"with {', '.join(f'{k}={v}' for k, v in values.items())}: " if values else ""
-    for message in messages:
-        # the place is that of the first value that the message speaks of
-        named = [key for key in re.findall(r"\w[\w.]*(?==)", message) if key in values]
-        fixed = [key for key in re.findall(r"\w[\w.]*", message) if key in spec.config]
-        path: YamlPath = ("space", named[0]) if named else ("space",) if values else ("config",)
-        if not named and fixed:
-            path = ("config", fixed[0])
-        parser.problem(path, f"{point}{message}")
+    for problem in problems:
+        parser.problem(_place(problem, spec, values), f"{point}{problem.message}")
     return False
+
+
+def _place(problem: FieldProblem, spec: SpecValues, values: dict[str, Any]) -> YamlPath:
+    """Where the first value stands that a problem is about, of those that vary before others."""
+    for section, given in (("space", values), ("config", spec.config)):
+        name = problem.name_in(given)
+        if name is not None:
+            return section, name
+    return ("space",) if values else ("config",)
 
 
 def _check_start_point(spec: SpecValues, parser: SpecParser, index: int) -> None:
@@ -148,8 +145,6 @@ SAMPLES = 200
 
 def check_together(spec: SpecValues, parser: SpecParser) -> None:
     """Check what only several values together can get wrong."""
-    if not check_point(parser, spec, {}):
-        return
     check_goals(spec, parser)
     for setting, message in spec.policy.problems(spec.max_epochs):
         parser.problem(("policy", setting), message)

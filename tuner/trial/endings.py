@@ -6,8 +6,7 @@ import errno
 
 from pydantic import ValidationError
 
-from training.config import ModelTrainingConfig
-from tuner.spec.field_errors import describe_errors
+from tuner.spec.field_errors import value_problems
 from tuner.study.trial_entry import TrialState
 from tuner.trial.gpus import GpuMissingError
 
@@ -43,7 +42,6 @@ def _first_words(error: Exception) -> str:
     """What an error says, on one line."""
     if isinstance(error, ValidationError):
         # its first line does no more than count
-        said = [message for _, message in describe_errors(error, ModelTrainingConfig)]
-        return "; ".join(said)
+        return "; ".join(problem.message for problem in value_problems(error))
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "no message"
