@@ -11,8 +11,9 @@ import yaml
 
 from training.data import PreprocessedDataset
 from tuner.cli.main import main
-from tuner.study.confirmation import CASES, SEED, confirm_record, confirmed_configs
-from tuner.study.study import Study, open_study
+from tuner.study.confirmation import CASES, SEED, confirmed_configs, is_finished, open_confirmation
+from tuner.study.open import open_study
+from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
 
 GOALS = """\
@@ -49,7 +50,7 @@ def study(cluster: str, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
     assert main([*run, *start, "--set", "confirm=false", *where]) == 0
     first = open_study(folder, "goals")
     assert sum(entry.epochs for entry in first.record.entries.values()) >= 4
-    assert first.finished
+    assert is_finished(first)
     raised = first.folder / "spec.resolved.yaml"
     raised.write_text(raised.read_text().replace("confirm: false", "confirm: {top: 1, seeds: 2}"))
     assert main(["resume", "goals", "--epoch-budget", "100", *where]) == 0
@@ -59,7 +60,7 @@ def study(cluster: str, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
 def test_a_spent_budget_can_be_raised(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     assert study.spec.search.epoch_budget == 100
     assert len(study.record.entries) == 4
-    assert study.finished
+    assert is_finished(study)
     assert main(["status", "goals", "--studies-dir", str(study.folder.parent)]) == 0
     assert "of 100 epochs" in capsys.readouterr().out
 
@@ -94,8 +95,9 @@ def test_costs_are_measured_and_the_front_is_shown(
 def test_the_winner_is_confirmed_on_cases_that_selected_nothing(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    confirmation = confirm_record(study.folder, study.spec)
-    assert confirmation is not None
+    opened = open_confirmation(study)
+    assert opened is not None
+    confirmation = opened.record
     preprocessed = Path(study.provenance()["data"]["preprocessed"])
     splits = PreprocessedDataset.load(preprocessed).splits
     for entry in confirmation.entries.values():
@@ -105,7 +107,7 @@ def test_the_winner_is_confirmed_on_cases_that_selected_nothing(
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert config["seed"] == entry.notes[SEED]
     assert {entry.notes[SEED] for entry in confirmation.entries.values()} == {1, 2}
-    configs = confirmed_configs(study.record, confirmation, study.spec)
+    configs = confirmed_configs(study, opened)
     kept = {int(path.parent.name) for path in study.folder.glob("confirm/trials/*/best.ckpt")}
     assert kept == {config.trials[0].number for config in configs}
     assert len(kept) < len(confirmation.entries)
@@ -138,4 +140,4 @@ def test_a_study_learns_from_an_earlier_one(
     assert f"{used} of 4 trials of goals fit this space" in shown
     second = open_study(study.folder.parent, "second")
     assert len(second.record.entries) == 1
-    assert second.finished
+    assert is_finished(second)

@@ -294,7 +294,8 @@ def _run(options: argparse.Namespace, out: Console) -> int:
 
 def _resume(options: argparse.Namespace, out: Console) -> int:
     _check_cluster(options)
-    from tuner.study.study import change_budgets, open_study
+    from tuner.study.driver import change_budgets
+    from tuner.study.open import open_study
 
     study = open_study(options.studies_dir, options.name)
     overrides = _overrides(options)
@@ -314,15 +315,16 @@ def _go_on(study: Study, options: argparse.Namespace, out: Console) -> int:
     from tuner.report.summary import print_summary
     from tuner.run.run_study import run_study
     from tuner.study.budget import spent_budget
+    from tuner.study.confirmation import is_finished
 
-    if study.finished:
-        spent = None if study.searched else spent_budget(study.record, study.spec)
+    if is_finished(study):
+        spent = None if study.searched else spent_budget(study)
         why = "has finished already" if spent is None else f"does not go on: {spent}"
         out.print(f"the study {study.name} {why}", markup=False)
-        print_summary(out, study.folder, study.record, study.spec)
+        print_summary(out, study)
         return _result(study)
     interrupted = run_study(study, options.address, out)
-    print_summary(out, study.folder, study.record, study.spec)
+    print_summary(out, study)
     if interrupted:
         out.print("interrupted: every finished epoch is kept", markup=False)
         return INTERRUPTED
@@ -338,7 +340,7 @@ def _result(study: Study) -> int:
 def _list(options: argparse.Namespace, out: Console) -> int:
     from tuner.report.tables import studies_table
     from tuner.study.commands import shown_name
-    from tuner.study.study import seen_study, study_folders
+    from tuner.study.open import open_to_show, study_folders
 
     folders = study_folders(options.studies_dir)
     if not folders:
@@ -347,13 +349,13 @@ def _list(options: argparse.Namespace, out: Console) -> int:
     studies, below = [], []
     for folder in folders:
         try:
-            study, cut_off = seen_study(folder.parent, folder.name)
+            study, cut_off = open_to_show(folder.parent, folder.name)
         except Exception as error:
             # whatever is wrong with one study, the others are shown
             reason = " ".join(str(error).split()) or type(error).__name__
             below.append(f"{shown_name(folder.name)} cannot be read: {reason}")
             continue
-        studies.append((study.folder, study.record, study.spec))
+        studies.append(study)
         if cut_off is not None:
             below.append(cut_off)
     if studies:
@@ -366,11 +368,11 @@ def _list(options: argparse.Namespace, out: Console) -> int:
 def _status(options: argparse.Namespace, out: Console) -> int:
     from tuner.report.summary import print_summary
     from tuner.study.driver_lock import driver_is_running
-    from tuner.study.study import seen_study
+    from tuner.study.open import open_to_show
 
-    study, cut_off = seen_study(options.studies_dir, options.name)
+    study, cut_off = open_to_show(options.studies_dir, options.name)
     driven = driver_is_running(study.folder)
-    print_summary(out, study.folder, study.record, study.spec, driven=driven)
+    print_summary(out, study, driven=driven)
     if cut_off is not None:
         out.print(cut_off, markup=False)
     return DONE
@@ -391,7 +393,7 @@ def _check(options: argparse.Namespace, out: Console) -> int:
 
 
 def _export(options: argparse.Namespace, out: Console) -> int:
-    from tuner.study.study import open_study
+    from tuner.study.open import open_study
 
     study = open_study(options.studies_dir, options.name)
     folder = options.output or study.folder / "export"
