@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuner.search.encoding import SpaceEncoding
-from tuner.search.gaussian_process import GaussianProcess
-from tuner.search.one_thread import one_thread
+from tuner.search.gaussian_process import GaussianProcess, single_blas_thread
 from tuner.search.policies.explore import HELD, perturbed
 from tuner.search.policies.pbt import PopulationTraining
 from tuner.study.trial_entry import IN_PROGRESS
@@ -42,7 +41,7 @@ class PopulationBandits(PopulationTraining):
     scikit-learn, whose process is replaced by that of the searcher `gp`.
     """
 
-    def _explored(
+    def _explore(
         self, values: dict[str, Any], donor: int, epoch: int, rng: random.Random
     ) -> dict[str, Any]:
         """The numbers of the greatest upper confidence bound, given the donor's state."""
@@ -55,13 +54,13 @@ class PopulationBandits(PopulationTraining):
             for interval in self._intervals(entry)
         ]
         if not numbers or len(intervals) < 2 + encoding.size:
-            return super()._explored(values, donor, epoch, rng)
+            return super()._explore(values, donor, epoch, rng)
         latest = sorted(intervals, key=lambda interval: interval.epoch)[-MOST_OBSERVATIONS:]
         score = self._sign * self._record.entries[donor].scores[epoch]
         running = self._record.with_state(*IN_PROGRESS)
         kept = HELD | numbers
         base = perturbed(space, values, rng, self._settings.resample_probability, kept)
-        with one_thread():
+        with single_blas_thread():
             bandit = _Bandit(latest, encoding, self._max_epochs)
             bandit.expect([entry.values_at(entry.epochs + 1) for entry in running], score, epoch)
             return bandit.choose(base, numbers, score, epoch, rng)

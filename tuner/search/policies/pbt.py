@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.search.policies.explore import perturbed
 from tuner.search.policies.policy import GO_ON, Action, Decision, Policy
-from tuner.study.trial_entry import Inheritance, TrialState, changes
+from tuner.study.trial_entry import Exploit, TrialState, changes
 
 if TYPE_CHECKING:
     from tuner.spec.policies import PbtSettings
@@ -82,7 +82,7 @@ class PopulationTraining(Policy):
         entry = min(paused, key=lambda entry: (entry.epochs, entry.number))
         if self._settings.synchronous and not self._all_reached(entry.epochs):
             return None
-        self._renew(entry)
+        self._exploit(entry)
         return entry.number
 
     def _others_wait(self, epoch: int) -> bool:
@@ -94,7 +94,7 @@ class PopulationTraining(Policy):
         entries = self._record.entries.values()
         return all(entry.epochs >= epoch or entry.state.finished for entry in entries)
 
-    def _renew(self, entry: TrialEntry) -> None:
+    def _exploit(self, entry: TrialEntry) -> None:
         """Let a weak trial take over a strong one; nothing if it did so already."""
         number, epoch = entry.number, entry.epochs
         if any(step.epoch == epoch for step in entry.lineage):
@@ -105,15 +105,15 @@ class PopulationTraining(Policy):
         rng = random.Random(f"{self._seed}, {number}, {epoch}")
         donor = rng.choice(strong)
         before = self._record.entries[donor].values_at(epoch)
-        values = self._explored(before, donor, epoch, rng)
-        step = Inheritance(epoch, donor, values, changes(before, values))
+        values = self._explore(before, donor, epoch, rng)
+        step = Exploit(epoch, donor, values, changes(before, values))
         reason = (
-            f"{step.describe()}; it had {self._told(donor, epoch)}, this one "
-            f"{self._told(number, epoch)}"
+            f"{step.describe()}; it had {self._shown_score(donor, epoch)}, this one "
+            f"{self._shown_score(number, epoch)}"
         )
-        self._record.inherit(number, step, reason)
+        self._record.exploit(number, step, reason)
 
-    def _explored(
+    def _explore(
         self, values: dict[str, Any], donor: int, epoch: int, rng: random.Random
     ) -> dict[str, Any]:
         """The values to go on with from an epoch of a donor, near those that it had."""
@@ -133,7 +133,7 @@ class PopulationTraining(Policy):
         # a trial that broke is taken over by nobody, however good it was before
         return weak, [number for number in strong if self._record.entries[number].state.usable]
 
-    def _told(self, number: int, epoch: int) -> str:
+    def _shown_score(self, number: int, epoch: int) -> str:
         return f"{self._record.entries[number].scores[epoch]:.4g}"
 
 

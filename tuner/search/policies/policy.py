@@ -36,7 +36,7 @@ class Decision:
 GO_ON = Decision(Action.CONTINUE)
 
 
-def told_apart(one: float, other: float) -> tuple[str, str]:
+def distinct_texts(one: float, other: float) -> tuple[str, str]:
     """Two scores with four digits, or as many more as it takes to tell them apart."""
     for digits in range(4, 18):
         texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
