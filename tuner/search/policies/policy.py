@@ -37,7 +37,7 @@ GO_ON = Decision(Action.CONTINUE)
 
 
 def distinct_texts(one: float, other: float) -> tuple[str, str]:
-    """Two scores with four digits, or as many more as it takes to tell them apart."""
+    """Two scores as texts of four digits, or of as many more as it takes for them to differ."""
     for digits in range(4, 18):
         texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
         if texts[0] != texts[1]:
