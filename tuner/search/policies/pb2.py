@@ -34,7 +34,7 @@ class PopulationBandits(PopulationTraining):
 
     The process predicts how much a score improves in an epoch, from the values, the score
     before, and the time; it is fitted to the intervals that all trials have trained. A trial
-    that takes over another goes on with the numbers of the greatest upper confidence bound,
+    that copies another one goes on with the numbers of the greatest upper confidence bound,
     where intervals that are being trained count as if they came out as expected. Choices are
     varied as in population based training (as in PB2-Mix, without its bandit for them), and so
     are numbers until there are enough intervals. Ray's `PB2` does the same with

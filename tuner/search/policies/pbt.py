@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PopulationTraining(Policy):
-    """Weak trials take over the weights of strong ones, and go on with values near theirs.
+    """Weak trials copy the weights of strong ones (exploit) and vary their values (explore).
 
     All trials of the study are the population, and each trains the full budget. Every
     `perturbation_interval` epochs a trial is compared with those that have come as far, at that
@@ -27,7 +27,7 @@ class PopulationTraining(Policy):
     than workers, a trial pauses there and the one that has trained least goes on, so that the
     population stays together. With `synchronous`, none goes on before all have come as far.
 
-    Who takes over whom, and with which values, is drawn with the study's seed, the trial's
+    Who copies whom, and with which values, is drawn with the study's seed, the trial's
     number and the epoch, and is in the record before the trial goes on. Ray's
     `PopulationBasedTraining` draws from Python's global generator, keeps its state in memory,
     and moves weights as Ray checkpoints, which are gone with its own files; so the quantiles
@@ -74,7 +74,7 @@ class PopulationTraining(Policy):
         return GO_ON
 
     def promote(self, *, last: bool = False) -> int | None:
-        """The paused trial that trained least; the record says first what it takes over."""
+        """The paused trial that trained least; the record says first whose weights it copies."""
         paused = self._record.with_state(TrialState.PAUSED)
         # new trials go first: the population is to be complete
         if not paused or len(self._record.entries) < self._population:
@@ -95,7 +95,7 @@ class PopulationTraining(Policy):
         return all(entry.epochs >= epoch or entry.state.finished for entry in entries)
 
     def _exploit(self, entry: TrialEntry) -> None:
-        """Let a weak trial take over a strong one; nothing if it did so already."""
+        """Let a weak trial copy a strong one; nothing if it did so already."""
         number, epoch = entry.number, entry.epochs
         if any(step.epoch == epoch for step in entry.lineage):
             return
