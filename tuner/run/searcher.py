@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ray.tune.search import Searcher
 
 from tuner.run.results import record_epoch
-from tuner.search.one_thread import one_thread
+from tuner.search.gaussian_process import single_blas_thread
 from tuner.search.searchers import SEARCHERS
 from tuner.search.searchers.view import Propose, SearchView
 from tuner.spec.grid import first_points, grid_points
@@ -153,7 +153,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
             self._rungs,
             self._spec.further_metrics,
         )
-        with one_thread():
+        with single_blas_thread():
             proposed = self._propose(view)
         if proposed is None:
             self._exhausted = True

@@ -36,7 +36,7 @@ from tuner.study.trial_entry import (
     LINEAGE,
     OVERRIDDEN,
     DecisionEntry,
-    Inheritance,
+    Exploit,
     TrialEntry,
     TrialState,
     epochs_spent,
@@ -275,11 +275,11 @@ class StudyRecord:
             self.decide(number, "retried", reason)
             self._note_state(entry, TrialState.INTERRUPTED, reason)
 
-    def inherit(self, number: int, inheritance: Inheritance, reason: str) -> None:
+    def exploit(self, number: int, step: Exploit, reason: str) -> None:
         """Let a trial that waits go on from the weights of another, with other values."""
-        steps = [*self.entries[number].lineage, inheritance]
+        steps = [*self.entries[number].lineage, step]
         with self.transaction():
-            self.note(number, LINEAGE, [step.to_json() for step in steps])
+            self.note(number, LINEAGE, [taken.to_json() for taken in steps])
             self.decide(number, "inherits", reason)
 
     def interrupt(self, number: int, reason: str) -> None:

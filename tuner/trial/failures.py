@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from training.config import ModelTrainingConfig
 from tuner.errors import StudyError, TunerError
-from tuner.spec.field_errors import describe_errors
+from tuner.spec.field_errors import value_problems
 from tuner.study.commands import study_command
 from tuner.study.trial_entry import VIOLATION, TrialState
 from tuner.trial.messages import TrialEnd
@@ -113,7 +113,7 @@ def _summary(error: Exception) -> str:
     """The type of an error and what it says, on one line."""
     if isinstance(error, ValidationError):
         # its first line does no more than count
-        words = "; ".join(message for _, message in describe_errors(error, ModelTrainingConfig))
+        words = "; ".join(problem.message for problem in value_problems(error))
     else:
         words = next(iter(str(error).strip().splitlines()), "no message")
     return f"{type(error).__name__}: {words}"
