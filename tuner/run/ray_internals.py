@@ -87,7 +87,7 @@ def daemons_in_own_groups() -> Iterator[None]:
 
 @contextmanager
 def own_handlers_kept() -> Iterator[None]:
-    """Keep Ray from replacing our handler of SIGTERM by its own, which ends without a word."""
+    """Keep Ray from replacing our handler of SIGTERM by its own, which ends the process."""
     original = ray_utils.set_sigterm_handler
     ray_utils.set_sigterm_handler = lambda handler: None
     try:

@@ -19,7 +19,7 @@ from ray.tune.stopper import Stopper
 from tuner.run.cluster_watch import cluster_watch
 from tuner.signals import ECHO_SECONDS
 from tuner.study.budget import spent_budget
-from tuner.trial.failures import halted_message
+from tuner.trial.failures import ClusterLostError, halt_study, halted_message
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
@@ -143,7 +143,7 @@ def leave_when_stuck(stopper: StudyStopper, record: StudyRecord) -> Iterator[Non
     ended = threading.Event()
 
     def lost(reason: str) -> None:
-        record.halt(reason)
+        halt_study(record, ClusterLostError(reason))
         stopper.give_up(thread)
         if not ended.wait(RAY_CALL_TIMEOUT):
             _end_process(record, reason)

@@ -36,7 +36,7 @@ from tuner.study.trial_entry import (
     LINEAGE,
     OVERRIDDEN,
     DecisionEntry,
-    Inheritance,
+    Exploit,
     TrialEntry,
     TrialState,
     epochs_spent,
@@ -275,9 +275,9 @@ class StudyRecord:
             self.decide(number, "retried", reason)
             self._note_state(entry, TrialState.INTERRUPTED, reason)
 
-    def inherit(self, number: int, inheritance: Inheritance, reason: str) -> None:
+    def exploit(self, number: int, exploit: Exploit, reason: str) -> None:
         """Let a trial that waits go on from the weights of another, with other values."""
-        steps = [*self.entries[number].lineage, inheritance]
+        steps = [*self.entries[number].lineage, exploit]
         with self.transaction():
             self.note(number, LINEAGE, [step.to_json() for step in steps])
             self.decide(number, "inherits", reason)

@@ -107,9 +107,9 @@ class TrialEntry:
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def lineage(self) -> list[Inheritance]:
+    def lineage(self) -> list[Exploit]:
         """What the trial took over from others, in the order of epochs."""
-        return [Inheritance(**step) for step in self.notes.get(LINEAGE, ())]
+        return [Exploit(**step) for step in self.notes.get(LINEAGE, ())]
 
     @property
     def overridden(self) -> list[list[Any]]:
@@ -188,7 +188,7 @@ LINEAGE = "lineage"
 
 
 @dataclass(frozen=True)
-class Inheritance:
+class Exploit:
     """A trial took over the weights of another, and goes on with values of its own.
 
     Attributes:
@@ -216,13 +216,13 @@ class Inheritance:
 
 
 def values_at(
-    proposed: Mapping[str, Any], lineage: Sequence[Inheritance], epoch: int
+    proposed: Mapping[str, Any], lineage: Sequence[Exploit], epoch: int
 ) -> dict[str, Any]:
     """The values with which a trial trained an epoch."""
     values = proposed
-    for inheritance in lineage:
-        if inheritance.epoch < epoch:
-            values = inheritance.values
+    for exploit in lineage:
+        if exploit.epoch < epoch:
+            values = exploit.values
     return dict(values)
 
 

@@ -24,6 +24,7 @@ from tuner.study.trial_entry import VIOLATION, TrialState
 from tuner.trial.messages import TrialEnd
 
 if TYPE_CHECKING:
+    from tuner.study.record import StudyRecord
     from tuner.study.study import Study
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -173,6 +174,11 @@ def smaller(config: ModelTrainingConfig, how: str) -> dict[str, Any] | None:
 def _smaller_axis(axis: int) -> int:
     step = SMALLEST_PATCH_AXIS
     return max(int(axis * PATCH_SHRINK) // step * step, min(axis, step))
+
+
+def halt_study(record: StudyRecord, error: Exception) -> None:
+    """End a study, to be resumed, by an error that is in the way of all its trials."""
+    record.halt(classify(error).reason)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.search.policies.explore import perturbed
 from tuner.search.policies.policy import GO_ON, Action, Decision, Policy
-from tuner.study.trial_entry import Inheritance, TrialState, changes
+from tuner.study.trial_entry import Exploit, TrialState, changes
 
 if TYPE_CHECKING:
     from tuner.spec.policies import PbtSettings
@@ -106,12 +106,12 @@ class PopulationTraining(Policy):
         donor = rng.choice(strong)
         before = self._record.entries[donor].values_at(epoch)
         values = self._explored(before, donor, epoch, rng)
-        step = Inheritance(epoch, donor, values, changes(before, values))
+        step = Exploit(epoch, donor, values, changes(before, values))
         reason = (
             f"{step.describe()}; it had {self._told(donor, epoch)}, this one "
             f"{self._told(number, epoch)}"
         )
-        self._record.inherit(number, step, reason)
+        self._record.exploit(number, step, reason)
 
     def _explored(
         self, values: dict[str, Any], donor: int, epoch: int, rng: random.Random
