@@ -84,7 +84,7 @@ def run_tune(
     remove_ray_files(study.folder / RAY_FOLDER)
     context = StudyContext(
         study.folder,
-        study.spec.to_yaml(),
+        study.spec,
         data.for_trials,
         resources.gpu,
         judged=chosen is not None,

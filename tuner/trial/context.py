@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.spec.domains import Choice
 from tuner.spec.study_spec import StudySpec
 from tuner.study.files import trial_folder
 
@@ -24,14 +23,14 @@ class StudyContext:
 
     Attributes:
         folder: The study folder, an absolute path that every node can write.
-        spec_text: The resolved search space.
+        spec: The resolved spec.
         data: Where the data are.
         gpus: GPUs of a trial, 0 for none; a fraction is one shared GPU.
         judged: Whether trials are judged on the test cases when they have trained to the end.
     """
 
     folder: Path
-    spec_text: str
+    spec: StudySpec
     data: DataSource
     gpus: float
     judged: bool = False
@@ -64,7 +63,7 @@ def shown_hyperparameters(space: Space, values: Mapping[str, Any]) -> list[Hyper
 
     shown = []
     for name, domain in space.items():
-        options = list(domain.values) if isinstance(domain, Choice) else None
+        options = None if domain.options is None else list(domain.options)
         if options is not None and all(map(is_number, options)):
             options = None
         shown.append(Hyperparameter(name, values.get(name), name in values, options))
