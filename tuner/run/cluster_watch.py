@@ -28,7 +28,7 @@ CALL_TIMEOUT = 5.0
 """Seconds that a process of a joined cluster may take to accept a connection."""
 
 GCS_TIMEOUT = 20.0
-"""Seconds that the GCS of a joined cluster may be away: a cluster may start it anew."""
+"""Seconds that the GCS of a joined cluster may be away: a cluster may restart it."""
 
 
 @dataclass(frozen=True)

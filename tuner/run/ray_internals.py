@@ -129,7 +129,7 @@ class _KilledForMemoryError(_LostWorkerError):
 def lost_worker_ends_one_trial() -> Iterator[None]:
     """Let Tune take every way in which Ray loses a worker for a worker that died.
 
-    Ray's `OutOfMemoryError` and the errors of lost objects are no `RayActorError`, and Tune
+    Ray's `OutOfMemoryError` and the errors of lost objects are not a `RayActorError`, and Tune
     ends the whole study with "Caught unexpected exception" when it meets one.
     """
     from ray.air.execution._internal.actor_manager import RayActorManager

@@ -34,7 +34,7 @@ RAY_CALL_TIMEOUT = 8.0
 process after a minute, with the record as it is."""
 
 CLUSTER_LOST_CODE = 2
-"""Exit code of a process that is ended so: that of other errors which a user can put right."""
+"""Exit code of a process whose cluster was lost: that of all errors a user can fix."""
 
 
 class StudyStopper(Stopper):  # type: ignore[misc]
@@ -95,7 +95,7 @@ class StudyStopper(Stopper):  # type: ignore[misc]
 
 
 class HaltStopper(Stopper):  # type: ignore[misc]
-    """Ends the study when something is in the way of all its trials.
+    """Ends the study when it was halted: something prevents all its trials.
 
     Args:
         record: The study's record.

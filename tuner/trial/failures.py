@@ -177,7 +177,7 @@ def _smaller_axis(axis: int) -> int:
 
 
 def halt_study(record: StudyRecord, error: Exception) -> None:
-    """End a study, to be resumed, by an error that is in the way of all its trials."""
+    """Halt a study, to be resumed, for an error that all its trials would meet."""
     record.halt(classify(error).reason)
 
 
@@ -207,7 +207,7 @@ def full_disk_explained(study: Study) -> Iterator[None]:
 
 
 def halted_message(reason: str, folder: Path) -> str:
-    """What a user is told of a study that halted: something is in the way of all its trials."""
+    """Message for the user of a study that was halted."""
     return (
         f"{reason}: every finished epoch is kept; go on with "
         f"`{study_command('resume', folder)}` when that is put right"
