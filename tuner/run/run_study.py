@@ -32,11 +32,11 @@ from tuner.run.tune_run import run_tune
 from tuner.spec.grid import planned_trials
 from tuner.study.data import prepare_data
 from tuner.study.driver import only_driver
-from tuner.study.earlier import check_comparable, import_earlier, not_imported
 from tuner.study.folder import FolderBefore, refuse_foreign_confirmation
 from tuner.study.open import open_study
 from tuner.study.provenance import describe_study, write_provenance
 from tuner.study.study import Study
+from tuner.study.warm_start_import import check_comparable, import_studies, studies_to_import
 from tuner.trial.failures import full_disk_explained, halted_message
 from tuner.trial.networks import check_some_network_builds
 
@@ -67,7 +67,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
     ):
         if study.spec.confirm is not None:
             refuse_foreign_confirmation(study.folder)
-        earlier = [open_study(study.folder.parent, name) for name in not_imported(study)]
+        earlier = [open_study(study.folder.parent, name) for name in studies_to_import(study)]
         check_comparable(earlier, study.spec)
         check_cluster(address)
         if starts_own_cluster(address):
@@ -79,7 +79,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         write_provenance(study, data)
         describe_study(study, study.record, data)
         if earlier:
-            import_earlier(study, data, earlier, console)
+            import_studies(study, data, earlier, console)
         spec, given = data.spec, study
         study = replace(study, spec=spec)
         with ray_cluster(address) as dashboard:

@@ -1,4 +1,4 @@
-"""Which earlier studies a new one may learn from, and what is taken from them."""
+"""Imports trials of the studies that a new one warm-starts from, when it begins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tuner.study.study import Study
 
 
-def not_imported(study: Study) -> list[str]:
+def studies_to_import(study: Study) -> list[str]:
     """Names of the studies whose trials a study is still to copy into its folder."""
     return [] if (study.folder / WARM_START).is_file() else study.spec.search.warm_start
 
@@ -36,7 +36,7 @@ def check_comparable(earlier: Sequence[Study], spec: StudySpec) -> None:
             )
 
 
-def import_earlier(
+def import_studies(
     study: Study, data: StudyData, earlier: Sequence[Study], console: Console | None
 ) -> None:
     """Copy the trials of earlier studies that fit the space into the study folder.
