@@ -46,6 +46,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("not a checkpoint"),
     "missing": lambda path: path.unlink(),
     "code": lambda path: torch.save({"state_dict": Path("x"), "epoch": print}, path),
+    "tensor": lambda path: torch.save(torch.zeros(3), path),
     "pickle": lambda path: path.write_bytes(pickle.dumps({"state_dict": {}})),
 }
 
