@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.search import Searcher
 
-from tuner.run.results import record_epoch
 from tuner.search.gaussian_process import single_blas_thread
 from tuner.search.searchers import SEARCHERS
 from tuner.search.searchers.view import Propose, SearchView
@@ -102,7 +101,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         if not error and result is not None:
             report = EpochReport.from_ray(result)
             if report is not None:
-                record_epoch(self._record, number, report)
+                report.add_to(self._record, number)
             end = TrialEnd.from_ray(result)
             if end is not None:
                 with self._record.transaction():

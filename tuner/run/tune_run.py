@@ -81,7 +81,7 @@ def run_tune(
     chosen: list[Candidate] | None = None,
 ) -> None:
     """Let Tune run the search; or with candidates, their confirmation."""
-    # nothing is read back from it, and half a file in it would be in the way
+    # nothing is read back from it, and Tune would stumble over a partly written file
     remove_ray_files(study.folder / RAY_FOLDER)
     context = StudyContext(
         study.folder,
