@@ -153,9 +153,6 @@ def _state_here(state: TrialState) -> TrialState | None:
 
 
 def import_trials(earlier: Study, spec: StudySpec) -> tuple[list[dict[str, Any]], Imported]:
-
-
-def import_trials(earlier: Study, spec: StudySpec) -> tuple[list[dict[str, Any]], Imported]:
     """What is kept of the trials of an earlier study.
 
     Args:
