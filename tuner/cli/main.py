@@ -13,11 +13,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from training.errors import SegtuneError
 from tuner.cli.completion import complete
 from tuner.cli.exit_codes import INTERRUPTED, USER_ERROR
 from tuner.cli.options import refuse_urls
 from tuner.cli.parser import build_parser
-from tuner.errors import TunerError
 from tuner.signals import sigterm_interrupts
 
 
@@ -49,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("interrupted", markup=False)
         return INTERRUPTED
-    except ValueError as error:
-        if not _is_user_error(error):
-            raise
+    except SegtuneError as error:
         errors.print(f"error: {error}", markup=False, style="red" if errors.is_terminal else "")
         return USER_ERROR
 
@@ -91,6 +89,7 @@ def _is_no_count_of_trials(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Trials did not complete")
 
 
+from training.errors import SegtuneError
 def _is_user_error(error: ValueError) -> bool:
     if isinstance(error, TunerError):
         return True
