@@ -37,7 +37,7 @@ from tuner.errors import ExportError
 from tuner.export.data import ExportData, find_data
 from tuner.study.commands import study_command
 from tuner.study.config_files import config_file
-from tuner.study.confirmation import CONFIRM_FOLDER, SEED, confirm_record, confirmed_configs
+from tuner.study.confirmation import SEED, confirmed_configs, is_finished, open_confirmation
 from tuner.study.files import trial_folder
 from tuner.study.lineage import schedule
 from tuner.study.no_winner import no_winner, way_out
@@ -242,16 +242,16 @@ def _chosen(study: Study, number: int | None) -> _Chosen:
                 f"the study {study.name!r} has no trial {number}: they are 0 to {last}"
             )
         return _searched(study, study.record.entries[number])
-    confirmation = confirm_record(study.folder, study.spec)
-    confirmed = confirmed_configs(study.record, confirmation, study.spec)
-    if confirmed:
+    confirmation = open_confirmation(study)
+    confirmed = confirmed_configs(study, confirmation)
+    if confirmation is not None and confirmed:
         candidate, entry = confirmed[0].candidate, confirmed[0].trials[0]
         name = f"{candidate.name} with seed {entry.notes[SEED]}, confirmed,"
         return _Chosen(
             entry,
             # trials of the search have the same numbers
-            confirmation.entries if confirmation else {},
-            study.folder / CONFIRM_FOLDER,
+            confirmation.record.entries,
+            confirmation.folder,
             name,
             candidate.trial,
             confirmed=True,
@@ -279,10 +279,9 @@ def _nothing_to_export(study: Study, best: TrialEntry | None) -> str:
             "any epoch, for no validation case has what it measures; start a study with other "
             "validation cases (fold, split_seed, val_fraction) or another metric, e.g. val_loss"
         )
-    if study.finished and study.record.entries:
+    if is_finished(study) and study.record.entries:
         return (
-            f"the study {study.name!r} has ended, and {no_winner(study.record)}: "
-            f"{way_out(study.record, study.folder)}"
+            f"the study {study.name!r} has ended, and {no_winner(study.record)}: {way_out(study)}"
         )
     return (
         f"the study {study.name!r} has no trial with a score yet: "

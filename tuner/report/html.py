@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.durable_write import write_durably
 from tuner.report.confirmation import confirm_columns, confirm_rows
 from tuner.report.plots import front_plot, learning_curves, state_legend
 from tuner.report.results_table import shown_values, value_names
@@ -21,6 +22,7 @@ from tuner.study.trial_entry import TrialEntry, TrialState, epochs_spent
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
     from tuner.study.confirmation import ConfirmedConfig
+    from tuner.study.study import Study
 
 
 STYLE = """
@@ -41,14 +43,9 @@ SENTENCE = 40
 """Characters above which a cell would be squeezed to a word a line beside many columns."""
 
 
-def write_html_report(
-    path: Path,
-    name: str,
-    record: StudyRecord,
-    spec: StudySpec,
-    confirmed: Sequence[ConfirmedConfig] = (),
-) -> None:
+def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedConfig] = ()) -> None:
     """Write the report of a study to `path`, with what its confirmation says."""
+    name, record, spec = study.name, study.record, study.spec
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     spent = epochs_spent(entries)
     full = max(1, len(entries) * spec.max_epochs)
@@ -76,7 +73,7 @@ def write_html_report(
         _trials(entries, record.mode, spec),
         "</body></html>",
     ]
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_durably(path, "\n".join(parts))
 
 
 def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
@@ -13,24 +12,22 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from tuner.report.tables import STYLES, best_line, duration, short_values, state_counts
+from tuner.report.states import STYLES
+from tuner.report.tables import best_line, duration, short_values, state_counts
 from tuner.spec.grid import planned_trials
 from tuner.study.budget import budget_lines
-from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialEntry, TrialState, epochs_spent
 
 if TYPE_CHECKING:
     from tuner.spec.settings import TrialResources
-    from tuner.spec.study_spec import StudySpec
+    from tuner.study.study import Study
 
 
 class StudyView:
     """Shows a study while it runs: one live picture, or plain lines outside a terminal.
 
     Args:
-        record: The study's record.
-        spec: Its spec.
-        folder: Its folder.
+        study: The study.
         resources: Share of a trial.
         dashboard: Address of the Ray dashboard, if there is one.
         console: Where to show it; nowhere if None.
@@ -38,23 +35,21 @@ class StudyView:
 
     def __init__(
         self,
-        record: StudyRecord,
-        spec: StudySpec,
-        folder: Path,
+        study: Study,
         resources: TrialResources,
         dashboard: str | None,
         console: Console | None,
     ) -> None:
-        self._record = record
-        self._spec = spec
-        self._max_epochs = spec.max_epochs
-        self._num_trials = planned_trials(spec)
-        self._folder = folder
+        self._study = study
+        self._record = study.record
+        self._spec = study.spec
+        self._max_epochs = study.spec.max_epochs
+        self._num_trials = planned_trials(study.spec)
         self._resources = resources
         self._dashboard = dashboard
         self._console = console or Console(quiet=True)
         self._started = time.monotonic()
-        self._epochs_before = epochs_spent(record.entries.values())
+        self._epochs_before = epochs_spent(study.record.entries.values())
         self._replayed: dict[int, int] = {}
         self._refreshed = 0.0
         self._live: Live | None = None
@@ -63,7 +58,7 @@ class StudyView:
         """Say where to look, and start the live picture in a terminal."""
         share = self._resources
         dashboard = f"http://{self._dashboard}" if self._dashboard else "of the joined cluster"
-        self._console.print(f"study          {self._folder}", markup=False)
+        self._console.print(f"study          {self._study.folder}", markup=False)
         self._console.print(f"Ray dashboard  {dashboard}")
         self._console.print(
             f"trials         {self._num_trials} of up to {self._max_epochs} "
@@ -133,10 +128,10 @@ class StudyView:
         spent = epochs_spent(record.entries.values())
         full = self._num_trials * self._max_epochs
         lines = [
-            "trials  " + state_counts(record, self._num_trials),
-            "best    " + best_line(record, spec.metric),
+            "trials  " + state_counts(self._study),
+            "best    " + best_line(self._study),
             f"epochs  {spent} of {full} that full training would take ({spent / full:.0%})",
-            *(f"budget  {line}" for line in budget_lines(record, spec)),
+            *(f"budget  {line}" for line in budget_lines(self._study)),
             f"time    {self._clock()}, {self._time_left(spent)}",
         ]
         running = Table(box=None, padding=(0, 2, 0, 0))
@@ -151,7 +146,7 @@ class StudyView:
                 "" if last is None else "undefined" if math.isnan(last) else f"{last:.4f}",
                 short_values(entry.trained_values),
             )
-        return Panel(Group("\n".join(lines), "", running), title=escape(self._folder.name))
+        return Panel(Group("\n".join(lines), "", running), title=escape(self._study.name))
 
     def _time_left(self, spent: int) -> str:
         """A guess from the epochs so far and what early stopping is expected to save."""

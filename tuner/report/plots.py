@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from tuner.report.states import COLOURS
 from tuner.study.pareto import Objectives, metric_values
 from tuner.study.trial_entry import TrialState
 
@@ -77,18 +78,6 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     return low - margin, high - low + 2 * margin
 
-
-COLOURS = {
-    TrialState.RUNNING: "#0e7490",
-    TrialState.PAUSED: "#2563eb",
-    TrialState.COMPLETED: "#15803d",
-    TrialState.STOPPED: "#ca8a04",
-    TrialState.DIVERGED: "#dc2626",
-    TrialState.OUT_OF_MEMORY: "#dc2626",
-    TrialState.INFEASIBLE: "#ea580c",
-    TrialState.FAILED: "#dc2626",
-    TrialState.INTERRUPTED: "#9333ea",
-}
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 900, 346, 60, 46, 12
 

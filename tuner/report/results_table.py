@@ -18,17 +18,14 @@ from tuner.study.pareto import pareto_front
 
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
+    from tuner.study.study import Study
     from tuner.study.trial_entry import TrialEntry
 
 
-def write_results_csv(path: Path, entries: Sequence[TrialEntry], spec: StudySpec) -> None:
-    """Write every trial with its ending, its best score, and what that was reached with.
-
-    Args:
-        path: The file.
-        entries: The trials, by number.
-        spec: The study's spec.
-    """
+def write_results_csv(path: Path, study: Study) -> None:
+    """Write every trial with its ending, its best score, and what that was reached with."""
+    spec = study.spec
+    entries = sorted(study.record.entries.values(), key=lambda entry: entry.number)
     shown = shown_values(entries, spec)
     rows = [_row(entry, spec.mode, values) for entry, values in zip(entries, shown, strict=True)]
     columns = list(_FACTS)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tuner.report.states import STYLES
 from tuner.spec.grid import planned_trials
 from tuner.study.commands import shown_name
 from tuner.study.pareto import Objectives
 from tuner.study.trial_entry import TrialState
 
 if TYPE_CHECKING:
-    from tuner.spec.study_spec import StudySpec
-    from tuner.study.record import StudyRecord
+    from tuner.study.study import Study
     from tuner.study.trial_entry import TrialEntry
 
 
@@ -38,19 +37,6 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
         # an interval in brackets is no markup
         table.add_row(*(escape(cell) for cell in row))
     return table
-
-
-STYLES = {
-    TrialState.RUNNING: "cyan",
-    TrialState.PAUSED: "blue",
-    TrialState.COMPLETED: "green",
-    TrialState.STOPPED: "yellow",
-    TrialState.DIVERGED: "red",
-    TrialState.OUT_OF_MEMORY: "red",
-    TrialState.INFEASIBLE: "red",
-    TrialState.FAILED: "red",
-    TrialState.INTERRUPTED: "magenta",
-}
 
 
 def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table:
@@ -78,41 +64,41 @@ def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table
     return table
 
 
-def studies_table(studies: Iterable[tuple[Path, StudyRecord, StudySpec]]) -> Table:
+def studies_table(studies: Iterable[Study]) -> Table:
     """One line a study: its trials, its best score, its folder."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("study", "trials", "best", "folder"):
         table.add_column(column)
-    for folder, record, spec in studies:
+    for study in studies:
         table.add_row(
-            Text(shown_name(folder.name)),
-            state_counts(record, planned_trials(spec)),
-            best_line(record, spec.metric),
-            Text(shown_name(str(folder))),
+            Text(shown_name(study.name)),
+            state_counts(study),
+            best_line(study),
+            Text(shown_name(str(study.folder))),
         )
     return table
 
 
-def state_counts(record: StudyRecord, num_trials: int) -> str:
+def state_counts(study: Study) -> str:
     """How many trials are in which state, and how many are still to come."""
     parts = [
         f"[{STYLES[state]}]{len(entries)} {state}[/]"
         for state in TrialState
-        if (entries := record.with_state(state))
+        if (entries := study.record.with_state(state))
     ]
-    waiting = num_trials - len(record.entries)
+    waiting = planned_trials(study.spec) - len(study.record.entries)
     if waiting > 0:
         parts.append(f"{waiting} to come")
     return " · ".join(parts)
 
 
-def best_line(record: StudyRecord, metric: str) -> str:
+def best_line(study: Study) -> str:
     """The best score, with its trial and epoch."""
-    entry = record.best()
-    if entry is None or (best := entry.best(record.mode)) is None:
+    entry = study.record.best()
+    if entry is None or (best := entry.best(study.record.mode)) is None:
         return "none yet"
     running = ", still running" if entry.state is TrialState.RUNNING else ""
-    return f"{metric} {best[1]:.4f} (trial {entry.number}, epoch {best[0]}{running})"
+    return f"{study.spec.metric} {best[1]:.4f} (trial {entry.number}, epoch {best[0]}{running})"
 
 
 def duration(seconds: float) -> str:

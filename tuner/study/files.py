@@ -8,6 +8,18 @@ from pathlib import Path
 
 from training.durable_write import DAMAGED, PARTIAL
 
+GIVEN_SPEC = "spec.yaml"
+
+RESOLVED_SPEC = "spec.resolved.yaml"
+
+PROVENANCE = "provenance.json"
+
+DATABASE = "optuna.db"
+
+WARM_START = "warm_start.json"
+
+CONFIRM_FOLDER = "confirm"
+
 TRIALS_FOLDER = "trials"
 
 METRICS_FILE = "metrics.csv"
