@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
+from tuner.report.numbers import score
 from tuner.trial.messages import EpochReport, TrialRequest
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class ViewCallback(Callback):  # type: ignore[misc]
         number = TrialRequest.from_ray(trial.config).number
         if report.note:
             self._view.trial_noted(number, report.note)
-        outcome = report.undefined or f"{self._metric} {report.score:.4f}"
+        outcome = report.undefined or f"{self._metric} {score(report.score)}"
         self._view.epoch_ended(number, report.epoch, outcome)
 
     def on_trial_complete(
