@@ -193,7 +193,7 @@ def print_studies(studies: Iterable[Study], console: Console | None = None) -> N
 
 def _check_cluster(address: str | None) -> None:
     """Check the cluster before the libraries of the trials are loaded and a folder is made."""
-    from tuner.run.cluster_check import check_cluster
+    from tuner.driver.cluster_check import check_cluster
 
     check_cluster(address)
 

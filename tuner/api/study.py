@@ -288,8 +288,8 @@ class Study:
 
     def _go_on(self, address: str | None, progress: bool | Console) -> bool:
         """Run what is left of the study; whether that was interrupted."""
+        from tuner.driver.run_study import run_study
         from tuner.report.console import progress_console
-        from tuner.run.run_study import run_study
         from tuner.study.budget import spent_budget
 
         console = progress_console(progress)

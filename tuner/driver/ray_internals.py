@@ -1,7 +1,7 @@
 """The private parts of Ray (2.60) that the program relies on, and what it counts on of each.
 
 Nothing else imports from `ray._private` and the like. An upgrade of Ray that breaks one of these
-fails in `tests/tuner_tests/run/test_ray_internals.py`, by name.
+fails in `tests/tuner_tests/driver/test_ray_internals.py`, by name.
 
 Parts of Ray are imported where they are used: `cluster_probe` must not wait for Ray Tune to load.
 """

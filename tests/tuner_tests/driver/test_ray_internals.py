@@ -21,7 +21,7 @@ from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.exceptions import OutOfMemoryError, OwnerDiedError, RayActorError
 from ray.tune.experiment import Trial
 
-from tuner.run.ray_internals import (
+from tuner.driver.ray_internals import (
     actor_of,
     check_versions,
     daemons_in_own_groups,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.stopper import CombinedStopper, Stopper
 
-from tuner.run.confirm_searcher import ConfirmSearcher
-from tuner.run.lost_workers import LostWorkers, head_is_gone
-from tuner.run.scheduler import RecordScheduler
-from tuner.run.searcher import build_searcher
-from tuner.run.stopping import HaltStopper
+from tuner.driver.confirm_searcher import ConfirmSearcher
+from tuner.driver.lost_workers import LostWorkers, head_is_gone
+from tuner.driver.scheduler import RecordScheduler
+from tuner.driver.searcher import build_searcher
+from tuner.driver.stopping import HaltStopper
 from tuner.search.policies import Policy, build_policy
 from tuner.study.confirmation import Candidate
 from tuner.study.data import StudyData
@@ -22,7 +22,7 @@ from tuner.trial.context import StudyContext
 from tuner.trial.trainable import TrialTrainable
 
 if TYPE_CHECKING:
-    from tuner.run.searcher import RecordSearcher
+    from tuner.driver.searcher import RecordSearcher
     from tuner.spec.settings import TrialResources
 
 

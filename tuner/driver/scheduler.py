@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tuner.run.ray_internals import lost_worker_error
-from tuner.run.results import record_epoch
+from tuner.driver.ray_internals import lost_worker_error
+from tuner.driver.results import record_epoch
 from tuner.search.policies.policy import Action
 from tuner.study.trial_entry import TrialState
 from tuner.trial.failures import classify

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.tune import Callback
 
-from tuner.run.ray_internals import actor_of
+from tuner.driver.ray_internals import actor_of
 from tuner.trial.failures import ClusterLostError, TrialHungError, classify, end_trial
 from tuner.trial.messages import TrialRequest
 

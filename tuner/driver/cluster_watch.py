@@ -16,7 +16,7 @@ from subprocess import Popen
 
 import ray
 
-from tuner.run.ray_internals import own_daemons
+from tuner.driver.ray_internals import own_daemons
 
 OWN_INTERVAL = 0.05
 """Seconds between two looks at the processes of a cluster of our own."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from rich.console import Console
 
-from tuner.run.checkpoint_keeper import CheckpointKeeper
+from tuner.driver.checkpoint_keeper import CheckpointKeeper
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import CheckpointSettings
 from tuner.spec.study_spec import StudySpec

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.stopper import Stopper
 
-from tuner.run.cluster_watch import cluster_watch
+from tuner.driver.cluster_watch import cluster_watch
 from tuner.signals import ECHO_SECONDS
 from tuner.study.budget import spent_budget
 from tuner.trial.failures import halted_message

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.search import Searcher
 
-from tuner.run.results import record_epoch
+from tuner.driver.results import record_epoch
 from tuner.search.one_thread import one_thread
 from tuner.search.searchers import SEARCHERS
 from tuner.search.searchers.view import Propose, SearchView
