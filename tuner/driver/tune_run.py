@@ -64,6 +64,8 @@ def assemble(
             callbacks=[lost, *callbacks],
             stop=CombinedStopper(stopper, HaltStopper(study.record)),
             verbose=0,
+            # it prints nothing either; that of notebooks would clear the output of the cell
+            progress_reporter=tune.CLIReporter(),
             # what failed is tried again as the record has it, as a new trial to Tune
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
