@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.run.stopping import BudgetStopper
+from tuner.driver.stopping import BudgetStopper
 from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.budget import budget_lines, gpu_hours_spent, spent_budget

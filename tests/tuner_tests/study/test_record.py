@@ -14,9 +14,9 @@ from typing import Any
 import optuna
 import pytest
 
+from tuner.driver.scheduler import RecordScheduler
+from tuner.driver.searcher import build_searcher
 from tuner.errors import StudyError
-from tuner.run.scheduler import RecordScheduler
-from tuner.run.searcher import build_searcher
 from tuner.search.policies import build_policy
 from tuner.spec.domains import Uniform
 from tuner.spec.load import parse_spec
