@@ -177,6 +177,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_space_options(check)
     check.set_defaults(command=_check)
 
+    fields = commands.add_parser("fields", help="help for what a search space file can say")
+    fields.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="a field, a section, or a setting such as search.num_trials; all by default",
+    )
+    fields.set_defaults(command=_fields)
+
     export = commands.add_parser("export", help="export a study's best model, ready to predict")
     export.add_argument("name", help="name of the study")
     export.add_argument("--trial", type=int, metavar="ID", help="a trial instead of the best")
@@ -397,6 +406,18 @@ def _check(options: argparse.Namespace, out: Console) -> int:
     print_spec(out, spec)
     for line in (*found, *networks.describe()):
         out.print(line, markup=False)
+    return DONE
+
+
+def _fields(options: argparse.Namespace, out: Console) -> int:
+    from tuner.report.fields import print_field, print_fields
+    from tuner.spec.reference import all_fields, find_fields
+
+    rows = all_fields() if options.name is None else find_fields(options.name)
+    if len(rows) == 1:
+        print_field(out, rows[0])
+    else:
+        print_fields(out, rows)
     return DONE
 
 
