@@ -43,7 +43,7 @@ config:
 space:
   learning_rate: {loguniform: [1e-4, 1e-1]}
 search: {num_trials: 8, searcher: random, seed: 2}
-asha: {grace_period: 1, reduction_factor: 2, promotion: true}
+policy: {name: asha, grace_period: 1, reduction_factor: 2, promotion: true}
 resources: {max_concurrent: 1, cpu: 1, gpu: 0}
 failures: {max_failures: 1000}
 """

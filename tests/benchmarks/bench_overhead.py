@@ -55,7 +55,7 @@ space:
   weight_decay: {{loguniform: [1e-6, 1e-2]}}
   optimizer: {{choice: [adamw, adam, sgd]}}
 search: {{num_trials: {trials}, searcher: {searcher}, default_first: false}}
-asha: {{promotion: {promotion}}}
+policy: {{name: asha, promotion: {promotion}}}
 """
 
 RANDOM, OPTUNA = "Ray Tune", "Ray Tune, OptunaSearch"

@@ -78,7 +78,7 @@ def ours(space: Path, trials: int, folder: Path) -> tuple[list[float], list[floa
     tuner.run.tune_run.TrialTrainable = Watched  # type: ignore[misc]
     arguments = ["run", str(space), "--name", "start", "--studies-dir", str(folder)]
     arguments += ["--num-trials", str(trials), "--max-concurrent", str(WORKERS)]
-    arguments += ["--set", "config.max_epochs=6", "--set", "asha.grace_period=1"]
+    arguments += ["--set", "config.max_epochs=6", "--set", "policy.grace_period=1"]
     status = tune_command([*arguments, "--set", "search.time_budget=null"])
     assert status == 0
     spec = load_spec(space)

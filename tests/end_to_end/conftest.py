@@ -31,7 +31,7 @@ space:
   optimizer: {choice: [adamw, sgd]}
   momentum: {uniform: [0.8, 0.99], when: {optimizer: sgd}}
 search: {num_trials: 5}
-asha: {grace_period: 1, reduction_factor: 2}
+policy: {name: asha, grace_period: 1, reduction_factor: 2}
 resources: {logical_gpus: true}
 """
 

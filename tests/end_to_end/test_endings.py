@@ -47,7 +47,7 @@ def bad_space(space_file: Path, folder: Path) -> Path:
         + "  model_params.embed_dim: {choice: [4, 5, 1000000000000]}\n"
         + "  learning_rate: {choice: [1e-3, 1e+30], when: {model_params.embed_dim: 4}}\n"
         + "search: {num_trials: 5, searcher: random, seed: 2}\n"
-        + "asha: false\n"
+        + "policy: none\n"
         + "resources: {logical_gpus: true}\n"
     )
     return path
@@ -112,7 +112,7 @@ def test_a_study_that_is_cut_off_goes_on_where_it_was(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     where = ["--studies-dir", str(tmp_path)]
-    options = ["--num-trials", "2", "--max-epochs", "6", "--set", "asha=false"]
+    options = ["--num-trials", "2", "--max-epochs", "6", "--set", "policy=none"]
     command = [sys.executable, "-m", "tuner"]
     run = [*command, "run", str(space_file), "--name", "cut", "--address", cluster]
     process = subprocess.Popen(

@@ -41,7 +41,7 @@ def toy_space(tmp_path_factory: pytest.TempPathFactory, space_file: Path) -> Pat
         head
         + "space:\n  learning_rate: {loguniform: [1e-4, 1e-1]}\n"
         + f"search: {{num_trials: {TRIALS}, searcher: random, seed: 2}}\n"
-        + "asha: {grace_period: 1, reduction_factor: 2, promotion: true}\n"
+        + "policy: {name: asha, grace_period: 1, reduction_factor: 2, promotion: true}\n"
         + "resources: {max_concurrent: 1, cpu: 1, gpu: 0}\n"
     )
     return path
@@ -282,7 +282,7 @@ def test_a_driver_that_was_killed_is_known_to_status_and_list(
     toy.beside(folder, toy.PACE).write_text("0.3")
     where = ["--studies-dir", str(tmp_path)]
     # every trial runs from its start to its end
-    options = ["--set", "asha=false", "--address", cluster]
+    options = ["--set", "policy=none", "--address", cluster]
     driver = start(["run", str(toy_space), "--name", "gone", *options], tmp_path)
     wait_for_epochs(folder, 1, driver)
     assert main(["list", *where]) == 0
@@ -324,7 +324,7 @@ def test_a_trial_that_fails_is_tried_again(
         5: {"epoch": 3, "what": "exception", "times": 9},
     }
     options = [
-        *("--set", "asha=false", "--set", "failures.hang_timeout=15", "--max-concurrent", "3"),
+        *("--set", "policy=none", "--set", "failures.hang_timeout=15", "--max-concurrent", "3"),
         *("--set", "failures.on_out_of_memory=smaller_batch", "--set", "train_batch_size=4"),
     ]
     code, study = faulty(tmp_path / "faulty", toy_space, faults, *options)
@@ -368,7 +368,7 @@ def test_a_study_most_of_whose_trials_failed_is_no_success(
         1: {"epoch": 1, "what": "out of memory", "times": 9},
     }
     options = [
-        *("--set", "asha=false", "--set", "failures.max_failures=0", "--num-trials", "3"),
+        *("--set", "policy=none", "--set", "failures.max_failures=0", "--num-trials", "3"),
         *("--set", "train_batch_size=4", "--max-epochs", "1"),
     ]
     code, study = faulty(tmp_path / "failed", toy_space, faults, *options)
@@ -415,7 +415,7 @@ def test_a_lost_node_costs_no_trial(
     folder = tmp_path / "lost"
     toy.beside(folder, toy.PACE).write_text("0.3")
     # only the new node has room for such a trial
-    options = ["--cpus-per-trial", "4", "--num-trials", "2", "--set", "asha=false"]
+    options = ["--cpus-per-trial", "4", "--num-trials", "2", "--set", "policy=none"]
     driver = start(
         ["run", str(toy_space), "--name", "lost", "--address", nodes.address, *options], tmp_path
     )

@@ -30,7 +30,7 @@ def space(tmp_path_factory: pytest.TempPathFactory, space_file: Path) -> Path:
         head.replace("max_epochs: 4", "max_epochs: 2")
         + "space:\n  learning_rate: {loguniform: [1e-4, 1e-1]}\n"
         + "search: {num_trials: 3, searcher: random, seed: 2}\n"
-        + "asha: false\ncheckpoints: {keep: 1}\nresources: {max_concurrent: 1, cpu: 1, gpu: 0}\n"
+        + "policy: none\ncheckpoints: {keep: 1}\nresources: {max_concurrent: 1, cpu: 1, gpu: 0}\n"
     )
     return path
 

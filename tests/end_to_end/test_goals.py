@@ -30,7 +30,7 @@ space:
   learning_rate: {loguniform: [1e-3, 1e-1]}
   model_params.embed_dim: {choice: [4, 8, 64]}
 search: {searcher: nsga2, num_trials: 4, epoch_budget: 4, seed: 1}
-asha: false
+policy: none
 resources: {logical_gpus: true}
 constraints: {max_parameters: 100K, max_memory: 8GB}
 confirm: {top: 1, seeds: 2}

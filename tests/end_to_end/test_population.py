@@ -20,10 +20,13 @@ from tuner.study.study import Study, open_study
 from tuner.study.trial_entry import TrialState
 
 
-def population_space(space_file: Path, folder: Path, scheduler: str) -> Path:
+def population_space(space_file: Path, folder: Path, policy: str) -> Path:
     space = folder / "population.yaml"
     space.write_text(
-        space_file.read_text() + f"scheduler: {scheduler}\npbt: {{perturbation_interval: 1}}\n"
+        space_file.read_text().replace(
+            "{name: asha, grace_period: 1, reduction_factor: 2}",
+            f"{{name: {policy}, perturbation_interval: 1}}",
+        )
     )
     return space
 

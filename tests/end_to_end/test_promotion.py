@@ -14,15 +14,13 @@ from tuner.study.study import open_study
 from tuner.study.trial_entry import TrialState
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "pasha"])
+@pytest.mark.parametrize("policy", ["asha", "pasha"])
 def test_paused_trials_go_on_where_they_were(
-    cluster: str, space_file: Path, tmp_path: Path, scheduler: str
+    cluster: str, space_file: Path, tmp_path: Path, policy: str
 ) -> None:
-    text = space_file.read_text().replace(
-        "reduction_factor: 2}", "reduction_factor: 2, promotion: true}"
-    )
+    text = space_file.read_text().replace("name: asha", f"name: {policy}")
     space = tmp_path / "promotion.yaml"
-    space.write_text(text + f"scheduler: {scheduler}\n")
+    space.write_text(text)
     where = ["--name", "promotion", "--studies-dir", str(tmp_path)]
     assert main(["run", str(space), "--num-trials", "6", "--max-concurrent", "2", *where]) == 0
     study = open_study(tmp_path, "promotion")
@@ -35,7 +33,7 @@ def test_paused_trials_go_on_where_they_were(
     assert set(epochs) <= {1, 2, 4}
     # three of six pass the first rung
     assert sum(reached > 1 for reached in epochs) >= 3
-    if scheduler == "asha":
+    if policy == "asha":
         assert epochs[-1] == 4
     for number, entry in entries.items():
         folder = study.folder / "trials" / f"{number:04d}"

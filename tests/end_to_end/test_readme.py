@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 SETTINGS = (
-    *("steps_per_epoch=1", "warmup_epochs=0", "asha=false"),
+    *("steps_per_epoch=1", "warmup_epochs=0", "policy=none"),
     "resources.logical_gpus=true",
 )
 SHORTER = {

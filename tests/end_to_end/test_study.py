@@ -29,7 +29,7 @@ from tuner.study.trial_entry import TrialState
 def study(cluster: str, space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     studies = tmp_path_factory.mktemp("studies")
     # a promoted trial may go on elsewhere than where it began
-    options = ["--name", "tiny", "--studies-dir", str(studies), "--set", "asha.promotion=false"]
+    options = ["--name", "tiny", "--studies-dir", str(studies), "--set", "policy.promotion=false"]
     assert main(["run", str(space_file), *options]) == 0
     return open_study(studies, "tiny")
 
@@ -72,7 +72,7 @@ def test_a_study_without_an_address_runs_on_its_own_cluster(
     cluster: str, space_file: Path, tmp_path: Path
 ) -> None:
     """Ray joins whatever cluster it finds on the machine if it is not told to start one."""
-    short = ["--num-trials", "1", "--max-epochs", "1", "--set", "asha=false"]
+    short = ["--num-trials", "1", "--max-epochs", "1", "--set", "policy=none"]
     where = ["--name", "own", "--studies-dir", str(tmp_path)]
     result = subprocess.run(
         [sys.executable, "-m", "tuner", "run", str(space_file), *where, *short],
@@ -171,7 +171,7 @@ def test_status_list_and_running_again(
     assert "tiny" in capsys.readouterr().out
     assert main(["resume", "tiny", *where]) == 0
     assert "has finished already" in capsys.readouterr().out
-    same = [str(space_file), "--name", "tiny", "--set", "asha.promotion=false"]
+    same = [str(space_file), "--name", "tiny", "--set", "policy.promotion=false"]
     assert main(["run", *same, *where]) == 0
     assert "has finished already" in capsys.readouterr().out
     assert main(["run", str(space_file), "--name", "tiny", "--seed", "9", *where]) == 2

@@ -35,20 +35,13 @@ def print_spec(console: Console, spec: StudySpec) -> None:
     )
     for line in (*_grid(spec), *_goals(spec)):
         console.print(line, markup=False)
-    if spec.population:
-        console.print(
-            f"scheduler {spec.scheduler}: compares every {spec.pbt.perturbation_interval} epochs; "
-            f"about {spec.pbt.quantile_fraction:.0%} of the trials take over a better one"
-        )
-    rungs = ", ".join(str(rung) for rung in spec.rungs())
-    if not rungs:
-        most = "at most " if spec.scheduler == "median" else ""
+    decides = spec.policy.describe(spec.max_epochs)
+    if decides:
+        console.print(f"policy    {spec.policy.name}: {decides}", markup=False)
+    if not spec.rungs():
+        most = "at most " if spec.policy.stops_trials else ""
         console.print(f"budget    {most}{full} epochs: every trial trains {most}{spec.max_epochs}")
         return
-    console.print(
-        f"scheduler {spec.scheduler}: compares at epochs {rungs}; about 1 in "
-        f"{spec.rung_settings.reduction_factor} goes on"
-    )
     expected = spec.expected_epochs() * trials / spec.search.num_trials
     console.print(
         f"budget    about {expected:.0f} epochs; training every trial to epoch "

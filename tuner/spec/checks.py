@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from training.config import ModelTrainingConfig
 from tuner.errors import suggestion
 from tuner.spec.field_errors import describe_errors
-from tuner.spec.study_spec import POPULATION_POLICIES
 
 if TYPE_CHECKING:
     from tuner.spec.parser import SpecParser
@@ -119,34 +118,27 @@ def check_population(spec: StudySpec, parser: SpecParser) -> None:
         if name.partition(".")[0] in NETWORK_FIELDS:
             parser.problem(
                 ("space", name),
-                f"{name} cannot vary with scheduler={spec.scheduler}, in which a trial takes over "
+                f"{name} cannot vary with policy={spec.policy.name}, in which a trial takes over "
                 "the weights of another: they would not fit; fix it in `config`, or choose "
-                "another scheduler",
+                "another policy",
             )
     if spec.search.searcher == "grid":
         parser.problem(
             ("search", "searcher"),
-            f"searcher=grid does not go with scheduler={spec.scheduler}, which changes the values "
+            f"searcher=grid does not go with policy={spec.policy.name}, which changes the values "
             "of trials while they train: choose another one",
         )
     if spec.confirm is not None:
         parser.problem(
             ("confirm",),
-            f"confirm does not go with scheduler={spec.scheduler}: it trains one config from the "
+            f"confirm does not go with policy={spec.policy.name}: it trains one config from the "
             "start, but the best weights came about with several; leave one of them out",
         )
     if spec.search.num_trials < 2:
         parser.problem(
             ("search", "num_trials"),
-            f"num_trials={spec.search.num_trials} is no population: scheduler={spec.scheduler} "
+            f"num_trials={spec.search.num_trials} is no population: policy={spec.policy.name} "
             "compares trials with each other and needs 2, better 8 or more",
-        )
-    interval = spec.pbt.perturbation_interval
-    if interval >= spec.max_epochs:
-        parser.problem(
-            ("pbt", "perturbation_interval"),
-            f"perturbation_interval={interval} must be below max_epochs={spec.max_epochs}: no "
-            "trial would be compared with others",
         )
 
 
@@ -159,13 +151,9 @@ def check_together(spec: StudySpec, parser: SpecParser) -> None:
     if not check_point(parser, spec, {}):
         return
     check_goals(spec, parser)
-    if spec.asha is not None and spec.asha.grace_period > spec.max_epochs:
-        parser.problem(
-            ("asha", "grace_period"),
-            f"grace_period={spec.asha.grace_period} must not be above "
-            f"max_epochs={spec.max_epochs}: no trial could be stopped",
-        )
-    if spec.scheduler in POPULATION_POLICIES:
+    for setting, message in spec.policy.problems(spec.max_epochs):
+        parser.problem(("policy", setting), message)
+    if spec.population:
         check_population(spec, parser)
     rng = random.Random(0)
     for _ in range(SAMPLES):

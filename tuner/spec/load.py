@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuner.errors import SpecError, suggestion
 from tuner.spec.checks import check_together
+from tuner.spec.old_sections import translate
 from tuner.spec.parser import SpecParser
 from tuner.spec.settings import (
-    AshaSettings,
     CheckpointSettings,
     ConfirmSettings,
     ConstraintSettings,
     FailureSettings,
-    PopulationSettings,
     ResourceSettings,
     SearchSettings,
 )
 from tuner.spec.study_spec import StudySpec
 from tuner.spec.yaml_source import Override, YamlSource
-
-if TYPE_CHECKING:
-    pass
 
 
 def read_confirm(parser: SpecParser) -> ConfirmSettings | None:
@@ -43,8 +38,25 @@ def load_spec(path: Path, overrides: Mapping[str, Override] | None = None) -> St
     Raises:
         SpecError: if the file cannot be read, or for every problem in it at once.
     """
+    return parse_spec(_text(path), source=path, overrides=overrides)
+
+
+def load_resolved_spec(path: Path) -> StudySpec:
+    """Read the resolved spec of a study, which an earlier version may have written.
+
+    Raises:
+        SpecError: if the file cannot be read, or for every problem in it at once.
+    """
+    text = _text(path)
+    source = YamlSource.parse(text, str(path))
+    if isinstance(source.data, dict):
+        translate(source.data)
+    return _validated(SpecParser(source), text, path)
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         others = [str(other) for other in sorted(path.parent.glob("*.yaml"))]
         hint = suggestion(path, others) if others else ""
@@ -52,7 +64,6 @@ def load_spec(path: Path, overrides: Mapping[str, Override] | None = None) -> St
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise SpecError(f"the search space {path} cannot be read: {reason}") from error
-    return parse_spec(text, source=path, overrides=overrides)
 
 
 def parse_spec(
@@ -71,14 +82,17 @@ def parse_spec(
     """
     parser = SpecParser(YamlSource.parse(text, str(source)))
     parser.apply(overrides or {})
+    return _validated(parser, text, Path(source))
+
+
+def _validated(parser: SpecParser, text: str, source: Path) -> StudySpec:
+    """The spec of a file; raises every problem of it at once."""
     parser.check_sections()
     (metric, mode), *further = parser.metrics()
     config = parser.config()
     space = parser.space(config)
     search = parser.section("search", SearchSettings)
-    asha = _asha(parser)
-    scheduler = _scheduler(parser)
-    pbt = parser.section("pbt", PopulationSettings)
+    policy = parser.policy()
     resources = parser.section("resources", ResourceSettings)
     failures = parser.section("failures", FailureSettings)
     checkpoints = parser.section("checkpoints", CheckpointSettings)
@@ -86,13 +100,13 @@ def parse_spec(
     confirm = read_confirm(parser)
     parser.raise_problems()
     assert search is not None
-    assert pbt is not None
+    assert policy is not None
     assert resources is not None
     assert failures is not None
     assert checkpoints is not None
     assert constraints is not None
     spec = StudySpec(
-        source=Path(source),
+        source=source,
         source_text=text,
         metric=metric,
         mode=mode,
@@ -100,9 +114,7 @@ def parse_spec(
         config=config,
         space=space,
         search=search,
-        scheduler=scheduler,
-        asha=asha,
-        pbt=pbt,
+        policy=policy,
         resources=resources,
         failures=failures,
         checkpoints=checkpoints,
@@ -112,35 +124,3 @@ def parse_spec(
     check_together(spec, parser)
     parser.raise_problems()
     return spec
-
-
-def _asha(parser: SpecParser) -> AshaSettings | None:
-    given = parser.data.get("asha", True)
-    if given is False:
-        return None
-    if given is True:
-        return AshaSettings()
-    return parser.section("asha", AshaSettings)
-
-
-def _scheduler(parser: SpecParser) -> str:
-    off = parser.data.get("asha") is False
-    name = parser.data.get("scheduler", "none" if off else "asha")
-    if name not in POLICY_NAMES:
-        parser.problem(
-            ("scheduler",), f"unknown scheduler {name!r}{suggestion(name, POLICY_NAMES)}"
-        )
-        return "none"
-    if off and name in NEED_ASHA:
-        parser.problem(
-            ("scheduler",),
-            f"scheduler={name} needs the section asha, which is false: remove one of them",
-        )
-    return str(name)
-
-
-POLICY_NAMES = ("asha", "pasha", "hyperband", "median", "pbt", "pb2", "none")
-"""Keys of `tuner.search.policies.POLICIES`."""
-
-NEED_ASHA = frozenset({"asha", "pasha", "hyperband", "median"})
-"""Schedulers whose settings are in the section `asha`."""

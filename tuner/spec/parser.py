@@ -14,13 +14,15 @@ from training.local_path import is_url, url_refusal
 from tuner.errors import SpecError, suggestion
 from tuner.spec.domains import DOMAINS, Choice, Domain, RandInt
 from tuner.spec.field_errors import UNKNOWN_NAME, describe_errors, field_problem
+from tuner.spec.old_sections import OLD_SECTIONS, old_sections, refusal
+from tuner.spec.policies import DEFAULT_POLICY, POLICY_SETTINGS, PolicySettings
 from tuner.spec.settings import EMBEDDED_DATA
 from tuner.spec.space import Space
 from tuner.spec.yaml_source import Override, YamlPath, YamlSource
 
 SECTIONS = (
-    *("metric", "mode", "config", "space", "search", "scheduler", "asha", "resources"),
-    *("pbt", "failures", "checkpoints", "constraints", "confirm"),
+    *("metric", "mode", "config", "space", "search", "policy", "resources"),
+    *("failures", "checkpoints", "constraints", "confirm"),
 )
 
 METRICS = ("val_dice", "val_nsd", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
@@ -86,7 +88,11 @@ class SpecParser:
         """Put the values of options in the place of those of the file."""
         for key, override in overrides.items():
             section, _, name = key.partition(".")
-            if section not in SECTIONS:
+            policy = self.data.get("policy")
+            if section == "policy" and name and isinstance(policy, str):
+                self.data["policy"] = {"name": policy}
+            # `--set scheduler=cosine` sets the field of the config
+            if section not in {*SECTIONS, *OLD_SECTIONS} - {"scheduler"}:
                 section, name = "config", key
             if not name:
                 self._source.replace((section,), override)
@@ -99,15 +105,19 @@ class SpecParser:
 
     def check_sections(self) -> None:
         """Note unknown sections, and sections that are no mapping."""
+        old = old_sections(self.data)
+        if old:
+            options = (path for path in self._source.origins if path[0] in old)
+            self.problem(next(options, (old[0],)), refusal(self.data), key=True)
         for name in self.data:
-            if name not in SECTIONS:
+            if name not in {*SECTIONS, *old}:
                 hint = suggestion(name, SECTIONS)
                 if name in ModelTrainingConfig.model_fields:
                     hint = f": fixed values of the config go under `config:`, e.g. config.{name}"
                 self.problem((name,), f"unknown section {name!r}{hint}", key=True)
         for name in (
             *("config", "space", "search", "resources"),
-            *("pbt", "failures", "checkpoints", "constraints"),
+            *("failures", "checkpoints", "constraints"),
         ):
             if not isinstance(self.data.get(name, {}), dict):
                 self.problem(
@@ -208,7 +218,7 @@ class SpecParser:
         """A section of settings; None if something in it is wrong."""
         given = self.data.get(name, {})
         if not isinstance(given, dict):
-            if name in {"asha", "confirm"}:
+            if name == "confirm":
                 self.problem((name,), f"{name} must be a mapping or false, but got {given!r}")
             return None
         try:
@@ -216,6 +226,35 @@ class SpecParser:
         except ValidationError as error:
             for path, message in describe_errors(error, model):
                 self.problem((name, *path), message, key=message.startswith(UNKNOWN_NAME))
+            return None
+
+    def policy(self) -> PolicySettings | None:
+        """The policy with its settings, given by name or as a mapping; None if it is wrong."""
+        given = self.data.get("policy", {})
+        path: YamlPath = ("policy",)
+        if isinstance(given, dict):
+            path, settings = (*path, "name"), given
+        elif isinstance(given, str):
+            settings = {"name": given}
+        else:
+            self.problem(
+                path,
+                "policy must be a name, or a mapping such as {name: asha, grace_period: 2}, "
+                f"but got {given!r}",
+            )
+            return None
+        name = settings.get("name", DEFAULT_POLICY)
+        if not isinstance(name, str) or name not in POLICY_SETTINGS:
+            self.problem(path, f"unknown policy {name!r}{suggestion(name, POLICY_SETTINGS)}")
+            return None
+        model = POLICY_SETTINGS[name]
+        try:
+            return model(**settings)
+        except ValidationError as error:
+            for place, message in describe_errors(error, model):
+                unknown = message.startswith(UNKNOWN_NAME)
+                shown = f"policy={name}: {message}" if unknown else message
+                self.problem(("policy", *place), shown, key=unknown)
             return None
 
     def _is_field(self, path: YamlPath, name: str) -> bool:
@@ -254,6 +293,8 @@ class SpecParser:
         message = field_problem(name, value)
         if message is None:
             return True
+        if name == "scheduler" and isinstance(value, str) and value in POLICY_SETTINGS:
+            message += f"; what stops trials is the section policy: policy={value}"
         if isinstance(domain, Choice):
             path = (*path, "choice", domain.values.index(value))
         elif domain is not None:

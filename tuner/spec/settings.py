@@ -74,43 +74,6 @@ class SearchSettings(Section):
     `tune resume`; null for no limit."""
 
 
-class AshaSettings(Section):
-    """The section `asha`: asynchronous successive halving (Li et al., 2020)."""
-
-    grace_period: Annotated[Whole, Field(ge=1)] = 1
-    """Epochs that every trial trains; the first rung."""
-
-    reduction_factor: Annotated[Whole, Field(ge=2)] = 3
-    """One of so many trials survives a rung; rungs are apart by this factor."""
-
-    promotion: bool = True
-    """Whether trials pause at a rung and the best go on when a worker is free, rather than
-    stop there for good."""
-
-    brackets: Annotated[Whole, Field(ge=1)] = 1
-    """Ladders of rungs (Hyperband): each leaves out one more of the lowest rungs."""
-
-
-class PopulationSettings(Section):
-    """The section `pbt`: population based training, for the schedulers pbt and pb2."""
-
-    perturbation_interval: Annotated[Whole, Field(ge=1)] = 5
-    """Epochs after which a trial is compared with the others, again and again."""
-
-    quantile_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.25
-    """Share of the trials that are weak, each of which takes over the weights of one of the
-    best; as large a share are those."""
-
-    resample_probability: Annotated[Number, Field(ge=0, le=1)] = 0.25
-    """How likely a value is drawn anew; else a number is multiplied by 0.8 or 1.2, and a choice
-    stays (among numbers, it moves to the next one)."""
-
-    synchronous: bool = True
-    """Whether a trial is compared when all have come as far, and waits for them where there are
-    as many workers as trials. If not, it is compared with those that are there: no worker
-    waits, but what is decided depends on who is fast, and the fastest never changes."""
-
-
 class FailureSettings(Section):
     """The section `failures`: what follows when a trial fails."""
 

@@ -7,24 +7,21 @@ line, column, the value and the nearest valid name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from training.config import Mode, ModelTrainingConfig
-from tuner.spec.brackets import expected_epochs, hyperband_brackets
 from tuner.spec.domains import Choice
+from tuner.spec.policies import PolicySettings
 from tuner.spec.recipes import RECIPES, recipe_values
 from tuner.spec.settings import (
     EMBEDDED_DATA,
-    AshaSettings,
     CheckpointSettings,
     ConfirmSettings,
     ConstraintSettings,
     FailureSettings,
-    PopulationSettings,
     ResourceSettings,
     SearchSettings,
 )
@@ -44,9 +41,7 @@ class StudySpec(BaseModel):
         config: Fixed values of `ModelTrainingConfig`, as given.
         space: What varies.
         search: What proposes trials.
-        scheduler: Key of `tuner.search.policies.POLICIES`.
-        asha: The rungs, None for none.
-        pbt: Population based training.
+        policy: What stops, pauses or changes trials.
         resources: Share of a trial.
         failures: What follows when a trial fails.
         checkpoints: Which checkpoints are kept.
@@ -64,9 +59,7 @@ class StudySpec(BaseModel):
     config: dict[str, Any]
     space: Space
     search: SearchSettings
-    scheduler: str
-    asha: AshaSettings | None
-    pbt: PopulationSettings
+    policy: PolicySettings
     resources: ResourceSettings
     failures: FailureSettings
     checkpoints: CheckpointSettings
@@ -77,11 +70,6 @@ class StudySpec(BaseModel):
     def objectives(self) -> tuple[tuple[str, Mode], ...]:
         """All metrics that matter with their modes, the one that trials are compared by first."""
         return ((self.metric, self.mode), *self.further_metrics)
-
-    @property
-    def rung_settings(self) -> AshaSettings:
-        """The section `asha`, the default if there is none."""
-        return self.asha or AshaSettings()
 
     @property
     def max_epochs(self) -> int:
@@ -140,48 +128,22 @@ class StudySpec(BaseModel):
         return {**values, "optimizer": optimizer, "model_name": model_name}
 
     def rungs(self) -> tuple[int, ...]:
-        """Epochs below max_epochs at which trials are compared by rungs, ascending.
-
-        Those of ASHA are grace_period * reduction_factor^k, those of Hyperband the milestones of
-        its brackets; other schedulers have none.
-        """
-        if self.asha is not None and self.scheduler == "hyperband":
-            brackets = hyperband_brackets(self.max_epochs, self.asha.reduction_factor)
-            return tuple(sorted({m for bracket in brackets for m in bracket.milestones[:-1]}))
-        if self.asha is None or self.scheduler not in {"asha", "pasha"}:
-            return ()
-        rungs = []
-        rung, max_epochs = self.asha.grace_period, self.max_epochs
-        while rung < max_epochs:
-            rungs.append(rung)
-            rung *= self.asha.reduction_factor
-        return tuple(rungs)
+        """Epochs below max_epochs at which trials are compared by rungs, ascending."""
+        return self.policy.rungs(self.max_epochs)
 
     @property
     def population(self) -> int:
-        """Trials that take over each other's weights, 0 if they do not."""
-        return self.search.num_trials if self.scheduler in POPULATION_POLICIES else 0
+        """Trials that copy each other's weights, 0 if they do not."""
+        return self.search.num_trials if self.policy.exchanges_weights else 0
 
     @property
     def snapshot_interval(self) -> int:
-        """Epochs after which a trial keeps its checkpoint for others to take over."""
-        if self.population:
-            return self.pbt.perturbation_interval
-        return self.max_epochs + 1
+        """Epochs after which a trial keeps its checkpoint for others to copy."""
+        return self.policy.snapshot_interval(self.max_epochs)
 
     def expected_epochs(self) -> float:
-        """Epochs that the study takes if one of `reduction_factor` trials survives each rung."""
-        if self.asha is not None and self.scheduler == "hyperband":
-            factor = self.asha.reduction_factor
-            brackets = hyperband_brackets(self.max_epochs, factor)
-            return expected_epochs(brackets, factor, self.search.num_trials)
-        steps = [0, *self.rungs(), self.max_epochs]
-        factor = self.rung_settings.reduction_factor
-        per_trial = sum(
-            (after - before) / float(factor) ** survived
-            for survived, (before, after) in enumerate(pairwise(steps))
-        )
-        return per_trial * self.search.num_trials
+        """Epochs that the study is expected to take if no trial fails."""
+        return self.policy.expected_epochs(self.max_epochs, self.search.num_trials)
 
     def to_yaml(self) -> str:
         """The whole spec as a search space file, every setting written out."""
@@ -192,9 +154,7 @@ class StudySpec(BaseModel):
                 "config": self.config,
                 "space": self.space.to_yaml(),
                 "search": self.search.model_dump(mode="json"),
-                "scheduler": self.scheduler,
-                "asha": False if self.asha is None else self.asha.model_dump(mode="json"),
-                "pbt": self.pbt.model_dump(mode="json"),
+                "policy": self.policy.model_dump(mode="json"),
                 "resources": self.resources.model_dump(mode="json"),
                 "failures": self.failures.model_dump(mode="json"),
                 "checkpoints": self.checkpoints.model_dump(mode="json"),
@@ -229,7 +189,3 @@ def assumed_classes(flat: Mapping[str, Any]) -> dict[str, Any]:
     named = [str(flat.get("target_label")), *(key.partition("class_weights.")[2] for key in flat)]
     most = max((int(label) for label in named if label.isdecimal()), default=0)
     return {"num_classes": most + 1} if most >= default else {}
-
-
-POPULATION_POLICIES = frozenset({"pbt", "pb2"})
-"""Schedulers in which trials take over the weights of others."""

@@ -13,7 +13,7 @@ from typing import Any
 from training.durable_write import write_durably
 from tuner.errors import StudyError, TunerError
 from tuner.spec.grid import planned_trials
-from tuner.spec.load import load_spec, parse_spec
+from tuner.spec.load import load_resolved_spec, parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.spec.yaml_source import Override
 from tuner.study.budget import spent_budget
@@ -114,7 +114,7 @@ def open_study(studies_dir: Path, name: str) -> Study:
         known = [path.name for path in study_folders(studies_dir)]
         others = f"there are: {', '.join(known)}" if known else "there is none yet"
         raise StudyError(f"no study {name!r} in {studies_dir} ({others})")
-    spec = load_spec(folder / RESOLVED_SPEC)
+    spec = load_resolved_spec(folder / RESOLVED_SPEC)
     if not (folder / DATABASE).is_file():
         raise unreadable(folder / DATABASE, ValueError("it is not there"))
     return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode))
@@ -177,7 +177,7 @@ def change_budgets(study: Study, overrides: Mapping[str, Override]) -> Study:
     spec = parse_spec(study.spec.to_yaml(), source=source, overrides=overrides)
     with only_driver(study):
         write_durably(source, spec.to_yaml())
-    return Study(study.folder, load_spec(source), study.record)
+    return Study(study.folder, load_resolved_spec(source), study.record)
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def only_driver(study: Study) -> Iterator[None]:
         # the driver before may have written on since the study was opened
         study.record.reload()
         path = study.folder / RESOLVED_SPEC
-        if spec_changes(load_spec(path), study.spec):
+        if spec_changes(load_resolved_spec(path), study.spec):
             raise StudyError(
                 f"another process gave the study {study.name!r} another search space just now: "
                 "choose another --name"

@@ -29,7 +29,8 @@ from tuner.run.searcher import build_searcher
 from tuner.search.policies import build_policy
 from tuner.spec.domains import Choice, LogUniform, QUniform, RandInt, Uniform
 from tuner.spec.load import parse_spec
-from tuner.spec.settings import AshaSettings, SearchSettings
+from tuner.spec.policies import AshaSettings
+from tuner.spec.settings import SearchSettings
 from tuner.spec.space import Space
 from tuner.study.record import StudyRecord
 
@@ -44,7 +45,6 @@ def ours(
     seed: int,
     *,
     searcher: str,
-    scheduler: str = "asha",
     promotion: bool = False,
     default_first: bool = True,
     brackets: int = 1,
@@ -58,8 +58,7 @@ def ours(
             "search": SearchSettings(
                 searcher=searcher, num_trials=ENDLESS, seed=seed, default_first=default_first
             ),
-            "scheduler": scheduler,
-            "asha": AshaSettings(
+            "policy": AshaSettings(
                 grace_period=1, reduction_factor=FACTOR, promotion=promotion, brackets=brackets
             ),
         }

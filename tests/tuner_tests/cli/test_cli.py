@@ -85,7 +85,7 @@ def test_check_prints_space_and_budget(space: Path, capsys: pytest.CaptureFixtur
     assert "1e-05 to 0.01, logarithmic" in printed
     assert "compares at epochs 1, 3" in printed
     assert "training every trial to epoch 9 would take 90" in printed
-    assert main(["check", str(space), "--set", "asha=false"]) == 0
+    assert main(["check", str(space), "--set", "policy=none"]) == 0
     assert "every trial trains 100" in capsys.readouterr().out
 
 

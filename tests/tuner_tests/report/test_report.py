@@ -30,7 +30,7 @@ SPACE = """
 config: {max_epochs: 5}
 space: {learning_rate: {loguniform: [1e-5, 1e-1]}}
 search: {num_trials: 3}
-asha: false
+policy: none
 """
 
 
@@ -165,7 +165,7 @@ def test_a_study_that_may_find_one_yet_is_resumed(record: StudyRecord, spec: Stu
 def test_a_grid_that_is_spent_is_the_end_of_its_study(tmp_path: Path) -> None:
     spec = parse_spec(
         "space: {optimizer: {choice: [adamw, sgd]}}\n"
-        "search: {searcher: grid, num_trials: 40}\nasha: false\n",
+        "search: {searcher: grid, num_trials: 40}\npolicy: none\n",
         source="s.yaml",
     )
     record = StudyRecord(tmp_path, spec.space, spec.mode)

@@ -83,8 +83,7 @@ def test_the_table_has_the_sampled_values_of_every_shipped_space(
 POPULATION = """
 config: {max_epochs: 9}
 space: {learning_rate: {loguniform: [1e-5, 1e-1]}, train_batch_size: {randint: [1, 8]}}
-scheduler: pbt
-pbt: {perturbation_interval: 2}
+policy: {name: pbt, perturbation_interval: 2}
 """
 
 

@@ -44,28 +44,28 @@ from tuner.study.trial_entry import TrialState
 SPEC = """
 config: {max_epochs: 27}
 space: {learning_rate: {loguniform: [1e-5, 1e-2]}}
-asha: {grace_period: 1, reduction_factor: 3}
+policy: {name: asha, grace_period: 1, reduction_factor: 3}
 """
 
 VARIANTS = [
-    "scheduler: none",
-    "scheduler: median",
-    "asha: {reduction_factor: 3, promotion: false}",
-    "asha: {reduction_factor: 3, promotion: false, brackets: 2}",
-    "asha: {reduction_factor: 3, promotion: true}",
-    "asha: {reduction_factor: 3, promotion: true, brackets: 2}",
-    "scheduler: pasha",
-    "scheduler: hyperband",
-    "scheduler: pbt\npbt: {perturbation_interval: 3}",
-    "scheduler: pbt\npbt: {perturbation_interval: 3, synchronous: false}",
-    "scheduler: pb2\npbt: {perturbation_interval: 9}",
+    "policy: none",
+    "policy: median",
+    "policy: {name: asha, reduction_factor: 3, promotion: false}",
+    "policy: {name: asha, reduction_factor: 3, promotion: false, brackets: 2}",
+    "policy: {name: asha, reduction_factor: 3, promotion: true}",
+    "policy: {name: asha, reduction_factor: 3, promotion: true, brackets: 2}",
+    "policy: pasha",
+    "policy: hyperband",
+    "policy: {name: pbt, perturbation_interval: 3}",
+    "policy: {name: pbt, perturbation_interval: 3, synchronous: false}",
+    "policy: {name: pb2, perturbation_interval: 9}",
 ]
-"""Every scheduler, in every variant."""
+"""Every policy, in every variant."""
 
 
 def variant(text: str, mode: str = "max", trials: int = 15) -> StudySpec:
     metric = "val_dice" if mode == "max" else "val_loss"
-    head = SPEC.replace("asha: {grace_period: 1, reduction_factor: 3}", "")
+    head = SPEC.replace("policy: {name: asha, grace_period: 1, reduction_factor: 3}", "")
     search = f"search: {{num_trials: {trials}}}"
     return parse_spec(f"{head}metric: {metric}\n{search}\n{text}\n", source="spec.yaml")
 
@@ -247,7 +247,7 @@ def test_no_worker_waits_while_anything_may_run(
     assert not record.with_state(TrialState.RUNNING)
     assert policy.promote() is None
     if isinstance(policy, PromotionAsha):
-        for bracket in range(spec.rung_settings.brackets):
+        for bracket in range(spec.policy.model_dump().get("brackets", 1)):
             for rung in spec.rungs()[bracket:]:
                 at = [n for n in record.scores_at(rung) if policy.bracket(n) == bracket]
                 passed = [n for n in at if record.entries[n].epochs > rung]
@@ -463,8 +463,8 @@ def test_median_stopping_by_hand(record: StudyRecord) -> None:
     assert report(record, policy, 4, 2, 0.1) == "goes on"
 
 
-def test_every_scheduler_is_in_the_suite() -> None:
-    assert {variant(text).scheduler for text in VARIANTS} == set(POLICIES)
+def test_every_policy_is_in_the_suite() -> None:
+    assert {variant(text).policy.name for text in VARIANTS} == set(POLICIES)
     assert set(Action) == {Action.CONTINUE, Action.STOP, Action.PAUSE}
 
 

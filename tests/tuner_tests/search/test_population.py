@@ -25,7 +25,7 @@ from tuner.search.policies.explore import perturbed
 from tuner.search.policies.pbt import quantiles
 from tuner.spec.domains import Choice, LogUniform, QUniform, RandInt, Uniform
 from tuner.spec.load import parse_spec
-from tuner.spec.settings import PopulationSettings
+from tuner.spec.policies import PbtSettings
 from tuner.spec.space import Space
 from tuner.study.lineage import schedule
 from tuner.study.record import StudyRecord
@@ -46,7 +46,7 @@ def policy_of(
     **fields: Any,
 ) -> PopulationTraining:
     chosen = {"perturbation_interval": 2, "quantile_fraction": 0.25, **fields}
-    return kind(record, PopulationSettings(**chosen), population, epochs, seed=3)
+    return kind(record, PbtSettings(**chosen), population, epochs, seed=3)
 
 
 def report(record: StudyRecord, policy: PopulationTraining, number: int, score: float) -> str:
@@ -342,27 +342,29 @@ SPEC = """
 config: {max_epochs: 10}
 space:
   learning_rate: {loguniform: [1e-5, 1e-2]}
-scheduler: pbt
+policy: pbt
 """
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("pbt: {perturbation_interval: 10}", "must be below max_epochs=10"),
-        ("pbt: {perturbation_interval: 0}", "perturbation_interval"),
-        ("pbt: {quantile_fraction: 0.6}", "quantile_fraction"),
-        ("pbt: {resample_probability: 2}", "resample_probability"),
-        ("pbt: {interval: 3}", "interval"),
-        ("pbt: 3", "pbt must be a mapping"),
-        ("search: {searcher: grid}", "searcher=grid does not go with scheduler=pbt"),
+        ("policy: {name: pbt, perturbation_interval: 10}", "must be below max_epochs=10"),
+        ("policy: {name: pbt, perturbation_interval: 0}", "perturbation_interval"),
+        ("policy: {name: pbt, quantile_fraction: 0.6}", "quantile_fraction"),
+        ("policy: {name: pbt, resample_probability: 2}", "resample_probability"),
+        ("policy: {name: pbt, interval: 3}", "policy=pbt: unknown name 'interval'"),
+        ("policy: 3", "policy must be a name, or a mapping"),
+        ("search: {searcher: grid}", "searcher=grid does not go with policy=pbt"),
         ("search: {num_trials: 1}", "num_trials=1 is no population"),
-        ("confirm: {top: 2}", "confirm does not go with scheduler=pbt"),
+        ("confirm: {top: 2}", "confirm does not go with policy=pbt"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(change: str, message: str) -> None:
+    replaces = change.startswith("policy")
+    text = SPEC.replace("policy: pbt", change) if replaces else f"{SPEC}{change}\n"
     with pytest.raises(SpecError, match=message):
-        parse_spec(f"{SPEC}{change}\n", source="spec.yaml")
+        parse_spec(text, source="spec.yaml")
 
 
 @pytest.mark.parametrize(
@@ -382,7 +384,8 @@ def test_fields_that_change_the_network_cannot_vary(field: str) -> None:
 
 
 def test_a_population_needs_no_rungs() -> None:
-    spec = parse_spec(f"{SPEC}asha: false\n", source="spec.yaml")
-    assert spec.scheduler == "pbt"
-    assert parse_spec(spec.to_yaml(), source="spec.yaml").pbt == spec.pbt
+    spec = parse_spec(SPEC, source="spec.yaml")
+    assert spec.policy == PbtSettings()
+    assert not spec.rungs()
+    assert parse_spec(spec.to_yaml(), source="spec.yaml").policy == spec.policy
     assert spec.expected_epochs() == spec.search.num_trials * 10

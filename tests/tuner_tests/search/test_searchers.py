@@ -114,7 +114,7 @@ def test_proposals_depend_on_the_record_alone(name: str, tmp_path: Path) -> None
         space = (
             "space: {learning_rate: {loguniform: [1e-5, 1e-2]}, optimizer: {choice: [adamw, sgd]}}"
         )
-    spec = spec_of(f"{{searcher: {name}, num_trials: 24, seed: 7}}", space, "scheduler: none")
+    spec = spec_of(f"{{searcher: {name}, num_trials: 24, seed: 7}}", space, "policy: none")
 
     def propose(folder: Path, *, restart_every: int) -> list[Any]:
         folder.mkdir()
@@ -137,7 +137,7 @@ def test_learning_beats_random_draws(name: str) -> None:
     """The mean of the last proposals is better than that of random ones."""
     means = {}
     for searcher in (name, "random"):
-        spec = spec_of(f"{{searcher: {searcher}, num_trials: 70}}", more="scheduler: none")
+        spec = spec_of(f"{{searcher: {searcher}, num_trials: 70}}", more="policy: none")
         record = in_memory(spec)
         drawn = searcher_of(spec, record)
         for number in range(70):
@@ -161,7 +161,7 @@ def test_neighbouring_seeds_share_no_trial(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gp", "tpe"])
 def test_concurrent_trials_spread_out(name: str) -> None:
-    spec = spec_of(f"{{searcher: {name}, num_trials: 60}}", more="scheduler: none")
+    spec = spec_of(f"{{searcher: {name}, num_trials: 60}}", more="policy: none")
     record = in_memory(spec)
     searcher = searcher_of(spec, record)
     for number in range(15):
@@ -248,7 +248,7 @@ def test_a_cut_off_trial_goes_on_with_its_number_and_values(tmp_path: Path) -> N
 
 
 def test_paused_trials_are_closed_when_the_study_ends() -> None:
-    spec = spec_of("{num_trials: 3}", more="asha: {promotion: true, grace_period: 9}")
+    spec = spec_of("{num_trials: 3}", more="policy: {name: asha, promotion: true, grace_period: 9}")
     record = in_memory(spec)
     searcher = build_searcher(record, spec, Policy(record))
     for number in range(3):

@@ -61,17 +61,17 @@ def report(record: StudyRecord, policy: Any, number: int, *scores: float) -> Tri
 
 
 @pytest.mark.parametrize(
-    "scheduler",
+    "text",
     [
-        "scheduler: asha\nasha: {promotion: false, reduction_factor: 3}",
-        "scheduler: asha\nasha: {promotion: true, reduction_factor: 3}",
-        "scheduler: pasha\nasha: {reduction_factor: 3}",
-        "scheduler: median",
-        "scheduler: none",
+        "policy: {name: asha, promotion: false, reduction_factor: 3}",
+        "policy: {name: asha, promotion: true, reduction_factor: 3}",
+        "policy: {name: pasha, reduction_factor: 3}",
+        "policy: median",
+        "policy: none",
     ],
 )
-def test_a_trial_goes_on_where_its_score_is_not_defined(scheduler: str) -> None:
-    spec = spec_of(scheduler)
+def test_a_trial_goes_on_where_its_score_is_not_defined(text: str) -> None:
+    spec = spec_of(text)
     record = record_of(spec)
     policy = build_policy(record, spec)
     for level in (0.5, 0.6, 0.7, 0.8):
@@ -92,7 +92,7 @@ def test_a_trial_goes_on_where_its_score_is_not_defined(scheduler: str) -> None:
 
 
 def test_a_trial_is_compared_again_where_it_has_a_score() -> None:
-    spec = spec_of("scheduler: asha\nasha: {promotion: false, reduction_factor: 3}")
+    spec = spec_of("policy: {name: asha, promotion: false, reduction_factor: 3}")
     record = record_of(spec)
     policy = build_policy(record, spec)
     for _ in range(3):
@@ -102,7 +102,7 @@ def test_a_trial_is_compared_again_where_it_has_a_score() -> None:
 
 
 def test_median_stopping_averages_the_epochs_that_have_a_score() -> None:
-    spec = spec_of("scheduler: median\nasha: {grace_period: 2}")
+    spec = spec_of("policy: {name: median, grace_period: 2}")
     record = record_of(spec)
     policy = build_policy(record, spec)
     for _ in range(3):
@@ -130,7 +130,7 @@ def test_in_a_hyperband_round_an_undefined_score_comes_last_but_may_fill_it() ->
 
 def test_pasha_ranks_trials_by_scores_that_both_have() -> None:
     """Trials 1 and 3 swap places between the two rungs; trial 0 has no score at the lower one."""
-    spec = spec_of("scheduler: pasha\nasha: {reduction_factor: 3}")
+    spec = spec_of("policy: {name: pasha, reduction_factor: 3}")
     record = record_of(spec)
     policy: Any = build_policy(record, spec)
     for scores in ((NAN, NAN, 0.9), (0.8, 0.8, 0.1), (NAN, NAN, 0.2), (0.7, 0.7, 0.7)):
@@ -148,7 +148,7 @@ def test_pasha_ranks_trials_by_scores_that_both_have() -> None:
 
 
 def test_a_population_compares_those_that_have_a_score() -> None:
-    spec = spec_of("scheduler: pbt\npbt: {perturbation_interval: 1}\nsearch: {num_trials: 5}")
+    spec = spec_of("policy: {name: pbt, perturbation_interval: 1}\nsearch: {num_trials: 5}")
     record = record_of(spec)
     policy = build_policy(record, spec)
     for _ in range(5):

@@ -13,9 +13,12 @@ from tuner.errors import SpecError
 from tuner.search.policies import POLICIES
 from tuner.search.searchers import SEARCHERS
 from tuner.spec.domains import Choice, LogUniform, QUniform, RandInt, Uniform
-from tuner.spec.load import POLICY_NAMES, load_spec
+from tuner.spec.load import load_spec
 from tuner.spec.parser import METRICS
+from tuner.spec.policies import POLICY_SETTINGS, AshaSettings, MedianSettings, PashaSettings
 from tuner.spec.settings import SearchSettings
+
+POLICY = "policy: {name: asha, grace_period: 1, reduction_factor: 3}"
 
 GOOD = """\
 metric: val_dice
@@ -29,7 +32,7 @@ space:
   train_batch_size: {randint: [1, 4]}
   foreground_fraction: {quniform: [0.25, 0.75, 0.25]}
 search: {num_trials: 9, time_budget: 1.5h}
-asha: {grace_period: 1, reduction_factor: 3}
+policy: {name: asha, grace_period: 1, reduction_factor: 3}
 resources: {gpu: 0.5}
 """
 
@@ -59,7 +62,7 @@ def test_a_good_file() -> None:
 
 
 def test_the_resolved_file_reads_back_the_same() -> None:
-    for text in (GOOD, GOOD.replace("asha: {grace_period: 1, reduction_factor: 3}", "asha: false")):
+    for text in (GOOD, GOOD.replace(POLICY, "policy: none")):
         spec = parse(text)
         again = parse(spec.to_yaml())
         assert again.to_yaml() == spec.to_yaml()
@@ -94,8 +97,8 @@ def test_yes_no_and_norway_are_text() -> None:
 )
 def test_rungs(grace: int, factor: int, epochs: int, rungs: tuple[int, ...]) -> None:
     text = GOOD.replace("max_epochs: 27", f"max_epochs: {epochs}").replace(
-        "{grace_period: 1, reduction_factor: 3}",
-        f"{{grace_period: {grace}, reduction_factor: {factor}}}",
+        "grace_period: 1, reduction_factor: 3}",
+        f"grace_period: {grace}, reduction_factor: {factor}}}",
     )
     assert parse(text).rungs() == rungs
 
@@ -115,7 +118,7 @@ def test_failures_and_checkpoints() -> None:
 def test_expected_epochs() -> None:
     # nine trials: all train 1 epoch, three 2 more, one 6 more, a third of one 18 more
     assert parse(GOOD).expected_epochs() == pytest.approx(9 * 1 + 3 * 2 + 1 * 6 + 18 / 3)
-    plain = GOOD.replace("asha: {grace_period: 1, reduction_factor: 3}", "asha: false")
+    plain = GOOD.replace(POLICY, "policy: none")
     assert parse(plain).expected_epochs() == 9 * 27
 
 
@@ -160,8 +163,8 @@ WRONG = [
     ("num_trials: 9", "num_trials: 0", "11:22: num_trials=0: input should be greater than or"),
     ("num_trials: 9", "searcher: tpee", "11:20: searcher='tpee' is not known; did you mean 'tpe"),
     ("1.5h", "soon", "11:38: time_budget='soon': 'soon' is no duration"),
-    ("grace_period: 1", "grace_period: 30", "12:22: grace_period=30 must not be above max_epochs="),
-    ("reduction_factor: 3", "reduction_factor: 1", "12:43: reduction_factor=1: input should be"),
+    ("grace_period: 1", "grace_period: 30", "12:36: grace_period=30 must not be above max_epochs="),
+    ("reduction_factor: 3", "reduction_factor: 1", "12:57: reduction_factor=1: input should be"),
     ("gpu: 0.5", "gpu: 2", "13:18: gpu=2: a trial uses one GPU or a fraction of one"),
     ("gpu: 0.5", "gpu: -1", "13:18: gpu=-1: input should be greater than or equal to 0"),
     ("gpu: 0.5", "cpu: lots", "13:18: cpu='lots' is not known and is no number; choose from auto"),
@@ -175,6 +178,12 @@ WRONG = [
     ("resources: {gpu: 0.5}", "checkpoint: {keep: 1}", "13:1: unknown section 'checkpoint'; did"),
     ("resources: {gpu: 0.5}", "metric: val_iou", "13:1: 'metric' comes twice, first at s.yaml:1:1"),
     ("resources: {gpu: 0.5}", "resources: {gpu: 0.5", "this is no YAML"),
+    (POLICY, "policy: {name: ashs}", "12:16: unknown policy 'ashs'; did you mean 'asha'?"),
+    (POLICY, "policy: hyperbnd", "12:9: unknown policy 'hyperbnd'; did you mean 'hyperband'?"),
+    (POLICY, "policy: [asha]", "12:1: policy must be a name, or a mapping such as {name: asha"),
+    (POLICY, "policy: {name: hyperband, grace_period: 2}", "12:27: policy=hyperband: unknown name"),
+    (POLICY, "policy: {name: pasha, promotion: true}", "12:23: policy=pasha: unknown name 'promo"),
+    (POLICY, "policy: {name: median, grace_period: 28}", "12:38: grace_period=28 must not be abo"),
     ("resources: {gpu: 0.5}", "\tresources: 1", "13:1: this is no YAML"),
 ]
 
@@ -221,9 +230,25 @@ def test_overrides_fix_fields_and_settings() -> None:
     always = parse(GOOD, optimizer="sgd")
     assert not always.space.conditions
     assert "momentum" in dict(always.space.items())
-    widened = parse(GOOD, space__weight_decay="{uniform: [0, 0.1]}", asha="false")
+    widened = parse(GOOD, space__weight_decay="{uniform: [0, 0.1]}", policy="none")
     assert "weight_decay" in dict(widened.space.items())
-    assert widened.asha is None
+    assert widened.policy.name == "none"
+
+
+def test_the_policy_is_given_by_name_or_with_settings() -> None:
+    plain = GOOD.replace(POLICY, "")
+    assert parse(plain).policy == AshaSettings()
+    for text in ("policy: pasha", "policy: {name: pasha}"):
+        assert parse(plain + text).policy == PashaSettings()
+    assert parse(plain + "policy: {grace_period: 2}").policy == AshaSettings(grace_period=2)
+    widened = parse(plain + "policy: median", policy__grace_period="3")
+    assert widened.policy == MedianSettings(grace_period=3)
+    assert parse(plain, policy__reduction_factor="2").policy == AshaSettings(reduction_factor=2)
+    # beside the learning-rate schedule, which is a field of the config
+    assert parse(GOOD, scheduler="cosine").config["scheduler"] == "cosine"
+    (found,) = problems(GOOD, scheduler="pasha")
+    assert "scheduler='pasha' is not known" in found
+    assert "what stops trials is the section policy: policy=pasha" in found
 
 
 def test_wrong_overrides_name_the_option() -> None:
@@ -272,7 +297,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_names_known_to_the_spec_are_those_that_exist() -> None:
     assert set(get_args(SearchSettings.model_fields["searcher"].annotation)) == set(SEARCHERS)
-    assert set(POLICIES) == set(POLICY_NAMES)
+    assert set(POLICIES) == set(POLICY_SETTINGS)
 
 
 def test_reading_a_space_needs_neither_torch_nor_ray() -> None:

@@ -87,7 +87,7 @@ space:
   learning_rate: {{uniform: [0.001, 1]}}
   foreground_fraction: {{uniform: [0, 1]}}
 search: {{searcher: nsga2, num_trials: 96, default_first: false}}
-scheduler: none
+policy: none
 {more}
 """,
         source="space.yaml",

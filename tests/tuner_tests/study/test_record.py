@@ -332,7 +332,10 @@ class KilledError(BaseException):
     """The end of the driver."""
 
 
-VARIANTS = ("asha: {reduction_factor: 2}", "asha: {reduction_factor: 2, promotion: true}")
+VARIANTS = (
+    "policy: {name: asha, reduction_factor: 2}",
+    "policy: {name: asha, reduction_factor: 2, promotion: true}",
+)
 
 
 def drive(

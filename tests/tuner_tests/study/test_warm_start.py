@@ -26,7 +26,7 @@ space:
   optimizer: {choice: [adamw, sgd]}
   momentum: {uniform: [0.8, 0.99], when: {optimizer: sgd}}
   class_weights: {choice: {plain: uniform, tumour: [1, 1, 5]}}
-scheduler: none
+policy: none
 """
 
 

@@ -78,7 +78,7 @@ def test_searchers_keep_to_what_is_feasible(name: str) -> None:
 config: {{max_epochs: 9}}
 space: {{foreground_fraction: {{uniform: [0, 1]}}, weight_decay: {{uniform: [0, 1]}}}}
 search: {{searcher: {name}, num_trials: 64, default_first: false}}
-scheduler: none
+policy: none
 """,
         source="space.yaml",
     )

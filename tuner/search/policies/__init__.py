@@ -1,13 +1,13 @@
-"""Schedulers: what stops or pauses a weak trial early.
+"""Policies: what stops, pauses or changes trials while they train.
 
-Rungs live in the study's record, not in the scheduler: they are full again as soon as a
+Rungs live in the study's record, not in the policy: they are full again as soon as a
 study is resumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tuner.search.policies.asha import PromotionAsha, RungPolicy, StoppingAsha
 from tuner.search.policies.hyperband import Hyperband
@@ -18,6 +18,15 @@ from tuner.search.policies.pbt import PopulationTraining
 from tuner.search.policies.policy import Action, Decision, Policy
 from tuner.spec.brackets import hyperband_brackets
 from tuner.spec.grid import planned_trials
+from tuner.spec.policies import (
+    AshaSettings,
+    HyperbandSettings,
+    MedianSettings,
+    PashaSettings,
+    Pb2Settings,
+    PbtSettings,
+    PolicySettings,
+)
 
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
@@ -39,49 +48,57 @@ __all__ = [
     "build_policy",
 ]
 
+Settings = TypeVar("Settings", bound=PolicySettings)
 
-def _of_rungs(kind: type[RungPolicy], record: StudyRecord, spec: StudySpec) -> Policy:
-    settings = spec.rung_settings
+
+def _settings(spec: StudySpec, kind: type[Settings]) -> Settings:
+    assert isinstance(spec.policy, kind)
+    return spec.policy
+
+
+def asha(record: StudyRecord, spec: StudySpec) -> Policy:
+    """ASHA with the rungs of the spec, stopping or promoting."""
+    settings = _settings(spec, AshaSettings)
+    kind = PromotionAsha if settings.promotion else StoppingAsha
     return kind(
         record, spec.rungs(), settings.reduction_factor, settings.brackets, spec.search.seed
     )
 
 
-def asha(record: StudyRecord, spec: StudySpec) -> Policy:
-    """ASHA with the rungs of the spec, stopping or promoting."""
-    promotion = spec.rung_settings.promotion
-    return _of_rungs(PromotionAsha if promotion else StoppingAsha, record, spec)
-
-
 def pasha(record: StudyRecord, spec: StudySpec) -> Policy:
     """Progressive ASHA with the rungs of the spec."""
-    return _of_rungs(Pasha, record, spec)
+    settings = _settings(spec, PashaSettings)
+    return Pasha(
+        record, spec.rungs(), settings.reduction_factor, settings.brackets, spec.search.seed
+    )
 
 
 def median(record: StudyRecord, spec: StudySpec) -> Policy:
     """Median stopping after the spec's grace period."""
-    return MedianStopping(record, spec.rung_settings.grace_period)
+    return MedianStopping(record, _settings(spec, MedianSettings).grace_period)
 
 
 def hyperband(record: StudyRecord, spec: StudySpec) -> Policy:
     """Hyperband with the brackets of the full budget and the spec's reduction factor."""
-    factor = spec.rung_settings.reduction_factor
+    factor = _settings(spec, HyperbandSettings).reduction_factor
     brackets = hyperband_brackets(spec.max_epochs, factor)
     return Hyperband(record, brackets, factor, planned_trials(spec))
 
 
-def _of_population(kind: type[PopulationTraining], record: StudyRecord, spec: StudySpec) -> Policy:
-    return kind(record, spec.pbt, planned_trials(spec), spec.max_epochs, spec.search.seed)
-
-
 def pbt(record: StudyRecord, spec: StudySpec) -> Policy:
-    """Population based training with the spec's section `pbt`."""
-    return _of_population(PopulationTraining, record, spec)
+    """Population based training."""
+    settings = _settings(spec, PbtSettings)
+    return PopulationTraining(
+        record, settings, planned_trials(spec), spec.max_epochs, spec.search.seed
+    )
 
 
 def pb2(record: StudyRecord, spec: StudySpec) -> Policy:
-    """Population based bandits with the spec's section `pbt`."""
-    return _of_population(PopulationBandits, record, spec)
+    """Population based bandits."""
+    settings = _settings(spec, Pb2Settings)
+    return PopulationBandits(
+        record, settings, planned_trials(spec), spec.max_epochs, spec.search.seed
+    )
 
 
 def none(record: StudyRecord, spec: StudySpec) -> Policy:
@@ -101,5 +118,5 @@ POLICIES: dict[str, Callable[[StudyRecord, StudySpec], Policy]] = {
 
 
 def build_policy(record: StudyRecord, spec: StudySpec) -> Policy:
-    """The policy of the scheduler that the spec asks for."""
-    return POLICIES[spec.scheduler](record, spec)
+    """The policy that the spec asks for."""
+    return POLICIES[spec.policy.name](record, spec)

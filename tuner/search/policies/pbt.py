@@ -12,7 +12,7 @@ from tuner.search.policies.policy import GO_ON, Action, Decision, Policy
 from tuner.study.trial_entry import Inheritance, TrialState, changes
 
 if TYPE_CHECKING:
-    from tuner.spec.settings import PopulationSettings
+    from tuner.spec.policies import PbtSettings
     from tuner.study.record import StudyRecord
     from tuner.study.trial_entry import TrialEntry
 
@@ -47,7 +47,7 @@ class PopulationTraining(Policy):
     def __init__(
         self,
         record: StudyRecord,
-        settings: PopulationSettings,
+        settings: PbtSettings,
         population: int,
         max_epochs: int,
         seed: int,
