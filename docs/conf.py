@@ -13,7 +13,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-from docstrings import to_rst  # noqa: E402
+from docstrings import hide_fields, to_rst  # noqa: E402
 from generated import insert_generated  # noqa: E402
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ extensions = [
 exclude_patterns = ["_build", "_static"]
 nitpicky = False
 default_role = "code"
+smartquotes = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 4
@@ -42,6 +43,7 @@ autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "segtune"
@@ -60,3 +62,4 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", insert_generated)
     # before napoleon, which reads the sections of the docstring
     app.connect("autodoc-process-docstring", to_rst, priority=100)
+    app.connect("autodoc-process-signature", hide_fields)

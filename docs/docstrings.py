@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+from pydantic import BaseModel
+
+CODE = re.compile(r"(?<!`)`((?:[^`\n]|\n(?![ ]*\n))+)`(?!`)")
 LINK = re.compile(r"\[([^\]]+)\]\((https?://[^)]+)\)")
 
 
@@ -20,5 +22,18 @@ def to_rst(
             fences[index] = "::\n\n" + "\n".join(f"    {line}" for line in body.splitlines()) + "\n"
         else:
             part = LINK.sub(r"`\1 <\2>`__", part)
-            fences[index] = CODE.sub(lambda found: f"``{found[1]}``", part)
-    lines[:] = "".join(fences).replace("``````", "``").splitlines()
+            # what is not code has no substitutions
+            pieces = CODE.split(part)
+            pieces[::2] = [piece.replace("|", r"\|") for piece in pieces[::2]]
+            pieces[1::2] = [f"``{piece.strip()}``" for piece in pieces[1::2]]
+            fences[index] = "".join(pieces)
+    lines[:] = "".join(fences).splitlines()
+
+
+def hide_fields(
+    app: object, what: str, name: str, obj: object, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """The signature of a model: its fields are on a page of their own."""
+    if isinstance(obj, type) and issubclass(obj, BaseModel):
+        return "(**fields)", ""
+    return None

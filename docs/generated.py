@@ -11,11 +11,15 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any
+
+from pydantic import BaseModel
 
 from training.config import ModelTrainingConfig
 from tuner.spec import reference
 from tuner.spec.domains import DOMAINS
+from tuner.spec.policies import POLICY_SETTINGS
 from tuner.spec.reference import FieldHelp
 
 MARKER = re.compile(r"^\{\{generated:(\w+)\}\}$", re.MULTILINE)
@@ -50,7 +54,7 @@ def _field(row: FieldHelp, level: str) -> str:
     facts = f"{row.kind.replace('|', '·')}\n\nDefault: {code(row.default)}"
     if row.domain:
         facts += f"\n\nIn a space, for example: {code(row.domain)}"
-    return f"{level} `{row.key}`\n\n{row.text}\n\n:::{{div}} facts\n{facts}\n:::\n"
+    return f"{level} `{row.key}`\n\n{row.text}\n\n:::{{container}} facts\n{facts}\n:::\n"
 
 
 def fields() -> str:
@@ -68,8 +72,10 @@ def sections() -> str:
     """Every section of settings with its settings."""
     parts = []
     for name, model in reference.sections().items():
-        parts.append(f"## `{name}`\n\n{docstring(model)}\n")
-        parts += [_field(row, "###") for row in reference.section_fields(name)]
+        if name == reference.POLICY:
+            continue
+        parts.append(f"### `{name}`\n\n{docstring(model)}\n")
+        parts += [_field(row, "####") for row in reference.section_fields(name)]
     return "\n".join(parts)
 
 
@@ -129,7 +135,7 @@ def commands() -> str:
     parts = []
     for name, parser in subcommands().items():
         parts.append(f"## `tune {name}`\n\n{_sentence(summaries[name])}\n")
-        parts.append(f"```text\n{_usage(parser)}\n```\n")
+        parts.append(f"```{{code-block}} text\n:class: usage\n\n{_usage(parser)}\n```\n")
         options = [action for action in parser._actions if action.dest != "help"]
         parts.append(described(_option(action) for action in options))
         if parser.epilog:
@@ -153,10 +159,14 @@ def searchers() -> str:
 
 
 def policies() -> str:
-    """Every policy with its docstring."""
+    """Every policy with its settings."""
     from tuner.search.policies import POLICIES
 
-    return _registry(POLICIES)
+    parts = []
+    for name in POLICIES:
+        parts.append(f"### `{name}`\n\n{docstring(POLICY_SETTINGS[name])}\n")
+        parts += [_field(row, "####") for row in reference.policy_fields(name)]
+    return "\n".join(parts)
 
 
 def losses() -> str:
@@ -218,7 +228,7 @@ def networks() -> str:
     parts = []
     for name, builder in MODELS.items():
         recipe = RECIPES[name]
-        parts.append(f"### `{name}`\n\n{docstring(builder)}\n\nRecipe: {recipe.source}.\n")
+        parts.append(f"## `{name}`\n\n{docstring(builder)}\n\nRecipe: {recipe.source}.\n")
         rows = {"optimizer": recipe.optimizer, **recipe.optimizers[recipe.optimizer]}
         rows |= dict(recipe.values)
         if recipe.warmup:
@@ -226,7 +236,7 @@ def networks() -> str:
         values = ", ".join(
             f"{key}: {reference.as_yaml(value)}" for key, value in sorted(rows.items())
         )
-        parts.append(f"```text\n{values}\n```\n")
+        parts.append(f"```{{code-block}} text\n:class: usage\n\n{values}\n```\n")
         parts.append(f"`model_params`: {', '.join(map(code, _model_params(name)))}\n")
     return "\n".join(parts)
 
@@ -310,14 +320,26 @@ def _documented(module_name: str) -> str:
     for name in sorted(public_names(module)):
         thing = getattr(module, name)
         if inspect.isclass(thing):
-            members = "" if issubclass(thing, Exception) else "\n   :members:"
-            fields_too = "\n   :exclude-members: model_config" if "model_fields" in dir(thing) else ""
-            lines.append(f".. autoclass:: {module_name}.{name}{members}{fields_too}\n")
+            lines.append(f".. autoclass:: {module_name}.{name}{_members(thing)}\n")
         elif inspect.isroutine(thing):
             lines.append(f".. autofunction:: {module_name}.{name}\n")
         else:
-            lines.append(f".. autodata:: {module_name}.{name}\n   :no-value:\n")
+            lines.append(f".. py:data:: {module_name}.{name}\n")
     return "\n".join([*lines, "```", ""])
+
+
+def _members(kind: type) -> str:
+    """The public methods of a class, without the fields of a model, which have a page."""
+    if issubclass(kind, BaseModel):
+        own = [
+            name
+            for name, member in vars(kind).items()
+            if not name.startswith("_")
+            and name not in kind.model_fields
+            and isinstance(member, property | classmethod | staticmethod | FunctionType)
+        ]
+        return f"\n   :members: {', '.join(own)}" if own else ""
+    return "" if issubclass(kind, Exception) else "\n   :members:"
 
 
 def training_api() -> str:

@@ -27,7 +27,7 @@ def print_fields(out: Console, rows: Iterable[FieldHelp]) -> None:
         table.add_column(no_wrap=True, max_width=24, overflow="ellipsis")
         table.add_column()
         for row in members:
-            table.add_row(Text(row.key), Text(row.default), Text(row.summary))
+            table.add_row(Text(row.key), Text(row.default), Text(_readers(row) + row.summary))
         out.print(Padding(table, (0, 0, 1, 2), expand=False))
 
 
@@ -43,6 +43,8 @@ def print_field(out: Console, row: FieldHelp) -> None:
     table.add_row("where", place)
     table.add_row("type", Text(row.kind))
     table.add_row("default", Text(row.default))
+    if row.read_by:
+        table.add_row("read by", Text(", ".join(row.read_by)))
     if row.section == "config":
         searched = row.domain or "it is the same for all trials of a study"
         table.add_row("search", Text(searched))
@@ -52,3 +54,7 @@ def print_field(out: Console, row: FieldHelp) -> None:
     for paragraph in row.text.split("\n\n"):
         lines = textwrap.fill(" ".join(paragraph.split()), width, break_on_hyphens=False)
         out.print(Text("\n" + textwrap.indent(lines, "  ")))
+
+
+def _readers(row: FieldHelp) -> str:
+    return f"({', '.join(row.read_by)}) " if row.read_by else ""

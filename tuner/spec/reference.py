@@ -13,7 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,13 +21,25 @@ from pydantic import BaseModel, ByteSize
 
 from training.config import ModelTrainingConfig
 from tuner.errors import SpecError, suggestion
+from tuner.spec.policies import DEFAULT_POLICY, POLICY_SETTINGS
 from tuner.spec.settings import Section, seconds
 from tuner.spec.study_spec import StudySpec
 
-__all__ = ["FieldHelp", "all_fields", "config_fields", "find_fields", "section_fields", "sections"]
+__all__ = [
+    "FieldHelp",
+    "all_fields",
+    "config_fields",
+    "find_fields",
+    "policy_fields",
+    "section_fields",
+    "sections",
+]
 
 CONFIG = "config"
 """Name of the section whose keys are fields of `ModelTrainingConfig`."""
+
+POLICY = "policy"
+"""Name of the section whose settings follow from the policy that it names."""
 
 
 NEVER_VARY = frozenset({"max_epochs"})
@@ -46,6 +58,7 @@ class FieldHelp:
         default: The default, as YAML.
         text: Its docstring.
         domain: An example of a domain to search it over, as YAML; empty where it cannot vary.
+        read_by: The policies that have this setting; empty where it is no setting of a policy.
     """
 
     name: str
@@ -55,6 +68,7 @@ class FieldHelp:
     default: str
     text: str
     domain: str = ""
+    read_by: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -79,7 +93,7 @@ def config_fields() -> list[FieldHelp]:
 
 
 def sections() -> dict[str, type[Section]]:
-    """The sections of settings by name."""
+    """The sections of settings by name; `policy` has the settings of the policy that it names."""
     found: dict[str, type[Section]] = {}
     for name, field in StudySpec.model_fields.items():
         for part in _parts(field.annotation):
@@ -90,8 +104,30 @@ def sections() -> dict[str, type[Section]]:
 
 def section_fields(name: str) -> list[FieldHelp]:
     """Every setting of a section."""
+    if name == POLICY:
+        return _policy_fields()
     model = sections()[name]
     return [_row(model, field, name, name, searchable=False) for field in model.model_fields]
+
+
+def policy_fields(policy: str) -> list[FieldHelp]:
+    """Every setting of one policy, but for its name."""
+    model = POLICY_SETTINGS[policy]
+    rows = [_row(model, field, POLICY, POLICY, searchable=False) for field in model.model_fields]
+    return [replace(row, read_by=(policy,)) for row in rows if row.name != "name"]
+
+
+def _policy_fields() -> list[FieldHelp]:
+    """The name of the policy, then each setting once with the policies that read it."""
+    name = _row(sections()[POLICY], "name", POLICY, POLICY, searchable=False)
+    merged: dict[FieldHelp, list[str]] = {}
+    for policy in POLICY_SETTINGS:
+        for row in policy_fields(policy):
+            merged.setdefault(replace(row, read_by=()), []).append(policy)
+    return [
+        replace(name, kind=" | ".join(POLICY_SETTINGS), default=DEFAULT_POLICY),
+        *(replace(row, read_by=tuple(readers)) for row, readers in merged.items()),
+    ]
 
 
 def all_fields() -> list[FieldHelp]:
