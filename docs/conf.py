@@ -13,7 +13,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-from docstrings import hide_fields, to_rst  # noqa: E402
+from docstrings import hide_fields, to_dashes, to_rst  # noqa: E402
 from generated import insert_generated  # noqa: E402
 
 if TYPE_CHECKING:
@@ -63,3 +63,4 @@ def setup(app: Sphinx) -> None:
     # before napoleon, which reads the sections of the docstring
     app.connect("autodoc-process-docstring", to_rst, priority=100)
     app.connect("autodoc-process-signature", hide_fields)
+    app.connect("autodoc-process-docstring", to_dashes, priority=900)

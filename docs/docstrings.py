@@ -30,6 +30,13 @@ def to_rst(
     lines[:] = "".join(fences).splitlines()
 
 
+def to_dashes(
+    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Replace the two hyphens that napoleon puts between a name and its text, in place."""
+    lines[:] = [line.replace(" -- ", " \N{EN DASH} ") for line in lines]
+
+
 def hide_fields(
     app: object, what: str, name: str, obj: object, options: object, signature: str, returns: str
 ) -> tuple[str, str] | None:
