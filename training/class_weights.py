@@ -17,15 +17,17 @@ there are two classes, all else and the target.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from training.registry import CLASS_WEIGHTS, call
+
 if TYPE_CHECKING:
-    from training.config import ClassWeightPreset, ModelTrainingConfig
+    from training.config import ModelTrainingConfig
 
 __all__ = ["CLASS_WEIGHTS", "VoxelCounts", "class_weight_tensor"]
 
@@ -63,16 +65,6 @@ def effective_number(counts: Counts, config: ModelTrainingConfig) -> Float[Tenso
 
 def _mean_of_1(weights: Float[Tensor, " c"], present: Tensor) -> Float[Tensor, " c"]:
     return torch.where(present, weights / weights[present].mean(), 0.0)
-
-
-CLASS_WEIGHTS: dict[
-    ClassWeightPreset, Callable[[Counts, ModelTrainingConfig], Float[Tensor, " c"]]
-] = {
-    "inverse_frequency": inverse_frequency,
-    "median_frequency": median_frequency,
-    "effective_number": effective_number,
-}
-"""Presets by name that are computed from the labels; `uniform` needs none."""
 
 
 def class_weight_tensor(
@@ -114,4 +106,6 @@ def class_weight_tensor(
     if target is not None:
         of_target = counts[:, target]
         counts = torch.stack([counts.sum(dim=1) - of_target, of_target], dim=1)
-    return CLASS_WEIGHTS[config.class_weights](counts, config).float()
+    preset = CLASS_WEIGHTS.resolve(config.class_weights)
+    computed: Tensor = call(preset, config.class_weights, config=config, counts=counts)
+    return computed.float()

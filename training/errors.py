@@ -1,12 +1,41 @@
-"""The error of data that cannot be used."""
+"""The errors that a user can cause and put right: one tree, of both packages.
+
+```
+ValueError
+└── SegtuneError       the root: the value, the place and the way out
+    ├── DatasetError   data that cannot be used
+    ├── BundleError    a folder that is not a bundle, or does not predict what it should
+    ├── PluginError    code of the user's own that cannot be found or used
+    └── TunerError     an error of the search, see `tuner.errors`
+        ├── SpecError  StudyError  ResourceError  ExportError
+```
+
+`TrainingDivergedError` is not among them: it is a result of a training, not a mistake of a user.
+This module loads nothing else, so that asking what an error is costs nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Self
 
+__all__ = [
+    "BundleError",
+    "DatasetError",
+    "PluginError",
+    "SegtuneError",
+    "TrainingDivergedError",
+    "reason_of",
+    "suggestion",
+]
 
-class DatasetError(ValueError):
+
+class SegtuneError(ValueError):
+    """What a user can put right; the root of the tree."""
+
+
+class DatasetError(SegtuneError):
     """A folder or file of images that cannot be used, with every reason, by file."""
 
     @classmethod
@@ -14,6 +43,18 @@ class DatasetError(ValueError):
         """One error of all problems of a data folder."""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         return cls("\n  ".join([f"the data in {folder} have {count}:", *problems]))
+
+
+class BundleError(SegtuneError):
+    """A folder is not a bundle, or a bundle does not predict what its trial predicted."""
+
+
+class PluginError(SegtuneError):
+    """Code of the user's own, named by its import path, cannot be found or used."""
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss or the weights are NaN or infinite."""
 
 
 def reason_of(error: BaseException) -> str:
@@ -25,9 +66,15 @@ def reason_of(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-class TrainingDivergedError(ArithmeticError):
-    """The loss or the weights are NaN or infinite."""
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name nearest to `name`, or what is known.
 
-
-class BundleError(ValueError):
-    """A folder is no bundle, or a bundle does not predict what its trial predicted."""
+    Example:
+        >>> suggestion("learning_rat", ["learning_rate", "loss"])
+        "; did you mean 'learning_rate'?"
+        >>> suggestion("zzz", ["a", "b"])
+        '; choose from a, b'
+    """
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(names)}"

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
-from training.class_weights import CLASS_WEIGHTS, VoxelCounts
+from training.class_weights import VoxelCounts
 from training.config import ModelTrainingConfig
 from training.inference import predict_case
 from training.logged_names import EPOCH, check_logged_name
 from training.losses import DeepSupervisionLoss, build_loss
-from training.lr_schedules import STEPPED_EACH_STEP
+from training.lr_schedules import is_stepped_each_step
 from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
 from training.optimizers import get_optimizer
 
@@ -81,7 +81,7 @@ class SegmentationLightningModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        preset = isinstance(config.class_weights, str) and config.class_weights in CLASS_WEIGHTS
+        preset = isinstance(config.class_weights, str) and config.class_weights != "uniform"
         if voxel_counts is None and preset:
             from training.data import PreprocessedDataset
 
@@ -242,7 +242,7 @@ class SegmentationLightningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and scheduler of the config; plateau with its monitor."""
-        each_step = self.config.scheduler in STEPPED_EACH_STEP
+        each_step = is_stepped_each_step(self.config.scheduler)
         optimizer, scheduler = get_optimizer(
             self.config, self.model, steps_per_epoch=self._steps_per_epoch() if each_step else 1
         )

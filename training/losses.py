@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from training.class_weights import VoxelCounts, class_weight_tensor
+from training.registry import LOSSES, call
 
 if TYPE_CHECKING:
-    from training.config import LossName, ModelTrainingConfig
+    from training.config import ModelTrainingConfig
 
 __all__ = [
     "LOSSES",
@@ -269,29 +270,24 @@ def _resize(targets: Tensor, size: torch.Size) -> Tensor:
     return resized[:, 0].long()
 
 
-def _cross_entropy(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+def cross_entropy(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+    """Cross-entropy."""
     return SegmentationCrossEntropyLoss(weight)
 
 
-def _dice_ce(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+def dice_ce(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+    """Dice and cross-entropy."""
     return SegmentationDiceCrossEntropyLoss(weight)
 
 
-def _focal(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+def focal(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+    """The focal loss with `config.focal_gamma`."""
     return SegmentationFocalLoss(weight, gamma=config.focal_gamma)
 
 
-def _tversky(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+def tversky(config: ModelTrainingConfig, weight: Tensor | None) -> nn.Module:
+    """The Tversky loss with the weights of the config."""
     return SegmentationTverskyLoss(weight, alpha=config.tversky_alpha, beta=config.tversky_beta)
-
-
-LOSSES: dict[LossName, Callable[[ModelTrainingConfig, Tensor | None], nn.Module]] = {
-    "cross_entropy": _cross_entropy,
-    "dice_ce": _dice_ce,
-    "focal": _focal,
-    "tversky": _tversky,
-}
-"""Builders of the losses by the name that a config gives them: `(config, class weights)`."""
 
 
 def build_loss(config: ModelTrainingConfig, voxel_counts: VoxelCounts | None = None) -> nn.Module:
@@ -305,4 +301,6 @@ def build_loss(config: ModelTrainingConfig, voxel_counts: VoxelCounts | None = N
     Raises:
         ValueError: if class weights are to be computed and there are no voxel counts.
     """
-    return LOSSES[config.loss](config, class_weight_tensor(config, voxel_counts))
+    weight = class_weight_tensor(config, voxel_counts)
+    loss: nn.Module = call(LOSSES.resolve(config.loss), config.loss, config=config, weight=weight)
+    return loss

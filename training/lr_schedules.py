@@ -18,10 +18,18 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-if TYPE_CHECKING:
-    from training.config import ModelTrainingConfig, SchedulerName
+from training.registry import LR_SCHEDULES, call, is_plugin
 
-__all__ = ["SCHEDULERS", "EpochSchedule", "PlateauSchedule", "get_scheduler"]
+if TYPE_CHECKING:
+    from training.config import ModelTrainingConfig
+
+__all__ = [
+    "LR_SCHEDULES",
+    "EpochSchedule",
+    "PlateauSchedule",
+    "get_scheduler",
+    "is_stepped_each_step",
+]
 
 Scheduler = LRScheduler | ReduceLROnPlateau
 
@@ -223,21 +231,18 @@ def _cosine_between(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-SCHEDULERS: dict[
-    SchedulerName, Callable[[ModelTrainingConfig, Optimizer, int], Scheduler | None]
-] = {
-    "none": no_scheduler,
-    "step": step,
-    "exponential": exponential,
-    "plateau": plateau,
-    "cosine": cosine,
-    "poly": poly,
-    "one_cycle": one_cycle,
-}
-"""Schedulers by name: `(config, optimizer, steps_per_epoch)`."""
+STEPPED_EACH_STEP = ("one_cycle",)
+"""Schedules of ours that are stepped after every optimizer step; the others once an epoch."""
 
-STEPPED_EACH_STEP: tuple[SchedulerName, ...] = ("one_cycle",)
-"""Schedulers that are stepped after every optimizer step; the others once an epoch."""
+
+def is_stepped_each_step(name: str) -> bool:
+    """Whether a schedule is stepped after every optimizer step, rather than once an epoch.
+
+    A plug-in says so by an attribute `each_step = True` of its function.
+    """
+    return name in STEPPED_EACH_STEP or (
+        is_plugin(name) and bool(getattr(LR_SCHEDULES.resolve(name), "each_step", False))
+    )
 
 
 def get_scheduler(
@@ -248,6 +253,15 @@ def get_scheduler(
     Args:
         config: Names the scheduler and its settings.
         optimizer: Its learning rates are set to those of the first epoch.
-        steps_per_epoch: How often a scheduler of `STEPPED_EACH_STEP` is stepped in an epoch.
+        steps_per_epoch: How often the scheduler is stepped in an epoch, where
+            `is_stepped_each_step`.
     """
-    return SCHEDULERS[config.scheduler](config, optimizer, steps_per_epoch)
+    schedule = LR_SCHEDULES.resolve(config.scheduler)
+    scheduler: Scheduler | None = call(
+        schedule,
+        config.scheduler,
+        config=config,
+        optimizer=optimizer,
+        steps_per_epoch=steps_per_epoch,
+    )
+    return scheduler

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from training.lr_schedules import Scheduler, get_scheduler
+from training.registry import OPTIMIZERS, call
 
 if TYPE_CHECKING:
-    from training.config import ModelTrainingConfig, OptimizerName
+    from training.config import ModelTrainingConfig
 
 __all__ = ["OPTIMIZERS", "get_optimizer"]
 
@@ -33,14 +33,6 @@ def sgd(config: ModelTrainingConfig, groups: ParameterGroups) -> Optimizer:
     return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov)
 
 
-OPTIMIZERS: dict[OptimizerName, Callable[[ModelTrainingConfig, ParameterGroups], Optimizer]] = {
-    "adam": adam,
-    "adamw": adamw,
-    "sgd": sgd,
-}
-"""Optimizers by name; each takes parameter groups with their weight decay."""
-
-
 def get_optimizer(
     config: ModelTrainingConfig, model: nn.Module, *, steps_per_epoch: int = 1
 ) -> tuple[Optimizer, Scheduler | None]:
@@ -54,7 +46,7 @@ def get_optimizer(
         config: Names optimizer and scheduler and their settings.
         model: Its parameters that require a gradient are trained.
         steps_per_epoch: Optimizer steps in an epoch, for the schedulers that are stepped as
-            often: `training.lr_schedules.STEPPED_EACH_STEP`.
+            often: `training.lr_schedules.is_stepped_each_step`.
 
     Raises:
         ValueError: if the model has no trainable parameter.
@@ -64,7 +56,8 @@ def get_optimizer(
         raise ValueError(
             f"{type(model).__name__} has no parameter that requires a gradient: nothing to train"
         )
-    optimizer = OPTIMIZERS[config.optimizer](config, groups)
+    build = OPTIMIZERS.resolve(config.optimizer)
+    optimizer: Optimizer = call(build, config.optimizer, config=config, groups=groups)
     optimizer.register_load_state_dict_pre_hook(_with_own_settings)
     return optimizer, get_scheduler(config, optimizer, steps_per_epoch)
 

@@ -1,7 +1,7 @@
-"""The errors that a user of `tune` can cause; each names the value, the place and the way out.
+"""The errors of the search; each names the value, the place and the way out.
 
 ```
-ValueError
+SegtuneError           the root, in `training.errors`
 └── TunerError
     ├── SpecError      a search space file or an option is wrong
     ├── StudyError     a study cannot be made, opened or gone on with
@@ -12,14 +12,13 @@ ValueError
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from training.errors import SegtuneError, suggestion
 
 __all__ = ["ExportError", "ResourceError", "SpecError", "StudyError", "TunerError", "suggestion"]
 
 
-class TunerError(ValueError):
-    """What a user can put right; the root of the tree."""
+class TunerError(SegtuneError):
+    """An error of the search that a user can put right."""
 
 
 class SpecError(TunerError):
@@ -36,17 +35,3 @@ class ResourceError(TunerError):
 
 class ExportError(TunerError):
     """A trial cannot be exported."""
-
-
-def suggestion(name: object, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name nearest to `name`, or what is known.
-
-    Example:
-        >>> suggestion("learning_rat", ["learning_rate", "loss"])
-        "; did you mean 'learning_rate'?"
-        >>> suggestion("zzz", ["a", "b"])
-        '; choose from a, b'
-    """
-    names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(names)}"

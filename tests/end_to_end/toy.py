@@ -22,7 +22,7 @@ from training.durable_write import write_durably
 from tuner.cli.main import main
 from tuner.study.files import METRICS_FILE
 from tuner.trial.run import TrialRun
-from tuner.trial.trainable import TrialTrainable
+from tuner.trial.trainable import TrialTrainable, placement
 
 FAULTS = "faults.json"
 TRAINED = "trained.log"
@@ -126,7 +126,7 @@ class ToyTrainable(TrialTrainable):
     def _begin(self, sampled: dict[str, Any]) -> ToyRun:
         values = dict(sampled)
         number = values.pop("trial_number")
-        return ToyRun(self._study, self._spec, number, values)
+        return ToyRun(self._study, self._spec, number, values, placement=placement())
 
 
 def repeated(log: Path) -> list[int]:

@@ -41,7 +41,7 @@ def test_documented_call_works_as_written() -> None:
         ("class_weights", [1.0, 2.0], "2 entries"),
         ("class_weights", [1.0, -1.0, 2.0], "greater than or equal to 0"),
         ("class_weights", [0.0, 0.0, 0.0], "at least one class"),
-        ("class_weights", "equal", "literal['uniform','inverse_frequency','median"),
+        ("class_weights", "equal", "'uniform', 'inverse_frequency', 'median"),
         ("patch_size", (32, 64), "Field required"),
         ("patch_size", (32, 64, 0), "greater than or equal to 1"),
         ("momentum", 1.0, "less than 1"),

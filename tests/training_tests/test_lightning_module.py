@@ -17,7 +17,7 @@ from training.config import ModelTrainingConfig
 from training.errors import TrainingDivergedError
 from training.inference import predict_case
 from training.lightning_module import SegmentationLightningModule
-from training.lr_schedules import SCHEDULERS
+from training.lr_schedules import LR_SCHEDULES
 from training.metrics import dice_coefficient, surface_scores
 from training.models import build_model
 from training.optimizers import OPTIMIZERS
@@ -295,7 +295,7 @@ def test_deep_supervision_trains_every_scale(tmp_path: Path) -> None:
     assert all(not torch.equal(fresh[name], trained[name]) for name in heads)
 
 
-@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+@pytest.mark.parametrize("scheduler", sorted(LR_SCHEDULES))
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_every_optimizer_and_scheduler_trains(

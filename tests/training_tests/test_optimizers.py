@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from training.config import ModelTrainingConfig, OptimizerName
-from training.lr_schedules import SCHEDULERS
+from training.config import ModelTrainingConfig
+from training.lr_schedules import LR_SCHEDULES
 from training.optimizers import OPTIMIZERS, get_optimizer
 
 
@@ -17,10 +17,11 @@ def build(**settings: Any) -> tuple[Any, Any]:
 
 
 def test_the_names_are_those_of_the_config() -> None:
-    assert set(OPTIMIZERS) == set(get_args(OptimizerName))
+    for name in OPTIMIZERS:
+        assert ModelTrainingConfig(optimizer=name).optimizer == name
 
 
-@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+@pytest.mark.parametrize("scheduler", sorted(LR_SCHEDULES))
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_every_pair_lowers_a_loss(optimizer: str, scheduler: str) -> None:
     torch.manual_seed(0)

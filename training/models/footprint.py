@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from training.config import ModelTrainingConfig, OptimizerName
+from training.config import ModelTrainingConfig
 from training.models import build_model
 
 FLOAT_BYTES = 4
 
-COPIES_OF_OPTIMIZER: dict[OptimizerName, int] = {"adam": 2, "adamw": 2, "sgd": 1}
-"""Moments that an optimizer keeps of each weight."""
+COPIES_OF_OPTIMIZER: dict[str, int] = {"adam": 2, "adamw": 2, "sgd": 1}
+"""Moments that an optimizer keeps of each weight; of a plug-in that is not known."""
 
 
 def training_bytes(config: ModelTrainingConfig) -> int:
@@ -38,7 +38,7 @@ def training_bytes(config: ModelTrainingConfig) -> int:
         model = build_model(config).train()
         image = torch.zeros(config.train_batch_size, config.input_channels, *config.patch_size)
         weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT_BYTES
-        copies = 2 + COPIES_OF_OPTIMIZER[config.optimizer] + (config.ema_decay is not None)
+        copies = 2 + COPIES_OF_OPTIMIZER.get(config.optimizer, 0) + (config.ema_decay is not None)
         activations = _activation_bytes(model, image)
     return weights * copies + (activations if config.precision == "32-true" else activations // 2)
 

@@ -9,17 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from training.config import ModelName
-
 SHAPE_ARGUMENTS = ("spatial_dims", "in_channels", "out_channels")
 """Arguments of MONAI's networks that other fields of the config decide."""
 
-CHECKPOINTING: tuple[ModelName, ...] = ("dformer3d", "swin_unetr")
+CHECKPOINTING: tuple[str, ...] = ("dformer3d", "swin_unetr")
 """Networks that can recompute activations in the backward pass."""
 
 
 def check_model_params(
-    network: ModelName,
+    network: str,
     constructor: Callable[..., nn.Module],
     model_params: Mapping[str, Any],
     fixed: Collection[str],
@@ -37,16 +35,22 @@ def check_model_params(
     """
     valid = [name for name in inspect.signature(constructor).parameters if name not in fixed]
     for name in model_params:
-        if name not in valid:
-            near = difflib.get_close_matches(name, valid)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise ValueError(
-                f"model_params.{name} is no parameter of {network}: {hint}"
-                f"It takes {', '.join(sorted(valid))}"
-            )
+        problem = model_params_problem(network, name, valid)
+        if problem is not None:
+            raise ValueError(problem)
 
 
-def refuse_checkpointing(network: ModelName, gradient_checkpointing: bool) -> None:
+def model_params_problem(network: str, name: str, valid: Collection[str]) -> str | None:
+    """What is wrong with the name of a parameter of a network; None if it is valid."""
+    if name in valid:
+        return None
+    near = difflib.get_close_matches(name, valid)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    takes = f"It takes {', '.join(sorted(valid))}" if valid else "It takes none"
+    return f"model_params.{name} is no parameter of {network}: {hint}{takes}"
+
+
+def refuse_checkpointing(network: str, gradient_checkpointing: bool) -> None:
     """Raise a ValueError where checkpointing is asked of a network that has none."""
     if gradient_checkpointing:
         raise ValueError(

@@ -18,7 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.errors import StudyError, TunerError
+from training.errors import SegtuneError
+from tuner.errors import StudyError
 from tuner.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("interrupted", markup=False)
         return INTERRUPTED
-    except ValueError as error:
-        if not _is_user_error(error):
-            raise
+    except SegtuneError as error:
         errors.print(f"error: {error}", markup=False, style="red" if errors.is_terminal else "")
         return USER_ERROR
 
@@ -116,15 +115,6 @@ def _quieten_libraries() -> None:
 
 def _is_no_count_of_trials(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Trials did not complete")
-
-
-def _is_user_error(error: ValueError) -> bool:
-    if isinstance(error, TunerError):
-        return True
-    # imported here, after the fact: `tune check` needs neither torch nor MONAI
-    from training.errors import BundleError, DatasetError
-
-    return isinstance(error, BundleError | DatasetError)
 
 
 def _refuse_urls(options: argparse.Namespace) -> None:

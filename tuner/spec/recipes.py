@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from training.config import ModelName, OptimizerName
-
 __all__ = ["RECIPES", "Recipe", "recipe_values"]
 
 
@@ -30,8 +28,8 @@ class Recipe:
     """
 
     source: str
-    optimizer: OptimizerName
-    optimizers: Mapping[OptimizerName, Mapping[str, Any]]
+    optimizer: str
+    optimizers: Mapping[str, Mapping[str, Any]]
     values: Mapping[str, Any]
     warmup: float = 0.0
 
@@ -98,7 +96,7 @@ def _transformer(source: str, learning_rate: float, weight_decay: float = 1e-5) 
 
 NNUNET = "nnU-Net (Isensee et al., 2021, doi:10.1038/s41592-020-01008-z)"
 
-RECIPES: dict[ModelName, Recipe] = {
+RECIPES: dict[str, Recipe] = {
     "dformer3d": _transformer(
         "AdamW, warm-up and cosine as Swin UNETR (Hatamizadeh et al., 2022, arXiv:2201.01266), "
         "in the training of nnU-Net",
@@ -135,9 +133,7 @@ RECIPES: dict[ModelName, Recipe] = {
 """The recipe of each network."""
 
 
-def recipe_values(
-    model_name: ModelName, optimizer: OptimizerName, max_epochs: int
-) -> dict[str, Any]:
+def recipe_values(model_name: str, optimizer: str, max_epochs: int) -> dict[str, Any]:
     """The recipe of a network as values of config fields.
 
     Args:

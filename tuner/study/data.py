@@ -20,7 +20,7 @@ from training.data import (
     read_layout,
     resolve_data_dir,
 )
-from training.data.patches.augmentation import AUGMENTATIONS
+from training.data.patches.augmentation import preset_of
 from training.data.patches.mirroring import LEFT_RIGHT, mirror_axes, sided_labels
 from training.data.prepared.cache import MANIFEST
 from training.data.prepared.config_check import check_config
@@ -177,7 +177,7 @@ def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
     config = spec.base_config()
     sided = sided_labels(labels)
     domains = spec.space.domains
-    mirrors = "augmentation" in domains or AUGMENTATIONS[config.augmentation].mirroring
+    mirrors = "augmentation" in domains or preset_of(config.augmentation).mirroring
     if not sided or not mirrors:
         return ""
     names = ", ".join(sided[:4]) + (", ..." if len(sided) > 4 else "")

@@ -42,10 +42,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         values = dict(sampled)
         number = values.pop(TRIAL_NUMBER)
         inherits = values.pop(INHERITS, None)
-        return TrialRun(self._study, self._spec, number, values, inherits, _placement())
+        return TrialRun(self._study, self._spec, number, values, inherits, placement())
 
 
-def _placement() -> dict[str, Any]:
+def placement() -> dict[str, Any]:
     """Where this process runs, as Ray knows it."""
     return {
         "node": socket.gethostname(),

@@ -10,7 +10,7 @@ from raw_data import make_data
 
 from training.config import ModelTrainingConfig
 from training.data import get_dataloaders, prepare_dataset
-from training.data.patches.augmentation import AUGMENTATIONS, Augmentation
+from training.data.patches.augmentation import AUGMENTATIONS, Augmentation, preset_of
 from training.data.patches.mirroring import mirror_axes, sided_labels
 
 
@@ -59,7 +59,7 @@ def test_only_the_given_axes_are_mirrored(name: Any, axes: tuple[int, ...]) -> N
         _, turned = augmentation.change(torch.zeros(1, 2, 2, 2), label.clone(), rng)
         corners.add(int(turned[0, 0, 0]))
     moved = {axis for axis in range(3) if any(corner >> (2 - axis) & 1 for corner in corners)}
-    assert moved == (set(axes) if AUGMENTATIONS[name].mirroring else set())
+    assert moved == (set(axes) if preset_of(name).mirroring else set())
 
 
 def sided_data(folder: Path, names: tuple[str, ...]) -> Path:

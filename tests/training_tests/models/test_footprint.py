@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from training.config import ModelName, ModelTrainingConfig
-from training.models import build_model
+from training.config import ModelTrainingConfig
+from training.models import MODELS, build_model
 from training.models.footprint import FLOAT_BYTES, training_bytes
 
 PATCH = (16, 32, 32)
@@ -26,7 +26,7 @@ def config_of(name: str, **fields: Any) -> ModelTrainingConfig:
     )
 
 
-@pytest.mark.parametrize("name", get_args(ModelName))
+@pytest.mark.parametrize("name", MODELS)
 def test_every_network_is_built_without_memory_for_its_weights(name: str) -> None:
     config = ModelTrainingConfig(model_name=name, patch_size=PATCH)
     with torch.device("meta"):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 
 from training.config import ModelName, ModelTrainingConfig, OptimizerName
+from training.registry import MODELS, OPTIMIZERS
 from tuner.spec.load import parse_spec
 from tuner.spec.recipes import RECIPES, recipe_values
 
@@ -26,14 +25,14 @@ space:
 
 
 def test_every_network_has_a_recipe_with_its_source() -> None:
-    assert set(RECIPES) == set(get_args(ModelName))
+    assert set(RECIPES) == set(MODELS)
     for recipe in RECIPES.values():
         assert "et al." in recipe.source or "MONAI" in recipe.source
         assert recipe.optimizer in recipe.optimizers
 
 
-@pytest.mark.parametrize("name", get_args(ModelName))
-@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("epochs", [1, 3, 300])
 def test_a_recipe_is_a_valid_config(name: ModelName, optimizer: OptimizerName, epochs: int) -> None:
     values = recipe_values(name, optimizer, epochs)

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.config import AugmentationName
 from training.data.patches.intensity import INTENSITY_CHANGES, low_resolution
 from training.data.patches.spatial import draw_matrix, flat_axis
+from training.registry import AUGMENTATIONS, call, is_plugin
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,30 @@ class Preset:
     spatial: bool
 
 
-AUGMENTATIONS: dict[AugmentationName, Preset] = {
-    "none": Preset(mirroring=False, intensity=False, spatial=False),
-    "flip": Preset(mirroring=True, intensity=False, spatial=False),
-    "default": Preset(mirroring=True, intensity=True, spatial=False),
-    "nnunet": Preset(mirroring=True, intensity=True, spatial=True),
-}
-"""Kinds of change by the name that a config gives them."""
+NO_CHANGE = Preset(mirroring=False, intensity=False, spatial=False)
+
+FLIP = Preset(mirroring=True, intensity=False, spatial=False)
+
+DEFAULT = Preset(mirroring=True, intensity=True, spatial=False)
+
+NNUNET = Preset(mirroring=True, intensity=True, spatial=True)
+
+
+def preset_of(name: str) -> Preset:
+    """The kinds of change of an augmentation; a plug-in makes none of them."""
+    if is_plugin(name):
+        return NO_CHANGE
+    preset: Preset = AUGMENTATIONS.resolve(name)
+    return preset
 
 
 class Augmentation:
     """Changes patches at random; every draw comes from the numbers that a patch is given.
 
     Args:
-        name: Key of `AUGMENTATIONS`.
+        name: Key of `AUGMENTATIONS`, or the import path of a function that changes a patch: of
+            `image` (c, d, h, w), `label` (d, h, w), `rng` (a numpy generator, the only source of
+            its draws) and `strength` it takes those that it names, and returns image and label.
         patch_size: Size of a patch.
         strength: 1 as nnU-Net does it; less changes patches more seldom and by less. It does
             not apply to mirroring.
@@ -49,12 +59,14 @@ class Augmentation:
 
     def __init__(
         self,
-        name: AugmentationName,
+        name: str,
         patch_size: Sequence[int],
         strength: float = 1.0,
         mirror_axes: Sequence[int] = (0, 1, 2),
     ) -> None:
-        self._preset = AUGMENTATIONS[name]
+        self._name = name
+        self._preset = preset_of(name)
+        self._plugin = AUGMENTATIONS.resolve(name) if is_plugin(name) else None
         self._patch_size = tuple(patch_size)
         self._strength = strength
         self._mirror_axes = frozenset(mirror_axes)
@@ -76,6 +88,10 @@ class Augmentation:
         rng: np.random.Generator,
     ) -> tuple[Float[Tensor, "c d h w"], Int64[Tensor, "d h w"]]:
         """Change the intensities of a patch, in place, and mirror it along axes or not."""
+        if self._plugin is not None:
+            patch = {"image": image, "label": label, "rng": rng, "strength": self._strength}
+            image, label = call(self._plugin, self._name, **patch)
+            return image, label
         if self._preset.intensity:
             for name, change in INTENSITY_CHANGES.items():
                 if rng.random() < change.probability * self._strength:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from training.config import MIRROR_AXES, AugmentationName, ModelTrainingConfig
+from training.config import MIRROR_AXES, ModelTrainingConfig
 from training.data.patches.augmentation import Augmentation
 from training.data.patches.mirroring import mirror_axes as axes_to_mirror
 from training.data.patches.sampling import CaseDataset, CaseSampler, PatchDataset, PatchSampler
@@ -71,7 +71,7 @@ def get_dataloader(
     *,
     patch_size: Sequence[int] = (32, 64, 64),
     foreground_fraction: float = 1 / 3,
-    augmentation: AugmentationName = "default",
+    augmentation: str = "default",
     augmentation_strength: float = 1.0,
     mirror_axes: Sequence[int] = (0, 1, 2),
     steps_per_epoch: int | None = None,
@@ -92,7 +92,7 @@ def get_dataloader(
         shuffle: Whether cases come in random order.
         patch_size: Size of a training patch.
         foreground_fraction: Share of training patches centred on a foreground voxel.
-        augmentation: Key of `AUGMENTATIONS`, for training patches.
+        augmentation: Key of `AUGMENTATIONS` or import path, for training patches.
         augmentation_strength: 1 is as nnU-Net does it.
         mirror_axes: Axes of a patch that it may be mirrored along.
         steps_per_epoch: Training batches of an epoch; one patch a case by default.

@@ -1,0 +1,76 @@
+"""Fields of the optimisation: optimizer, learning rate and its schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from training.config.base import ConfigPart
+from training.config.types import Bool, Float, Int, OptimizerName, SchedulerName
+
+
+class OptimisationFields(ConfigPart):
+    """Optimizer, learning rate and its schedule."""
+
+    optimizer: OptimizerName = "adamw"
+    """Optimizer: a key of `training.registry.OPTIMIZERS`, or an import path of your own."""
+
+    learning_rate: Annotated[Float, Field(gt=0)] = 1e-4
+    """Learning rate at the end of the warm-up."""
+
+    weight_decay: Annotated[Float, Field(ge=0)] = 1e-5
+    """Weight decay: decoupled for adamw, L2 for adam and sgd."""
+
+    decay_norms_and_biases: Bool = False
+    """Whether norms and biases decay too, as in nnU-Net; by default kernels and matrices alone."""
+
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
+
+    nesterov: Bool = False
+    """Nesterov's form of momentum, for sgd."""
+
+    scheduler: SchedulerName = "none"
+    """Learning-rate schedule: a key of `training.registry.LR_SCHEDULES`, or an import path of your
+    own."""
+
+    warmup_epochs: Annotated[Int, Field(ge=0)] = 0
+    """Epochs of linear warm-up, before any scheduler: it has the epochs that are left."""
+
+    step_size: Annotated[Int, Field(ge=1)] = 30
+    """Epochs in which the step and exponential schedulers decay by `lr_decay`."""
+
+    lr_decay: Annotated[Float, Field(gt=0, lt=1)] = 0.1
+    """Factor of a decay of the step, exponential and plateau schedulers."""
+
+    plateau_patience: Annotated[Int, Field(ge=0)] = 5
+    """Epochs without improvement before the plateau scheduler decays."""
+
+    poly_power: Annotated[Float, Field(gt=0)] = 0.9
+    """Exponent of the poly scheduler: lr = lr0 * (1 - epoch / max_epochs) ** power."""
+
+    one_cycle_peak: Annotated[Float, Field(gt=0, lt=1)] = 0.3
+    """Share of the training after which one_cycle has risen to `learning_rate`."""
+
+    ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = None
+    """Decay a step of a moving average of the weights, e.g. 0.999; null keeps none.
+
+    The averaged weights are those that are validated, tested and exported.
+    """
+
+    gradient_clip: Annotated[Float, Field(gt=0)] | None = None
+    """Largest norm of the gradient; null does not clip."""
+
+    max_epochs: Annotated[Int, Field(ge=1)] = 100
+    """Epochs of a full training run."""
+
+    @model_validator(mode="after")
+    def _check_optimisation_fields(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs momentum > 0, but got momentum=0")
+        if self.warmup_epochs >= self.max_epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} must be below max_epochs={self.max_epochs}"
+            )
+        return self

@@ -1,0 +1,141 @@
+"""Types of the config's fields, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+
+from training.errors import PluginError
+from training.registry import (
+    AUGMENTATIONS,
+    CLASS_WEIGHTS,
+    IMPORT_PATH,
+    LOSSES,
+    LR_SCHEDULES,
+    MODELS,
+    OPTIMIZERS,
+    Registry,
+    is_plugin,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class NameIn:
+    """A type: the name of an entry of a registry, or an import path `package.module:function`.
+
+    In Python the function or class itself may be given; its import path is what is kept. The
+    path is not followed here: a config is read without running code of others.
+
+    Attributes:
+        registry: Its keys are the names.
+        others: Further names that are no entries.
+    """
+
+    registry: Registry
+    others: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """The names of now: an entry that is added later is one of them."""
+        return [*self.others, *self.registry]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self._check, serialization=core_schema.to_string_ser_schema()
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {
+            "anyOf": [
+                {"enum": self.names(), "type": "string"},
+                {"pattern": f"^{IMPORT_PATH}$", "type": "string"},
+            ]
+        }
+
+    def _check(self, value: Any) -> str:
+        name = self.registry.name_of(value)
+        if isinstance(name, str) and (name in self.others or name in self.registry):
+            return name
+        if is_plugin(name):
+            return str(name)
+        if isinstance(name, str) and ":" in name:
+            raise PluginError(
+                f"{name!r} is not an import path: write package.module:function, e.g. "
+                "my_package.my_module:my_function"
+            )
+        *first, last = [repr(known) for known in self.names()]
+        expected = f"{', '.join(first)} or {last}" if first else last
+        raise PydanticKnownError("literal_error", {"expected": expected})
+
+
+ModelName = Annotated[str, NameIn(MODELS)]
+OptimizerName = Annotated[str, NameIn(OPTIMIZERS)]
+SchedulerName = Annotated[str, NameIn(LR_SCHEDULES)]
+LossName = Annotated[str, NameIn(LOSSES)]
+ClassWeightPreset = Annotated[str, NameIn(CLASS_WEIGHTS, ("uniform",))]
+AugmentationName = Annotated[str, NameIn(AUGMENTATIONS)]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+Mode = Literal["min", "max"]
+
+
+def _reject_bool(value: Any) -> Any:
+    """Refuse a boolean where a number is meant: YAML's `yes` would otherwise be 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed here, not true or false")
+    return value
+
+
+def _require_bool(value: Any) -> Any:
+    """Refuse words: pydantic takes `yes` and `off` for booleans, YAML 1.2 does not."""
+    if not isinstance(value, bool):
+        raise ValueError("write true or false")
+    return value
+
+
+Bool = Annotated[bool, BeforeValidator(_require_bool)]
+Int = Annotated[int, BeforeValidator(_reject_bool)]
+Float = Annotated[float, BeforeValidator(_reject_bool)]
+PositiveWeight = Annotated[Float, Field(ge=0)]
+Size3d = tuple[
+    Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)]
+]
+Spacing3d = tuple[
+    Annotated[Float, Field(gt=0)], Annotated[Float, Field(gt=0)], Annotated[Float, Field(gt=0)]
+]
+
+MIRROR_AXES: Final = ("depth", "height", "width")
+"""Names of the spatial axes, in array order."""
+
+
+def _axis_name(value: Any) -> Any:
+    """The name of an axis that is given by its number."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(MIRROR_AXES):
+        return MIRROR_AXES[value]
+    return value
+
+
+MirrorAxis = Annotated[Literal["depth", "height", "width"], BeforeValidator(_axis_name)]
+
+
+def _auto_or_list(value: Any) -> Any:
+    """Refuse words other than auto with the way to write axes."""
+    if isinstance(value, str) and value != "auto":
+        raise ValueError("write auto, or a list of depth, height and width; [] mirrors none")
+    return value
+
+
+MirrorAxes = Annotated[Literal["auto"] | list[MirrorAxis], BeforeValidator(_auto_or_list)]
+
+NOT_SEARCHABLE: dict[str, Any] = {"searchable": False}

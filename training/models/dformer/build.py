@@ -1,0 +1,21 @@
+"""Builds the D-Former that a config describes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from training.config import ModelTrainingConfig
+from training.models.dformer.network import SegNetwork
+from training.models.parameters import check_model_params
+
+
+def build_dformer3d(config: ModelTrainingConfig) -> nn.Module:
+    """D-Former in its published settings unless told otherwise."""
+    fixed = ("num_classes", "in_chan", "gradient_checkpointing")
+    check_model_params("dformer3d", SegNetwork, config.model_params, fixed)
+    return SegNetwork(
+        config.num_classes,
+        config.input_channels,
+        gradient_checkpointing=config.gradient_checkpointing,
+        **config.model_params,
+    )
