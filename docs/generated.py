@@ -10,12 +10,13 @@ import argparse
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
 from pydantic import BaseModel
 
+from training import registry
 from training.config import ModelTrainingConfig
 from tuner.spec import reference
 from tuner.spec.domains import DOMAINS
@@ -147,8 +148,15 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _registry(entries: Mapping[Any, Any]) -> str:
-    return described((code(name), docstring(thing)) for name, thing in entries.items())
+def _registry(entries: Mapping[str, Any]) -> str:
+    """The entries of a registry with the docstrings of what they stand for."""
+    return described((code(name), docstring(thing)) for name, thing in resolved(entries))
+
+
+def resolved(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names of a registry, and what they stand for, imported."""
+    for name, thing in entries.items():
+        yield name, entries.resolve(name) if isinstance(entries, registry.Registry) else thing
 
 
 def searchers() -> str:
@@ -171,23 +179,17 @@ def policies() -> str:
 
 def losses() -> str:
     """Every loss with its docstring."""
-    from training.losses import LOSSES
-
-    return _registry(LOSSES)
+    return _registry(registry.LOSSES)
 
 
 def optimizers() -> str:
     """Every optimizer with its docstring."""
-    from training.optimizers import OPTIMIZERS
-
-    return _registry(OPTIMIZERS)
+    return _registry(registry.OPTIMIZERS)
 
 
 def lr_schedules() -> str:
     """Every learning-rate schedule with its docstring."""
-    from training.lr_schedules import SCHEDULERS
-
-    return _registry(SCHEDULERS)
+    return _registry(registry.LR_SCHEDULES)
 
 
 def class_weights() -> str:
@@ -199,20 +201,21 @@ def class_weights() -> str:
 
 def augmentations() -> str:
     """Which kinds of change each augmentation makes."""
-    from training.data import AUGMENTATIONS
 
     def changes(preset: Any) -> str:
         made = [name for name, on in vars(preset).items() if on]
         return ", ".join(made) or "no change"
 
-    return described((code(name), changes(preset)) for name, preset in AUGMENTATIONS.items())
+    return described(
+        (code(name), changes(preset)) for name, preset in resolved(registry.AUGMENTATIONS)
+    )
 
 
 def _model_params(name: str) -> list[str]:
     """Names that a network takes in `model_params`: what it says about one it does not take."""
     from training.models import build_model
 
-    config = ModelTrainingConfig(model_name=name, model_params={"?": 0}, patch_size=(32, 32, 32))  # type: ignore[arg-type]
+    config = ModelTrainingConfig(model_name=name, model_params={"?": 0}, patch_size=(32, 32, 32))
     try:
         build_model(config)
     except ValueError as error:
@@ -222,11 +225,10 @@ def _model_params(name: str) -> list[str]:
 
 def networks() -> str:
     """Every network with its source, recipe and parameters."""
-    from training.models import MODELS
     from tuner.spec.recipes import RECIPES
 
     parts = []
-    for name, builder in MODELS.items():
+    for name, builder in resolved(registry.MODELS):
         recipe = RECIPES[name]
         parts.append(f"## `{name}`\n\n{docstring(builder)}\n\nRecipe: {recipe.source}.\n")
         rows = {"optimizer": recipe.optimizer, **recipe.optimizers[recipe.optimizer]}
@@ -273,18 +275,20 @@ def errors() -> str:
     from training import errors as training_errors
 
     found: dict[str, type[Exception]] = {}
-    for module in (tuner.errors, training_errors):
+    for module in (training_errors, tuner.errors):
         for name, thing in vars(module).items():
             if isinstance(thing, type) and issubclass(thing, Exception):
                 found[name] = thing
-    return described(
-        (f"`{thing.__module__}.{name}` ({thing.__mro__[1].__name__})", docstring(thing))
-        for name, thing in found.items()
+    tree = inspect.cleandoc(training_errors.__doc__ or "").split("```")[1].strip()
+    listed = described(
+        (code(f"{thing.__module__}.{name}"), docstring(thing)) for name, thing in found.items()
     )
+    return f"```text\n{tree}\n```\n\n{listed}"
 
 
 PUBLIC_MODULES = (
     "training.config",
+    "training.registry",
     "training.trainer",
     "training.lightning_module",
     "training.callbacks",

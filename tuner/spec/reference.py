@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ByteSize
 
 from training.config import ModelTrainingConfig
+from training.config.types import NameIn
 from tuner.errors import SpecError, suggestion
 from tuner.spec.policies import DEFAULT_POLICY, POLICY_SETTINGS
 from tuner.spec.settings import Section, seconds
@@ -84,10 +85,9 @@ class FieldHelp:
 
 def config_fields() -> list[FieldHelp]:
     """Every field of `ModelTrainingConfig`, in the order of the file."""
-    groups = _groups()
     searchable = set(ModelTrainingConfig.searchable_fields()) - NEVER_VARY
     return [
-        _row(ModelTrainingConfig, name, CONFIG, groups[name], searchable=name in searchable)
+        _row(ModelTrainingConfig, name, CONFIG, _group(name), searchable=name in searchable)
         for name in ModelTrainingConfig.model_fields
     ]
 
@@ -198,16 +198,10 @@ def as_yaml(value: Any) -> str:
     return str(value)
 
 
-def _groups() -> dict[str, str]:
-    """The heading of each field: the comment above it in the source of the config."""
-    groups: dict[str, str] = {}
-    group = ""
-    for line in inspect.getsource(ModelTrainingConfig).splitlines():
-        if heading := re.fullmatch(r"    # (\w[\w ]*)", line):
-            group = heading[1]
-        elif found := re.match(r"    (\w+):", line):
-            groups.setdefault(found[1], group)
-    return groups
+def _group(name: str) -> str:
+    """The heading of a field: the name of the part of the config that it is in."""
+    part = next(kind for kind in ModelTrainingConfig.__mro__ if name in kind.__annotations__)
+    return part.__name__.removesuffix("Fields")
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -240,6 +234,10 @@ class _Option:
     base: Any
     metadata: tuple[Any, ...] = ()
 
+    def names(self) -> list[str]:
+        """Names of the entries of a registry, where the type is such a name."""
+        return [name for each in self.metadata if isinstance(each, NameIn) for name in each.names()]
+
     def limit(self, attribute: str) -> Any:
         """The bound that a kind of constraint sets, None if there is none."""
         found = [getattr(each, attribute, None) for each in self.metadata]
@@ -249,6 +247,8 @@ class _Option:
         """Type and range in words."""
         if any(getattr(each, "func", None) is seconds for each in self.metadata):
             return "duration, e.g. 90s, 30m or 2h"
+        if names := self.names():
+            return f"{' | '.join(names)} | package.module:function"
         origin, arguments = typing.get_origin(self.base), typing.get_args(self.base)
         if origin is Literal:
             return " | ".join(as_yaml(value) for value in arguments)
@@ -285,6 +285,8 @@ def _kind(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
 def _example_domain(name: str, options: list[_Option], default: Any) -> str:
     """A domain around the default that is valid for the field, as it stands in a space."""
     for option in options:
+        if names := option.names():
+            return f"{name}: {{choice: {as_yaml(names[:3])}}}"
         if typing.get_origin(option.base) is Literal and name != "mirror_axes":
             return f"{name}: {{choice: {as_yaml(typing.get_args(option.base)[:3])}}}"
         if option.base is bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ import yaml
 from training.config import ModelTrainingConfig
 from tuner.errors import SpecError
 from tuner.spec.load import parse_spec
+from tuner.spec.policies import POLICY_SETTINGS
 from tuner.spec.reference import (
     FieldHelp,
     all_fields,
@@ -27,10 +29,13 @@ def test_every_field_and_every_setting_has_help_and_a_group() -> None:
     assert [row.key for row in all_fields() if not (row.text and row.group and row.summary)] == []
 
 
-@pytest.mark.parametrize("row", all_fields(), ids=lambda row: row.key)
+@pytest.mark.parametrize(
+    "row", [row for row in all_fields() if row.key != "policy.name"], ids=lambda row: row.key
+)
 def test_the_default_is_what_is_printed(row: FieldHelp) -> None:
     """Read as YAML and put into a file, the printed default changes nothing."""
-    model = ModelTrainingConfig if row.section == "config" else sections()[row.section]
+    models: dict[str, Any] = {"config": ModelTrainingConfig, **sections()}
+    model = POLICY_SETTINGS[row.read_by[0]] if row.read_by else models[row.section]
     value = yaml.safe_load(row.default)
     default = getattr(model(), row.name)
     given = getattr(model(**{row.name: value}), row.name)
@@ -74,7 +79,17 @@ def test_types_and_ranges_are_said_in_words(name: str, kind: str) -> None:
 def test_every_choice_of_a_field_is_named() -> None:
     assert FIELDS["precision"].kind == "32-true | 16-mixed | bf16-mixed"
     for name in ("optimizer", "loss", "scheduler", "model_name"):
-        assert FIELDS[name].default in FIELDS[name].kind.split(" | ")
+        known = FIELDS[name].kind.split(" | ")
+        assert FIELDS[name].default in known
+        assert known[-1] == "package.module:function"
+
+
+def test_a_setting_of_a_policy_names_those_that_read_it() -> None:
+    (row,) = find_fields("policy.grace_period")
+    assert row.read_by == ("asha", "pasha", "median")
+    (name,) = find_fields("policy.name")
+    assert name.kind.split(" | ") == list(POLICY_SETTINGS)
+    assert parse_spec("space: {seed: {randint: [0, 9]}}", source="x").policy.name == name.default
 
 
 def test_names_are_found_with_and_without_their_section() -> None:
