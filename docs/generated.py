@@ -94,18 +94,6 @@ def _usage(parser: argparse.ArgumentParser) -> str:
     return " ".join(parser.format_usage().removeprefix("usage: ").split())
 
 
-def subcommands() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command by name."""
-    from tuner.cli.main import build_parser
-
-    (actions,) = (
-        action
-        for action in build_parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
-    return dict(actions.choices)
-
-
 def _option(action: argparse.Action) -> tuple[str, str]:
     values: Any = action.metavar or (action.choices and "{" + ",".join(action.choices) + "}")
     if isinstance(values, tuple):
@@ -124,23 +112,17 @@ def _option(action: argparse.Action) -> tuple[str, str]:
 
 
 def commands() -> str:
-    """Every command with its arguments and options."""
-    from tuner.cli.main import build_parser
+    """Every command with its arguments, options and examples."""
+    from tuner.cli.parser import COMMANDS
 
-    (listing,) = (
-        action
-        for action in build_parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
-    summaries = {action.dest: action.help or "" for action in listing._choices_actions}
     parts = []
-    for name, parser in subcommands().items():
-        parts.append(f"## `tune {name}`\n\n{_sentence(summaries[name])}\n")
+    for command in COMMANDS:
+        parser = argparse.ArgumentParser(prog=f"tune {command.name}", add_help=False)
+        command.add_options(parser)
+        parts.append(f"## `tune {command.name}`\n\n{_sentence(command.summary)}\n")
         parts.append(f"```{{code-block}} text\n:class: usage\n\n{_usage(parser)}\n```\n")
-        options = [action for action in parser._actions if action.dest != "help"]
-        parts.append(described(_option(action) for action in options))
-        if parser.epilog:
-            parts.append(f"```text\n{parser.epilog}\n```\n")
+        parts.append(described(_option(action) for action in parser._actions))
+        parts.append("Examples:\n\n```bash\n{}\n```\n".format("\n".join(command.examples)))
     return "\n".join(parts)
 
 
@@ -245,7 +227,7 @@ def networks() -> str:
 
 def metrics() -> str:
     """Metrics that can be optimised."""
-    from tuner.spec.parser import COSTS, METRICS
+    from tuner.spec.read_metrics import COSTS, METRICS
 
     return (
         f"Scores that trials can be compared by: {', '.join(map(code, METRICS))}, and of one class "

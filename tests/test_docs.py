@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib
 import importlib.util
 import os
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from training import registry
-from tuner.cli.main import build_parser
+from tuner.cli.parser import COMMANDS, build_parser
 from tuner.search.policies import POLICIES
 from tuner.search.searchers import SEARCHERS
 from tuner.spec.domains import DOMAINS
@@ -116,8 +117,8 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
 
 def shown(site: Path, page: str) -> str:
     """The text of a page as a person reads it, on one line."""
-    html = (site / "reference" / f"{page}.html").read_text()
-    return " ".join(re.sub(r"<[^>]+>", "", html.partition("<article")[2]).split())
+    text = (site / "reference" / f"{page}.html").read_text()
+    return " ".join(re.sub(r"<[^>]+>", "", text.partition("<article")[2]).split())
 
 
 def test_every_field_and_setting_is_in_the_reference(site: Path) -> None:
@@ -154,18 +155,19 @@ def test_every_field_and_setting_is_in_the_reference(site: Path) -> None:
 def test_every_entry_of_a_registry_is_in_the_reference(
     site: Path, page: str, names: dict[str, object]
 ) -> None:
-    html = (site / "reference" / f"{page}.html").read_text()
+    text = (site / "reference" / f"{page}.html").read_text()
     for name in names:
-        assert f'<span class="pre">{name}</span>' in html
+        assert f'<span class="pre">{name}</span>' in text
 
 
 def test_every_command_and_option_is_in_the_reference(site: Path) -> None:
     text = shown(site, "commands")
-    usage = build_parser().format_help()
-    commands = re.findall(r"^    (\w+)  ", usage, flags=re.MULTILINE)
-    assert {"run", "resume", "fields", "convert"} <= set(commands)
-    for command in commands:
-        assert f"tune {command}" in text
+    for command in COMMANDS:
+        assert f"tune {command.name}¶" in text
+        for example in command.examples:
+            assert html.escape(" ".join(example.split()), quote=False) in text.replace(
+                "&quot;", '"'
+            )
     for option in ("--studies-dir", "--warm-start", "--overwrite", "--size", "--set KEY=VALUE"):
         assert option in text
 

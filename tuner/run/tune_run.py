@@ -89,7 +89,7 @@ def run_tune(
     remove_ray_files(study.folder / RAY_FOLDER)
     context = StudyContext(
         study.folder,
-        spec.to_yaml(),
+        spec,
         data.for_trials,
         resources.gpu,
         judged=chosen is not None,

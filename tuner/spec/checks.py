@@ -14,11 +14,11 @@ from tuner.spec.field_errors import describe_errors
 
 if TYPE_CHECKING:
     from tuner.spec.parser import SpecParser
-    from tuner.spec.study_spec import StudySpec
+    from tuner.spec.spec_values import SpecValues
     from tuner.spec.yaml_source import YamlPath
 
 
-def check_point(parser: SpecParser, spec: StudySpec, values: dict[str, Any]) -> bool:
+def check_point(parser: SpecParser, spec: SpecValues, values: dict[str, Any]) -> bool:
     """Whether a point of the space is a valid config; notes why not."""
     try:
         spec.trial_config(values)
@@ -40,7 +40,7 @@ def check_point(parser: SpecParser, spec: StudySpec, values: dict[str, Any]) -> 
     return False
 
 
-def _check_start_point(spec: StudySpec, parser: SpecParser, index: int) -> None:
+def _check_start_point(spec: SpecValues, parser: SpecParser, index: int) -> None:
     """Check that a point of `search.start_from` lies in the space."""
     path = ("search", "start_from", index)
     point = spec.search.start_from[index]
@@ -61,7 +61,7 @@ def _check_start_point(spec: StudySpec, parser: SpecParser, index: int) -> None:
     check_point(parser, spec, completed)
 
 
-def _check_class_metric(metric: str, spec: StudySpec, parser: SpecParser) -> None:
+def _check_class_metric(metric: str, spec: SpecValues, parser: SpecParser) -> None:
     """`val_dice_2` needs a class 2; the number of classes may come from the data later."""
     number = metric.removeprefix("val_dice_").removeprefix("val_nsd_")
     if number == metric or not number.isdecimal():
@@ -76,7 +76,7 @@ def _check_class_metric(metric: str, spec: StudySpec, parser: SpecParser) -> Non
         )
 
 
-def check_goals(spec: StudySpec, parser: SpecParser) -> None:
+def check_goals(spec: SpecValues, parser: SpecParser) -> None:
     """Check metrics, points, warm start and confirmation against the rest of a spec."""
     for index in range(len(spec.search.start_from)):
         _check_start_point(spec, parser, index)
@@ -112,7 +112,7 @@ NETWORK_FIELDS = frozenset({"model_name", "model_params", "patch_size"})
 """Fields that decide which weights there are."""
 
 
-def check_population(spec: StudySpec, parser: SpecParser) -> None:
+def check_population(spec: SpecValues, parser: SpecParser) -> None:
     """Note what keeps trials from taking over each other's weights, or what makes it idle."""
     for name, _ in spec.space.items():
         if name.partition(".")[0] in NETWORK_FIELDS:
@@ -146,7 +146,7 @@ SAMPLES = 200
 """Points of the space that are checked for values that do not fit together."""
 
 
-def check_together(spec: StudySpec, parser: SpecParser) -> None:
+def check_together(spec: SpecValues, parser: SpecParser) -> None:
     """Check what only several values together can get wrong."""
     if not check_point(parser, spec, {}):
         return

@@ -5,12 +5,13 @@ A policy here is its settings alone; what it decides is in `tuner.search.policie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from tuner.errors import suggestion
 from tuner.spec.brackets import expected_epochs, hyperband_brackets
 from tuner.spec.settings import Number, Section, Whole
 
@@ -20,11 +21,30 @@ DEFAULT_POLICY = "asha"
 class PolicySettings(Section):
     """Base of the settings of all policies: every trial trains to the end."""
 
+    FORM: ClassVar[str] = "a name, or a mapping such as {name: asha, grace_period: 2}"
+
     name: str
     """Key of `tuner.search.policies.POLICIES`."""
 
     exchanges_weights: ClassVar[bool] = False
     """Whether trials copy each other's weights."""
+
+    @classmethod
+    def expand(cls, given: Any) -> Any:
+        """`asha` is short for `{name: asha}`."""
+        return {"name": given} if isinstance(given, str) else given
+
+    @classmethod
+    def kind(cls, settings: Mapping[str, Any]) -> type[Section]:
+        """The settings of the policy that is named.
+
+        Raises:
+            ValueError: if there is no policy of that name.
+        """
+        name = settings.get("name", DEFAULT_POLICY)
+        if not isinstance(name, str) or name not in POLICY_SETTINGS:
+            raise ValueError(f"unknown policy {name!r}{suggestion(name, POLICY_SETTINGS)}")
+        return POLICY_SETTINGS[name]
 
     stops_trials: ClassVar[bool] = False
     """Whether trials end early at epochs that cannot be told before."""

@@ -24,7 +24,7 @@ from training.config.types import NameIn
 from tuner.errors import SpecError, suggestion
 from tuner.spec.policies import DEFAULT_POLICY, POLICY_SETTINGS
 from tuner.spec.settings import Section, seconds
-from tuner.spec.study_spec import StudySpec
+from tuner.spec.spec_values import SECTIONS
 
 __all__ = [
     "FieldHelp",
@@ -94,12 +94,7 @@ def config_fields() -> list[FieldHelp]:
 
 def sections() -> dict[str, type[Section]]:
     """The sections of settings by name; `policy` has the settings of the policy that it names."""
-    found: dict[str, type[Section]] = {}
-    for name, field in StudySpec.model_fields.items():
-        for part in _parts(field.annotation):
-            if isinstance(part, type) and issubclass(part, Section):
-                found[name] = part
-    return found
+    return dict(SECTIONS)
 
 
 def section_fields(name: str) -> list[FieldHelp]:
@@ -202,13 +197,6 @@ def _group(name: str) -> str:
     """The heading of a field: the name of the part of the config that it is in."""
     part = next(kind for kind in ModelTrainingConfig.__mro__ if name in kind.__annotations__)
     return part.__name__.removesuffix("Fields")
-
-
-def _parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and everything that it is made of."""
-    yield annotation
-    for part in (*typing.get_args(annotation), *getattr(annotation, "__metadata__", ())):
-        yield from _parts(part)
 
 
 WORDS: dict[Any, str] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
@@ -37,6 +38,23 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    FORM: ClassVar[str] = "a mapping of names"
+    """How the section is written, for error messages."""
+
+    @classmethod
+    def expand(cls, given: Any) -> Any:
+        """The mapping of settings that a short form stands for; anything else as it is."""
+        return given
+
+    @classmethod
+    def kind(cls, settings: Mapping[str, Any]) -> type[Section]:
+        """The class that reads these settings.
+
+        Raises:
+            ValueError: if they name none.
+        """
+        return cls
 
 
 class SearchSettings(Section):

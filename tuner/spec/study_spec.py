@@ -1,4 +1,4 @@
-"""A search space file: YAML in, a validated `StudySpec` out.
+"""A search space: values or YAML in, a validated `StudySpec` out.
 
 Everything that can be wrong is found before Ray starts, and all of it at once, with file,
 line, column, the value and the nearest valid name.
@@ -8,184 +8,127 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
-
-from training.config import Mode, ModelTrainingConfig
-from tuner.spec.domains import Choice
-from tuner.spec.policies import PolicySettings
-from tuner.spec.recipes import RECIPES, recipe_values
-from tuner.spec.settings import (
-    EMBEDDED_DATA,
-    CheckpointSettings,
-    ConfirmSettings,
-    ConstraintSettings,
-    FailureSettings,
-    ResourceSettings,
-    SearchSettings,
-)
-from tuner.spec.space import Space
-from tuner.spec.yaml_source import dump_yaml
+from tuner.errors import SpecError
+from tuner.spec.checks import check_together
+from tuner.spec.parser import SpecParser
+from tuner.spec.read_config import fits, read_config
+from tuner.spec.read_metrics import read_metrics
+from tuner.spec.read_sections import apply_overrides, check_parts, read_section
+from tuner.spec.read_space import read_space
+from tuner.spec.spec_values import PARTS, SECTIONS, SpecValues
+from tuner.spec.yaml_source import Override, YamlSource, dump_yaml
 
 
-class StudySpec(BaseModel):
+class StudySpec(SpecValues):
     """A valid search space with all its settings.
 
-    Attributes:
-        source: The file it was read from.
-        source_text: The file as given.
-        metric: Validation metric that trials are compared by.
-        mode: Whether a greater ("max") or smaller ("min") metric is better.
-        further_metrics: Metrics that matter beside it, with their modes.
-        config: Fixed values of `ModelTrainingConfig`, as given.
-        space: What varies.
-        search: What proposes trials.
-        policy: What stops, pauses or changes trials.
-        resources: Share of a trial.
-        failures: What follows when a trial fails.
-        checkpoints: Which checkpoints are kept.
-        constraints: What a trial must keep to.
-        confirm: How the best trials are confirmed, None for not at all.
+    Example:
+        >>> spec = StudySpec.from_dict({
+        ...     "config": {"data_dir": "phantom", "max_epochs": 9},
+        ...     "space": {"learning_rate": {"loguniform": [1e-5, 1e-2]}},
+        ...     "search": {"num_trials": 4},
+        ... })
+        >>> spec.policy.name, spec.rungs()
+        ('asha', (1, 3))
     """
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The spec of the values that a search space file would have.
 
-    source: Path
-    source_text: str
-    metric: str
-    mode: Mode
-    further_metrics: tuple[tuple[str, Mode], ...] = ()
-    config: dict[str, Any]
-    space: Space
-    search: SearchSettings
-    policy: PolicySettings
-    resources: ResourceSettings
-    failures: FailureSettings
-    checkpoints: CheckpointSettings
-    constraints: ConstraintSettings = ConstraintSettings()
-    confirm: ConfirmSettings | None = None
-
-    @property
-    def objectives(self) -> tuple[tuple[str, Mode], ...]:
-        """All metrics that matter with their modes, the one that trials are compared by first."""
-        return ((self.metric, self.mode), *self.further_metrics)
-
-    @property
-    def max_epochs(self) -> int:
-        """Epochs of a full training."""
-        return self.base_config().max_epochs
-
-    def base_config(self) -> ModelTrainingConfig:
-        """The config of the fixed values alone."""
-        return self.trial_config({})
-
-    def trial_config(self, values: Mapping[str, Any]) -> ModelTrainingConfig:
-        """The config of a trial with the sampled `values`.
+        Args:
+            values: Sections by name; a path is text or a `Path`, a list may be a tuple.
 
         Raises:
-            pydantic.ValidationError: if the values do not fit together.
+            SpecError: for every problem at once, each with its key.
         """
-        flat = {**self.config, **values, "monitor": self.metric, "monitor_mode": self.mode}
-        return ModelTrainingConfig.from_flat({**assumed_classes(flat), **flat})
+        source = YamlSource.of_values(values)
+        return cls.from_source(source, dump_yaml(source.data))
 
-    def default_point(self) -> dict[str, Any]:
-        """The known good point of the space: each field's default, or what comes nearest."""
-        return self._completed({})
+    @classmethod
+    def from_source(cls, source: YamlSource, text: str) -> Self:
+        """The spec of values whose places are known.
 
-    def start_points(self) -> list[dict[str, Any]]:
-        """The points of `search.start_from`, with the default of fields that they leave out."""
-        return [self._completed(given) for given in self.search.start_from]
+        Args:
+            source: The values.
+            text: The text that they were given in.
 
-    def _completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        plain = self.base_config().flat()
-        recipe = self._recipe(given)
-        values: dict[str, Any] = {}
-        for name, domain in self.space.items():
-            if not self.space.active(name, values):
-                continue
-            field, _, part = name.partition(".")
-            default = plain.get(field)
-            if name in recipe and (not isinstance(domain, Choice) or domain.contains(recipe[name])):
-                default = recipe[name]
-            if part:
-                default = default.get(part) if isinstance(default, dict) else None
-            values[name] = domain.nearest(given.get(name, default))
-        return values
-
-    def _recipe(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The recipe of the network for the optimizer that the point will have."""
-        base = self.base_config()
-        domains = self.space.domains
-        model_name: Any = base.model_name
-        if "model_name" in domains:
-            model_name = domains["model_name"].nearest(given.get("model_name", model_name))
-        optimizer: Any = base.optimizer
-        if "optimizer" in domains:
-            usual = RECIPES[model_name].optimizer
-            optimizer = domains["optimizer"].nearest(given.get("optimizer", usual))
-        values = recipe_values(model_name, optimizer, base.max_epochs)
-        return {**values, "optimizer": optimizer, "model_name": model_name}
-
-    def rungs(self) -> tuple[int, ...]:
-        """Epochs below max_epochs at which trials are compared by rungs, ascending."""
-        return self.policy.rungs(self.max_epochs)
-
-    @property
-    def population(self) -> int:
-        """Trials that copy each other's weights, 0 if they do not."""
-        return self.search.num_trials if self.policy.exchanges_weights else 0
-
-    @property
-    def snapshot_interval(self) -> int:
-        """Epochs after which a trial keeps its checkpoint for others to copy."""
-        return self.policy.snapshot_interval(self.max_epochs)
-
-    def expected_epochs(self) -> float:
-        """Epochs that the study is expected to take if no trial fails."""
-        return self.policy.expected_epochs(self.max_epochs, self.search.num_trials)
-
-    def to_yaml(self) -> str:
-        """The whole spec as a search space file, every setting written out."""
-        return dump_yaml(
-            {
-                "metric": self._listed(0),
-                "mode": self._listed(1),
-                "config": self.config,
-                "space": self.space.to_yaml(),
-                "search": self.search.model_dump(mode="json"),
-                "policy": self.policy.model_dump(mode="json"),
-                "resources": self.resources.model_dump(mode="json"),
-                "failures": self.failures.model_dump(mode="json"),
-                "checkpoints": self.checkpoints.model_dump(mode="json"),
-                "constraints": self.constraints.model_dump(mode="json"),
-                "confirm": False if self.confirm is None else self.confirm.model_dump(mode="json"),
-            }
+        Raises:
+            SpecError: for every problem at once, each with its place.
+        """
+        if source.data is None:
+            raise SpecError(f"{source.name} is empty: it needs at least the section `space`")
+        if not isinstance(source.data, dict):
+            raise SpecError(
+                f"{source.where()}: a search space is a mapping of {', '.join(PARTS)}, "
+                f"but this is {source.data!r}"
+            )
+        parser = SpecParser(source)
+        check_parts(parser)
+        (metric, mode), *further = read_metrics(parser)
+        config = read_config(parser)
+        space = read_space(parser, config)
+        sections = {name: read_section(parser, name) for name in SECTIONS}
+        parser.raise_problems()
+        spec = cls(
+            source=Path(source.name),
+            source_text=text,
+            metric=metric,
+            mode=mode,
+            further_metrics=tuple(further),
+            config=config,
+            space=space,
+            **sections,
         )
+        check_together(spec, parser)
+        parser.raise_problems()
+        return spec
 
-    def _listed(self, part: int) -> Any:
-        """Names (0) or modes (1) of the metrics; a plain value where there is one."""
-        listed = [objective[part] for objective in self.objectives]
-        return listed if len(listed) > 1 else listed[0]
+    def completed(self, values: Mapping[str, Any], origin: str) -> Self:
+        """The spec with fixed values of the config that are known later.
 
+        Args:
+            values: Config fields that do not vary.
+            origin: Where they come from, for error messages.
 
-def assumed_classes(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The number of classes that flat values ask for, where the data will decide it later.
+        Raises:
+            SpecError: if they do not fit the rest.
+        """
+        parser = self._parser()
+        for name, value in values.items():
+            parser.source.origins["config", name] = origin
+            fits(parser, ("config", name), name, value)
+        parser.raise_problems()
+        spec = self.model_copy(update={"config": {**self.config, **values}})
+        check_together(spec, parser)
+        parser.raise_problems()
+        return spec
 
-    Without it, weights of two classes or a fifth label would be refused for a default of three.
+    def with_settings(self, overrides: Mapping[str, Override]) -> Self:
+        """The spec with other settings in its sections.
 
-    Args:
-        flat: Values of a config with dotted keys.
+        Args:
+            overrides: The settings by dotted key, e.g. `search.num_trials`.
 
-    Returns:
-        `num_classes`, or nothing where it is given or known.
-    """
-    if "num_classes" in flat or flat.get("data_dir") == EMBEDDED_DATA:
-        return {}
-    weights = flat.get("class_weights")
-    if isinstance(weights, list):
-        return {"num_classes": max(2, len(weights))}
-    default: int = ModelTrainingConfig.model_fields["num_classes"].default
-    named = [str(flat.get("target_label")), *(key.partition("class_weights.")[2] for key in flat)]
-    most = max((int(label) for label in named if label.isdecimal()), default=0)
-    return {"num_classes": most + 1} if most >= default else {}
+        Raises:
+            SpecError: if a setting is not valid, or does not fit the rest.
+        """
+        parser = self._parser()
+        changed = {key.partition(".")[0] for key in overrides}
+        assert changed <= set(SECTIONS), changed
+        parser.data.update({name: self.to_dict()[name] for name in changed})
+        apply_overrides(parser.source, overrides)
+        settings = {name: read_section(parser, name) for name in changed}
+        parser.raise_problems()
+        spec = self.model_copy(update=settings)
+        check_together(spec, parser)
+        parser.raise_problems()
+        return spec
+
+    def _parser(self) -> SpecParser:
+        """Where the values were written, to say what is wrong with them now."""
+        if self.source == Path():
+            return SpecParser(YamlSource.of_values(self.to_dict()))
+        return SpecParser(YamlSource.parse(self.source_text, str(self.source)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -54,12 +55,14 @@ class Override:
     """A value that replaces one of the file.
 
     Attributes:
-        value: The value, or YAML text of it.
+        value: The value.
         origin: Where it comes from, for error messages, e.g. `--max-epochs 0`.
+        is_text: Whether a value that is text is YAML text of the value.
     """
 
     value: Any
     origin: str
+    is_text: bool = True
 
 
 @dataclass
@@ -67,7 +70,8 @@ class YamlSource:
     """Values read from YAML text.
 
     Attributes:
-        name: File name, for error messages.
+        name: File name, for error messages; empty for values without a file, whose place is their
+            dotted key.
         data: The values as plain Python objects.
         marks: Line and column, from 1, of every value by its path.
         key_marks: Line and column of every key by the path of its value.
@@ -85,7 +89,7 @@ class YamlSource:
         """Read YAML text.
 
         Raises:
-            SpecError: if the text is no YAML, or a key comes twice.
+            SpecError: if the text is not valid YAML, or a key comes twice.
         """
         source = cls(name, None)
         try:
@@ -95,10 +99,19 @@ class YamlSource:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-            raise SpecError(f"{where}: this is no YAML: {error.problem}") from error
+            raise SpecError(f"{where}: not valid YAML: {error.problem}") from error
         except yaml.YAMLError as error:
-            raise SpecError(f"{name}: this is no YAML: {error}") from error
+            raise SpecError(f"{name}: not valid YAML: {error}") from error
         return source
+
+    @classmethod
+    def of_values(cls, values: Any) -> YamlSource:
+        """Values that were not read from a file.
+
+        Raises:
+            SpecError: if there is one that YAML does not have.
+        """
+        return cls("", plain_value(values, ""))
 
     def where(self, *path: str | int, key: bool = False) -> str:
         """`file:line:column` of a value (or its key), or of what is nearest around it."""
@@ -111,16 +124,16 @@ class YamlSource:
             if path[:length] in self.marks:
                 line, column = self.marks[path[:length]]
                 return f"{self.name}:{line}:{column}"
-        return self.name
+        return self.name or ".".join(str(part) for part in path) or "the search space"
 
     def replace(self, path: tuple[str, str] | tuple[str], override: Override) -> None:
         """Put another value at `path`.
 
         Raises:
-            SpecError: if the value is no YAML.
+            SpecError: if the value is not valid YAML.
         """
         value = override.value
-        if isinstance(value, str):
+        if isinstance(value, str) and override.is_text:
             value = YamlSource.parse(value, override.origin).data
         if not isinstance(self.data, dict):
             self.data = {}
@@ -169,6 +182,33 @@ class YamlSource:
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """YAML text that reads back as `values`."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
+
+
+def plain_value(value: Any, key: str) -> Any:
+    """A value as YAML would give it: a tuple is a list, and a path is text.
+
+    Args:
+        value: The value.
+        key: Its dotted key, for error messages.
+
+    Raises:
+        SpecError: if YAML has no such value.
+    """
+    if isinstance(value, Mapping):
+        return {
+            str(name): plain_value(part, f"{key}.{name}" if key else str(name))
+            for name, part in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain_value(part, f"{key}.{place}") for place, part in enumerate(value)]
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or type(value) in {bool, int, float, str}:
+        return value
+    raise SpecError(
+        f"{key}: {value!r} is a {type(value).__name__}, but a search space has numbers, text, "
+        "true, false, null, lists and mappings alone"
+    )
 
 
 def _position(node: Node) -> tuple[int, int]:

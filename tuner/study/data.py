@@ -26,9 +26,7 @@ from training.data.prepared.cache import MANIFEST
 from training.data.prepared.config_check import check_config
 from training.data.prepared.split_rules import split_of_file
 from tuner.errors import SpecError, StudyError
-from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
-from tuner.spec.yaml_source import Override
 
 WARNINGS_SHOWN = 20
 """Warnings about the data that are shown at most; all are in the preprocessed folder."""
@@ -156,13 +154,9 @@ def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
             "has none: give it a part `test`, or remove confirm"
         )
     try:
-        return parse_spec(
-            spec.to_yaml(),
-            source=str(spec.source),
-            overrides={
-                "num_classes": Override(len(dataset.labels), "the data"),
-                "input_channels": Override(len(dataset.channels), "the data"),
-            },
+        return spec.completed(
+            {"num_classes": len(dataset.labels), "input_channels": len(dataset.channels)},
+            origin="the data",
         )
     except SpecError as error:
         raise StudyError(

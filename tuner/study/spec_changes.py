@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.spec.yaml_source import YamlSource
 from tuner.study.commands import study_command
 
 if TYPE_CHECKING:
@@ -72,9 +71,8 @@ def refusal(name: str, studies_dir: Path, changes: list[Change]) -> str:
 
 def _flat(spec: StudySpec) -> dict[str, Any]:
     """Settings by dotted key; a domain of the space is one value."""
-    data: dict[str, Any] = YamlSource.parse(spec.to_yaml(), str(spec.source)).data
     flat: dict[str, Any] = {}
-    for section, value in data.items():
+    for section, value in spec.to_dict().items():
         depth = 1 if section == "space" else 9
         flat |= _entries(section, value, depth)
     return flat

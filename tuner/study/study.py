@@ -13,7 +13,7 @@ from typing import Any
 from training.durable_write import write_durably
 from tuner.errors import StudyError, TunerError
 from tuner.spec.grid import planned_trials
-from tuner.spec.load import load_resolved_spec, parse_spec
+from tuner.spec.load import load_resolved_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.spec.yaml_source import Override
 from tuner.study.budget import spent_budget
@@ -167,17 +167,16 @@ def change_budgets(study: Study, overrides: Mapping[str, Override]) -> Study:
 
     Args:
         study: The study; nobody may run it now.
-        overrides: Values of the section `search`, as for `parse_spec`.
+        overrides: Values of the section `search` by dotted key.
 
     Raises:
         SpecError: if a value is not valid.
         StudyError: if another process runs the study.
     """
-    source = study.folder / RESOLVED_SPEC
-    spec = parse_spec(study.spec.to_yaml(), source=source, overrides=overrides)
+    spec = study.spec.with_settings(overrides)
     with only_driver(study):
-        write_durably(source, spec.to_yaml())
-    return Study(study.folder, load_resolved_spec(source), study.record)
+        write_durably(study.folder / RESOLVED_SPEC, spec.to_yaml())
+    return Study(study.folder, spec, study.record)
 
 
 @contextmanager

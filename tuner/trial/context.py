@@ -23,14 +23,14 @@ class StudyContext:
 
     Attributes:
         folder: The study folder, an absolute path that every node can write.
-        spec_text: The resolved search space.
+        spec: The resolved spec.
         data: Where the data are.
         gpus: GPUs of a trial, 0 for none; a fraction is one shared GPU.
         judged: Whether trials are judged on the test cases when they have trained to the end.
     """
 
     folder: Path
-    spec_text: str
+    spec: StudySpec
     data: DataSource
     gpus: float
     judged: bool = False

@@ -9,7 +9,6 @@ from typing import Any
 import ray
 from ray import tune
 
-from tuner.spec.load import parse_spec
 from tuner.trial.context import StudyContext
 from tuner.trial.messages import INHERITS, TRIAL_NUMBER
 from tuner.trial.run import TrialRun
@@ -21,7 +20,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], study: StudyContext) -> None:
         """Start training the first trial of this actor."""
         self._study = study
-        self._spec = parse_spec(study.spec_text, source="the study's resolved search space")
+        self._spec = study.spec
         self._run = self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

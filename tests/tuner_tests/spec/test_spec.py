@@ -14,8 +14,8 @@ from tuner.search.policies import POLICIES
 from tuner.search.searchers import SEARCHERS
 from tuner.spec.domains import Choice, LogUniform, QUniform, RandInt, Uniform
 from tuner.spec.load import load_spec
-from tuner.spec.parser import METRICS
 from tuner.spec.policies import POLICY_SETTINGS, AshaSettings, MedianSettings, PashaSettings
+from tuner.spec.read_metrics import METRICS
 from tuner.spec.settings import SearchSettings
 
 POLICY = "policy: {name: asha, grace_period: 1, reduction_factor: 3}"
@@ -177,14 +177,14 @@ WRONG = [
     ("resources: {gpu: 0.5}", "checkpoints: {disk_budget: much}", "13:28: disk_budget='much'"),
     ("resources: {gpu: 0.5}", "checkpoint: {keep: 1}", "13:1: unknown section 'checkpoint'; did"),
     ("resources: {gpu: 0.5}", "metric: val_iou", "13:1: 'metric' comes twice, first at s.yaml:1:1"),
-    ("resources: {gpu: 0.5}", "resources: {gpu: 0.5", "this is no YAML"),
+    ("resources: {gpu: 0.5}", "resources: {gpu: 0.5", "not valid YAML"),
     (POLICY, "policy: {name: ashs}", "12:16: unknown policy 'ashs'; did you mean 'asha'?"),
     (POLICY, "policy: hyperbnd", "12:9: unknown policy 'hyperbnd'; did you mean 'hyperband'?"),
-    (POLICY, "policy: [asha]", "12:1: policy must be a name, or a mapping such as {name: asha"),
+    (POLICY, "policy: [asha]", "12:1: policy must be a name, or a mapping such as"),
     (POLICY, "policy: {name: hyperband, grace_period: 2}", "12:27: policy=hyperband: unknown name"),
     (POLICY, "policy: {name: pasha, promotion: true}", "12:23: policy=pasha: unknown name 'promo"),
     (POLICY, "policy: {name: median, grace_period: 28}", "12:38: grace_period=28 must not be abo"),
-    ("resources: {gpu: 0.5}", "\tresources: 1", "13:1: this is no YAML"),
+    ("resources: {gpu: 0.5}", "\tresources: 1", "13:1: not valid YAML"),
 ]
 
 
@@ -256,7 +256,7 @@ def test_wrong_overrides_name_the_option() -> None:
         "--set optimiser=sgd: unknown field 'optimiser'; did you mean 'optimizer'?"
     ]
     assert problems(GOOD, search__num_trials="x")[0].startswith("--set search__num_trials=x: ")
-    assert "this is no YAML" in problems(GOOD, patch_size="[1, 2")[0]
+    assert "not valid YAML" in problems(GOOD, patch_size="[1, 2")[0]
 
 
 @pytest.mark.parametrize("metric", [*METRICS, "val_dice_1", "val_nsd_2"])
@@ -291,7 +291,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="cannot be read"):
         load_spec(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match="no UTF-8 text"):
+    with pytest.raises(SpecError, match="not UTF-8 text"):
         load_spec(tmp_path / "binary.yaml")
 
 

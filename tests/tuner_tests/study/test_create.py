@@ -179,7 +179,7 @@ def test_damaged_studies_do_not_hide_the_others(
     assert main(["list", "--studies-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     lines = {line.split(" cannot be read: ")[0]: line for line in shown.splitlines()}
-    assert "this is no YAML" in lines["yaml"]
+    assert "not valid YAML" in lines["yaml"]
     assert "optuna.db" in lines["record"]
     assert "it is not there" in lines["norecord"]
     assert "is no file, or a link to none" in lines["link"]

@@ -1,0 +1,98 @@
+"""Reads the fixed values of a search space, and says which config fields may be given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from training.config import ModelTrainingConfig
+from training.local_path import is_url, url_refusal
+from tuner.errors import suggestion
+from tuner.spec.domains import Choice, Domain
+from tuner.spec.field_errors import field_problem
+from tuner.spec.parser import SpecParser
+from tuner.spec.policies import POLICY_SETTINGS
+from tuner.spec.settings import EMBEDDED_DATA
+from tuner.spec.yaml_source import YamlPath
+
+SET_ELSEWHERE = {
+    "monitor": "give it as `metric:`",
+    "monitor_mode": "give it as `mode:`",
+    "gpus": "give it as `resources: {gpu: ...}`",
+    "log_dir": "a trial logs into its own folder",
+    "checkpoint_dir": "a trial keeps its checkpoints in its own folder",
+}
+"""Config fields that a study decides, and how."""
+
+
+def read_config(parser: SpecParser) -> dict[str, Any]:
+    """The fixed values, checked one by one."""
+    values: dict[str, Any] = {}
+    for name, value in parser.mapping("config").items():
+        path = ("config", name)
+        if is_field(parser, path, name) and fits(parser, path, name, value):
+            values[name] = value
+    data_dir = values.get("data_dir")
+    if data_dir is not None and is_url(data_dir):
+        parser.problem(("config", "data_dir"), f"data_dir {url_refusal(data_dir)}")
+    elif data_dir is not None and data_dir != EMBEDDED_DATA:
+        # a study may be resumed from another working folder
+        values["data_dir"] = str(Path(data_dir).expanduser().absolute())
+    for name in ("splits_file", "groups"):
+        given_path = values.get(name)
+        if given_path and (name != "groups" or given_path.lower().endswith(".csv")):
+            values[name] = str(Path(given_path).expanduser().absolute())
+    return values
+
+
+def is_field(parser: SpecParser, path: YamlPath, name: str) -> bool:
+    """Whether a study may give this field of the config; notes why not."""
+    field, dot, entry = name.partition(".")
+    fields = ModelTrainingConfig.model_fields
+    if field not in fields:
+        parser.problem(path, f"unknown field {name!r}{suggestion(name, fields)}", key=True)
+        return False
+    if dot and (field not in {"model_params", "class_weights"} or not entry):
+        parser.problem(
+            path, f"{name!r} is no field: only model_params and class_weights have parts"
+        )
+        return False
+    if field in SET_ELSEWHERE:
+        parser.problem(path, f"{field} is not set here: {SET_ELSEWHERE[field]}")
+        return False
+    return True
+
+
+def is_searchable(parser: SpecParser, path: YamlPath, name: str) -> bool:
+    """Whether a field may vary; notes why not."""
+    field = name.partition(".")[0]
+    if field == "max_epochs":
+        parser.problem(path, "max_epochs is the full budget of every trial: fix it in `config`")
+        return False
+    extra = ModelTrainingConfig.model_fields[field].json_schema_extra
+    if isinstance(extra, dict) and extra.get("searchable") is False:
+        parser.problem(
+            path,
+            f"{field} cannot vary: trials of one study could not be compared; fix it in `config`",
+        )
+        return False
+    return True
+
+
+def fits(
+    parser: SpecParser, path: YamlPath, name: str, value: Any, domain: Domain | None = None
+) -> bool:
+    """Whether a value is valid for its field; notes why not."""
+    message = field_problem(name, value)
+    if message is None:
+        return True
+    if name == "scheduler" and isinstance(value, str) and value in POLICY_SETTINGS:
+        message += f"; what stops trials is the section policy: policy={value}"
+    if isinstance(domain, Choice):
+        path = (*path, "choice", domain.values.index(value))
+    elif domain is not None:
+        path = (*path, next(iter(domain.to_yaml())))
+        if "fractional part" in message:
+            message += ": use randint, or choice, for whole numbers"
+    parser.problem(path, message)
+    return False

@@ -1,0 +1,60 @@
+"""Reads the metrics of a search space, and their modes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from training.config import Mode
+from tuner.errors import suggestion
+from tuner.spec.parser import SpecParser
+from tuner.spec.yaml_source import YamlPath
+
+METRICS = ("val_dice", "val_nsd", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
+"""Metrics that trials can be compared by; `val_dice_K` and `val_nsd_K` are those of class K."""
+
+COSTS = ("val_seconds_per_case", "parameters", "peak_memory")
+"""Metrics that may stand after the first one: smaller is better of each."""
+
+DEFAULT_METRIC = "val_dice"
+
+
+def read_metrics(parser: SpecParser) -> list[tuple[str, Mode]]:
+    """The metrics and their modes, the one that trials are compared by first."""
+    given = parser.data.get("metric", DEFAULT_METRIC)
+    names = given if isinstance(given, list) else [given]
+    found = [_metric(parser, name, index) for index, name in enumerate(names)]
+    modes = parser.data.get("mode")
+    expected = [mode for _, mode in found]
+    if "mode" in parser.data and modes not in (expected, *(expected if len(found) == 1 else ())):
+        wanted = expected[0] if len(found) == 1 else f"[{', '.join(expected)}]"
+        shown = ", ".join(str(name) for name in names)
+        parser.problem(
+            ("mode",),
+            f"mode={modes!r} does not fit metric {shown}: write {wanted}, or leave out",
+        )
+    if not found:
+        parser.problem(("metric",), "metric names none: leave it out for val_dice")
+    return found or [(DEFAULT_METRIC, "max")]
+
+
+def _metric(parser: SpecParser, name: Any, index: int) -> tuple[str, Mode]:
+    """One of the metrics; notes what is wrong with it."""
+    path: YamlPath = (
+        ("metric", index) if isinstance(parser.data.get("metric"), list) else ("metric",)
+    )
+    if isinstance(name, str) and name in COSTS:
+        if index == 0:
+            parser.problem(
+                path,
+                f"{name} cannot be the first metric: trials are compared by it, and the "
+                "cheapest network is seldom the best; put e.g. val_dice before it",
+            )
+        return name, "min"
+    if isinstance(name, str) and (
+        name in METRICS or re.fullmatch(r"val_(dice|nsd)_[1-9]\d*", name)
+    ):
+        return name, "min" if name == "val_loss" else "max"
+    known = [*METRICS, "val_dice_1", *COSTS]
+    parser.problem(path, f"unknown metric {name!r}{suggestion(name, known)}")
+    return DEFAULT_METRIC, "max"

@@ -1,0 +1,212 @@
+"""The values of a search space, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from training.config import Mode, ModelTrainingConfig
+from tuner.spec.domains import Choice
+from tuner.spec.policies import AshaSettings, PolicySettings
+from tuner.spec.recipes import RECIPES, recipe_values
+from tuner.spec.settings import (
+    EMBEDDED_DATA,
+    CheckpointSettings,
+    ConfirmSettings,
+    ConstraintSettings,
+    FailureSettings,
+    ResourceSettings,
+    SearchSettings,
+    Section,
+)
+from tuner.spec.space import Space
+from tuner.spec.yaml_source import dump_yaml
+
+
+class SpecValues(BaseModel):
+    """The values of a search space: metrics, config, space, and sections of settings.
+
+    Each field that is a `Section` is a section of the file under that name; one that may be None
+    may be left out or be `false` there.
+
+    Attributes:
+        source: The file it was read from.
+        source_text: The file as given.
+        metric: Validation metric that trials are compared by.
+        mode: Whether a greater ("max") or smaller ("min") metric is better.
+        further_metrics: Metrics that matter beside it, with their modes.
+        config: Fixed values of `ModelTrainingConfig`, as given.
+        space: What varies.
+        search: What proposes trials.
+        policy: What stops, pauses or changes trials.
+        resources: Share of a trial.
+        failures: What follows when a trial fails.
+        checkpoints: Which checkpoints are kept.
+        constraints: What a trial must keep to.
+        confirm: How the best trials are confirmed, None for not at all.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    source: Path
+    source_text: str
+    metric: str
+    mode: Mode
+    further_metrics: tuple[tuple[str, Mode], ...] = ()
+    config: dict[str, Any]
+    space: Space
+    search: SearchSettings = SearchSettings()
+    policy: PolicySettings = AshaSettings()
+    resources: ResourceSettings = ResourceSettings()
+    failures: FailureSettings = FailureSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    constraints: ConstraintSettings = ConstraintSettings()
+    confirm: ConfirmSettings | None = None
+
+    @property
+    def objectives(self) -> tuple[tuple[str, Mode], ...]:
+        """All metrics that matter with their modes, the one that trials are compared by first."""
+        return ((self.metric, self.mode), *self.further_metrics)
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of a full training."""
+        return self.base_config().max_epochs
+
+    def base_config(self) -> ModelTrainingConfig:
+        """The config of the fixed values alone."""
+        return self.trial_config({})
+
+    def trial_config(self, values: Mapping[str, Any]) -> ModelTrainingConfig:
+        """The config of a trial with the sampled `values`.
+
+        Raises:
+            pydantic.ValidationError: if the values do not fit together.
+        """
+        flat = {**self.config, **values, "monitor": self.metric, "monitor_mode": self.mode}
+        return ModelTrainingConfig.from_flat({**assumed_classes(flat), **flat})
+
+    def default_point(self) -> dict[str, Any]:
+        """The known good point of the space: each field's default, or what comes nearest."""
+        return self._completed({})
+
+    def start_points(self) -> list[dict[str, Any]]:
+        """The points of `search.start_from`, with the default of fields that they leave out."""
+        return [self._completed(given) for given in self.search.start_from]
+
+    def _completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        plain = self.base_config().flat()
+        recipe = self._recipe(given)
+        values: dict[str, Any] = {}
+        for name, domain in self.space.items():
+            if not self.space.active(name, values):
+                continue
+            field, _, part = name.partition(".")
+            default = plain.get(field)
+            if name in recipe and (not isinstance(domain, Choice) or domain.contains(recipe[name])):
+                default = recipe[name]
+            if part:
+                default = default.get(part) if isinstance(default, dict) else None
+            values[name] = domain.nearest(given.get(name, default))
+        return values
+
+    def _recipe(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of the network for the optimizer that the point will have."""
+        base = self.base_config()
+        domains = self.space.domains
+        model_name: Any = base.model_name
+        if "model_name" in domains:
+            model_name = domains["model_name"].nearest(given.get("model_name", model_name))
+        optimizer: Any = base.optimizer
+        if "optimizer" in domains:
+            usual = RECIPES[model_name].optimizer
+            optimizer = domains["optimizer"].nearest(given.get("optimizer", usual))
+        values = recipe_values(model_name, optimizer, base.max_epochs)
+        return {**values, "optimizer": optimizer, "model_name": model_name}
+
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs below max_epochs at which trials are compared by rungs, ascending."""
+        return self.policy.rungs(self.max_epochs)
+
+    @property
+    def population(self) -> int:
+        """Trials that copy each other's weights, 0 if they do not."""
+        return self.search.num_trials if self.policy.exchanges_weights else 0
+
+    @property
+    def snapshot_interval(self) -> int:
+        """Epochs after which a trial keeps its checkpoint for others to copy."""
+        return self.policy.snapshot_interval(self.max_epochs)
+
+    def expected_epochs(self) -> float:
+        """Epochs that the study is expected to take if no trial fails."""
+        return self.policy.expected_epochs(self.max_epochs, self.search.num_trials)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole spec as plain values, every setting written out."""
+        sections = {name: getattr(self, name) for name in SECTIONS}
+        return {
+            "metric": self._listed(0),
+            "mode": self._listed(1),
+            "config": dict(self.config),
+            "space": self.space.to_yaml(),
+            **{
+                name: False if section is None else section.model_dump(mode="json")
+                for name, section in sections.items()
+            },
+        }
+
+    def to_yaml(self) -> str:
+        """The whole spec as a search space file, every setting written out."""
+        return dump_yaml(self.to_dict())
+
+    def _listed(self, part: int) -> Any:
+        """Names (0) or modes (1) of the metrics; a plain value where there is one."""
+        listed = [objective[part] for objective in self.objectives]
+        return listed if len(listed) > 1 else listed[0]
+
+
+def assumed_classes(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of classes that flat values ask for, where the data will decide it later.
+
+    Without it, weights of two classes or a fifth label would be refused for a default of three.
+
+    Args:
+        flat: Values of a config with dotted keys.
+
+    Returns:
+        `num_classes`, or nothing where it is given or known.
+    """
+    if "num_classes" in flat or flat.get("data_dir") == EMBEDDED_DATA:
+        return {}
+    weights = flat.get("class_weights")
+    if isinstance(weights, list):
+        return {"num_classes": max(2, len(weights))}
+    default: int = ModelTrainingConfig.model_fields["num_classes"].default
+    named = [str(flat.get("target_label")), *(key.partition("class_weights.")[2] for key in flat)]
+    most = max((int(label) for label in named if label.isdecimal()), default=0)
+    return {"num_classes": most + 1} if most >= default else {}
+
+
+def _section_kinds() -> dict[str, type[Section]]:
+    kinds: dict[str, type[Section]] = {}
+    for name, field in SpecValues.model_fields.items():
+        for kind in get_args(field.annotation) or (field.annotation,):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                kinds[name] = kind
+    return kinds
+
+
+SECTIONS = _section_kinds()
+"""Sections of settings by their names, in the order in which they are written."""
+
+PARTS = ("metric", "mode", "config", "space", *SECTIONS)
+"""All that a search space may have at its top."""
+
+
+def may_be_off(section: str) -> bool:
+    """Whether a section may be `false`, and is where it is left out."""
+    return SpecValues.model_fields[section].default is None
