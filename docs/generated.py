@@ -302,16 +302,22 @@ def public_names(module: Any) -> list[str]:
 
 def _documented(module_name: str) -> str:
     module = importlib.import_module(module_name)
-    lines = [f"## `{module_name}`", "", docstring(module).split("\n\n")[0], "", "```{eval-rst}"]
-    for name in sorted(public_names(module)):
+    lines = [f"## `{module_name}`", "", docstring(module).split("\n\n")[0], ""]
+    return "\n".join([*lines, _autodoc(module, public_names(module)), ""])
+
+
+def _autodoc(module: Any, names: Iterable[str]) -> str:
+    lines = ["```{eval-rst}"]
+    for name in sorted(names):
         thing = getattr(module, name)
+        path = f"{module.__name__}.{name}"
         if inspect.isclass(thing):
-            lines.append(f".. autoclass:: {module_name}.{name}{_members(thing)}\n")
+            lines.append(f".. autoclass:: {path}{_members(thing)}\n")
         elif inspect.isroutine(thing):
-            lines.append(f".. autofunction:: {module_name}.{name}\n")
+            lines.append(f".. autofunction:: {path}\n")
         else:
-            lines.append(f".. py:data:: {module_name}.{name}\n")
-    return "\n".join([*lines, "```", ""])
+            lines.append(f".. py:data:: {path}\n")
+    return "\n".join([*lines, "```"])
 
 
 def _members(kind: type) -> str:
@@ -331,6 +337,21 @@ def _members(kind: type) -> str:
 def training_api() -> str:
     """The public names of the training library."""
     return "\n".join(_documented(name) for name in PUBLIC_MODULES)
+
+
+def tuner_api() -> str:
+    """The public names of the search, but for its errors, which have a page."""
+    import tuner
+
+    names = [
+        name for name in tuner.__all__ if not name.startswith("_") and not name.endswith("Error")
+    ]
+    functions = [name for name in names if inspect.isfunction(getattr(tuner, name))]
+    classes = [name for name in names if name not in functions]
+    return (
+        f"## Functions\n\n{_autodoc(tuner, functions)}\n\n"
+        f"## Classes\n\n{_autodoc(tuner, classes)}\n"
+    )
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
@@ -353,6 +374,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         trial_states,
         errors,
         training_api,
+        tuner_api,
     )
 }
 """What a page can ask for."""

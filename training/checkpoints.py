@@ -1,9 +1,10 @@
-"""How checkpoints are written."""
+"""How checkpoints are written and read."""
 
 from __future__ import annotations
 
 import io
 import math
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from training.durable_write import durable_file
+from training.errors import CheckpointError, reason_of
+
+UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, KeyError, EOFError),
+    *(zipfile.BadZipFile, pickle.UnpicklingError),
+)
+"""What reading a damaged checkpoint raises."""
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -29,6 +37,37 @@ class DurableCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         with durable_file(path) as file:
             file.write(buffer.getbuffer())
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """Read a checkpoint to train on from it."""
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint whose every byte is as it was written (the checksums of its archive).
+
+    Args:
+        path: The checkpoint.
+        mmap: Whether tensors stay in the file until they are looked at. For a look: a tensor that
+            is kept would be lost with the file, on another node's disk say.
+
+    Returns:
+        What was saved; tensors are on the CPU.
+
+    Raises:
+        CheckpointError: if it is missing or damaged, or holds what only code could make.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} in it is damaged")
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=mmap
+        )
+    except UNREADABLE as error:
+        raise CheckpointError(reason_of(error)) from error
+    return checkpoint
 
 
 BEST_CHECKPOINT = "best"
@@ -93,10 +132,6 @@ class EpochCheckpoint(ModelCheckpoint):
         if not score_is_undefined(trainer, self.monitor):
             self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)
-
-
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-"""What reading a damaged checkpoint raises."""
 
 
 def score_is_undefined(trainer: Trainer, monitor: str) -> bool:

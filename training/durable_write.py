@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,17 +47,32 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a text file in full or not at all."""
+def write_durably(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file in full or not at all."""
     with durable_file(path) as file:
-        file.write(text.encode())
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that is whole whenever it is there, whatever ends the process."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def link_durably(source: Path, target: Path) -> None:
+    """Give a file that is replaced and never changed a second name: a link, or a copy of it."""
+    partial = target.with_name(target.name + PARTIAL)
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        # a file system without hard links
+        shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written to a folder, or made with it where it is not there.
+
+    Nothing is left behind.
+
+    Raises:
+        OSError: if not.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=nearest):
+        pass

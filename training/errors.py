@@ -5,6 +5,7 @@ ValueError
 └── SegtuneError       the root: the value, the place and the way out
     ├── DatasetError   data that cannot be used
     ├── BundleError    a folder that is not a bundle, or does not predict what it should
+    ├── CheckpointError  a file of a training that is damaged
     ├── PluginError    code of the user's own that cannot be found or used
     └── TunerError     an error of the search, see `tuner.errors`
         ├── SpecError  StudyError  ResourceError  ExportError
@@ -22,6 +23,7 @@ from typing import Self
 
 __all__ = [
     "BundleError",
+    "CheckpointError",
     "DatasetError",
     "PluginError",
     "SegtuneError",
@@ -47,6 +49,10 @@ class DatasetError(SegtuneError):
 
 class BundleError(SegtuneError):
     """A folder is not a bundle, or a bundle does not predict what its trial predicted."""
+
+
+class CheckpointError(SegtuneError):
+    """A file of tensors is missing or damaged, or is not the checkpoint of a training."""
 
 
 class PluginError(SegtuneError):

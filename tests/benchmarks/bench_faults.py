@@ -28,8 +28,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from tuner.study.open import open_study
 from tuner.study.record import StudyRecord
-from tuner.study.study import open_study
 
 ROOT = Path(__file__).parents[2]
 TOY = ROOT / "tests" / "end_to_end" / "toy.py"

@@ -43,7 +43,9 @@ from tuner.search.policies import build_policy
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import SearchSettings, TrialResources
 from tuner.study.record import StudyRecord
-from tuner.trial.messages import TRIAL_NUMBER
+from tuner.study.study import Study
+from tuner.study.trial_entry import TrialState
+from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
 
 REPORTS = 5
 WORKERS = 2
@@ -90,14 +92,12 @@ class Trivial(tune.Trainable):  # type: ignore[misc]
         score = 1.0 - self._rate - 0.5 / self._epoch
         if self._improves:
             score = time.time()
-        result = {
-            "epoch": self._epoch,
-            "score": score,
-            "metrics": {"val_dice": score, "val_loss": 1.0 - score},
-            "epoch_seconds": 0.0,
-        }
+        metrics = {"val_dice": score, "val_loss": 1.0 - score}
+        result = EpochReport(self._epoch, score, metrics, 0.0).to_ray()
+        # what Tune's own schedulers read; a trial of ours reports it in its message alone
+        result |= {"epoch": self._epoch, "score": score}
         if self._epoch == REPORTS:
-            result |= {"done": True, "outcome": "completed", "reason": "trained to the end"}
+            result |= TrialEnd(TrialState.COMPLETED, "trained to the end").to_ray()
         return result
 
 
@@ -112,7 +112,7 @@ class Promoted(Trivial):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on after the last report."""
         super().reset_config(new_config)
-        self._checkpoint = self._folder / str(new_config[TRIAL_NUMBER])
+        self._checkpoint = self._folder / str(TrialRequest.from_ray(new_config).number)
         if self._checkpoint.is_file():
             self._epoch = int(self._checkpoint.read_text())
         return True
@@ -167,21 +167,22 @@ def ours(trials: int, folder: Path, trainable: type[Trivial], searcher: str) -> 
     text = SPEC.format(trials=trials, reports=REPORTS, searcher=searcher, promotion=promotion)
     spec = parse_spec(text, source="overhead.yaml")
     record = StudyRecord(folder, spec.space, spec.mode)
+    study = Study(folder, spec, record)
     resources = TrialResources(cpu=1, gpu=0, max_concurrent=WORKERS)
     trial: Any = trainable
     if trainable is Trivial:
         (folder / "trials").mkdir()
         trial = tune.with_parameters(Promoted, folder=folder / "trials")
     with (folder / "log.txt").open("w") as log:
-        view = StudyView(record, spec, folder, resources, None, Console(file=log))
+        view = StudyView(study, resources, None, Console(file=log))
         policy = build_policy(record, spec)
-        proposes = build_searcher(record, spec, policy)
+        proposes = build_searcher(study, policy)
         stopper = StudyStopper(None)
         with view:
-            keeper = CheckpointKeeper(record, folder, spec.checkpoints)
-            stoppers = CombinedStopper(stopper, BudgetStopper(record, spec))
+            keeper = CheckpointKeeper(study)
+            stoppers = CombinedStopper(stopper, BudgetStopper(study))
             watchers = [ViewCallback(view, spec.metric), keeper]
-            assemble(record, spec, trial, proposes, policy, resources, watchers, stoppers).fit()
+            assemble(study, trial, proposes, policy, resources, watchers, stoppers).fit()
     record.close()
     entries = record.entries.values()
     assert len(entries) == trials

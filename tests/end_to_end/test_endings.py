@@ -21,7 +21,7 @@ from training.data import DataSource, PreprocessedDataset, prepare_dataset
 from training.lightning_module import SegmentationLightningModule
 from tuner.cli.main import main
 from tuner.spec.load import load_spec
-from tuner.study.study import open_study
+from tuner.study.open import open_study
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
 from tuner.trial.run import TrialRun

@@ -24,8 +24,9 @@ from ray.cluster_utils import Cluster
 from tuner.cli.main import main
 from tuner.errors import ResourceError
 from tuner.run.cluster_check import check_cluster
+from tuner.study.open import open_study
 from tuner.study.record import StudyRecord
-from tuner.study.study import Study, open_study
+from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
 
 TOY = Path(__file__).with_name("toy.py")

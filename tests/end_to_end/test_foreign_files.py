@@ -15,7 +15,7 @@ from tuner.cli.main import main
 from tuner.spec.load import load_spec
 from tuner.study.create import create_study
 from tuner.study.folder import driver_lock
-from tuner.study.study import open_study
+from tuner.study.open import open_study
 
 NO_NODE = ["--gpus-per-trial", "1", "--cpus-per-trial", "64"]
 """What no node has, so that the study cannot start."""

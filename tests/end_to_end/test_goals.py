@@ -11,8 +11,9 @@ import yaml
 
 from training.data import PreprocessedDataset
 from tuner.cli.main import main
-from tuner.study.confirmation import CASES, SEED, confirm_record, confirmed_configs
-from tuner.study.study import Study, open_study
+from tuner.study.confirmation import CASES, SEED, confirmed_configs, open_confirmation
+from tuner.study.open import open_study
+from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
 
 GOALS = """\
@@ -94,8 +95,9 @@ def test_costs_are_measured_and_the_front_is_shown(
 def test_the_winner_is_confirmed_on_cases_that_selected_nothing(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    confirmation = confirm_record(study.folder, study.spec)
-    assert confirmation is not None
+    opened = open_confirmation(study)
+    assert opened is not None
+    confirmation = opened.record
     preprocessed = Path(study.provenance()["data"]["preprocessed"])
     splits = PreprocessedDataset.load(preprocessed).splits
     for entry in confirmation.entries.values():
@@ -105,7 +107,7 @@ def test_the_winner_is_confirmed_on_cases_that_selected_nothing(
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert config["seed"] == entry.notes[SEED]
     assert {entry.notes[SEED] for entry in confirmation.entries.values()} == {1, 2}
-    configs = confirmed_configs(study.record, confirmation, study.spec)
+    configs = confirmed_configs(study, opened)
     kept = {int(path.parent.name) for path in study.folder.glob("confirm/trials/*/best.ckpt")}
     assert kept == {config.trials[0].number for config in configs}
     assert len(kept) < len(confirmation.entries)

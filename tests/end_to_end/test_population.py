@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import tuner
 from tuner.cli.main import main
 from tuner.study.config_files import config_file
-from tuner.study.study import Study, open_study
+from tuner.study.open import open_study
+from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
 
 

@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tuner.cli.main import main
-from tuner.study.study import open_study
+from tuner.study.open import open_study
 from tuner.study.trial_entry import TrialState
 
 

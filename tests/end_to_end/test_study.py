@@ -21,7 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from training.config import ModelTrainingConfig
 from tuner.cli.main import main
-from tuner.study.study import Study, open_study
+from tuner.study.open import open_study
+from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
 
 

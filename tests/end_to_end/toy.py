@@ -21,6 +21,7 @@ import tuner.run.tune_run
 from training.durable_write import write_durably
 from tuner.cli.main import main
 from tuner.study.files import METRICS_FILE
+from tuner.trial.messages import TrialRequest
 from tuner.trial.run import TrialRun
 from tuner.trial.trainable import TrialTrainable, placement
 
@@ -38,7 +39,8 @@ class ToyRun(TrialRun):
     """Writes what an epoch would, and notes in `trained.log` when it began and was saved."""
 
     def _train_in(self, folder: Path) -> int:
-        config = self._study.trial_config(self._spec, self._number, self._values)
+        request = self._request
+        config = self._study.trial_config(self._spec, request.number, request.values)
         self._write_settings(folder, config)
         pace = beside(self._study.folder, PACE)
         seconds = float(pace.read_text()) if pace.is_file() else 0.0
@@ -123,10 +125,8 @@ def score(config: Any, epoch: int) -> float:
 class ToyTrainable(TrialTrainable):
     """Ray's view of a toy trial."""
 
-    def _begin(self, sampled: dict[str, Any]) -> ToyRun:
-        values = dict(sampled)
-        number = values.pop("trial_number")
-        return ToyRun(self._study, self._spec, number, values, placement=placement())
+    def _begin(self, config: dict[str, Any]) -> ToyRun:
+        return ToyRun(self._study, self._spec, TrialRequest.from_ray(config), placement())
 
 
 def repeated(log: Path) -> list[int]:

@@ -7,7 +7,6 @@ channels, metrics, provenance).
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,16 +23,17 @@ from training.bundle.case_prediction import Tell, case_probabilities, probabilit
 from training.bundle.folder import CONFIG, MANIFEST, PREPROCESSING, WEIGHTS, replaced_bundle
 from training.bundle.label_file import write_label_map
 from training.bundle.portable import portable_config, without_paths
+from training.checkpoints import read_checkpoint
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
-from training.errors import BundleError
+from training.errors import BundleError, CheckpointError
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
 
 FORMAT_VERSION = 1
 
-READ_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
-"""What `torch.load` and `load_state_dict` raise for damaged files and other networks."""
+READ_ERRORS = (OSError, RuntimeError, CheckpointError)
+"""What damaged files raise, and `load_state_dict` for other networks."""
 
 
 class Manifest(BaseModel):
@@ -102,7 +102,7 @@ class Bundle:
             config = ModelTrainingConfig(**yaml.safe_load((folder / CONFIG).read_text()))
             preprocessing = Preprocessing.model_validate_json((folder / PREPROCESSING).read_text())
             manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
-            state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+            state = read_checkpoint(folder / WEIGHTS)
             module = _module(config)
             module.model.load_state_dict(state)
         except (ValidationError, yaml.YAMLError, TypeError, *READ_ERRORS) as error:
@@ -185,7 +185,7 @@ def load_checkpoint(checkpoint: Path, config: ModelTrainingConfig) -> Segmentati
     module = _module(config)
     prefix = "model."
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        state = read_checkpoint(checkpoint)["state_dict"]
         module.model.load_state_dict(
             {
                 name.removeprefix(prefix): tensor

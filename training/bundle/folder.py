@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from training.durable_write import check_writable
 from training.errors import BundleError
 from training.local_path import is_url, url_refusal
 
@@ -43,9 +44,7 @@ def check_bundle_folder(folder: Path) -> None:
         raise BundleError(url_refusal(folder))
     try:
         _refuse_foreign(folder)
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=nearest):
-            pass
+        check_writable(folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
 

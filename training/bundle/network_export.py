@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from training.bundle.bundle import Bundle
+from training.durable_write import check_writable
 from training.errors import BundleError
 from training.local_path import is_url, url_refusal
 
@@ -62,9 +63,7 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
                 f"{path} {kind}: nothing was changed; choose another with -o"
                 + (", or replace it with --overwrite" if path.is_file() else "")
             )
-        nearest = next(parent for parent in path.absolute().parents if parent.exists())
-        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=nearest):
-            pass
+        check_writable(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
 

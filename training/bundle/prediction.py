@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from training.data.raw.file_names import (
     nifti_files,
     nifti_stem,
 )
+from training.durable_write import check_writable
 from training.errors import BundleError, DatasetError
 from training.local_path import MISSING
 
@@ -112,7 +112,7 @@ def _check_targets(
             "to have what is there replaced"
         )
     for folder in {target.parent for target in targets.values()}:
-        _check_writable(folder)
+        _make_writable(folder)
 
 
 def _identity(path: Path) -> object:
@@ -124,11 +124,10 @@ def _identity(path: Path) -> object:
     return status.st_dev, status.st_ino
 
 
-def _check_writable(folder: Path) -> None:
+def _make_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         raise BundleError(
             f"no label map can be written to {folder} ({error.strerror}): choose another -o"

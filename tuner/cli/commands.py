@@ -1,8 +1,9 @@
-"""What each command does: calls the Python API, prints, and gives the exit code."""
+"""What each command does: it parses options, calls the Python API, prints, gives the exit code."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,118 +15,107 @@ from tuner.cli.options import overrides_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuner.study.study import Study
+    from tuner.api.study import Study
 
 
 def run(options: argparse.Namespace, out: Console) -> int:
     """`tune run`."""
+    from tuner.api import studies
     from tuner.spec.load import load_spec
 
     spec = load_spec(options.space, overrides_of(options))
-    if options.name:
-        from tuner.study.name import check_new_name
-
-        check_new_name(options.name)
     if options.export is not None:
         from tuner.study.folder import check_export
 
         check_export(options.export, options.studies_dir, options.name)
-    _check_cluster(options)
-    from tuner.study.create import create_study
-
-    study = create_study(spec, options.studies_dir, options.name)
-    code = _go_on(study, options, out)
+    try:
+        study = studies.run(
+            spec,
+            options.name,
+            studies_dir=options.studies_dir,
+            address=options.address,
+            progress=out,
+        )
+    except studies.StudyInterrupted as end:
+        return _interrupted(end.study, out)
+    code = _ended(study, out)
     # the best of the others is a model, also where most trials failed
-    if options.export is not None and code != INTERRUPTED and study.record.best() is not None:
-        return _export_to(study, options.export, None, out) or code
+    if options.export is not None and study.best is not None:
+        return _export_to(study, options.export, None, None, out) or code
     return code
 
 
 def resume(options: argparse.Namespace, out: Console) -> int:
     """`tune resume`."""
-    _check_cluster(options)
-    from tuner.study.study import change_budgets, open_study
+    from tuner.api import studies
 
-    study = open_study(options.studies_dir, options.name)
-    overrides = overrides_of(options)
-    if overrides:
-        study = change_budgets(study, overrides)
-    return _go_on(study, options, out)
-
-
-def _check_cluster(options: argparse.Namespace) -> None:
-    """Check the cluster before the libraries of the trials are loaded and a folder is made."""
-    from tuner.run.cluster_check import check_cluster
-
-    check_cluster(options.address)
-
-
-def _go_on(study: Study, options: argparse.Namespace, out: Console) -> int:
-    from tuner.report.summary import print_summary
-    from tuner.run.run_study import run_study
-    from tuner.study.budget import spent_budget
-
-    if study.finished:
-        spent = None if study.searched else spent_budget(study.record, study.spec)
-        why = "has finished already" if spent is None else f"does not go on: {spent}"
-        out.print(f"the study {study.name} {why}", markup=False)
-        print_summary(out, study.folder, study.record, study.spec)
-        return _result(study)
-    interrupted = run_study(study, options.address, out)
-    print_summary(out, study.folder, study.record, study.spec)
-    if interrupted:
-        out.print("interrupted: every finished epoch is kept", markup=False)
-        return INTERRUPTED
-    return _result(study)
+    budgets = {key.removeprefix("search."): value for key, value in overrides_of(options).items()}
+    try:
+        study = studies.resume(
+            options.name,
+            studies_dir=options.studies_dir,
+            address=options.address,
+            progress=out,
+            **budgets,
+        )
+    except studies.StudyInterrupted as end:
+        return _interrupted(end.study, out)
+    return _ended(study, out)
 
 
-def _result(study: Study) -> int:
-    from tuner.study.failed_trials import most_failed
+def _interrupted(study: Study, out: Console) -> int:
+    study.print_summary(out)
+    out.print("interrupted: every finished epoch is kept", markup=False)
+    return INTERRUPTED
 
-    return NO_RESULT if study.record.best() is None or most_failed(study.record) else DONE
+
+def _ended(study: Study, out: Console) -> int:
+    study.print_summary(out)
+    return NO_RESULT if study.best is None or study.most_failed else DONE
 
 
 def list_studies(options: argparse.Namespace, out: Console) -> int:
     """`tune list`."""
-    from tuner.report.tables import studies_table
-    from tuner.study.commands import shown_name
-    from tuner.study.study import seen_study, study_folders
+    from tuner.api import studies
 
-    folders = study_folders(options.studies_dir)
-    if not folders:
+    unreadable: list[str] = []
+    found = studies.list_studies(
+        options.studies_dir,
+        sort=options.sort,
+        top=options.top,
+        on_unreadable=unreadable.append,
+    )
+    below = [*unreadable, *(study.cut_off for study in found if study.cut_off)]
+    if options.json:
+        documents = [study.to_dict(trials=False) for study in found]
+        _print_json({"studies": documents, "unreadable": unreadable}, out)
+    elif found:
+        studies.print_studies(found, out)
+    elif not below:
         out.print(f"no studies in {options.studies_dir}", markup=False)
-        return DONE
-    studies, below = [], []
-    for folder in folders:
-        try:
-            study, cut_off = seen_study(folder.parent, folder.name)
-        except Exception as error:
-            # whatever is wrong with one study, the others are shown
-            reason = " ".join(str(error).split()) or type(error).__name__
-            below.append(f"{shown_name(folder.name)} cannot be read: {reason}")
-            continue
-        studies.append((study.folder, study.record, study.spec))
-        if cut_off is not None:
-            below.append(cut_off)
-    if studies:
-        out.print(studies_table(studies))
-    for line in below:
-        out.print(line, markup=False)
-    return DONE if studies else NO_RESULT
+    if not options.json:
+        for line in below:
+            out.print(line, markup=False)
+    return NO_RESULT if below and not found else DONE
 
 
 def status(options: argparse.Namespace, out: Console) -> int:
     """`tune status`."""
-    from tuner.report.summary import print_summary
-    from tuner.study.driver_lock import driver_is_running
-    from tuner.study.study import seen_study
+    from tuner.api import studies
 
-    study, cut_off = seen_study(options.studies_dir, options.name)
-    driven = driver_is_running(study.folder)
-    print_summary(out, study.folder, study.record, study.spec, driven=driven)
-    if cut_off is not None:
-        out.print(cut_off, markup=False)
+    study = studies.open_study(options.name, studies_dir=options.studies_dir)
+    if options.json:
+        _print_json(study.to_dict(sort=options.sort, top=options.top), out)
+        return DONE
+    study.print_summary(out, sort=options.sort, top=options.top)
+    if study.cut_off is not None:
+        out.print(study.cut_off, markup=False)
     return DONE
+
+
+def _print_json(document: object, out: Console) -> None:
+    # a program reads it: no line is wrapped, no character coloured
+    print(json.dumps(document, indent=2, allow_nan=False), file=out.file)
 
 
 def check(options: argparse.Namespace, out: Console) -> int:
@@ -158,32 +148,33 @@ def fields(options: argparse.Namespace, out: Console) -> int:
 
 def export(options: argparse.Namespace, out: Console) -> int:
     """`tune export`."""
-    from tuner.study.study import open_study
+    from tuner.api import studies
 
-    study = open_study(options.studies_dir, options.name)
-    folder = options.output or study.folder / "export"
-    return _export_to(study, folder, options.trial, out, options.data_dir)
+    study = studies.open_study(options.name, studies_dir=options.studies_dir)
+    return _export_to(study, options.output, options.trial, options.data_dir, out)
 
 
 def _export_to(
-    study: Study, folder: Path, trial: int | None, out: Console, data_dir: Path | None = None
+    study: Study, folder: Path | None, trial: int | None, data_dir: Path | None, out: Console
 ) -> int:
-    from tuner.export.export import export_trial
+    from tuner.report.numbers import score
+    from tuner.report.tables import case_scores_table
 
-    exported = export_trial(study, folder.absolute(), trial, data_dir)
+    exported = study.export(folder, trial, data_dir=data_dir)
+    shown = folder or exported.folder
     out.print(
-        f"exported {exported.trial} (epoch {exported.epoch}) to {folder}; {exported.verified}",
+        f"exported {exported.trial} (epoch {exported.epoch}) to {shown}; {exported.verified}",
         markup=False,
     )
     for note in exported.notes:
         out.print(f"note    {note}", markup=False)
     for name, value in sorted(exported.metrics.items()):
         if name.startswith("val_dice"):
-            out.print(f"  {name:<16} {value:.4f}", markup=False)
-    table = exported.test_table()
-    if table is not None:
+            out.print(f"  {name:<16} {score(value)}", markup=False)
+    if exported.grid is not None:
+        table = case_scores_table(exported.test_scores(), exported.tolerance, exported.grid)
         out.print(table, markup=False)
-    bundle = shlex.quote(str(folder))
+    bundle = shlex.quote(str(shown))
     out.print(f"next    tune predict {bundle} IMAGE.nii.gz -o predictions", markup=False)
     return DONE
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import codecs
 import io
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 
 from training.errors import SegtuneError
+from tuner.api.libraries import quiet_libraries
 from tuner.cli.completion import complete
 from tuner.cli.exit_codes import INTERRUPTED, USER_ERROR
 from tuner.cli.options import refuse_urls
@@ -33,18 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     complete(parser)
     options = parser.parse_args(arguments)
-    _quieten_libraries()
     from rich.console import Console
+
+    from tuner.report.console import output_console
 
     _replace_unencodable_characters()
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    out = Console(highlight=False)
-    if not out.is_terminal:
-        out = Console(highlight=False, width=140, soft_wrap=True)
     try:
-        with sigterm_interrupts():
+        with sigterm_interrupts(), quiet_libraries():
             refuse_urls(options)
-            code: int = options.command(options, out)
+            code: int = options.command(options, output_console())
             return code
     except KeyboardInterrupt:
         errors.print("interrupted", markup=False)
@@ -70,23 +67,6 @@ def _replace_unencodable_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="segtune.plain")
-
-
-def _quieten_libraries() -> None:
-    """Keep advice meant for programmers away from people who type commands."""
-    # Lightning sets the level of its top logger on import, but not of those that speak
-    for package in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.ERROR)
-    # what is wrong with a header is said with the name of the file
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-    # a trial that goes on after a failure is a new one to Tune, which counts the first as lost
-    logging.getLogger("ray.tune.tune").addFilter(_is_no_count_of_trials)
-    for library in ("pytorch_lightning", "monai", "torch", "ray", "optuna"):
-        warnings.filterwarnings("ignore", module=library)
-
-
-def _is_no_count_of_trials(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("Trials did not complete")
 
 
 if __name__ == "__main__":

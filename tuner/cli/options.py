@@ -37,7 +37,7 @@ def add_study_name(parser: argparse.ArgumentParser) -> None:
 
 def study_names(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """Names of the studies in `--studies-dir`, for the completion of shells."""
-    from tuner.study.study import study_folders
+    from tuner.study.open import study_folders
 
     return [folder.name for folder in study_folders(parsed_args.studies_dir)]
 
@@ -116,6 +116,28 @@ def add_space_options(parser: argparse.ArgumentParser) -> None:
         help="replace one value of the search space, e.g. --set optimizer=sgd; may be given "
         "several times (default: nothing is replaced)",
     )
+
+
+def add_listing_options(parser: argparse.ArgumentParser, keys: str) -> None:
+    """How a list is sorted, cut and printed.
+
+    Args:
+        parser: The parser of a command.
+        keys: What can be sorted by, and what comes first without a key.
+    """
+    parser.add_argument("--sort", metavar="KEY", help=f"sort by KEY: {keys}")
+    parser.add_argument(
+        "--top", type=_positive, metavar="N", help="show the first N alone (default: all)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document, for other programs"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:

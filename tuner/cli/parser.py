@@ -18,6 +18,7 @@ from tuner.cli.completion import SHELLS
 from tuner.cli.options import (
     add_address,
     add_budget_options,
+    add_listing_options,
     add_output,
     add_space_options,
     add_studies_dir,
@@ -100,11 +101,17 @@ def _resume_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _list_options(parser: argparse.ArgumentParser) -> None:
+    add_listing_options(parser, "name, trials, epochs or score (default: the oldest first)")
     add_studies_dir(parser)
 
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
     add_study_name(parser)
+    add_listing_options(
+        parser,
+        "number, state, score, epochs, seconds, a field that varies or a metric; scores come "
+        "best first (default: number)",
+    )
     add_studies_dir(parser)
 
 
@@ -191,14 +198,18 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "list",
         "list the studies",
-        ("tune list", "tune list --studies-dir /data/studies"),
+        ("tune list", "tune list --sort score --top 5", "tune list --studies-dir /data --json"),
         _list_options,
         commands.list_studies,
     ),
     Command(
         "status",
         "show the trials of a study",
-        ("tune status liver",),
+        (
+            "tune status liver",
+            "tune status liver --sort score --top 10",
+            "tune status liver --json",
+        ),
         _status_options,
         commands.status,
     ),

@@ -1,36 +1,33 @@
-"""The terminal output of a study that runs: one live picture, or plain lines."""
+"""Shows a study while it runs: one live picture in a terminal or notebook, lines in a log."""
 
 from __future__ import annotations
 
-import math
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column
 
-from tuner.report.tables import STYLES, best_line, duration, short_values, state_counts
+from tuner.report import numbers
+from tuner.report.picture import Pace, Picture, open_picture
+from tuner.report.states import STYLES
+from tuner.report.tables import best_line, state_counts, terminal_table
 from tuner.spec.grid import planned_trials
 from tuner.study.budget import budget_lines
-from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialEntry, TrialState, epochs_spent
 
 if TYPE_CHECKING:
     from tuner.spec.settings import TrialResources
-    from tuner.spec.study_spec import StudySpec
+    from tuner.study.study import Study
 
 
 class StudyView:
     """Shows a study while it runs: one live picture, or plain lines outside a terminal.
 
     Args:
-        record: The study's record.
-        spec: Its spec.
-        folder: Its folder.
+        study: The study.
         resources: Share of a trial.
         dashboard: Address of the Ray dashboard, if there is one.
         console: Where to show it; nowhere if None.
@@ -38,52 +35,48 @@ class StudyView:
 
     def __init__(
         self,
-        record: StudyRecord,
-        spec: StudySpec,
-        folder: Path,
+        study: Study,
         resources: TrialResources,
         dashboard: str | None,
         console: Console | None,
     ) -> None:
-        self._record = record
-        self._spec = spec
-        self._max_epochs = spec.max_epochs
-        self._num_trials = planned_trials(spec)
-        self._folder = folder
+        self._study = study
+        self._record = study.record
+        self._spec = study.spec
+        self._max_epochs = study.spec.max_epochs
+        self._num_trials = planned_trials(study.spec)
         self._resources = resources
         self._dashboard = dashboard
         self._console = console or Console(quiet=True)
         self._started = time.monotonic()
-        self._epochs_before = epochs_spent(record.entries.values())
+        self._epochs_before = epochs_spent(study.record.entries.values())
         self._replayed: dict[int, int] = {}
-        self._refreshed = 0.0
-        self._live: Live | None = None
+        self._pace = Pace()
+        self._picture: Picture | None = None
 
     def __enter__(self) -> Self:
-        """Say where to look, and start the live picture in a terminal."""
+        """Say where to look, and start the live picture."""
         share = self._resources
         dashboard = f"http://{self._dashboard}" if self._dashboard else "of the joined cluster"
-        self._console.print(f"study          {self._folder}", markup=False)
+        self._console.print(f"study          {self._study.folder}", markup=False)
         self._console.print(f"Ray dashboard  {dashboard}")
         self._console.print(
             f"trials         {self._num_trials} of up to {self._max_epochs} "
             f"epochs, {share.max_concurrent} at once, {share.cpu:g} CPU and {share.gpu:g} GPU each"
         )
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
+        self._picture = open_picture(self._console)
         return self
 
     def __exit__(self, *_: object) -> None:
         """End the live picture."""
-        if self._live is not None:
-            self._live.stop()
+        if self._picture is not None:
+            self._picture.update(self._panel())
+            self._picture.close()
 
     def refresh(self) -> None:
         """Refresh the picture, at most twice a second."""
-        if self._live is not None and time.monotonic() - self._refreshed > 0.5:
-            self._refreshed = time.monotonic()
-            self._live.update(self._picture(), refresh=True)
+        if self._picture is not None and self._pace.due():
+            self._picture.update(self._panel())
 
     def trial_started(self, number: int) -> None:
         """Announce a trial."""
@@ -115,7 +108,7 @@ class StudyView:
         self._line(entry, f"{entry.state}: {entry.reason}", always=True)
 
     def _line(self, entry: TrialEntry, text: str, *, always: bool = False) -> None:
-        if self._live is None:
+        if self._picture is None:
             if not self._console.quiet:
                 # `Console.print` takes a millisecond for the colours that a file has not
                 line = f"[{self._clock()}] trial {entry.number:>3}  {text}"
@@ -123,35 +116,41 @@ class StudyView:
         elif always:
             style = STYLES[entry.state]
             # a reason may hold brackets: torch's is "[enforce fail at alloc_cpu.cpp:118] ..."
-            self._live.console.print(f"[{style}]trial {entry.number}[/] {escape(text)}")
+            self._console.print(f"[{style}]trial {entry.number}[/] {escape(text)}")
 
     def _clock(self) -> str:
-        return duration(time.monotonic() - self._started)
+        return numbers.duration(time.monotonic() - self._started)
 
-    def _picture(self) -> RenderableType:
+    def _panel(self) -> Panel:
         record, spec = self._record, self._spec
         spent = epochs_spent(record.entries.values())
         full = self._num_trials * self._max_epochs
         lines = [
-            "trials  " + state_counts(record, self._num_trials),
-            "best    " + best_line(record, spec.metric),
-            f"epochs  {spent} of {full} that full training would take ({spent / full:.0%})",
-            *(f"budget  {line}" for line in budget_lines(record, spec)),
+            "trials  " + state_counts(self._study),
+            "best    " + best_line(self._study),
+            f"epochs  {spent} of {full} that full training would take "
+            f"({numbers.share(spent, full)})",
+            *(f"budget  {line}" for line in budget_lines(self._study)),
             f"time    {self._clock()}, {self._time_left(spent)}",
         ]
-        running = Table(box=None, padding=(0, 2, 0, 0))
-        for column in ("trial", "epoch", spec.metric):
-            running.add_column(column, no_wrap=True, min_width=max(6, len(column)))
-        running.add_column("config", no_wrap=True, overflow="ellipsis")
-        for entry in record.with_state(TrialState.RUNNING):
-            last = entry.scores.get(entry.epochs)
-            running.add_row(
-                str(entry.number),
-                f"{entry.epochs}/{self._max_epochs}",
-                "" if last is None else "undefined" if math.isnan(last) else f"{last:.4f}",
-                short_values(entry.trained_values),
-            )
-        return Panel(Group("\n".join(lines), "", running), title=escape(self._folder.name))
+        headings = ("trial", "epoch", spec.metric)
+        running = terminal_table(
+            [
+                *(Column(name, no_wrap=True, min_width=max(6, len(name))) for name in headings),
+                Column("config", no_wrap=True, overflow="ellipsis"),
+            ],
+            (self._row(entry) for entry in record.with_state(TrialState.RUNNING)),
+        )
+        return Panel(Group("\n".join(lines), "", running), title=escape(self._study.name))
+
+    def _row(self, entry: TrialEntry) -> list[str]:
+        last = entry.scores.get(entry.epochs)
+        return [
+            str(entry.number),
+            f"{entry.epochs}/{self._max_epochs}",
+            "" if last is None else numbers.score(last),
+            numbers.values(entry.trained_values),
+        ]
 
     def _time_left(self, spent: int) -> str:
         """A guess from the epochs so far and what early stopping is expected to save."""
@@ -172,4 +171,4 @@ class StudyView:
         if self._spec.search.time_budget is not None:
             budget_left = self._spec.search.time_budget - (time.monotonic() - self._started)
             seconds = min(seconds, max(0.0, budget_left))
-        return f"about {duration(seconds)} left"
+        return f"about {numbers.duration(seconds)} left"

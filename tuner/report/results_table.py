@@ -18,17 +18,19 @@ from tuner.study.pareto import pareto_front
 
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
+    from tuner.study.study import Study
     from tuner.study.trial_entry import TrialEntry
 
 
-def write_results_csv(path: Path, entries: Sequence[TrialEntry], spec: StudySpec) -> None:
-    """Write every trial with its ending, its best score, and what that was reached with.
+def write_results_csv(path: Path, study: Study) -> None:
+    """Write every trial with its ending, its best score, and what that was reached with."""
+    write_csv(path, *results_table(study))
 
-    Args:
-        path: The file.
-        entries: The trials, by number.
-        spec: The study's spec.
-    """
+
+def results_table(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of `results.csv`: every trial by number."""
+    spec = study.spec
+    entries = sorted(study.record.entries.values(), key=lambda entry: entry.number)
     shown = shown_values(entries, spec)
     rows = [_row(entry, spec.mode, values) for entry, values in zip(entries, shown, strict=True)]
     columns = list(_FACTS)
@@ -42,7 +44,7 @@ def write_results_csv(path: Path, entries: Sequence[TrialEntry], spec: StudySpec
             row["takes_over"] = "; ".join(step.describe() for step in entry.lineage)
     columns += params(dict.fromkeys(value_names(entries, spec)))
     columns += metrics(dict.fromkeys(sorted({name for e in entries for name in e.metrics})))
-    write_csv(path, columns, rows)
+    return columns, rows
 
 
 def value_names(entries: Iterable[TrialEntry], spec: StudySpec) -> list[str]:

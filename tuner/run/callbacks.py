@@ -1,4 +1,4 @@
-"""Ray Tune's events, handed on to what shows a study."""
+"""Hands the events of Ray Tune on to the live view of a study."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
-from tuner.trial.messages import TRIAL_NUMBER, UNDEFINED
+from tuner.report.numbers import score
+from tuner.trial.messages import EpochReport, TrialRequest
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -38,7 +39,7 @@ class ViewCallback(Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Announce a trial."""
-        self._view.trial_started(trial.config[TRIAL_NUMBER])
+        self._view.trial_started(TrialRequest.from_ray(trial.config).number)
 
     def on_trial_result(
         self,
@@ -49,21 +50,23 @@ class ViewCallback(Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """Announce an epoch, and what the trial noted."""
-        number = trial.config[TRIAL_NUMBER]
-        if "note" in result:
-            self._view.trial_noted(number, result["note"])
-        if "epoch" in result:
-            outcome = result.get(UNDEFINED) or f"{self._metric} {result['score']:.4f}"
-            self._view.epoch_ended(number, result["epoch"], outcome)
+        report = EpochReport.from_ray(result)
+        if report is None:
+            return
+        number = TrialRequest.from_ray(trial.config).number
+        if report.note:
+            self._view.trial_noted(number, report.note)
+        outcome = report.undefined or f"{self._metric} {score(report.score)}"
+        self._view.epoch_ended(number, report.epoch, outcome)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Announce the end of a trial."""
-        self._view.trial_ended(trial.config[TRIAL_NUMBER])
+        self._view.trial_ended(TrialRequest.from_ray(trial.config).number)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Announce the end of a trial whose process died."""
-        self._view.trial_ended(trial.config[TRIAL_NUMBER])
+        self._view.trial_ended(TrialRequest.from_ray(trial.config).number)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
+from tuner.spec.grid import planned_trials
 from tuner.study.files import (
     CHECKPOINT_FILES,
     LAST_FILE,
@@ -24,9 +24,9 @@ from tuner.study.files import (
     own_checkpoints,
     remove_checkpoints,
 )
-from tuner.study.pareto import Objectives, pareto_front
+from tuner.study.pareto import pareto_front
 from tuner.study.trial_entry import sign_of
-from tuner.trial.messages import TRIAL_NUMBER
+from tuner.trial.messages import TrialRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
     from rich.console import Console
 
-    from tuner.spec.settings import CheckpointSettings
-    from tuner.study.record import StudyRecord
+    from tuner.study.study import Study
     from tuner.study.trial_entry import TrialEntry
 
 
@@ -43,30 +42,18 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
     """Removes the checkpoints of trials that lost, whenever a trial ends.
 
     Args:
-        record: The study's record.
-        folder: The study folder.
-        settings: How many trials keep theirs, and how much disk they may take.
+        study: The study; with several metrics, the trials of their Pareto front keep their
+            checkpoints as well.
         console: Where to say that the budget cannot be kept.
-        objectives: Metrics of the study and their modes; with several, the trials of their Pareto
-            front keep their checkpoints as well.
-        population: Trials that take over each other's weights, 0 if they do not.
     """
 
-    def __init__(
-        self,
-        record: StudyRecord,
-        folder: Path,
-        settings: CheckpointSettings,
-        console: Console | None = None,
-        objectives: Objectives = (),
-        population: int = 0,
-    ) -> None:
-        self._record = record
-        self._objectives = objectives
-        self._folder = folder
-        self._settings = settings
+    def __init__(self, study: Study, console: Console | None = None) -> None:
+        self._study = study
+        self._record = study.record
+        self._objectives = study.spec.objectives
+        self._folder = study.folder
+        self._settings = study.spec.checkpoints
         self._console = console
-        self._population = population
         self._warned = False
         self._kept: list[tuple[float, int]] = []
         self._seen: set[int] = set()
@@ -79,7 +66,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Prune when a trial has ended, or pauses."""
-        self._prune([self._record.entries[trial.config[TRIAL_NUMBER]]])
+        self._prune([self._record.entries[TrialRequest.from_ray(trial.config).number]])
         self._remove_snapshots()
 
     def on_trial_error(
@@ -149,12 +136,13 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
 
     def _remove_snapshots(self) -> None:
         """Remove those of epochs that no trial has to reach any more."""
-        if not self._population:
+        spec = self._study.spec
+        if not spec.population:
             return
         entries = self._record.entries
         going = [entry.epochs for entry in entries.values() if not entry.state.finished]
         # a trial that has just been told to take one over has not trained on yet
-        needed = min(going, default=math.inf) if len(entries) >= self._population else 0
+        needed = min(going, default=math.inf) if len(entries) >= planned_trials(spec) else 0
         for number in entries:
             for path in own_checkpoints(self._folder, number, (SNAPSHOT_PATTERN,)):
                 if int(path.name.split(".")[0].rpartition("-")[2]) < needed:

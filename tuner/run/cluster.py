@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private import services
-from ray._private import utils as ray_utils
 from ray.exceptions import AuthenticationError
 
 from tuner.errors import ResourceError
+from tuner.run.ray_internals import daemons_in_own_groups, own_handlers_kept, temporary_folder
 from tuner.signals import signals_held_back
 
 RAY_SETTINGS = {
@@ -34,41 +31,6 @@ RAY_SETTINGS = {
 
 
 @contextmanager
-def _daemons_in_own_groups() -> Iterator[None]:
-    """Keep the processes of a cluster of our own out of our process group.
-
-    Ctrl-C in a terminal, `timeout` and SLURM signal the whole group: without its daemons the
-    driver could end no trial in order. They end with us all the same, even if we are killed:
-    on Linux Ray asks the kernel to see to it. Where it cannot, Ray itself needs the group.
-    """
-    if not ray_utils.detect_fate_sharing_support():
-        yield
-        return
-    original = services.ConsolePopen
-
-    class GroupLeader(original):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, process_group=0, **kwargs)
-
-    services.ConsolePopen = GroupLeader
-    try:
-        yield
-    finally:
-        services.ConsolePopen = original
-
-
-@contextmanager
-def _without_handlers_of_ray() -> Iterator[None]:
-    """Keep Ray from replacing our handler of SIGTERM by its own, which ends without a word."""
-    original = ray_utils.set_sigterm_handler
-    ray_utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        ray_utils.set_sigterm_handler = original
-
-
-@contextmanager
 def ray_cluster(address: str | None) -> Iterator[str | None]:
     """Start or join a Ray cluster; yields the address of its dashboard."""
     os.environ.update(RAY_SETTINGS)
@@ -77,7 +39,7 @@ def ray_cluster(address: str | None) -> Iterator[str | None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     try:
-        with signals_held_back(), _without_handlers_of_ray(), _daemons_in_own_groups():
+        with signals_held_back(), own_handlers_kept(), daemons_in_own_groups():
             context = ray.init(
                 # None would join any cluster that runs here, and end with it
                 address=address or "local",
@@ -91,7 +53,7 @@ def ray_cluster(address: str | None) -> Iterator[str | None]:
         why = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ResourceError(
             f"Ray cannot {where}: {why}; the logs of its processes are in "
-            f"{get_default_ray_temp_dir()}/session_latest/logs"
+            f"{temporary_folder()}/session_latest/logs"
         ) from error
     except KeyboardInterrupt:
         ray.shutdown()

@@ -12,17 +12,15 @@ import select
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
 
 import ray
-from ray._common.network_utils import parse_address
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private import services
 
+from training.durable_write import check_writable
 from tuner.errors import ResourceError
+from tuner.run.ray_internals import address_of_this_machine, host_and_port, temporary_folder
 
 CONNECT_SECONDS = 4.0
 """How long the address of a cluster may take to accept a connection."""
@@ -90,13 +88,12 @@ def _host_and_port(given: str, source: str, way_out: str) -> tuple[str, int]:
     """Where the GCS of the cluster listens."""
     if given == "auto":
         try:
-            found = services.canonicalize_bootstrap_address("auto")
+            given = address_of_this_machine()
         except ConnectionError as error:
             raise ResourceError(
                 f"{source}: no Ray cluster runs on this machine; start one with "
                 f"`ray start --head`, or {way_out}"
             ) from error
-        given = str(found)
     if "://" in given:
         raise ResourceError(
             f"{source}: a study cannot be driven through {given.partition('://')[0]}://, since its "
@@ -104,7 +101,7 @@ def _host_and_port(given: str, source: str, way_out: str) -> tuple[str, int]:
             "does; run it on a node with --address HOST:6379 (or auto), submit it there with "
             f"`ray job submit`, or {way_out}"
         )
-    parsed = parse_address(given)
+    parsed = host_and_port(given)
     if not parsed or not parsed[0] or not parsed[1].isdecimal() or int(parsed[1]) > 65535:
         raise ResourceError(f"{source} is not HOST:PORT, e.g. 10.0.0.1:6379, or auto")
     return parsed[0], int(parsed[1])
@@ -201,7 +198,7 @@ def _explained(problem: dict[str, str], source: str, way_out: str) -> str:
 
 def _check_temporary_folder() -> None:
     """Check that Ray can make its sockets."""
-    folder = Path(get_default_ray_temp_dir())
+    folder = temporary_folder()
     names = (name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name))
     name = next(names, "RAY_TMPDIR")
     needed = len(os.fsencode(folder / SESSION_PATH))
@@ -214,8 +211,7 @@ def _check_temporary_folder() -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         raise ResourceError(
             f"Ray cannot write its temporary folder {folder} ({error.strerror}): set RAY_TMPDIR "

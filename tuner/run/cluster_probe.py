@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from contextlib import redirect_stdout
 
-from ray._private import services
-from ray._private.authentication import authentication_token_setup as tokens
-from ray._private.utils import check_version_info
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.exceptions import AuthenticationError
+
+from tuner.run.ray_internals import check_versions, gcs_of, has_node_here
 
 NODE_SECONDS = 4.0
 """How long a raylet of this host that has just started may take to register."""
@@ -31,34 +27,17 @@ def probe(address: str, given: str) -> dict[str, str]:
         given: The address as the user gave it.
     """
     try:
-        if given == "auto":
-            tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-        tokens.ensure_token_if_auth_enabled(None, create_token_if_missing=False)
-        gcs = GcsClient(address=address)
-        metadata = gcs.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=NODE_SECONDS)
+        gcs, metadata = gcs_of(address, token_of_this_machine=given == "auto", timeout=NODE_SECONDS)
     except AuthenticationError as error:
         return {"problem": "token", "detail": str(error).partition(". ")[0]}
     try:
         if metadata is not None:
-            check_version_info(json.loads(metadata), "this process", raise_on_mismatch=True)
+            check_versions(metadata)
     except RuntimeError as error:
         return {"problem": "version", "detail": " ".join(str(error).split())}
-    if not _has_node_here(gcs):
+    if not has_node_here(gcs, NODE_SECONDS):
         return {"problem": "no node", "detail": ""}
     return {}
-
-
-def _has_node_here(gcs: GcsClient) -> bool:
-    """Whether a raylet of this host belongs to the cluster."""
-    deadline = time.monotonic() + NODE_SECONDS
-    while True:
-        here = services.find_node_ids()
-        nodes = gcs.get_all_node_info(timeout=NODE_SECONDS).values()
-        if any(node.node_id.hex() in here and node.state == GcsNodeInfo.ALIVE for node in nodes):
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.5)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Notices that the Ray cluster of a study is gone, before Ray ends the driver for it.
+"""Detects the loss of the Ray cluster of a study, before Ray ends the driver for it.
 
 Without its GCS, Ray (2.60) ends a driver after a minute, and without the local raylet at the next
 object that the driver needs: both in C++, without a word of the study or of how to go on.
@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from subprocess import Popen
 
 import ray
-from ray._private import worker
+
+from tuner.run.ray_internals import own_daemons
 
 OWN_INTERVAL = 0.05
 """Seconds between two looks at the processes of a cluster of our own."""
@@ -26,7 +27,7 @@ JOINED_INTERVAL = 1.0
 CALL_TIMEOUT = 5.0
 """Seconds that a process of a joined cluster may take to accept a connection."""
 
-GCS_PATIENCE = 20.0
+GCS_TIMEOUT = 20.0
 """Seconds that the GCS of a joined cluster may be away: a cluster may start it anew."""
 
 
@@ -37,12 +38,12 @@ class Watched:
     Attributes:
         name: What Ray calls it.
         alive: Whether it runs.
-        patience: Seconds that it may be away.
+        timeout: Seconds that it may be away.
     """
 
     name: str
     alive: Callable[[], bool]
-    patience: float = 0.0
+    timeout: float = 0.0
 
 
 @contextmanager
@@ -88,25 +89,18 @@ def wait_for_loss(
         for process in watched:
             if process.alive():
                 seen[process.name] = time.monotonic()
-            elif time.monotonic() - seen[process.name] >= process.patience:
+            elif time.monotonic() - seen[process.name] >= process.timeout:
                 return process.name
     return None
 
 
 def _own_processes() -> list[Watched]:
     """Processes of the cluster that this process started; none if it joined one."""
-    node = worker._global_node
-    if node is None:
-        return []
 
-    def alive(process: Any) -> Callable[[], bool]:
+    def alive(process: Popen[bytes]) -> Callable[[], bool]:
         return lambda: process.poll() is None
 
-    return [
-        Watched(name, alive(started.process))
-        for name in ("gcs_server", "raylet")
-        for started in node.all_processes.get(name, [])
-    ]
+    return [Watched(name, alive(process)) for name, process in own_daemons()]
 
 
 def _joined_processes() -> list[Watched]:
@@ -116,7 +110,7 @@ def _joined_processes() -> list[Watched]:
     host, _, port = context.gcs_address.rpartition(":")
     raylet = next(node for node in ray.nodes() if node["NodeID"] == here)
     return [
-        Watched("gcs_server", lambda: accepts(host, int(port)), GCS_PATIENCE),
+        Watched("gcs_server", lambda: accepts(host, int(port)), GCS_TIMEOUT),
         Watched("raylet", lambda: accepts(raylet["NodeManagerAddress"], raylet["NodeManagerPort"])),
     ]
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuner.report.live import StudyView
 from tuner.run.callbacks import ViewCallback
-from tuner.run.failures import full_disk_is_named
-from tuner.run.stopping import StudyStopper, nothing_waited_for_in_vain
+from tuner.run.stopping import StudyStopper, leave_when_stuck
 from tuner.run.tune_run import run_tune
 from tuner.spec.settings import TrialResources
-from tuner.spec.study_spec import StudySpec
 from tuner.study.confirmation import (
-    CONFIRM_FOLDER,
+    begin_confirmation,
     candidates,
     confirmed_configs,
     is_confirmed,
     missing,
 )
 from tuner.study.data import StudyData
-from tuner.study.files import remove_checkpoints
-from tuner.study.record import StudyRecord
+from tuner.study.files import CONFIRM_FOLDER, remove_checkpoints
 from tuner.study.records import describe_study
 from tuner.study.study import Study
+from tuner.trial.failures import full_disk_explained
 
 if TYPE_CHECKING:
+    from ray.tune import Callback
     from rich.console import Console
 
 
@@ -36,38 +36,48 @@ def confirm_study(
     dashboard: str | None,
     console: Console | None,
 ) -> None:
-    """Train the best trials of the study and its default config again, with other seeds."""
-    spec, folder = data.spec, study.folder / CONFIRM_FOLDER
-    chosen = candidates(study.record, spec)
+    """Train the best trials of the study and its default config again, with other seeds.
+
+    Args:
+        study: The study, with the spec that its folder has.
+        data: Its data, and the spec with what they decide.
+        resources: Share of a trial.
+        stopper: What ends the study early.
+        dashboard: Address of the Ray dashboard, if there is one.
+        console: Where the confirmation is shown.
+    """
+    searched = replace(study, spec=data.spec)
+    chosen = candidates(searched)
     if not chosen:
         return
-    folder.mkdir(exist_ok=True)
-    confirmation = StudyRecord(folder, spec.space, spec.mode)
-    describe_study(confirmation, study.name, study.spec, data)
-    if is_confirmed(study.record, confirmation, spec):
-        _keep_confirmed(study, confirmation, spec)
-        confirmation.close()
+    (study.folder / CONFIRM_FOLDER).mkdir(exist_ok=True)
+    confirmation = begin_confirmation(searched)
+    record = confirmation.record
+    describe_study(study, record, data)
+    if is_confirmed(searched, confirmation):
+        _keep_confirmed(searched, confirmation)
+        record.close()
         return
-    trials = len(confirmation.entries) + len(missing(confirmation, chosen, spec))
+    trials = len(record.entries) + len(missing(confirmation, chosen))
     # what is confirmed is given, so no grid has an end
     given = {"searcher": "random", "num_trials": trials, "time_budget": None}
-    search = spec.search.model_copy(update=given)
-    shown = spec.model_copy(update={"search": search})
-    second = Study(folder, spec, confirmation)
-    view = StudyView(confirmation, shown, folder, resources, dashboard, console)
-    with full_disk_is_named(second), view, nothing_waited_for_in_vain(stopper, confirmation):
-        run_tune(second, data, resources, [ViewCallback(view, spec.metric)], stopper, chosen)
-    confirmation.close_running(confirmation.halted or stopper.reason)
-    if confirmation.halted:
-        study.record.halt(confirmation.halted)
-    if is_confirmed(study.record, confirmation, spec):
-        _keep_confirmed(study, confirmation, spec)
-    confirmation.close()
+    search = data.spec.search.model_copy(update=given)
+    shown = replace(confirmation, spec=data.spec.model_copy(update={"search": search}))
+    view = StudyView(shown, resources, dashboard, console)
+    callbacks: list[Callback] = [ViewCallback(view, data.spec.metric)]
+    with full_disk_explained(confirmation), view, leave_when_stuck(stopper, record):
+        run_tune(confirmation, data, resources, callbacks, stopper, chosen)
+    record.close_running(record.halted or stopper.reason)
+    if record.halted:
+        study.record.halt(record.halted)
+    if is_confirmed(searched, confirmation):
+        _keep_confirmed(searched, confirmation)
+    record.close()
 
 
-def _keep_confirmed(study: Study, confirmation: StudyRecord, spec: StudySpec) -> None:
+def _keep_confirmed(study: Study, confirmation: Study) -> None:
     """Remove the checkpoints of a confirmation but those of each configuration's best trial."""
-    configs = confirmed_configs(study.record, confirmation, spec)
+    configs = confirmed_configs(study, confirmation)
     kept = {config.trials[0].number for config in configs}
-    for number in confirmation.entries.keys() - kept:
+    for number in confirmation.record.entries.keys() - kept:
         remove_checkpoints(confirmation.folder, number)

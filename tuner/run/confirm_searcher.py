@@ -9,8 +9,7 @@ from tuner.search.policies import Policy
 from tuner.study.confirmation import SEED, Candidate, missing
 
 if TYPE_CHECKING:
-    from tuner.spec.study_spec import StudySpec
-    from tuner.study.record import StudyRecord
+    from tuner.study.study import Study
     from tuner.study.trial_entry import TrialEntry
 
 
@@ -18,20 +17,19 @@ class ConfirmSearcher(RecordSearcher):
     """Gives each candidate with each seed once, after trials that were cut off.
 
     Args:
-        record: The record of the confirmation.
-        spec: The study's spec.
+        confirmation: The confirmation.
         chosen: The candidates.
     """
 
-    def __init__(self, record: StudyRecord, spec: StudySpec, chosen: list[Candidate]) -> None:
-        super().__init__(record, spec, lambda view: None, Policy(record))
+    def __init__(self, confirmation: Study, chosen: list[Candidate]) -> None:
+        super().__init__(confirmation, lambda view: None, Policy(confirmation.record))
         self._chosen = chosen
 
     def _values(self, entry: TrialEntry) -> dict[str, Any]:
         return {**super()._values(entry), "seed": entry.notes[SEED]}
 
     def _new(self) -> TrialEntry | None:
-        left = missing(self._record, self._chosen, self._spec)
+        left = missing(self._study, self._chosen)
         if not left:
             return None
         candidate, seed = left[0]

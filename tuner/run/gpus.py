@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ray._private.accelerators import get_accelerator_manager_for_resource
-
 from tuner.errors import ResourceError
+from tuner.run.ray_internals import gpus_of_this_machine
 from tuner.trial.gpus import WITHOUT
 
 if TYPE_CHECKING:
     from tuner.spec.settings import ResourceSettings
-
-
-def gpus_of_this_machine() -> int:
-    """GPUs that a cluster of our own would have."""
-    manager = get_accelerator_manager_for_resource("GPU")
-    there: int = manager.get_current_node_num_accelerators()
-    visible = manager.get_current_process_visible_accelerator_ids()
-    return there if visible is None else min(there, len(visible))
 
 
 def check_own_gpus(settings: ResourceSettings) -> str | None:

@@ -1,9 +1,10 @@
-"""A study from start to end: its folder, its Ray Tune run, resuming and listing it."""
+"""Runs a study on Ray from start to end, or goes on with one that was cut off."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import ray
@@ -18,24 +19,26 @@ from tuner.run.checkpoint_keeper import CheckpointKeeper
 from tuner.run.cluster import ray_cluster
 from tuner.run.cluster_check import check_cluster, starts_own_cluster
 from tuner.run.confirm import confirm_study
-from tuner.run.failures import full_disk_is_named
 from tuner.run.gpus import check_own_gpus
+from tuner.run.ray_internals import lost_worker_ends_one_trial
 from tuner.run.resources import check_gpu_hours, nodes_of, plan_resources
 from tuner.run.stopping import (
     BudgetStopper,
     StudyStopper,
-    lost_message,
-    nothing_waited_for_in_vain,
+    leave_when_stuck,
     signals_stop,
 )
 from tuner.run.tune_run import run_tune
-from tuner.run.worker_death import lost_worker_ends_one_trial
 from tuner.spec.grid import planned_trials
 from tuner.study.data import prepare_data
+from tuner.study.driver import only_driver
 from tuner.study.earlier import check_comparable, import_earlier, not_imported
 from tuner.study.folder import FolderBefore, refuse_foreign_confirmation
+from tuner.study.open import open_study
+from tuner.study.provenance import write_provenance
 from tuner.study.records import describe_study
-from tuner.study.study import Study, only_driver, open_study, write_provenance
+from tuner.study.study import Study
+from tuner.trial.failures import full_disk_explained, halted_message
 from tuner.trial.networks import check_some_network_builds
 
 if TYPE_CHECKING:
@@ -60,14 +63,12 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
     """
     with (
         only_driver(study),
-        _false_start_removed(study),
-        full_disk_is_named(study),
+        _empty_study_removed(study),
+        full_disk_explained(study),
     ):
         if study.spec.confirm is not None:
             refuse_foreign_confirmation(study.folder)
-        earlier = [
-            open_study(study.folder.parent, name) for name in not_imported(study.folder, study.spec)
-        ]
+        earlier = [open_study(study.folder.parent, name) for name in not_imported(study)]
         check_comparable(earlier, study.spec)
         check_cluster(address)
         if starts_own_cluster(address):
@@ -77,31 +78,23 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         with preparation_view(console) as show:
             data = prepare_data(study.spec, *show, check=check_some_network_builds)
         write_provenance(study, data)
-        spec = data.spec
-        describe_study(study.record, study.name, study.spec, data)
+        describe_study(study, study.record, data)
         if earlier:
-            import_earlier(study.folder, data, earlier, console)
+            import_earlier(study, data, earlier, console)
+        spec, given = data.spec, study
+        study = replace(study, spec=spec)
         with ray_cluster(address) as dashboard:
             resources = plan_resources(spec.resources, nodes_of(ray.nodes()), planned_trials(spec))
             check_gpu_hours(spec, resources.gpu)
-            budgets = BudgetStopper(study.record, spec)
+            budgets = BudgetStopper(study)
             stopper = StudyStopper(spec.search.time_budget)
-            keeper = CheckpointKeeper(
-                study.record,
-                study.folder,
-                spec.checkpoints,
-                console,
-                spec.objectives,
-                planned_trials(spec) if spec.population else 0,
-            )
+            keeper = CheckpointKeeper(study, console)
             keeper.prune()
             with signals_stop(stopper), lost_worker_ends_one_trial():
                 if budgets.reason is None and not study.searched:
-                    view = StudyView(
-                        study.record, spec, study.folder, resources, dashboard, console
-                    )
+                    view = StudyView(study, resources, dashboard, console)
                     stoppers = CombinedStopper(stopper, budgets)
-                    with view, nothing_waited_for_in_vain(stopper, study.record):
+                    with view, leave_when_stuck(stopper, study.record):
                         run_tune(
                             study,
                             data,
@@ -112,19 +105,19 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                 study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
                 if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
                     stopper.lift_time_budget()
-                    confirm_study(study, data, resources, stopper, dashboard, console)
+                    confirm_study(given, data, resources, stopper, dashboard, console)
         halted = study.record.halted
         study.record.close_running(halted or stopper.reason)
         keeper.prune()
-        write_results(study.folder, study.record, spec)
+        write_results(study)
         study.record.close()
         if halted and not stopper.interrupted:
-            raise StudyError(lost_message(halted, study.folder))
+            raise StudyError(halted_message(halted, study.folder))
         return stopper.interrupted
 
 
 @contextmanager
-def _false_start_removed(study: Study) -> Iterator[None]:
+def _empty_study_removed(study: Study) -> Iterator[None]:
     """Remove what this call made if an error keeps the study from its first trial."""
     before = study.before or FolderBefore.of(study.folder)
     try:

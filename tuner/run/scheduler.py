@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tuner.run.failures import death_of
-from tuner.run.results import report_result
+from tuner.run.ray_internals import lost_worker_error
+from tuner.run.results import record_epoch
 from tuner.search.policies.policy import Action
 from tuner.study.trial_entry import TrialState
-from tuner.trial.messages import TRIAL_NUMBER, UNDEFINED
+from tuner.trial.failures import classify
+from tuner.trial.messages import EpochReport, TrialRequest
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -35,20 +36,20 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
     Args:
         record: The study's record.
         policy: What decides.
-        on_death: Takes the number of a trial whose worker process died, the state that it would
-            end in, and why; by default it ends in that state.
+        on_lost: Takes the number of a trial whose worker is lost, and why; by default the trial
+            ends.
     """
 
     def __init__(
         self,
         record: StudyRecord,
         policy: Policy,
-        on_death: Callable[[int, TrialState, str], None] | None = None,
+        on_lost: Callable[[int, Exception], None] | None = None,
     ) -> None:
         super().__init__()
         self._record = record
         self._policy = policy
-        self._on_death = on_death or record.finish
+        self._on_lost = on_lost or self._finish
         self._waiting: list[tuple[float, Trial]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,17 +82,20 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
         """Record the result, then say whether the trial goes on."""
-        number = trial.config[TRIAL_NUMBER]
+        number = TrialRequest.from_ray(trial.config).number
+        report = EpochReport.from_ray(result)
+        if report is None:
+            return str(TrialScheduler.CONTINUE)
         # a score and what follows from it are one commit: a study that is cut off between them
         # would never decide at this epoch again
         with self._record.transaction(durable=False):
-            if "note" in result:
-                self._record.decide(number, "fell back", result["note"])
-            if not report_result(self._record, number, result):
+            if report.note:
+                self._record.decide(number, "fell back", report.note)
+            if not record_epoch(self._record, number, report):
                 return str(TrialScheduler.CONTINUE)
-            if UNDEFINED in result:
-                self._record.decide(number, UNDEFINED, result[UNDEFINED])
-            decision = self._policy.judge(number, result["epoch"])
+            if report.undefined:
+                self._record.decide(number, "undefined", report.undefined)
+            decision = self._policy.judge(number, report.epoch)
             if decision.action is Action.CONTINUE:
                 if decision.reason:
                     self._record.decide(number, "continued", decision.reason)
@@ -104,5 +108,8 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Close a trial whose worker process died, or let it be tried again."""
-        number = trial.config[TRIAL_NUMBER]
-        self._on_death(number, *death_of(trial))
+        self._on_lost(TrialRequest.from_ray(trial.config).number, lost_worker_error(trial))
+
+    def _finish(self, number: int, error: Exception) -> None:
+        end = classify(error)
+        self._record.finish(number, end.state, end.reason)

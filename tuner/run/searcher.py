@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.search import Searcher
 
-from tuner.run.failures import end_trial
-from tuner.run.results import report_result
+from tuner.run.results import record_epoch
 from tuner.search.one_thread import one_thread
 from tuner.search.searchers import SEARCHERS
 from tuner.search.searchers.view import Propose, SearchView
 from tuner.spec.grid import first_points, grid_points
 from tuner.study.trial_entry import TrialState
 from tuner.study.warm_start import LearningRecord, best_point, read_imported
-from tuner.trial.messages import INHERITS, TRIAL_NOTES, TRIAL_NUMBER
+from tuner.trial.failures import end_trial
+from tuner.trial.messages import EpochReport, Snapshot, TrialEnd, TrialRequest
 
 if TYPE_CHECKING:
-    from tuner.spec.study_spec import StudySpec
-    from tuner.study.record import StudyRecord
+    from tuner.study.study import Study
     from tuner.study.trial_entry import TrialEntry
 
 
@@ -43,8 +41,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
     and the trial's number, so a resumed study goes on as it would have.
 
     Args:
-        record: The study's record.
-        spec: The study's spec.
+        study: The study.
         propose: What draws new trials.
         policy: What promotes paused trials.
         first: Points to try before the searcher is asked, by what they are.
@@ -53,14 +50,15 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
 
     def __init__(
         self,
-        record: StudyRecord,
-        spec: StudySpec,
+        study: Study,
         propose: Propose,
         policy: Promotes,
         first: Sequence[tuple[str, Mapping[str, Any]]] = (),
         imported: Mapping[int, TrialEntry] | None = None,
     ) -> None:
         super().__init__()
+        record, spec = study.record, study.spec
+        self._study = study
         self._record = record
         self._spec = spec
         self._propose = propose
@@ -83,10 +81,9 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         entry = self._next()
         if entry is not None:
             self._number_of[trial_id] = entry.number
-            config = {**self._values(entry), TRIAL_NUMBER: entry.number}
-            if entry.lineage:
-                config[INHERITS] = (entry.lineage[-1].donor, entry.lineage[-1].epoch)
-            return config
+            last = entry.lineage[-1] if entry.lineage else None
+            exploits = None if last is None else Snapshot(last.donor, last.epoch)
+            return TrialRequest(entry.number, self._values(entry), exploits).to_ray()
         if self._record.unfinished():
             # one of those that run may have to go on later
             return None
@@ -103,13 +100,15 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         number = self._number_of[trial_id]
         # the scheduler's on_trial_error has the exception of a lost process, and closes the trial
         if not error and result is not None:
-            report_result(self._record, number, result)
-            with self._record.transaction():
-                for name in set(TRIAL_NOTES) & set(result):
-                    self._record.note(number, name, json.loads(result[name]))
-                if "outcome" in result:
-                    state = TrialState(result["outcome"])
-                    end_trial(self._record, self._spec, number, state, result["reason"])
+            report = EpochReport.from_ray(result)
+            if report is not None:
+                record_epoch(self._record, number, report)
+            end = TrialEnd.from_ray(result)
+            if end is not None:
+                with self._record.transaction():
+                    for name, value in end.notes.items():
+                        self._record.note(number, name, value)
+                    end_trial(self._study, number, end)
         if self._record.entries[number].state is TrialState.INTERRUPTED:
             self._to_resume.append(number)
 
@@ -164,20 +163,20 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         )
 
 
-def build_searcher(record: StudyRecord, spec: StudySpec, policy: Promotes) -> RecordSearcher:
+def build_searcher(study: Study, policy: Promotes) -> RecordSearcher:
     """The searcher that the spec asks for.
 
     Args:
-        record: The study's record.
-        spec: Its spec.
+        study: The study.
         policy: What promotes paused trials.
 
     Raises:
         SpecError: if the searcher cannot search the space.
     """
+    spec = study.spec
     if spec.search.searcher == "grid":
         grid_points(spec.space)
-    imported = read_imported(record.folder, spec.space) if spec.search.warm_start else {}
+    imported = read_imported(study.folder, spec.space) if spec.search.warm_start else {}
     return RecordSearcher(
-        record, spec, SEARCHERS[spec.search.searcher], policy, first_points(spec), imported
+        study, SEARCHERS[spec.search.searcher], policy, first_points(spec), imported
     )

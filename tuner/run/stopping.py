@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from tuner.study.budget import spent_budget
-
-if TYPE_CHECKING:
-    from tuner.spec.study_spec import StudySpec
-
 import gc
 import math
 import os
@@ -18,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +18,18 @@ from ray.tune.stopper import Stopper
 
 from tuner.run.cluster_watch import cluster_watch
 from tuner.signals import ECHO_SECONDS
-from tuner.study.commands import study_command
+from tuner.study.budget import spent_budget
+from tuner.trial.failures import halted_message
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
+    from tuner.study.study import Study
 
-PATIENCE_SECONDS = 3.0
+SHUTDOWN_TIMEOUT = 3.0
 """How long trials may take to end after the first signal. What is in the middle of an epoch then
 is cut off there: who sent the signal may kill us after ten seconds (`docker stop`)."""
 
-STUCK_SECONDS = 8.0
+RAY_CALL_TIMEOUT = 8.0
 """How long a call of Ray may take to come back after its cluster went; Ray itself would end the
 process after a minute, with the record as it is."""
 
@@ -71,7 +65,7 @@ class StudyStopper(Stopper):  # type: ignore[misc]
     @property
     def overdue(self) -> bool:
         """Whether the study is still not over although the user said so."""
-        return self.interrupted and time.monotonic() - self._interrupted_at > PATIENCE_SECONDS
+        return self.interrupted and time.monotonic() - self._interrupted_at > SHUTDOWN_TIMEOUT
 
     def give_up(self, thread: threading.Thread) -> None:
         """Get a thread out of what it waits for, if it is the one that takes signals."""
@@ -137,16 +131,8 @@ def signals_stop(stopper: StudyStopper) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def lost_message(reason: str, folder: Path) -> str:
-    """What a user is told of a study that something is in the way of."""
-    return (
-        f"{reason}: every finished epoch is kept; go on with "
-        f"`{study_command('resume', folder)}` when that is put right"
-    )
-
-
 @contextmanager
-def nothing_waited_for_in_vain(stopper: StudyStopper, record: StudyRecord) -> Iterator[None]:
+def leave_when_stuck(stopper: StudyStopper, record: StudyRecord) -> Iterator[None]:
     """Get out of Tune when its cluster is gone, or its trials do not end; in `signals_stop`.
 
     When the cluster is gone, the study of the record is halted. A call into Ray that does not
@@ -159,11 +145,11 @@ def nothing_waited_for_in_vain(stopper: StudyStopper, record: StudyRecord) -> It
     def lost(reason: str) -> None:
         record.halt(reason)
         stopper.give_up(thread)
-        if not ended.wait(STUCK_SECONDS):
+        if not ended.wait(RAY_CALL_TIMEOUT):
             _end_process(record, reason)
 
     try:
-        with cluster_watch(lost, ended), _impatience(stopper, thread, ended):
+        with cluster_watch(lost, ended), _leave_when_overdue(stopper, thread, ended):
             yield
     except KeyboardInterrupt:
         if not stopper.gave_up:
@@ -178,7 +164,7 @@ def nothing_waited_for_in_vain(stopper: StudyStopper, record: StudyRecord) -> It
 
 
 @contextmanager
-def _impatience(
+def _leave_when_overdue(
     stopper: StudyStopper, thread: threading.Thread, ended: threading.Event
 ) -> Iterator[None]:
     """Give up when a study is not over some time after the user said so."""
@@ -189,7 +175,7 @@ def _impatience(
                 stopper.give_up(thread)
                 return
 
-    watcher = threading.Thread(target=watch, name="impatience", daemon=True)
+    watcher = threading.Thread(target=watch, name="overdue", daemon=True)
     watcher.start()
     try:
         yield
@@ -206,7 +192,7 @@ def _end_process(record: StudyRecord, reason: str) -> None:
         afresh.close()
     finally:
         # also where the record cannot be written just now: Ray would end the process without it
-        sys.stderr.write(f"\nerror: {lost_message(reason, record.folder)}\n")
+        sys.stderr.write(f"\nerror: {halted_message(reason, record.folder)}\n")
         sys.stderr.flush()
         os._exit(CLUSTER_LOST_CODE)
 
@@ -215,18 +201,16 @@ class BudgetStopper(Stopper):  # type: ignore[misc]
     """Ends the search when a budget is spent; what runs is cut off, and can go on later.
 
     Args:
-        record: The study's record.
-        spec: Its spec.
+        study: The study.
     """
 
-    def __init__(self, record: StudyRecord, spec: StudySpec) -> None:
-        self._record = record
-        self._spec = spec
+    def __init__(self, study: Study) -> None:
+        self._study = study
 
     @property
     def reason(self) -> str | None:
         """Why the search ends, None while it goes on."""
-        return spent_budget(self._record, self._spec)
+        return spent_budget(self._study)
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Never stop a single trial."""

@@ -1,4 +1,4 @@
-"""Puts a study's Ray Tune run together."""
+"""Assembles and starts the Ray Tune run of a study."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ray import tune
 from ray.tune.stopper import CombinedStopper, Stopper
 
 from tuner.run.confirm_searcher import ConfirmSearcher
+from tuner.run.lost_workers import LostWorkers, head_is_gone
 from tuner.run.scheduler import RecordScheduler
 from tuner.run.searcher import build_searcher
 from tuner.run.stopping import HaltStopper
-from tuner.run.worker_death import WorkerDeaths, head_is_gone
 from tuner.search.policies import Policy, build_policy
 from tuner.study.confirmation import Candidate
 from tuner.study.data import StudyData
@@ -24,13 +24,10 @@ from tuner.trial.trainable import TrialTrainable
 if TYPE_CHECKING:
     from tuner.run.searcher import RecordSearcher
     from tuner.spec.settings import TrialResources
-    from tuner.spec.study_spec import StudySpec
-    from tuner.study.record import StudyRecord
 
 
 def assemble(
-    record: StudyRecord,
-    spec: StudySpec,
+    study: Study,
     trainable: Any,
     searcher: RecordSearcher,
     policy: Policy,
@@ -41,8 +38,7 @@ def assemble(
     """The Ray Tune run of a study.
 
     Args:
-        record: The study's record.
-        spec: Its spec, with what the data decide.
+        study: The study.
         trainable: What a trial is, see `TrialTrainable`.
         searcher: What runs next.
         policy: What goes on after an epoch.
@@ -50,12 +46,12 @@ def assemble(
         callbacks: What watches the trials.
         stopper: What ends the run early.
     """
-    deaths = WorkerDeaths(record, spec, head_is_gone)
+    lost = LostWorkers(study, head_is_gone)
     return tune.Tuner(
         tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RecordScheduler(record, policy, deaths.died),
+            scheduler=RecordScheduler(study.record, policy, lost.lost),
             # the searcher says when the study is over; a promoted trial is a new one to Tune
             num_samples=-1,
             max_concurrent_trials=resources.max_concurrent,
@@ -63,10 +59,10 @@ def assemble(
         ),
         run_config=tune.RunConfig(
             name=RAY_FOLDER,
-            storage_path=str(record.folder),
+            storage_path=str(study.folder),
             # before the others, which show and prune what it decides
-            callbacks=[deaths, *callbacks],
-            stop=CombinedStopper(stopper, HaltStopper(record)),
+            callbacks=[lost, *callbacks],
+            stop=CombinedStopper(stopper, HaltStopper(study.record)),
             verbose=0,
             # what failed is tried again as the record has it, as a new trial to Tune
             failure_config=tune.FailureConfig(max_failures=0),
@@ -84,22 +80,21 @@ def run_tune(
     chosen: list[Candidate] | None = None,
 ) -> None:
     """Let Tune run the search; or with candidates, their confirmation."""
-    spec, record = data.spec, study.record
     # nothing is read back from it, and half a file in it would be in the way
     remove_ray_files(study.folder / RAY_FOLDER)
     context = StudyContext(
         study.folder,
-        spec,
+        study.spec,
         data.for_trials,
         resources.gpu,
         judged=chosen is not None,
     )
     trainable = tune.with_parameters(TrialTrainable, study=context)
     if chosen is None:
-        policy = build_policy(record, spec)
-        searcher: RecordSearcher = build_searcher(record, spec, policy)
+        policy = build_policy(study.record, study.spec)
+        searcher: RecordSearcher = build_searcher(study, policy)
     else:
-        policy = Policy(record)
-        searcher = ConfirmSearcher(record, spec, chosen)
-    run = assemble(record, spec, trainable, searcher, policy, resources, callbacks, stopper)
+        policy = Policy(study.record)
+        searcher = ConfirmSearcher(study, chosen)
+    run = assemble(study, trainable, searcher, policy, resources, callbacks, stopper)
     run.fit()

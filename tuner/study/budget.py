@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from tuner.study.trial_entry import GPU_SECONDS, epochs_spent
 
 if TYPE_CHECKING:
-    from tuner.spec.study_spec import StudySpec
-    from tuner.study.record import StudyRecord
+    from tuner.study.study import Study
     from tuner.study.trial_entry import TrialEntry
 
 
@@ -19,23 +18,24 @@ def gpu_hours_spent(entries: Iterable[TrialEntry]) -> float:
     return math.fsum(entry.notes.get(GPU_SECONDS, 0.0) for entry in entries) / 3600
 
 
-def spent_budget(record: StudyRecord, spec: StudySpec) -> str | None:
+def spent_budget(study: Study) -> str | None:
     """The budget that is spent, for a person to read; None while none is."""
-    limit = spec.search.epoch_budget
-    if limit is not None and epochs_spent(record.entries.values()) >= limit:
+    entries, search = study.record.entries.values(), study.spec.search
+    limit = search.epoch_budget
+    if limit is not None and epochs_spent(entries) >= limit:
         return f"the budget of {limit} epochs is spent"
-    hours = spec.search.gpu_hours
-    if hours is not None and gpu_hours_spent(record.entries.values()) >= hours:
+    hours = search.gpu_hours
+    if hours is not None and gpu_hours_spent(entries) >= hours:
         return f"the budget of {hours:g} GPU-hours is spent"
     return None
 
 
-def budget_lines(record: StudyRecord, spec: StudySpec) -> list[str]:
+def budget_lines(study: Study) -> list[str]:
     """How much of each budget is spent; none for a study that has trials alone for one."""
-    entries = record.entries.values()
+    entries, search = study.record.entries.values(), study.spec.search
     lines = []
-    if spec.search.epoch_budget is not None:
-        lines.append(f"{epochs_spent(entries)} of {spec.search.epoch_budget} epochs")
-    if spec.search.gpu_hours is not None:
-        lines.append(f"{gpu_hours_spent(entries):.2f} of {spec.search.gpu_hours:g} GPU-hours")
+    if search.epoch_budget is not None:
+        lines.append(f"{epochs_spent(entries)} of {search.epoch_budget} epochs")
+    if search.gpu_hours is not None:
+        lines.append(f"{gpu_hours_spent(entries):.2f} of {search.gpu_hours:g} GPU-hours")
     return lines

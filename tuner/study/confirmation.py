@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuner.study.record import DATABASE, StudyRecord
+from tuner.study.budget import spent_budget
+from tuner.study.files import CONFIRM_FOLDER, DATABASE
+from tuner.study.record import StudyRecord
 from tuner.study.statistics import Comparison, Interval, compare, interval
-from tuner.study.trial_entry import TrialEntry, sign_of
+from tuner.study.study import Study
+from tuner.study.trial_entry import CASES, GRID, TrialEntry, sign_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -25,16 +27,8 @@ if TYPE_CHECKING:
 
     from tuner.spec.study_spec import StudySpec
 
-CONFIRM_FOLDER = "confirm"
-
 SEED = "seed"
 """Note of a confirmation trial: the seed that it trains with."""
-
-CASES = "cases"
-"""Note of a confirmation trial: its score by test case."""
-
-GRID = "grid"
-"""Note of a confirmation trial: the grid of its scores, see `training.bundle.case_scores.Grid`."""
 
 PREPROCESSED = "preprocessed"
 """The grid of trials that do not say: until there was another."""
@@ -64,16 +58,22 @@ class Candidate:
     is_default: bool
 
 
-def confirm_record(study_folder: Path, spec: StudySpec) -> StudyRecord | None:
-    """The record of a study's confirmation, None if it has not begun."""
-    folder = study_folder / CONFIRM_FOLDER
+def open_confirmation(study: Study) -> Study | None:
+    """The confirmation of a study, a study of its own; None if it has not begun."""
     # reading makes no record: a folder of that name may be the user's
-    there = (folder / DATABASE).is_file()
-    return StudyRecord(folder, spec.space, spec.mode) if there else None
+    there = (study.folder / CONFIRM_FOLDER / DATABASE).is_file()
+    return begin_confirmation(study) if there else None
 
 
-def candidates(record: StudyRecord, spec: StudySpec) -> list[Candidate]:
+def begin_confirmation(study: Study) -> Study:
+    """The confirmation of a study, whose folder is there; its record is made if it is not."""
+    folder = study.folder / CONFIRM_FOLDER
+    return Study(folder, study.spec, StudyRecord(folder, study.spec.space, study.spec.mode))
+
+
+def candidates(study: Study) -> list[Candidate]:
     """The best trials of the search, and the default config."""
+    record, spec = study.record, study.spec
     assert spec.confirm is not None
     default = spec.default_point()
     sign = -sign_of(record.mode)
@@ -99,27 +99,32 @@ def seeds(spec: StudySpec) -> list[int]:
     return [(first + offset) % 2**32 for offset in range(spec.confirm.seeds)]
 
 
-def missing(
-    confirmation: StudyRecord, chosen: Sequence[Candidate], spec: StudySpec
-) -> list[tuple[Candidate, int]]:
+def missing(confirmation: Study, chosen: Sequence[Candidate]) -> list[tuple[Candidate, int]]:
     """Candidates and seeds that no trial of the confirmation has yet."""
-    there = [(entry.values, entry.notes.get(SEED)) for entry in confirmation.entries.values()]
+    entries = confirmation.record.entries.values()
+    there = [(entry.values, entry.notes.get(SEED)) for entry in entries]
     return [
         (candidate, seed)
-        for seed in seeds(spec)
+        for seed in seeds(confirmation.spec)
         for candidate in chosen
         if (candidate.values, seed) not in there
     ]
 
 
-def is_confirmed(record: StudyRecord, confirmation: StudyRecord | None, spec: StudySpec) -> bool:
+def is_finished(study: Study) -> bool:
+    """Whether there is nothing left to do: to search, or to confirm."""
+    searched = study.searched or spent_budget(study) is not None
+    return searched and is_confirmed(study, open_confirmation(study))
+
+
+def is_confirmed(study: Study, confirmation: Study | None) -> bool:
     """Whether there is nothing (more) to confirm."""
-    if spec.confirm is None:
+    if study.spec.confirm is None:
         return True
-    chosen = candidates(record, spec)
+    chosen = candidates(study)
     if confirmation is None:
         return not chosen
-    return not confirmation.unfinished() and not missing(confirmation, chosen, spec)
+    return not confirmation.record.unfinished() and not missing(confirmation, chosen)
 
 
 @dataclass(frozen=True)
@@ -151,17 +156,15 @@ class ConfirmedConfig:
     against_default: Comparison | None = None
 
 
-def confirmed_configs(
-    record: StudyRecord, confirmation: StudyRecord | None, spec: StudySpec
-) -> list[ConfirmedConfig]:
+def confirmed_configs(study: Study, confirmation: Study | None) -> list[ConfirmedConfig]:
     """What the confirmation says so far, the winner first."""
-    if spec.confirm is None or confirmation is None:
+    if study.spec.confirm is None or confirmation is None:
         return []
-    found = [_judged(candidate, confirmation) for candidate in candidates(record, spec)]
+    found = [_judged(candidate, confirmation.record) for candidate in candidates(study)]
     known = [config for config in found if config is not None]
     default = next((config for config in known if config.candidate.is_default), None)
     compared = [_compared(config, default) for config in known]
-    sign = -sign_of(record.mode)
+    sign = -sign_of(study.record.mode)
     return sorted(compared, key=lambda config: sign * config.validation)
 
 

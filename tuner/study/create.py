@@ -10,24 +10,28 @@ from training.durable_write import write_durably
 from tuner.errors import StudyError
 from tuner.spec.study_spec import StudySpec
 from tuner.study.driver_lock import DRIVER_LOCK
-from tuner.study.files import TRIALS_FOLDER
-from tuner.study.folder import (
+from tuner.study.files import (
+    DATABASE,
     GIVEN_SPEC,
     PROVENANCE,
-    RECORD_FILES,
     RESOLVED_SPEC,
+    TRIALS_FOLDER,
+    WARM_START,
+)
+from tuner.study.folder import (
+    RECORD_FILES,
     FolderBefore,
     driver_lock,
     holds_study,
     new_study_path,
     refuse_foreign,
-    written,
+    write_errors_explained,
 )
-from tuner.study.record import DATABASE, StudyRecord
+from tuner.study.open import open_study
+from tuner.study.record import StudyRecord
 from tuner.study.spec_changes import refusal, spec_changes
 from tuner.study.storage import refuse_lost_record
-from tuner.study.study import Study, open_study
-from tuner.study.warm_start import WARM_START
+from tuner.study.study import Study
 
 
 def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
@@ -42,7 +46,7 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
     """
     name = _usual_name(spec.source) if name is None else name
     folder = new_study_path(studies_dir, name)
-    with written(folder):
+    with write_errors_explained(folder):
         # looked at before the lock, which would be a file in a folder of the user's
         existing = _same_study(spec, studies_dir, name)
         if existing is not None:

@@ -3,49 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tuner.errors import StudyError
-from tuner.study.warm_start import WARM_START, import_trials, write_imported
+from tuner.study.files import WARM_START
+from tuner.study.warm_start import import_trials, write_imported
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.spec.study_spec import StudySpec
     from tuner.study.data import StudyData
-    from tuner.study.record import StudyRecord
+    from tuner.study.study import Study
 
 
-class EarlierStudy(Protocol):
-    """A study that was opened."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def spec(self) -> StudySpec:
-        """Its spec."""
-        ...
-
-    @property
-    def record(self) -> StudyRecord:
-        """Its trials."""
-        ...
-
-    def provenance(self) -> dict[str, Any]:
-        """Versions, commit and data of the study."""
-        ...
-
-
-def not_imported(folder: Path, spec: StudySpec) -> list[str]:
+def not_imported(study: Study) -> list[str]:
     """Names of the studies whose trials a study is still to copy into its folder."""
-    return [] if (folder / WARM_START).is_file() else spec.search.warm_start
+    return [] if (study.folder / WARM_START).is_file() else study.spec.search.warm_start
 
 
-def check_comparable(earlier: Sequence[EarlierStudy], spec: StudySpec) -> None:
+def check_comparable(earlier: Sequence[Study], spec: StudySpec) -> None:
     """Check that earlier studies compare trials by the same metric.
 
     Raises:
@@ -60,12 +37,12 @@ def check_comparable(earlier: Sequence[EarlierStudy], spec: StudySpec) -> None:
 
 
 def import_earlier(
-    folder: Path, data: StudyData, earlier: Sequence[EarlierStudy], console: Console | None
+    study: Study, data: StudyData, earlier: Sequence[Study], console: Console | None
 ) -> None:
     """Copy the trials of earlier studies that fit the space into the study folder.
 
     Args:
-        folder: The study folder.
+        study: The study.
         data: Data and completed spec of the study.
         earlier: The earlier studies.
         console: Where to say how many fit.
@@ -81,8 +58,8 @@ def import_earlier(
                 f"warm_start: the study {other.name!r} was made on other data than {data.source} "
                 f"(fingerprint {fingerprint}, here {data.fingerprint}): scores cannot be compared"
             )
-        trials, imported = import_trials(other.record, other.spec, other.name, data.spec)
+        trials, imported = import_trials(other, data.spec)
         kept += trials
         if console is not None:
             console.print(f"warm start     {imported.describe()}", markup=False)
-    write_imported(folder, kept)
+    write_imported(study.folder, kept)

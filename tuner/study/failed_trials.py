@@ -6,14 +6,11 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tuner.study.trial_entry import TrialState
+from tuner.study.trial_entry import FAILURES, IN_PROGRESS, TrialState
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
     from tuner.study.trial_entry import TrialEntry
-
-FAILURES = (TrialState.FAILED, TrialState.OUT_OF_MEMORY)
-"""Endings that are no finding about a config: an exception, a lost worker, too little memory."""
 
 REASONS_SHOWN = 3
 
@@ -23,11 +20,7 @@ def most_failed(record: StudyRecord) -> bool:
 
     Diverged trials are none of them: that values diverge is what a search finds out.
     """
-    judged = [
-        entry
-        for entry in record.entries.values()
-        if entry.state not in (TrialState.RUNNING, TrialState.INTERRUPTED)
-    ]
+    judged = [entry for entry in record.entries.values() if entry.state not in IN_PROGRESS]
     return 2 * len(record.with_state(*FAILURES)) > len(judged)
 
 

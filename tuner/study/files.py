@@ -8,6 +8,18 @@ from pathlib import Path
 
 from training.durable_write import DAMAGED, PARTIAL
 
+GIVEN_SPEC = "spec.yaml"
+
+RESOLVED_SPEC = "spec.resolved.yaml"
+
+PROVENANCE = "provenance.json"
+
+DATABASE = "optuna.db"
+
+WARM_START = "warm_start.json"
+
+CONFIRM_FOLDER = "confirm"
+
 TRIALS_FOLDER = "trials"
 
 METRICS_FILE = "metrics.csv"
@@ -20,9 +32,11 @@ HANG_FILE = "hang.txt"
 
 LOCK_FILE = "trial.lock"
 
+BEST_FILE = "best.ckpt"
+
 LAST_FILE = "last.ckpt"
 
-CHECKPOINT_FILES = ("best.ckpt", LAST_FILE)
+CHECKPOINT_FILES = (BEST_FILE, LAST_FILE)
 
 SNAPSHOT_PATTERN = "epoch-[0-9][0-9][0-9][0-9][0-9].ckpt"
 

@@ -20,16 +20,21 @@ from training.durable_write import PARTIAL
 from training.local_path import is_url, url_refusal
 from tuner.errors import StudyError
 from tuner.study.commands import study_command
-from tuner.study.confirmation import CONFIRM_FOLDER
 from tuner.study.driver_lock import DRIVER_LOCK
-from tuner.study.files import CONFIRM_CSV, RAY_FOLDER, REPORT, RESULTS, TRIALS_FOLDER
+from tuner.study.files import (
+    CONFIRM_CSV,
+    CONFIRM_FOLDER,
+    DATABASE,
+    GIVEN_SPEC,
+    PROVENANCE,
+    RAY_FOLDER,
+    REPORT,
+    RESOLVED_SPEC,
+    RESULTS,
+    TRIALS_FOLDER,
+    WARM_START,
+)
 from tuner.study.name import check_name, check_new_name
-from tuner.study.record import DATABASE
-from tuner.study.warm_start import WARM_START
-
-GIVEN_SPEC = "spec.yaml"
-RESOLVED_SPEC = "spec.resolved.yaml"
-PROVENANCE = "provenance.json"
 
 RECORD_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal")
 
@@ -49,7 +54,7 @@ RAY_FILES = (
 )
 """Files that Ray Tune writes into its folder."""
 
-LOOKING_SECONDS = 1.0
+LOCK_TIMEOUT = 1.0
 """How long to wait for the lock of a study: who only looks at it has it for a moment."""
 
 
@@ -131,7 +136,9 @@ def refuse_foreign(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise StudyError(f"{folder} is no folder: choose another --name or another --studies-dir")
+        raise StudyError(
+            f"{folder} is not a folder: choose another --name or another --studies-dir"
+        )
     names = {path.name for path in folder.iterdir()}
     if DRIVER_LOCK in names:
         own = {*START_FILES, *(name + PARTIAL for name in START_FILES)}
@@ -230,7 +237,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[None]:
+def write_errors_explained(folder: Path) -> Iterator[None]:
     """Turn an error of the file system into one that says what to do."""
     try:
         yield
@@ -249,9 +256,9 @@ def driver_lock(folder: Path) -> Iterator[None]:
         StudyError: if another process has it, or it cannot be made.
     """
     lock = FileLock(folder / DRIVER_LOCK)
-    with written(folder):
+    with write_errors_explained(folder):
         try:
-            lock.acquire(timeout=LOOKING_SECONDS)
+            lock.acquire(timeout=LOCK_TIMEOUT)
         except Timeout as error:
             raise StudyError(
                 f"another process runs the study {folder.name!r} already: "

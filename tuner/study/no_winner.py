@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.study.commands import shown_name, studies_option
@@ -12,6 +11,7 @@ from tuner.study.trial_entry import TrialState
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
+    from tuner.study.study import Study
 
 ADVICE = {
     TrialState.DIVERGED: "lower the range of learning_rate, or set gradient_clip",
@@ -34,11 +34,11 @@ def no_winner(record: StudyRecord) -> str:
     return f"no trial can be exported: {counted} (trial {first.number}: {first.reason})"
 
 
-def way_out(record: StudyRecord, folder: Path) -> str:
+def way_out(study: Study) -> str:
     """What to type when every trial of a study has ended without a model."""
-    states = Counter(entry.state for entry in record.entries.values())
+    states = Counter(entry.state for entry in study.record.entries.values())
     advice = next((ADVICE[state] for state, _ in states.most_common() if state in ADVICE), None)
     change = f"{advice}; then " if advice else ""
-    name = shlex.quote(f"{shown_name(folder.name)}-2")
-    command = f"tune run SPACE.yaml --name {name}{studies_option(folder.parent)}"
+    name = shlex.quote(f"{shown_name(study.name)}-2")
+    command = f"tune run SPACE.yaml --name {name}{studies_option(study.folder.parent)}"
     return f"{change}start a new study with `{command}`"

@@ -12,10 +12,6 @@ from tuner.study.trial_entry import TrialEntry, TrialState
 METRIC_NAMES = "study:metric_names"
 """Attribute of a study in which Optuna keeps the names of its metrics."""
 
-_FAILED = frozenset(
-    {TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.INFEASIBLE, TrialState.FAILED}
-)
-
 
 @dataclass(frozen=True)
 class Told:
@@ -56,7 +52,7 @@ def what_to_tell(entry: TrialEntry, mode: str, *, over: bool = False, wins: bool
         wins: Whether the trial is the study's best: Optuna seeks it among complete trials alone.
     """
     best = entry.best(mode)
-    if entry.state in _FAILED:
+    if not entry.state.usable:
         return Told(OptunaState.FAIL)
     if not entry.state.finished and not over:
         return RUNNING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -10,9 +11,13 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from training.data import PreprocessedDataset
+from training.durable_write import write_durably
+from tuner.errors import StudyError
+from tuner.study.files import PROVENANCE
 
 if TYPE_CHECKING:
     from tuner.study.data import StudyData
+    from tuner.study.study import Study
 
 PREPARATION = "preparation"
 """Entry of the provenance: labels, channels, preprocessing and split of the data."""
@@ -21,6 +26,24 @@ RESUMED = "resumed"
 """Entry of the provenance: when, how and by what versions the study was gone on with."""
 
 PACKAGES = ("segtune", "torch", "pytorch-lightning", "monai", "ray", "optuna", "nibabel", "numpy")
+
+
+def write_provenance(study: Study, data: StudyData) -> None:
+    """Write where the study comes from, or check that it still has the same data."""
+    path = study.folder / PROVENANCE
+    first = study.provenance() if path.is_file() and study.record.entries else None
+    if first is not None:
+        fingerprint = first["data"]["fingerprint"]
+        if fingerprint != data.fingerprint:
+            raise StudyError(
+                f"the data in {data.source}, or the way in which this version prepares them, have "
+                f"changed since the study {study.name!r} began (fingerprint {data.fingerprint}, "
+                f"was {fingerprint}): its trials cannot be compared any more; start a new study"
+            )
+    values = provenance(data, seed=study.spec.search.seed)
+    if first is not None:
+        values = resumed(first, values)
+    write_durably(path, json.dumps(values, indent=2))
 
 
 def provenance(data: StudyData, *, seed: int) -> dict[str, Any]:

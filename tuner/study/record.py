@@ -27,10 +27,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from tuner.errors import StudyError
 from tuner.spec.space import restored_values, stored_values
 from tuner.study.distributions import distribution_of
+from tuner.study.files import DATABASE
 from tuner.study.optuna_states import METRIC_NAMES, RUNNING, Told, what_to_tell
 from tuner.study.storage import TransactionalStorage, refuse_lost_record, unreadable
 from tuner.study.trial_entry import (
     BEST_VALUES,
+    IN_PROGRESS,
     LINEAGE,
     OVERRIDDEN,
     DecisionEntry,
@@ -46,15 +48,12 @@ if TYPE_CHECKING:
     from tuner.spec.space import Space
 
 __all__ = [
-    "DATABASE",
     "DecisionEntry",
     "StudyRecord",
     "TrialEntry",
     "TrialState",
     "epochs_spent",
 ]
-
-DATABASE = "optuna.db"
 
 
 class StudyRecord:
@@ -151,7 +150,7 @@ class StudyRecord:
 
     def unfinished(self) -> list[TrialEntry]:
         """Trials that were cut off and go on when the study is resumed."""
-        return self.with_state(TrialState.RUNNING, TrialState.INTERRUPTED)
+        return self.with_state(*IN_PROGRESS)
 
     def with_state(self, *states: TrialState) -> list[TrialEntry]:
         """Trials in one of `states`, by number."""
@@ -303,7 +302,7 @@ class StudyRecord:
         return bool(cut_off)
 
     def close_running(self, reason: str) -> None:
-        """Put the record right when nobody runs the study; the caller holds the study's lock.
+        """Close trials that a driver left running; nobody runs the study, the caller has its lock.
 
         Trials that a driver left running are interrupted, as of the last write. In Optuna's
         tables no trial is running any more, and the best one is complete, so that it is the

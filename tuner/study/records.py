@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from tuner.study.confirmation import confirm_record
+from tuner.study.confirmation import open_confirmation
 
 if TYPE_CHECKING:
-    from tuner.spec.study_spec import StudySpec
     from tuner.study.data import StudyData
     from tuner.study.record import StudyRecord
+    from tuner.study.study import Study
 
 DRIVER_GONE = "cut off: the process that ran the study ended without a word"
 """Reason of trials that a driver left running."""
@@ -19,29 +19,28 @@ DRIVER_FAILED = "cut off: the study ended by an error, or was ended at once"
 """Reason of trials that ran when it did."""
 
 
-def close_records(record: StudyRecord, spec: StudySpec, reason: str) -> None:
-    """Put a study's records right after a driver that was cut off; the caller holds its lock."""
-    record.close_running(reason)
-    confirmation = confirm_record(record.folder, spec)
+def close_records(study: Study, reason: str) -> None:
+    """Close what a driver that was cut off left running; the caller holds the study's lock."""
+    study.record.close_running(reason)
+    confirmation = open_confirmation(study)
     if confirmation is not None:
-        confirmation.close_running(reason)
-        confirmation.close()
+        confirmation.record.close_running(reason)
+        confirmation.record.close()
 
 
-def describe_study(record: StudyRecord, name: str, spec: StudySpec, data: StudyData) -> None:
+def describe_study(study: Study, record: StudyRecord, data: StudyData) -> None:
     """Say in one of a study's records what the study is, for Optuna's dashboard.
 
     Args:
-        record: The record.
-        name: Name of the study.
-        spec: Its spec, as its folder has it.
+        study: The study, with the spec that its folder has.
+        record: The record: its own, or that of its confirmation.
         data: Its data.
     """
     attributes = {
         "segtune": version("segtune"),
-        "study": name,
+        "study": study.name,
         "data": str(data.source),
         "data_fingerprint": data.fingerprint,
-        "spec": spec.to_yaml(),
+        "spec": study.spec.to_yaml(),
     }
-    record.describe(spec.metric, attributes)
+    record.describe(study.spec.metric, attributes)

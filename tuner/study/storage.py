@@ -316,7 +316,7 @@ def refuse_lost_record(path: Path) -> None:
 
 
 def _create(path: Path) -> None:
-    """Make the file with Optuna's tables at one stroke.
+    """Create the file with Optuna's tables atomically.
 
     Another process may look at the study just then, and would begin to make them as well.
     """

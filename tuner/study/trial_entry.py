@@ -25,18 +25,23 @@ class TrialState(StrEnum):
     @property
     def finished(self) -> bool:
         """Whether the trial will never run again."""
-        return self not in {TrialState.RUNNING, TrialState.PAUSED, TrialState.INTERRUPTED}
+        return self not in {*IN_PROGRESS, TrialState.PAUSED}
 
     @property
     def usable(self) -> bool:
         """Whether the trial's best checkpoint may win the study."""
-        return self in {
-            TrialState.RUNNING,
-            TrialState.COMPLETED,
-            TrialState.STOPPED,
-            TrialState.PAUSED,
-            TrialState.INTERRUPTED,
-        }
+        return not self.finished or self in {TrialState.COMPLETED, TrialState.STOPPED}
+
+
+IN_PROGRESS = (TrialState.RUNNING, TrialState.INTERRUPTED)
+"""States of trials that train, or that were cut off and go on as soon as the study does."""
+
+FAILURES = (TrialState.FAILED, TrialState.OUT_OF_MEMORY)
+"""Endings by an exception, a lost worker or too little memory: no finding about a config, for it
+may do well elsewhere."""
+
+BAD_CONFIGS = (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.INFEASIBLE)
+"""Endings that are the config's fault in this study: as bad as a result can be."""
 
 
 OVERRIDDEN = "overridden"
@@ -170,6 +175,13 @@ GPU_SECONDS = "gpu_seconds"
 
 VIOLATION = "violation"
 """Note of a trial that broke a constraint: by what share of the limit it was above it."""
+
+CASES = "cases"
+"""Note of a trial of a confirmation: its score by test case."""
+
+GRID = "grid"
+"""Note of a trial of a confirmation: the grid of its scores, see
+`training.bundle.case_scores.Grid`."""
 
 LINEAGE = "lineage"
 """Note of a trial: what it took over from others."""

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
 from tuner.spec.space import restored_values, stored_values
+from tuner.study.files import WARM_START
 from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialEntry, TrialState, sign_of
 
 if TYPE_CHECKING:
     from tuner.spec.space import Space
     from tuner.spec.study_spec import StudySpec
-
-WARM_START = "warm_start.json"
+    from tuner.study.study import Study
 
 LEARNED_FROM = {
     TrialState.COMPLETED: TrialState.COMPLETED,
@@ -98,24 +98,20 @@ def fitting_values(
     return point, sorted(unlike)
 
 
-def import_trials(
-    record: StudyRecord, other: StudySpec, name: str, spec: StudySpec
-) -> tuple[list[dict[str, Any]], Imported]:
+def import_trials(earlier: Study, spec: StudySpec) -> tuple[list[dict[str, Any]], Imported]:
     """What is kept of the trials of an earlier study.
 
     Args:
-        record: Its record.
-        other: Its spec.
-        name: Its name.
+        earlier: The earlier study.
         spec: Spec of this study.
     """
     kept: list[dict[str, Any]] = []
     unlike: set[str] = set()
-    for entry in record.entries.values():
+    for entry in earlier.record.entries.values():
         state = LEARNED_FROM.get(entry.state)
         if state is None or (state is not TrialState.DIVERGED and not entry.scores):
             continue
-        fitting = fitting_values(entry.values, other, spec)
+        fitting = fitting_values(entry.values, earlier.spec, spec)
         if fitting is None:
             continue
         unlike |= set(fitting[1])
@@ -123,7 +119,7 @@ def import_trials(
         own = entry.lineage[0].epoch if entry.lineage else entry.epochs
         kept.append(
             {
-                "study": name,
+                "study": earlier.name,
                 "trial": entry.number,
                 "state": (TrialState.STOPPED if own < entry.epochs else state).value,
                 "values": stored_values(spec.space, fitting[0]),
@@ -133,7 +129,7 @@ def import_trials(
                 "metrics": entry.metrics,
             }
         )
-    return kept, Imported(name, len(kept), len(record.entries), sorted(unlike))
+    return kept, Imported(earlier.name, len(kept), len(earlier.record.entries), sorted(unlike))
 
 
 def write_imported(folder: Path, trials: Sequence[Mapping[str, Any]]) -> None:

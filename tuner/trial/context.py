@@ -12,6 +12,7 @@ from tuner.spec.study_spec import StudySpec
 from tuner.study.files import trial_folder
 
 if TYPE_CHECKING:
+    from training.config import ModelTrainingConfig
     from training.data import DataSource
     from training.hparams import Hyperparameter
     from tuner.spec.space import Space
@@ -39,7 +40,9 @@ class StudyContext:
         """Folder of one trial."""
         return trial_folder(self.folder, number)
 
-    def trial_config(self, spec: StudySpec, number: int, values: Mapping[str, Any]) -> Any:
+    def trial_config(
+        self, spec: StudySpec, number: int, values: Mapping[str, Any]
+    ) -> ModelTrainingConfig:
         """The config of one trial: where sampled values meet fixed ones."""
         config = spec.trial_config(values)
         folder = self.trial_folder(number)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ByteSize
 
+from tuner.trial.failures import ConstraintBrokenError
 from tuner.trial.networks import count_parameters
 
 if TYPE_CHECKING:
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
 
 RESET_PEAK = "5"
 """What `/proc/self/clear_refs` takes to begin the process's peak anew (proc(5))."""
-
-
-class ConstraintBrokenError(Exception):
-    """A trial costs more than a constraint of its study allows.
-
-    Attributes:
-        violation: By what share of the limit it is above it.
-    """
-
-    def __init__(self, message: str, value: float, limit: float) -> None:
-        super().__init__(message)
-        self.violation = value / limit - 1
 
 
 class TrialCosts:

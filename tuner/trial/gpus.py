@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+from tuner.trial.failures import GpuMissingError
 
 WITHOUT = (
     "train on the CPU with --gpus-per-trial 0 (or, where Ray's GPUs are meant to be counts "
     "without a device, set resources.logical_gpus: true)"
 )
-
-
-class GpuMissingError(RuntimeError):
-    """A trial booked a GPU, and its process has none."""
 
 
 def check_trial_gpu(gpus: float) -> None:

@@ -1,18 +1,127 @@
-"""What driver and worker tell each other."""
+"""What driver and worker tell each other: a trial's request, an epoch's report, a trial's end.
+
+Ray Tune carries flat dicts: it would spread a mapping over many results, and keeps statistics of
+every number. So each message is one value under one key of its own, and these keys are known here
+alone. Tune itself reads `done`.
+"""
 
 from __future__ import annotations
 
-from tuner.study.confirmation import CASES, GRID
-from tuner.study.trial_entry import VIOLATION
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
-TRIAL_NUMBER = "trial_number"
-"""Key under which a trial's number travels beside its sampled values."""
+from tuner.study.trial_entry import CASES, GRID, VIOLATION, TrialState
 
-INHERITS = "inherits"
-"""Key under which travels what a trial took over from another: its number, and the epoch."""
+_NUMBER = "trial_number"
+_EXPLOITS = "exploits"
+_EPOCH = "epoch_report"
+_END = "trial_end"
+_DONE = "done"
 
-UNDEFINED = "undefined"
-"""Key of a result, and action in the record: the score of an epoch is not defined, and why."""
 
-TRIAL_NOTES = (VIOLATION, CASES, GRID)
-"""What a trial may report with its ending, and the record notes."""
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint that a trial keeps for others.
+
+    Attributes:
+        trial: Number of the trial.
+        epoch: The epoch that it is of.
+    """
+
+    trial: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class TrialRequest:
+    """What a worker is asked to train.
+
+    Attributes:
+        number: Number of the trial.
+        values: Its values by field name.
+        exploits: The checkpoint of another trial that it last took over; None if it never did.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    exploits: Snapshot | None = None
+
+    def to_ray(self) -> dict[str, Any]:
+        """As the config of a trial of Tune: the values stay flat, as its dashboard shows them."""
+        config = {**self.values, _NUMBER: self.number}
+        if self.exploits is not None:
+            config[_EXPLOITS] = [self.exploits.trial, self.exploits.epoch]
+        return config
+
+    @classmethod
+    def from_ray(cls, config: Mapping[str, Any]) -> Self:
+        """From the config of a trial of Tune."""
+        values = dict(config)
+        number = values.pop(_NUMBER)
+        exploits = values.pop(_EXPLOITS, None)
+        return cls(number, values, None if exploits is None else Snapshot(*exploits))
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """An epoch that was trained, with its checkpoint on the disk.
+
+    Attributes:
+        epoch: The epoch, from 1.
+        score: Value of the study's metric; NaN if it is not defined.
+        metrics: All metrics by name.
+        seconds: Time that the epoch took.
+        gpus: GPUs that it took; a fraction is a shared one.
+        undefined: Why the score is not defined; empty if it is.
+        note: What else a person should know; empty for nothing.
+    """
+
+    epoch: int
+    score: float
+    metrics: Mapping[str, float]
+    seconds: float
+    gpus: float = 0.0
+    undefined: str = ""
+    note: str = ""
+
+    def to_ray(self) -> dict[str, Any]:
+        """As a result of Tune."""
+        return {_EPOCH: json.dumps(asdict(self))}
+
+    @classmethod
+    def from_ray(cls, result: Mapping[str, Any]) -> Self | None:
+        """From a result of Tune; None if it reports no epoch."""
+        return cls(**json.loads(result[_EPOCH])) if _EPOCH in result else None
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a trial ended.
+
+    Attributes:
+        state: The state that it ended in.
+        reason: Why, for a person to read.
+        notes: Facts that the record notes by their names there: `VIOLATION` of a constraint,
+            score by test case (`CASES`) and their `GRID`.
+    """
+
+    state: TrialState
+    reason: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert set(self.notes) <= {VIOLATION, CASES, GRID}
+
+    def to_ray(self) -> dict[str, Any]:
+        """As the last result of a trial of Tune."""
+        return {_END: json.dumps(asdict(self)), _DONE: True}
+
+    @classmethod
+    def from_ray(cls, result: Mapping[str, Any]) -> Self | None:
+        """From a result of Tune; None if the trial has not ended by itself."""
+        if _END not in result:
+            return None
+        end = json.loads(result[_END])
+        return cls(TrialState(end["state"]), end["reason"], end["notes"])

@@ -1,4 +1,4 @@
-"""What `tune check` does: print the space and what its search may cost, build its networks."""
+"""Builds networks of a space before they are trained: whether they can be, and what they take."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import ByteSize, ValidationError
+from torch import nn
 
+from training.config import ModelTrainingConfig
 from training.models import build_model
 from tuner.errors import SpecError, StudyError
+from tuner.spec.field_errors import describe_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from training.config import ModelTrainingConfig
     from tuner.spec.study_spec import StudySpec
 
 NETWORKS = 12
@@ -72,7 +74,7 @@ def _shown(size: int) -> str:
 
 
 def check_networks(spec: StudySpec) -> Networks:
-    """Build networks that the space can propose, as a trial does.
+    """Build networks that the space can propose.
 
     Args:
         spec: A valid spec.
@@ -81,39 +83,57 @@ def check_networks(spec: StudySpec) -> Networks:
         SpecError: for the first one that cannot be built, with its settings; or if none was
             found that keeps to the constraints.
     """
-    from training.models import build_model
-
     costs = []
-    for values, config in islice(_networks(spec), NETWORKS):
+    for drawn in islice(_drawn(spec), NETWORKS):
         try:
-            build_model(config)
+            build_on_meta(drawn.config)
         except Exception as error:
             # MONAI's constructors refuse with whatever their code runs into
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SpecError(
-                f"{spec.source}: the network {config.model_name} cannot be built"
-                f"{' with ' if values else ''}{_settings(values)}: {reason}"
+                f"{spec.source}: the network {drawn.describe()} cannot be built: {_reason(error)}"
             ) from error
-        costs.append(Cost.of(config))
+        costs.append(Cost.of(drawn.config))
     too_large = [cost for cost in costs if _above(cost, spec)]
     if costs and len(too_large) == len(costs):
         _check_that_one_fits(spec)
     return Networks(costs, len(too_large))
 
 
+def check_some_network_builds(spec: StudySpec) -> None:
+    """Build networks that the space can propose until one can be built.
+
+    Raises:
+        StudyError: if none can be built, with the reason; a part that fails is left to its
+            trials, which end with that reason.
+    """
+    problem = None
+    for drawn in islice(_drawn(spec), NETWORKS):
+        try:
+            build_on_meta(drawn.config)
+        except Exception as error:
+            problem = problem or _reason(error)
+        else:
+            return
+    if problem is not None:
+        raise StudyError(
+            f"no network of this space can be built: {problem}; `tune check` says with which "
+            "settings"
+        )
+
+
 def _check_that_one_fits(spec: StudySpec) -> None:
-    """Look among more networks, which are counted and not built, for one that is small enough."""
+    """Look among more networks for one that is small enough."""
     counted = []
-    for values, config in _networks(spec):
-        counted.append((Cost.of(config), config.model_name, _settings(values)))
+    for drawn in _drawn(spec):
+        counted.append((Cost.of(drawn.config), drawn.describe()))
         if not _above(counted[-1][0], spec):
             return
-    cost, name, settings = min(counted)
+    cost, name = min(counted)
     raise SpecError(
         f"{spec.source}: none of the {len(counted)} networks of this space that were tried keeps "
-        f"to the constraints: the smallest, {name}{' with ' if settings else ''}{settings}, has "
-        f"{cost.parameters:,} parameters, {_above(cost, spec)}; every trial would end as "
-        "infeasible: raise the limit, or let smaller networks into the space"
+        f"to the constraints: the smallest, {name}, has {cost.parameters:,} parameters, "
+        f"{_above(cost, spec)}; every trial would end as infeasible: raise the limit, or let "
+        "smaller networks into the space"
     )
 
 
@@ -130,73 +150,67 @@ def _above(cost: Cost, spec: StudySpec) -> str:
     return ""
 
 
-def _settings(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+class _Drawn(NamedTuple):
+    """A config that the space can propose, and the values that decide its network."""
+
+    config: ModelTrainingConfig
+    values: Mapping[str, Any]
+
+    def describe(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in self.values.items())
+        return f"{self.config.model_name}{' with ' if settings else ''}{settings}"
 
 
-def _networks(spec: StudySpec) -> Iterator[tuple[dict[str, Any], ModelTrainingConfig]]:
-    """Configs whose networks or batches are unlike each other, and what decides those."""
+def _drawn(spec: StudySpec) -> Iterator[_Drawn]:
+    """Configs whose networks or batches are unlike each other.
+
+    Raises:
+        SpecError: if no config of the space is valid.
+    """
     decisive = (
         *("model_name", "model_params", "gradient_checkpointing", "patch_size"),
         "train_batch_size",
     )
     rng = random.Random(0)
     seen: set[str] = set()
+    invalid: ValidationError | None = None
     for _ in range(DRAWS):
         drawn = spec.space.sample(rng)
         values = {k: v for k, v in drawn.items() if k.split(".")[0] in decisive}
         try:
             config = spec.trial_config(drawn)
-        except ValidationError:
+        except ValidationError as error:
             # fields that do not fit together end a trial with that reason
+            invalid = error
             continue
         if (key := repr(sorted(values.items(), key=str))) not in seen:
             seen.add(key)
-            yield values, config
+            yield _Drawn(config, values)
+    if invalid is not None and not seen:
+        reason = describe_errors(invalid, ModelTrainingConfig)[0][1]
+        raise SpecError(f"{spec.source}: none of {DRAWS} configs of this space is valid: {reason}")
 
 
-def count_parameters(config: ModelTrainingConfig) -> int:
-    """Parameters of the network of a config, which is built without memory for them.
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def build_on_meta(config: ModelTrainingConfig) -> nn.Module:
+    """The network of a config, built without memory for its weights.
 
     Raises:
         MemoryError: if no memory could hold them.
+        ValueError: if it cannot be built; MONAI's networks raise whatever their code runs into.
     """
-    import torch
-
-    from training.models import build_model
-
-    try:
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in build_model(config).parameters())
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        raise MemoryError(f"can't allocate memory for the network: {error}") from error
-
-
-def check_some_network_builds(spec: StudySpec) -> None:
-    """Build the networks of some points of the space, without memory for their weights.
-
-    Raises:
-        StudyError: if none can be built, with the reason; a part that fails is left to its
-            trials, which end with that reason.
-    """
-    rng = random.Random(0)
-    problems: list[str] = []
-    for _ in range(NETWORKS_CHECKED):
+    with torch.device("meta"):
         try:
-            with torch.device("meta"):
-                build_model(spec.trial_config(spec.space.sample(rng)))
-        except Exception as error:
-            # MONAI's constructors refuse with whatever their code runs into
-            problems.append(str(error).partition("\n")[0] or type(error).__name__)
-        else:
-            return
-    raise StudyError(
-        f"no network of this space can be built: {problems[0]}; `tune check` says with which "
-        "settings"
-    )
+            return build_model(config)
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            raise MemoryError(f"can't allocate memory for the network: {error}") from error
 
 
-NETWORKS_CHECKED = 10
-"""Points of the space whose networks are tried before a study starts."""
+def count_parameters(config: ModelTrainingConfig) -> int:
+    """Parameters of the network of a config, see `build_on_meta`."""
+    return sum(parameter.numel() for parameter in build_on_meta(config).parameters())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from training.checkpoints import BEST_CHECKPOINT, LAST_CHECKPOINT, UNREADABLE
+from training.checkpoints import BEST_CHECKPOINT, LAST_CHECKPOINT, read_checkpoint
 from training.durable_write import DAMAGED
+from training.errors import CheckpointError
 
 
 def checkpoint_to_resume(folder: Path, module: nn.Module) -> tuple[Path | None, str]:
@@ -33,11 +32,10 @@ def checkpoint_to_resume(folder: Path, module: nn.Module) -> tuple[Path | None, 
             continue
         try:
             found.append((_epochs_in(path, module), path))
-        except UNREADABLE as error:
+        except CheckpointError as error:
             # a good one may take its name again, and this one must not be exported
             path.replace(folder / f"{name}{DAMAGED}")
-            reason = str(error).strip().splitlines()
-            bad.append(f"{name} cannot be used ({reason[0] if reason else type(error).__name__})")
+            bad.append(f"{name} cannot be used ({error})")
     # last before best where both are of one epoch: it is the newer one
     epochs, newest = max(found, key=lambda pair: pair[0], default=(0, None))
     if not bad:
@@ -50,15 +48,13 @@ def _epochs_in(path: Path, module: nn.Module) -> int:
     """Epochs that a checkpoint has trained.
 
     Raises:
-        ValueError: if it is damaged or does not fit.
+        CheckpointError: if it is damaged or does not fit.
     """
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"{damaged} in it is damaged")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = read_checkpoint(path, mmap=True)
+    if not {"state_dict", "epoch"} <= checkpoint.keys():
+        raise CheckpointError("it is not a checkpoint of a training")
     stored = {name: value.shape for name, value in checkpoint["state_dict"].items()}
     expected = {name: value.shape for name, value in module.state_dict().items()}
     if stored != expected:
-        raise ValueError("its weights are those of another network")
+        raise CheckpointError("its weights are those of another network")
     return int(checkpoint["epoch"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import json
 import math
 import queue
 import socket
@@ -20,7 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -29,7 +28,6 @@ from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
 from tuner.spec.study_spec import StudySpec
 from tuner.study.config_files import keep_changed_config, log_folder, set_aside_config
-from tuner.study.confirmation import CASES, GRID
 from tuner.study.files import (
     CONFIG_FILE,
     ERROR_FILE,
@@ -38,16 +36,12 @@ from tuner.study.files import (
     METRICS_FILE,
     PLACEMENT_FILE,
 )
-from tuner.study.trial_entry import VIOLATION, TrialState
+from tuner.study.trial_entry import CASES, GRID, TrialState
 from tuner.trial.context import StudyContext, shown_hyperparameters
-from tuner.trial.costs import ConstraintBrokenError, TrialCosts
-from tuner.trial.endings import ending_of
+from tuner.trial.costs import TrialCosts
+from tuner.trial.failures import classify
 from tuner.trial.gpus import check_trial_gpu
-from tuner.trial.messages import UNDEFINED
-
-if TYPE_CHECKING:
-    pass
-
+from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
 
 LOCK_SECONDS = 120.0
 """How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
@@ -62,10 +56,7 @@ class TrialRun:
     Args:
         study: The study that the trial belongs to.
         spec: The study's spec.
-        number: The trial's number.
-        values: Its sampled values.
-        inherits: Number of the trial whose weights it last took over, and the epoch; None if it
-            never did.
+        request: The trial.
         placement: Where the trial runs: node, process and devices.
     """
 
@@ -73,28 +64,26 @@ class TrialRun:
         self,
         study: StudyContext,
         spec: StudySpec,
-        number: int,
-        values: Mapping[str, Any],
-        inherits: tuple[int, int] | None = None,
+        request: TrialRequest,
         placement: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._study = study
         self._spec = spec
-        self._number = number
-        self._values = values
-        self._inherits = inherits
+        self._request = request
+        self._number = request.number
+        self._values = request.values
         self._placement = placement
         self._note = ""
-        self._reports: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._reports: queue.Queue[EpochReport | TrialEnd] = queue.Queue()
         self._turn = threading.Semaphore(0)
         self._closing = False
         self._costs: TrialCosts | None = None
         self._thread = threading.Thread(
-            target=self._train_and_report_end, name=f"trial-{number}", daemon=True
+            target=self._train_and_report_end, name=f"trial-{request.number}", daemon=True
         )
         self._thread.start()
 
-    def next_report(self) -> dict[str, Any]:
+    def next_report(self) -> EpochReport | TrialEnd:
         """Let training go on and wait for its next report.
 
         Where `failures.hang_timeout` is set, `hang.txt` tells where every thread stood when the
@@ -134,21 +123,24 @@ class TrialRun:
         metrics = {key: value for key, value in row.items() if key not in {"epoch", "seconds"}}
         if self._costs is not None:
             metrics |= self._costs.measure()
-        report: dict[str, Any] = {
-            "epoch": int(row["epoch"]),
-            "score": metrics[self._spec.metric],
-            "metrics": metrics,
-            "epoch_seconds": row["seconds"],
-            "gpus": self._study.gpus,
-        }
-        if not math.isfinite(report["score"]):
-            report[UNDEFINED] = (
+        score, undefined = metrics[self._spec.metric], ""
+        if not math.isfinite(score):
+            undefined = (
                 f"{self._spec.metric} is not defined: no validation case has what it measures, in "
                 "its label or in its prediction; the epoch counts for nothing"
             )
-        if self._note:
-            report["note"], self._note = self._note, ""
-        self._reports.put(report)
+        note, self._note = self._note, ""
+        self._reports.put(
+            EpochReport(
+                int(row["epoch"]),
+                score,
+                metrics,
+                row["seconds"],
+                self._study.gpus,
+                undefined,
+                note,
+            )
+        )
         self.wait_for_turn()
 
     def wait_for_turn(self) -> None:
@@ -162,25 +154,19 @@ class TrialRun:
             raise TrialClosed
 
     def _train_and_report_end(self) -> None:
-        more: dict[str, Any] = {}
         try:
             self.wait_for_turn()
             epochs = self._train()
-            if self._study.judged:
-                more |= self._judge()
+            notes = self._judge() if self._study.judged else {}
             early = "" if epochs == self._spec.max_epochs else ", then stopped improving"
-            ending = (TrialState.COMPLETED, f"trained {epochs} epochs{early}")
+            end = TrialEnd(TrialState.COMPLETED, f"trained {epochs} epochs{early}", notes)
         except TrialClosed:
             return
-        except ConstraintBrokenError as error:
-            ending = (TrialState.INFEASIBLE, str(error))
-            more[VIOLATION] = error.violation
         except Exception as error:
-            self._write_error()
-            ending = ending_of(error)
-        # in one text each: Tune would spread a mapping over many results
-        notes = {name: json.dumps(value) for name, value in more.items()}
-        self._reports.put({"done": True, "outcome": ending[0].value, "reason": ending[1], **notes})
+            end = classify(error)
+            if end.state is not TrialState.INFEASIBLE:
+                self._write_error()
+        self._reports.put(end)
 
     def _train(self) -> int:
         """Train to the end; the number of epochs trained."""
@@ -204,13 +190,13 @@ class TrialRun:
         from tuner.trial.exploit import keep_snapshot, take_over
         from tuner.trial.resume import checkpoint_to_resume
 
-        _pass_over_libraries()
+        _freeze_gc()
         notes = []
-        if self._inherits is not None:
-            donor, epoch = self._inherits
-            set_aside_config(folder, epoch)
-            source = self._study.trial_folder(donor)
-            notes.append(take_over(folder, source, epoch, folder / METRICS_FILE))
+        exploits = self._request.exploits
+        if exploits is not None:
+            set_aside_config(folder, exploits.epoch)
+            donor = self._study.trial_folder(exploits.trial)
+            notes.append(take_over(folder, donor, exploits.epoch, folder / METRICS_FILE))
         config = self._study.trial_config(self._spec, self._number, self._values)
         check_trial_gpu(self._study.gpus if config.gpus else 0)
         config.data_dir = self._study.data.on_this_node(config)
@@ -287,12 +273,12 @@ class TrialRun:
         # the error may be that the disk is full
         with suppress(OSError):
             if folder.is_dir():
-                (folder / ERROR_FILE).write_text(traceback.format_exc())
+                write_durably(folder / ERROR_FILE, traceback.format_exc())
 
     def _write_settings(self, folder: Path, config: ModelTrainingConfig) -> None:
         write_durably(folder / CONFIG_FILE, yaml.safe_dump(config.flat(), sort_keys=False))
         placement = {**self._placement, "started": time.time()}
-        (folder / PLACEMENT_FILE).write_text(yaml.safe_dump(placement, sort_keys=False))
+        write_durably(folder / PLACEMENT_FILE, yaml.safe_dump(placement, sort_keys=False))
 
 
 class TrialClosed(BaseException):
@@ -300,7 +286,7 @@ class TrialClosed(BaseException):
 
 
 @cache
-def _pass_over_libraries() -> None:
+def _freeze_gc() -> None:
     """Leave what the libraries hold out of garbage collection, once a process.
 
     It never becomes garbage, and to go through it would take a quarter of a second between two

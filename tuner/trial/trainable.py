@@ -10,7 +10,7 @@ import ray
 from ray import tune
 
 from tuner.trial.context import StudyContext
-from tuner.trial.messages import INHERITS, TRIAL_NUMBER
+from tuner.trial.messages import TrialRequest
 from tuner.trial.run import TrialRun
 
 
@@ -31,17 +31,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Train until the end of an epoch and report it, or how the trial ended."""
-        return self._run.next_report()
+        return self._run.next_report().to_ray()
 
     def cleanup(self) -> None:
         """End the training thread."""
         self._run.close()
 
-    def _begin(self, sampled: dict[str, Any]) -> TrialRun:
-        values = dict(sampled)
-        number = values.pop(TRIAL_NUMBER)
-        inherits = values.pop(INHERITS, None)
-        return TrialRun(self._study, self._spec, number, values, inherits, placement())
+    def _begin(self, config: dict[str, Any]) -> TrialRun:
+        return TrialRun(self._study, self._spec, TrialRequest.from_ray(config), placement())
 
 
 def placement() -> dict[str, Any]:

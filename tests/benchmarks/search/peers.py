@@ -23,6 +23,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
+from simulator import ended_as
 
 from tuner.run.scheduler import RecordScheduler
 from tuner.run.searcher import build_searcher
@@ -33,6 +34,8 @@ from tuner.spec.policies import AshaSettings
 from tuner.spec.settings import SearchSettings
 from tuner.spec.space import Space
 from tuner.study.record import StudyRecord
+from tuner.study.study import Study
+from tuner.study.trial_entry import TrialState
 
 ENDLESS = 10**9
 FACTOR = 3
@@ -65,7 +68,9 @@ def ours(
     )
     record = StudyRecord(Path("simulated"), spec.space, "max", InMemoryStorage())
     policy = build_policy(record, spec)
-    return build_searcher(record, spec, policy), RecordScheduler(record, policy)
+    return build_searcher(Study(record.folder, spec, record), policy), RecordScheduler(
+        record, policy
+    )
 
 
 def optuna_space(space: Space) -> Callable[[optuna.Trial], dict[str, Any]]:
@@ -155,9 +160,9 @@ class OptunaPeer(Searcher, FIFOScheduler):  # type: ignore[misc]
         (trial_id,) = arguments
         result = named["result"]
         asked = self._asked[trial_id]
-        if result.get("outcome") == "completed":
+        if ended_as(result) is TrialState.COMPLETED:
             self._study.tell(asked, result["score"])
-        elif result.get("outcome") == "diverged":
+        elif ended_as(result) is TrialState.DIVERGED:
             self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
         else:
             self._study.tell(asked, state=optuna.trial.TrialState.PRUNED)
@@ -261,10 +266,10 @@ class SyneTunePeer(Searcher, FIFOScheduler):  # type: ignore[misc]
         if len(arguments) == 3:  # as a scheduler
             return
         result = named["result"]
-        if result.get("outcome") == "completed":
+        if ended_as(result) is TrialState.COMPLETED:
             told = {"score": result["score"], "epoch": result["epoch"]}
             self._call("complete", arguments[0], told)
-        elif result.get("outcome") == "diverged":
+        elif ended_as(result) is TrialState.DIVERGED:
             self._call("error", arguments[0], {})
 
     def _call(self, call: str, trial_id: str, result: dict[str, Any]) -> Any:

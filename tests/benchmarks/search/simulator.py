@@ -18,6 +18,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from tuner.study.trial_entry import TrialState
+from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
+
 
 class Problem(Protocol):
     """Learning curves by configuration."""
@@ -174,7 +177,7 @@ class Simulator:
                 last_result={},
                 epoch=0,
                 is_saving=False,
-                key=suggested.get("trial_number", trial_id),
+                key=_key(suggested, trial_id),
             )
             self._trials.append(trial)
             self._live[trial_id] = trial
@@ -197,8 +200,7 @@ class Simulator:
             "epoch": trial.epoch,
             "training_iteration": trial.epoch,
             "score": score,
-            "metrics/val_dice": score,
-            "epoch_seconds": 1.0,
+            **EpochReport(trial.epoch, score, {"val_dice": score}, 1.0).to_ray(),
             "trial_id": trial.trial_id,
         }
         trial.last_result = result
@@ -221,9 +223,9 @@ class Simulator:
 
     def _ending(self, trial: SimulatedTrial, score: float) -> dict[str, Any] | None:
         if not math.isfinite(score):
-            return {"done": True, "outcome": "diverged", "reason": "the loss is NaN"}
+            return TrialEnd(TrialState.DIVERGED, "the loss is NaN").to_ray()
         if trial.epoch >= self._problem.epochs:
-            return {"done": True, "outcome": "completed", "reason": "trained to the end"}
+            return TrialEnd(TrialState.COMPLETED, "trained to the end").to_ray()
         return None
 
     def _note(self, trial: SimulatedTrial, score: float) -> None:
@@ -232,3 +234,18 @@ class Simulator:
             self._observed = score
             self._best = self._problem.true(trial.config, trial.epoch)
             self._outcome.curve.append((self._outcome.epochs, self._now, self._best))
+
+
+def _key(config: Mapping[str, Any], trial_id: str) -> int | str:
+    """What a trial is known by: its number, which a promoted trial of ours has again."""
+    try:
+        return TrialRequest.from_ray(config).number
+    except KeyError:
+        # of a searcher of Ray's
+        return trial_id
+
+
+def ended_as(result: Mapping[str, Any]) -> TrialState | None:
+    """The state that a trial ended in by itself, None if it was stopped."""
+    end = TrialEnd.from_ray(result)
+    return None if end is None else end.state

@@ -124,7 +124,7 @@ def test_a_full_disk_is_no_case_s_fault(
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(case_files, "write_atomically", full)
+    monkeypatch.setattr(case_files, "write_durably", full)
     with pytest.raises(DatasetError, match=r"the cache .* cannot be used \(No space .*make room"):
         prepare(data, tmp_path / "cache")
 

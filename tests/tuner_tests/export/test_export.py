@@ -27,11 +27,12 @@ from training.models import build_model
 from tuner.cli.main import main
 from tuner.errors import ExportError
 from tuner.export.export import export_trial
+from tuner.report.tables import case_scores_table
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import ConfirmSettings
-from tuner.study.confirmation import CASES, CONFIRM_FOLDER, SEED, candidates
+from tuner.study.confirmation import CASES, SEED, candidates
 from tuner.study.data import prepare_data
-from tuner.study.folder import PROVENANCE, RESOLVED_SPEC
+from tuner.study.files import CONFIRM_FOLDER, PROVENANCE, RESOLVED_SPEC
 from tuner.study.provenance import PREPARATION, provenance
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
@@ -160,11 +161,12 @@ def test_a_confirmed_model_tells_the_values_that_it_was_trained_with(
 ) -> None:
     """Trials of a confirmation have numbers of their own, which the search may have as well."""
     monkeypatch.setattr(study.record.entries[0], "values", {"learning_rate": 1e-2})
-    confirmed = study.spec.model_copy(update={"confirm": ConfirmSettings(top=1, seeds=2)})
-    chosen = sorted(candidates(study.record, confirmed), key=lambda one: not one.is_default)
+    spec = study.spec.model_copy(update={"confirm": ConfirmSettings(top=1, seeds=2)})
+    confirmed = replace(study, spec=spec)
+    chosen = sorted(candidates(confirmed), key=lambda one: not one.is_default)
     folder = study.folder / CONFIRM_FOLDER
     folder.mkdir()
-    record = StudyRecord(folder, confirmed.space, confirmed.mode)
+    record = StudyRecord(folder, spec.space, spec.mode)
     try:
         for number, candidate in enumerate(chosen):
             score = 0.9 if candidate.name == winner else 0.1
@@ -175,7 +177,7 @@ def test_a_confirmed_model_tells_the_values_that_it_was_trained_with(
             record.finish(number, TrialState.COMPLETED, "trained 1 epochs")
             trial = Path("trials") / f"{number:04d}"
             shutil.copytree(study.folder / "trials" / "0000", folder / trial)
-        export_trial(replace(study, spec=confirmed), tmp_path / "bundle")
+        export_trial(confirmed, tmp_path / "bundle")
     finally:
         record.close()
         shutil.rmtree(folder)
@@ -196,8 +198,9 @@ def test_without_the_files_the_cache_is_looked_at_under_other_names(
     metrics = manifest_of(tmp_path / "bundle")["metrics"]
     assert not any(name.startswith("test_") for name in metrics)
     assert 0 <= metrics["preprocessed_test_accuracy"] <= 1
-    table = exported.test_table()
-    assert table is not None
+    table = case_scores_table(exported.test_scores(), exported.tolerance, exported.grid)
+    # each class without the background, and their mean
+    assert table.row_count == len(exported.labels)
     assert table.columns[0].header == "test cases (grid: preprocessed)"
     assert manifest_of(tmp_path / "bundle")["provenance"]["test_grid"] == "preprocessed"
     # the way out

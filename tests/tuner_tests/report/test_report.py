@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
+from trial_messages import epoch_result, ray_trial
 
 from tuner.errors import ExportError
 from tuner.report.files import write_results
@@ -22,6 +22,7 @@ from tuner.search.policies import Policy
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import TrialResources
 from tuner.spec.study_spec import StudySpec
+from tuner.study.confirmation import is_finished
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
@@ -54,9 +55,10 @@ def add(record: StudyRecord, *scores: float) -> int:
 def summary(record: StudyRecord, spec: StudySpec) -> str:
     out = io.StringIO()
     console = Console(file=out, width=200)
-    print_summary(console, record.folder, record, spec)
-    console.print(studies_table([(record.folder, record, spec)]))
-    write_results(record.folder, record, spec)
+    study = Study(record.folder, spec, record)
+    print_summary(console, study)
+    console.print(studies_table([study]))
+    write_results(study)
     return out.getvalue()
 
 
@@ -79,8 +81,8 @@ def told(record: StudyRecord, spec: StudySpec, results: list[dict[str, Any]]) ->
     console = Console(file=out, width=200)
     resources = TrialResources(1, 0, 1)
     scheduler = RecordScheduler(record, Policy(record))
-    trial: Any = SimpleNamespace(config={"trial_number": 0})
-    with StudyView(record, spec, record.folder, resources, None, console) as shown:
+    trial = ray_trial(0)
+    with StudyView(Study(record.folder, spec, record), resources, None, console) as shown:
         view = ViewCallback(shown, spec.metric)
         view.on_trial_start(0, [], trial)
         for result in results:
@@ -89,25 +91,16 @@ def told(record: StudyRecord, spec: StudySpec, results: list[dict[str, Any]]) ->
     return [line.split("trial   0  ")[1] for line in out.getvalue().splitlines() if "0  " in line]
 
 
-def result(epoch: int) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "score": epoch / 10,
-        "metrics/val_dice": epoch / 10,
-        "epoch_seconds": 1.0,
-    }
-
-
 def test_epochs_that_a_checkpoint_brings_along_are_not_told_again(
     record: StudyRecord, spec: StudySpec
 ) -> None:
     add(record)
-    lines = told(record, spec, [result(1), result(2)])
+    lines = told(record, spec, [epoch_result(1, 0.1), epoch_result(2, 0.2)])
     assert [line.split("  ")[0] for line in lines] == ["started", "epoch 1/5", "epoch 2/5"]
     record.interrupt(0, "the time budget ended")
     record.running(0)
     # it first reports what its checkpoint holds; of its last epoch the record may not know yet
-    lines = told(record, spec, [result(epoch) for epoch in (1, 2, 3, 4)])
+    lines = told(record, spec, [epoch_result(epoch, epoch / 10) for epoch in (1, 2, 3, 4)])
     assert [line.split("  ")[0] for line in lines] == [
         "goes on after 2",
         "epoch 3/5",
@@ -133,7 +126,7 @@ def test_a_study_without_a_model_does_not_send_people_in_a_circle(
     for score in (0.5, math.nan, 0.4):
         record.finish(add(record, score), state, reason)
     study = Study(record.folder, spec, record)
-    assert study.finished
+    assert is_finished(study)
     shown = summary(record, spec)
     assert f"no trial can be exported: 3 {state} (trial 0: {reason})" in shown
     with pytest.raises(ExportError) as error:
@@ -174,6 +167,6 @@ def test_a_grid_that_is_spent_is_the_end_of_its_study(tmp_path: Path) -> None:
         record.report(number, 1, 0.5, {}, 1.0)
         record.finish(number, TrialState.COMPLETED, "")
     shown = summary(record, spec)
-    assert Study(tmp_path, spec, record).finished
+    assert is_finished(Study(tmp_path, spec, record))
     assert "to come" not in shown
     assert "tune resume" not in shown

@@ -17,6 +17,7 @@ from tuner.report.results_table import write_csv, write_results_csv
 from tuner.spec.load import load_spec, parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
+from tuner.study.study import Study
 from tuner.study.trial_entry import Inheritance, TrialState
 
 ROOT = Path(__file__).parents[3]
@@ -30,7 +31,7 @@ def record_of(spec: StudySpec) -> StudyRecord:
 def written(record: StudyRecord, spec: StudySpec, folder: Path) -> list[dict[str, str]]:
     """The rows of the table, whose columns are all different."""
     path = folder / "results.csv"
-    write_results_csv(path, list(record.entries.values()), spec)
+    write_results_csv(path, Study(folder, spec, record))
     with path.open(newline="") as file:
         names = next(csv.reader(file))
         assert len(names) == len(set(names))

@@ -12,11 +12,13 @@ from rich.console import Console
 from tuner.run.checkpoint_keeper import CheckpointKeeper
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import CheckpointSettings
+from tuner.spec.study_spec import StudySpec
 from tuner.study.files import CHECKPOINT_FILES, trial_folder
 from tuner.study.record import StudyRecord
+from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
 
-SPACE = parse_spec("space: {learning_rate: {uniform: [0.1, 1]}}", source="s.yaml").space
+SPEC = parse_spec("space: {learning_rate: {uniform: [0.1, 1]}}", source="s.yaml")
 SIZE = 1000
 
 
@@ -49,7 +51,17 @@ def kept(folder: Path) -> dict[int, set[str]]:
 
 
 def in_memory() -> StudyRecord:
-    return StudyRecord(Path("memory"), SPACE, "max", InMemoryStorage())
+    return StudyRecord(Path("memory"), SPEC.space, "max", InMemoryStorage())
+
+
+def keeper_of(
+    folder: Path,
+    record: StudyRecord,
+    checkpoints: CheckpointSettings,
+    console: Console | None = None,
+) -> CheckpointKeeper:
+    spec = SPEC.model_copy(update={"checkpoints": checkpoints})
+    return CheckpointKeeper(Study(folder, spec, record), console)
 
 
 def test_trials_that_lost_keep_no_checkpoint(tmp_path: Path) -> None:
@@ -69,7 +81,7 @@ def test_trials_that_lost_keep_no_checkpoint(tmp_path: Path) -> None:
     }
     (trial_folder(tmp_path, 0) / "last.ckpt.partial").write_bytes(b"cut off")
     (trial_folder(tmp_path, 0) / "last.ckpt.damaged").write_bytes(b"damaged")
-    CheckpointKeeper(record, tmp_path, CheckpointSettings(keep=2)).prune()
+    keeper_of(tmp_path, record, CheckpointSettings(keep=2)).prune()
     assert kept(tmp_path) == expected
     assert all((where / "metrics.csv").is_file() for where in (tmp_path / "trials").iterdir())
 
@@ -86,7 +98,7 @@ def test_the_winner_at_the_end_was_kept_all_along(
 ) -> None:
     folder = tmp_path_factory.mktemp("study")
     record = in_memory()
-    keeper = CheckpointKeeper(record, folder, CheckpointSettings(keep=keep))
+    keeper = keeper_of(folder, record, CheckpointSettings(keep=keep))
     for score, state in endings:
         trial(folder, record, score, state)
         keeper.prune()
@@ -107,7 +119,7 @@ def test_the_disk_budget_spares_the_winner_and_what_may_go_on(tmp_path: Path) ->
 
     def within(budget: int) -> dict[int, set[str]]:
         limits = CheckpointSettings(disk_budget=budget)  # type: ignore[arg-type]
-        CheckpointKeeper(record, tmp_path, limits, Console(file=said)).prune()
+        keeper_of(tmp_path, record, limits, Console(file=said)).prune()
         return kept(tmp_path)
 
     both = {"best", "last"}
@@ -128,14 +140,22 @@ def test_the_disk_budget_spares_the_best_that_has_ended(tmp_path: Path, state: T
         trial(tmp_path, record, score)
     trial(tmp_path, record, 0.9, state)
     limits = CheckpointSettings(disk_budget=SIZE)  # type: ignore[arg-type]
-    CheckpointKeeper(record, tmp_path, limits, Console(file=io.StringIO())).prune()
+    keeper_of(tmp_path, record, limits, Console(file=io.StringIO())).prune()
     both = {"best", "last"}
     assert kept(tmp_path) == {0: set(), 1: both, 2: both}
 
 
+def population_of(trials: int) -> StudySpec:
+    return parse_spec(
+        "space: {learning_rate: {uniform: [0.1, 1]}}\nscheduler: pbt\n"
+        f"search: {{num_trials: {trials}}}\n",
+        source="s.yaml",
+    )
+
+
 def test_snapshots_stay_until_every_trial_has_come_further(tmp_path: Path) -> None:
     record = in_memory()
-    keeper = CheckpointKeeper(record, tmp_path, CheckpointSettings(), population=3)
+    keeper = CheckpointKeeper(Study(tmp_path, population_of(3), record))
     for _ in range(2):
         number = trial(tmp_path, record, 0.5, TrialState.RUNNING)
         for epoch in (2, 3, 4):
@@ -175,11 +195,10 @@ def test_checkpoints_of_the_user_stay(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x" * SIZE)
     trial(tmp_path, record, 0.9)
-    settings_of = CheckpointSettings(keep=1, disk_budget=3 * SIZE)
+    limits = CheckpointSettings(keep=1, disk_budget=3 * SIZE)
+    spec = population_of(2).model_copy(update={"checkpoints": limits})
     shown = io.StringIO()
-    keeper = CheckpointKeeper(
-        record, tmp_path, settings_of, Console(file=shown), [("val_dice", "max")], population=2
-    )
+    keeper = CheckpointKeeper(Study(tmp_path, spec, record), Console(file=shown))
     keeper.prune()
     assert {
         path for path in (tmp_path / "trials").rglob("*.ckpt*") if "0001" not in path.parts

@@ -39,7 +39,7 @@ def test_a_process_may_come_back_within_its_patience() -> None:
             ended.set()
         return bool(sign)
 
-    assert wait_for_loss([Watched("gcs_server", alive, patience=60)], ended, 0.001) is None
+    assert wait_for_loss([Watched("gcs_server", alive, timeout=60)], ended, 0.001) is None
 
 
 def test_a_port_accepts_as_long_as_its_process_listens() -> None:

@@ -24,14 +24,14 @@ def lost_at_once(on_lost, ended):
     yield
 
 stopping.cluster_watch = lost_at_once
-stopping.STUCK_SECONDS = 0.5
+stopping.RAY_CALL_TIMEOUT = 0.5
 spec = parse_spec(sys.argv[2], source="s.yaml")
 record = StudyRecord(Path(sys.argv[1]), spec.space, spec.mode)
 record.propose({"learning_rate": 0.5}, "test")
 stopper = stopping.StudyStopper(None)
 # as in a call that does not come back for a signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-with stopping.nothing_waited_for_in_vain(stopper, record):
+with stopping.leave_when_stuck(stopper, record):
     threading.Event().wait()
 """
 
@@ -72,7 +72,7 @@ gc.disable()
 spec = parse_spec(sys.argv[2], source="s.yaml")
 record = StudyRecord(Path(sys.argv[1]), spec.space, spec.mode)
 stopper = stopping.StudyStopper(None)
-with stopping.nothing_waited_for_in_vain(stopper, record):
+with stopping.leave_when_stuck(stopper, record):
     leftover = Leftover()
     leftover.itself = leftover
     del leftover

@@ -13,6 +13,7 @@ from tuner.search.policies import Policy
 from tuner.search.searchers import Proposal, SearchView
 from tuner.spec.load import parse_spec
 from tuner.study.record import StudyRecord
+from tuner.study.study import Study
 
 
 def blas_threads() -> set[int]:
@@ -40,5 +41,5 @@ def test_a_proposal_is_drawn_on_one_thread() -> None:
         return Proposal({"learning_rate": 0.5})
 
     with threadpool_limits(limits=2, user_api="blas"):
-        RecordSearcher(record, spec, propose, Policy(record)).suggest("first")
+        RecordSearcher(Study(record.folder, spec, record), propose, Policy(record)).suggest("first")
     assert seen == [{1}]

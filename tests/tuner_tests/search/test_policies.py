@@ -21,6 +21,7 @@ from ray.tune.schedulers import (
     MedianStoppingRule,
     TrialScheduler,
 )
+from trial_messages import epoch_result, ray_trial
 
 from tuner.run.scheduler import RecordScheduler
 from tuner.search.policies import (
@@ -87,9 +88,9 @@ def propose(record: StudyRecord) -> int:
 
 def report(record: StudyRecord, policy: Policy, number: int, epoch: int, score: float) -> str:
     """Report through Tune's interface; what became of the trial."""
-    trial = SimpleNamespace(config={"trial_number": number}, trial_id=str(number))
-    result = {"epoch": epoch, "score": score, "metrics/val_dice": score, "epoch_seconds": 1.0}
-    decision = RecordScheduler(record, policy).on_trial_result(None, trial, result)  # type: ignore[arg-type]
+    scheduler = RecordScheduler(record, policy)
+    result = epoch_result(epoch, score)
+    decision = scheduler.on_trial_result(None, ray_trial(number), result)  # type: ignore[arg-type]
     state = record.entries[number].state
     assert (decision == TrialScheduler.STOP) == (state is not TrialState.RUNNING)
     return {TrialState.RUNNING: "goes on", TrialState.PAUSED: "pauses"}.get(state, "stops")
@@ -217,9 +218,8 @@ def test_an_epoch_reported_again_is_not_judged_again(text: str, record: StudyRec
     assert report(record, policy, 0, 1, 0.5) in {"goes on", "pauses"}
     before = record.entries[0].state
     report(record, policy, 1, 1, 0.9)
-    trial = SimpleNamespace(config={"trial_number": 0}, trial_id="0")
-    result = {"epoch": 1, "score": 0.1, "epoch_seconds": 1.0}
-    again = RecordScheduler(record, policy).on_trial_result(None, trial, result)  # type: ignore[arg-type]
+    scheduler = RecordScheduler(record, policy)
+    again = scheduler.on_trial_result(None, ray_trial(0), epoch_result(1, 0.1))  # type: ignore[arg-type]
     assert again == TrialScheduler.CONTINUE
     assert record.entries[0].state is before
     assert record.entries[0].scores == {1: 0.5}
@@ -273,7 +273,7 @@ def test_the_stopping_variant_equals_ray_where_ray_is_right(record: StudyRecord)
     agreed = 0
     for number in range(60):
         propose(record)
-        trial = SimpleNamespace(config={"trial_number": number}, trial_id=str(number))
+        trial = SimpleNamespace(trial_id=str(number))
         ray_asha.on_trial_add(None, trial)
         for epoch in range(1, 10):
             score = float(rng.uniform())
@@ -470,7 +470,7 @@ def test_every_policy_is_in_the_suite() -> None:
 
 def test_a_dead_worker_ends_its_trial_with_a_reason(record: StudyRecord) -> None:
     propose(record)
-    trial: Any = SimpleNamespace(config={"trial_number": 0}, pickled_error_file=None)
+    trial = ray_trial(0, pickled_error_file=None)
     RecordScheduler(record, Policy(record)).on_trial_error(None, trial)  # type: ignore[arg-type]
     assert record.entries[0].state is TrialState.FAILED
     assert "worker process died" in record.entries[0].reason

@@ -17,6 +17,7 @@ from optuna.storages import InMemoryStorage
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pbt import _explore
+from trial_messages import epoch_result, ray_trial
 
 from tuner.errors import SpecError
 from tuner.run.scheduler import RecordScheduler
@@ -51,9 +52,8 @@ def policy_of(
 
 def report(record: StudyRecord, policy: PopulationTraining, number: int, score: float) -> str:
     epoch = record.entries[number].epochs + 1
-    trial = SimpleNamespace(config={"trial_number": number}, trial_id=str(number))
-    result = {"epoch": epoch, "score": score, "metrics/val_dice": score, "epoch_seconds": 1.0}
-    RecordScheduler(record, policy).on_trial_result(None, trial, result)  # type: ignore[arg-type]
+    scheduler = RecordScheduler(record, policy)
+    scheduler.on_trial_result(None, ray_trial(number), epoch_result(epoch, score))  # type: ignore[arg-type]
     return record.entries[number].state.value
 
 

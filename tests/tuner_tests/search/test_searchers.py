@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from scipy.optimize import approx_fprime
 from scipy.stats import multivariate_normal
+from trial_messages import completed, epoch_result
 
 from tuner.errors import SpecError
 from tuner.run.searcher import RecordSearcher, build_searcher
@@ -26,7 +27,9 @@ from tuner.spec.grid import planned_trials
 from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
+from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
+from tuner.trial.messages import TrialRequest
 
 SPACE = """
 config: {max_epochs: 9, class_weights: [1, 2, 5]}
@@ -50,7 +53,7 @@ def in_memory(spec: StudySpec) -> StudyRecord:
 
 
 def searcher_of(spec: StudySpec, record: StudyRecord) -> RecordSearcher:
-    return build_searcher(record, spec, build_policy(record, spec))
+    return build_searcher(Study(record.folder, spec, record), build_policy(record, spec))
 
 
 def view(record: StudyRecord, spec: StudySpec, seed: int = 0) -> SearchView:
@@ -67,17 +70,7 @@ def quality(values: dict[str, Any]) -> float:
 
 
 def end(searcher: RecordSearcher, trial_id: str, score: float) -> None:
-    searcher.on_trial_complete(
-        trial_id,
-        {
-            "epoch": 9,
-            "score": score,
-            "epoch_seconds": 1.0,
-            "metrics/val_dice": score,
-            "outcome": "completed",
-            "reason": "done",
-        },
-    )
+    searcher.on_trial_complete(trial_id, {**epoch_result(9, score), **completed()})
 
 
 @pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"grid"}))
@@ -196,7 +189,10 @@ def test_the_default_comes_first_then_start_from() -> None:
     search = "{start_from: [{optimizer: sgd, momentum: 0.95}, {learning_rate: 0.005}]}"
     spec = spec_of(search)
     searcher = searcher_of(spec, in_memory(spec))
-    first, second, third = (searcher.suggest(str(n)) for n in range(3))
+    proposals = [searcher.suggest(str(n)) for n in range(3)]
+    requests = [TrialRequest.from_ray(config) for config in proposals if isinstance(config, dict)]
+    assert [request.number for request in requests] == [0, 1, 2]
+    first, second, third = (request.values for request in requests)
     default = {
         "optimizer": "adamw",
         # D-Former's recipe; its schedule is none of those that vary here
@@ -205,16 +201,15 @@ def test_the_default_comes_first_then_start_from() -> None:
         # of the steps 0.3, 0.5, 0.7, 0.9 the one nearest to the default
         "foreground_fraction": spec.default_point()["foreground_fraction"],
     }
-    assert first == {**default, "trial_number": 0}
+    assert first == default
     assert second == {
         **default,
         "optimizer": "sgd",
         "learning_rate": 1e-2,
         "momentum": 0.95,
-        "nesterov": spec.default_point().get("nesterov", second["nesterov"]),  # type: ignore[index]
-        "trial_number": 1,
+        "nesterov": spec.default_point().get("nesterov", second["nesterov"]),
     }
-    assert third == {**default, "learning_rate": 0.005, "trial_number": 2}
+    assert third == {**default, "learning_rate": 0.005}
 
 
 def test_the_default_is_the_fixed_value_or_what_comes_nearest() -> None:
@@ -239,7 +234,7 @@ def test_a_cut_off_trial_goes_on_with_its_number_and_values(tmp_path: Path) -> N
     assert searcher.suggest("b") == proposal
     following = searcher.suggest("c")
     assert isinstance(following, dict)
-    assert following["trial_number"] == 1
+    assert TrialRequest.from_ray(following).number == 1
     # both run: one of them may yet have to go on
     assert searcher.suggest("d") is None
     end(searcher, "b", 0.5)
@@ -250,7 +245,7 @@ def test_a_cut_off_trial_goes_on_with_its_number_and_values(tmp_path: Path) -> N
 def test_paused_trials_are_closed_when_the_study_ends() -> None:
     spec = spec_of("{num_trials: 3}", more="policy: {name: asha, promotion: true, grace_period: 9}")
     record = in_memory(spec)
-    searcher = build_searcher(record, spec, Policy(record))
+    searcher = build_searcher(Study(record.folder, spec, record), Policy(record))
     for number in range(3):
         searcher.suggest(str(number))
         record.pause(number, "at rung 1")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from optuna.storages import InMemoryStorage
+from trial_messages import epoch_result, ray_trial
 
 from tuner.run.scheduler import RecordScheduler
 from tuner.search.policies import Hyperband, build_policy
@@ -52,11 +52,10 @@ def report(record: StudyRecord, policy: Any, number: int, *scores: float) -> Tri
         entry = record.entries[number]
         if entry.state is not TrialState.RUNNING:
             break
-        result = {"epoch": entry.epochs + 1, "score": score, "epoch_seconds": 1.0}
-        if math.isnan(score):
-            result["undefined"] = "val_dice is not defined"
-        trial = SimpleNamespace(config={"trial_number": number}, trial_id=str(number))
-        RecordScheduler(record, policy).on_trial_result(None, trial, result)  # type: ignore[arg-type]
+        undefined = "val_dice is not defined" if math.isnan(score) else ""
+        result = epoch_result(entry.epochs + 1, score, undefined=undefined)
+        scheduler = RecordScheduler(record, policy)
+        scheduler.on_trial_result(None, ray_trial(number), result)  # type: ignore[arg-type]
     return record.entries[number].state
 
 

@@ -18,9 +18,10 @@ from tuner.spec.policies import (
     PolicySettings,
 )
 from tuner.study.create import create_study
+from tuner.study.driver import change_budgets
 from tuner.study.folder import RESOLVED_SPEC
+from tuner.study.open import open_study
 from tuner.study.spec_changes import spec_changes
-from tuner.study.study import change_budgets, open_study
 
 GIVEN = """\
 config: {max_epochs: 9, data_dir: phantom}

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tuner.run.results import report_result
+from tuner.run.results import record_epoch
 from tuner.run.stopping import BudgetStopper
 from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.budget import budget_lines, gpu_hours_spent, spent_budget
 from tuner.study.record import StudyRecord
+from tuner.study.study import Study
+from tuner.trial.messages import EpochReport
 
 
 def spec_of(search: str) -> StudySpec:
@@ -22,8 +24,8 @@ def spec_of(search: str) -> StudySpec:
     )
 
 
-def result(epoch: int, gpus: float) -> dict[str, float]:
-    return {"epoch": epoch, "score": 0.5, "epoch_seconds": 900.0, "gpus": gpus}
+def report(epoch: int, gpus: float) -> EpochReport:
+    return EpochReport(epoch, 0.5, {}, 900.0, gpus)
 
 
 def test_epochs_count_over_all_trials_and_runs(tmp_path: Path) -> None:
@@ -31,33 +33,37 @@ def test_epochs_count_over_all_trials_and_runs(tmp_path: Path) -> None:
     record = StudyRecord(tmp_path, spec.space, "max")
     for number in range(2):
         record.propose({"learning_rate": 1e-3}, "test")
-        report_result(record, number, result(1, 0))
+        record_epoch(record, number, report(1, 0))
     record.close_running("the driver was killed")
     record.close()
     again = StudyRecord(tmp_path, spec.space, "max")
-    report_result(again, 0, result(2, 0))
-    assert not BudgetStopper(again, spec).stop_all()
-    report_result(again, 1, result(2, 0))
-    assert BudgetStopper(again, spec).stop_all()
-    assert spent_budget(again, spec) == "the budget of 4 epochs is spent"
-    assert spent_budget(again, spec_of("{epoch_budget: 5}")) is None
-    assert budget_lines(again, spec_of("{epoch_budget: 5}")) == ["4 of 5 epochs"]
+    record_epoch(again, 0, report(2, 0))
+    assert not BudgetStopper(Study(again.folder, spec, again)).stop_all()
+    record_epoch(again, 1, report(2, 0))
+    assert BudgetStopper(Study(again.folder, spec, again)).stop_all()
+    assert spent_budget(Study(again.folder, spec, again)) == "the budget of 4 epochs is spent"
+    assert spent_budget(Study(again.folder, spec_of("{epoch_budget: 5}"), again)) is None
+    assert budget_lines(Study(again.folder, spec_of("{epoch_budget: 5}"), again)) == [
+        "4 of 5 epochs"
+    ]
 
 
 def test_half_a_gpu_counts_half(tmp_path: Path) -> None:
     spec = spec_of("{gpu_hours: 0.375}")
     record = StudyRecord(tmp_path, spec.space, "max")
     record.propose({"learning_rate": 1e-3}, "test")
-    report_result(record, 0, result(1, 0.5))
+    record_epoch(record, 0, report(1, 0.5))
     # an epoch that is reported again after a break does not count again
-    report_result(record, 0, result(1, 0.5))
+    record_epoch(record, 0, report(1, 0.5))
     assert gpu_hours_spent(record.entries.values()) == 0.125
-    assert spent_budget(record, spec) is None
+    assert spent_budget(Study(record.folder, spec, record)) is None
     record.close()
     again = StudyRecord(tmp_path, spec.space, "max")
-    report_result(again, 0, result(2, 1))
+    record_epoch(again, 0, report(2, 1))
     assert gpu_hours_spent(again.entries.values()) == 0.375
-    assert spent_budget(again, spec) == "the budget of 0.375 GPU-hours is spent"
+    assert (
+        spent_budget(Study(again.folder, spec, again)) == "the budget of 0.375 GPU-hours is spent"
+    )
 
 
 @pytest.mark.parametrize("search", ["{}", "{num_trials: 3, time_budget: 1h}"])
@@ -65,6 +71,6 @@ def test_without_them_nothing_is_spent(tmp_path: Path, search: str) -> None:
     spec = spec_of(search)
     record = StudyRecord(tmp_path, spec.space, "max")
     record.propose({"learning_rate": 1e-3}, "test")
-    report_result(record, 0, result(1, 1))
-    assert spent_budget(record, spec) is None
-    assert budget_lines(record, spec) == []
+    record_epoch(record, 0, report(1, 1))
+    assert spent_budget(Study(record.folder, spec, record)) is None
+    assert budget_lines(Study(record.folder, spec, record)) == []

@@ -11,7 +11,6 @@ import pytest
 from tuner.cli.main import build_parser, main
 from tuner.errors import StudyError
 from tuner.report.summary import next_commands
-from tuner.run.stopping import lost_message
 from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.commands import study_command
@@ -21,6 +20,7 @@ from tuner.study.record import StudyRecord
 from tuner.study.storage import TransactionalStorage
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
+from tuner.trial.failures import halted_message
 
 SPACE = """
 space: {learning_rate: {uniform: [0.1, 1]}}
@@ -70,7 +70,7 @@ def test_the_usual_folder_need_not_be_named(
 def test_what_to_type_next_finds_the_study(study: Study, spec: StudySpec) -> None:
     study.record.report(0, 1, 0.5, {}, 1.0)
     study.record.finish(0, TrialState.COMPLETED, "")
-    resume, export, tensorboard = map(shlex.split, next_commands(study.folder, study.record, spec))
+    resume, export, tensorboard = map(shlex.split, next_commands(study))
     for words in (resume, export):
         assert_names(words, study)
     assert tensorboard[-1] == str(study.folder / "trials")
@@ -82,7 +82,7 @@ def test_a_study_whose_trials_all_ended_without_a_model_is_followed_by_one_besid
     propose_many(study.record, 2)
     for number in range(3):
         study.record.finish(number, TrialState.DIVERGED, "the training loss is nan")
-    shown = "\n".join(next_commands(study.folder, study.record, spec))
+    shown = "\n".join(next_commands(study))
     options = build_parser().parse_args(commands_in(shown)[0][1:])
     assert (options.name, options.studies_dir) == ("s-2", study.folder.parent)
 
@@ -123,7 +123,7 @@ def test_refusals_name_the_folder(study: Study, tmp_path: Path) -> None:
     ):
         pass
     assert_names(commands_in(str(refused.value))[0], study)
-    assert_names(commands_in(lost_message("raylet ended", study.folder))[0], study)
+    assert_names(commands_in(halted_message("raylet ended", study.folder))[0], study)
 
 
 def test_a_confirmation_that_is_cut_off_is_resumed_by_the_name_of_its_study(
@@ -135,7 +135,7 @@ def test_a_confirmation_that_is_cut_off_is_resumed_by_the_name_of_its_study(
         pass
     folder = study.folder / "confirm"
     folder.mkdir()
-    assert_names(commands_in(lost_message("raylet ended", folder))[0], study)
+    assert_names(commands_in(halted_message("raylet ended", folder))[0], study)
     record = StudyRecord(folder, spec.space, spec.mode)
     assert isinstance(record._storage, TransactionalStorage)
     record._storage._open_writer().execute("PRAGMA max_page_count = 1")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy.stats import t as student
 from scipy.stats import ttest_ind, wilcoxon
+from trial_messages import completed, epoch_result
 
 from tuner.report.confirmation import confirm_rows, write_confirm_csv
 from tuner.report.summary import goal_tables
@@ -33,7 +34,9 @@ from tuner.study.confirmation import (
 )
 from tuner.study.record import StudyRecord
 from tuner.study.statistics import compare, interval
+from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
+from tuner.trial.messages import TrialRequest
 
 SPACE = """
 config: {max_epochs: 3, seed: 5}
@@ -69,44 +72,37 @@ def record(tmp_path: Path) -> StudyRecord:
     return record
 
 
-def confirm(
-    folder: Path, record: StudyRecord, spec: StudySpec, gain: float, trials: int = 99
-) -> StudyRecord:
+@pytest.fixture
+def study(record: StudyRecord) -> Study:
+    return Study(record.folder, spec_of(), record)
+
+
+def confirm(folder: Path, study: Study, gain: float, trials: int = 99) -> Study:
     """Train what is missing: the score of a case grows with the seed and, by `gain`, with lr."""
     folder.mkdir(exist_ok=True)
-    confirmation = StudyRecord(folder, spec.space, "max")
-    searcher = ConfirmSearcher(confirmation, spec, candidates(record, spec))
+    confirmation = Study(folder, study.spec, StudyRecord(folder, study.spec.space, "max"))
+    searcher = ConfirmSearcher(confirmation, candidates(study))
     for number in range(trials):
         proposal = searcher.suggest(str(number))
         if not isinstance(proposal, dict):
             break
-        entry = confirmation.entries[proposal["trial_number"]]
+        entry = confirmation.record.entries[TrialRequest.from_ray(proposal).number]
         assert proposal["seed"] == entry.notes[SEED]
         better = gain * (entry.values["learning_rate"] == 0.01)
         score = 0.7 + better + 0.001 * proposal["seed"]
         cases = {f"case_{n}": score + 0.01 * n for n in range(8)}
-        searcher.on_trial_complete(
-            str(number),
-            {
-                "epoch": 3,
-                "score": score,
-                "epoch_seconds": 1.0,
-                "outcome": "completed",
-                "reason": "done",
-                CASES: json.dumps(cases),
-            },
-        )
+        end = {**epoch_result(3, score), **completed(**{CASES: cases})}
+        searcher.on_trial_complete(str(number), end)
     return confirmation
 
 
-def test_the_best_configs_and_the_default_are_confirmed(record: StudyRecord) -> None:
-    spec = spec_of()
-    chosen = candidates(record, spec)
+def test_the_best_configs_and_the_default_are_confirmed(study: Study) -> None:
+    chosen = candidates(study)
     assert [candidate.name for candidate in chosen] == ["trial 3", "trial 2", "default"]
-    assert chosen[-1].values == spec.default_point()
+    assert chosen[-1].values == study.spec.default_point()
     # the default is not confirmed twice where it is one of the best
-    all_of_them = spec_of(SPACE.replace("top: 2", "top: 9"))
-    chosen = candidates(record, all_of_them)
+    all_of_them = replace(study, spec=spec_of(SPACE.replace("top: 2", "top: 9")))
+    chosen = candidates(all_of_them)
     assert [candidate.trial for candidate in chosen] == [3, 2, 5, 0]
     assert [candidate.is_default for candidate in chosen] == [False, False, False, True]
 
@@ -115,25 +111,26 @@ def test_no_seed_is_that_of_the_search() -> None:
     assert seeds(spec_of()) == [6, 7, 8]
 
 
-def test_a_confirmation_goes_on_where_it_was_cut_off(record: StudyRecord, tmp_path: Path) -> None:
-    spec, folder = spec_of(), tmp_path / "confirm"
-    assert not is_confirmed(record, None, spec)
-    half = confirm(folder, record, spec, 0.1, trials=4)
-    assert not is_confirmed(record, half, spec)
-    before = {n: dict(entry.notes) for n, entry in half.entries.items()}
-    half.close()
-    whole = confirm(folder, record, spec, 0.1)
-    assert {n: dict(entry.notes) for n, entry in whole.entries.items() if n in before} == before
-    assert len(whole.entries) == 9
-    assert is_confirmed(record, whole, spec)
-    assert len({(str(e.values), e.notes[SEED]) for e in whole.entries.values()}) == 9
+def test_a_confirmation_goes_on_where_it_was_cut_off(study: Study, tmp_path: Path) -> None:
+    folder = tmp_path / "confirm"
+    assert not is_confirmed(study, None)
+    half = confirm(folder, study, 0.1, trials=4)
+    assert not is_confirmed(study, half)
+    before = {n: dict(entry.notes) for n, entry in half.record.entries.items()}
+    half.record.close()
+    whole = confirm(folder, study, 0.1)
+    assert {
+        n: dict(entry.notes) for n, entry in whole.record.entries.items() if n in before
+    } == before
+    assert len(whole.record.entries) == 9
+    assert is_confirmed(study, whole)
+    assert len({(str(e.values), e.notes[SEED]) for e in whole.record.entries.values()}) == 9
     # the search knows nothing of it
-    assert len(record.entries) == 6
+    assert len(study.record.entries) == 6
 
 
-def test_a_better_config_is_told_apart(record: StudyRecord, tmp_path: Path) -> None:
-    spec = spec_of()
-    configs = confirmed_configs(record, confirm(tmp_path / "c", record, spec, 0.1), spec)
+def test_a_better_config_is_told_apart(study: Study, tmp_path: Path) -> None:
+    configs = confirmed_configs(study, confirm(tmp_path / "c", study, 0.1))
     assert configs[0].candidate.name == "trial 3"
     assert configs[0].test.mean == pytest.approx(0.8 + 0.007 + 0.035)
     against = configs[0].against_default
@@ -146,36 +143,34 @@ def test_a_better_config_is_told_apart(record: StudyRecord, tmp_path: Path) -> N
 
 
 def test_configs_that_were_measured_on_other_grids_are_not_compared(
-    record: StudyRecord, tmp_path: Path
+    study: Study, tmp_path: Path
 ) -> None:
-    spec = spec_of()
-    confirmation = confirm(tmp_path / "c", record, spec, 0.1)
-    for number in confirmation.entries:
-        confirmation.note(number, GRID, "file")
-    configs = confirmed_configs(record, confirmation, spec)
+    confirmation = confirm(tmp_path / "c", study, 0.1)
+    for number in confirmation.record.entries:
+        confirmation.record.note(number, GRID, "file")
+    configs = confirmed_configs(study, confirmation)
     assert {config.grid for config in configs} == {"file"}
     assert configs[0].against_default is not None
-    assert "grid" not in str(confirm_rows(configs, spec))
+    assert "grid" not in str(confirm_rows(configs, study.spec))
     default = next(config for config in configs if config.candidate.is_default)
-    confirmation.note(default.trials[0].number, GRID, "preprocessed")
-    configs = confirmed_configs(record, confirmation, spec)
+    confirmation.record.note(default.trials[0].number, GRID, "preprocessed")
+    configs = confirmed_configs(study, confirmation)
     assert {config.candidate.name: config.grid for config in configs}["default"] == "mixed"
     assert all(config.against_default is None for config in configs)
     assert "is not compared with the default config" in verdict(configs)
-    write_confirm_csv(tmp_path / "confirm.csv", configs, spec)
+    write_confirm_csv(tmp_path / "confirm.csv", configs, study.spec)
     with (tmp_path / "confirm.csv").open() as file:
         grids = {row["config"]: row["test_grid"] for row in csv.DictReader(file)}
     assert grids == {"trial 3": "file", "trial 2": "file", "default": "mixed"}
-    assert "(mixed grid)" in str(confirm_rows(configs, spec))
+    assert "(mixed grid)" in str(confirm_rows(configs, study.spec))
 
 
-def test_a_config_that_is_no_better_is_not(record: StudyRecord, tmp_path: Path) -> None:
-    spec = spec_of()
-    configs = confirmed_configs(record, confirm(tmp_path / "c", record, spec, 1e-6), spec)
+def test_a_config_that_is_no_better_is_not(study: Study, tmp_path: Path) -> None:
+    configs = confirmed_configs(study, confirm(tmp_path / "c", study, 1e-6))
     assert "trial 3 wins by validation, but is not distinguishable" in verdict(configs)
-    rows = confirm_rows(configs, spec)
+    rows = confirm_rows(configs, study.spec)
     assert {len(row) for row in rows} == {7}
-    write_confirm_csv(tmp_path / "confirm.csv", configs, spec)
+    write_confirm_csv(tmp_path / "confirm.csv", configs, study.spec)
     with (tmp_path / "confirm.csv").open() as file:
         written = list(csv.DictReader(file))
     assert [row["config"] for row in written] == [config.candidate.name for config in configs]
@@ -183,15 +178,14 @@ def test_a_config_that_is_no_better_is_not(record: StudyRecord, tmp_path: Path) 
     assert float(written[0]["metrics_test_dice"]) == configs[0].test.mean
 
 
-def test_the_summary_names_what_did_not_complete(record: StudyRecord, tmp_path: Path) -> None:
-    spec = spec_of()
-    half = confirm(tmp_path / "confirm", record, spec, 0.1, trials=4)
-    entry = half.propose(candidates(record, spec)[1].values, "confirm trial 2")
-    half.note(entry.number, SEED, 7)
-    half.finish(entry.number, TrialState.DIVERGED, "the training loss is nan")
-    half.close()
+def test_the_summary_names_what_did_not_complete(study: Study, tmp_path: Path) -> None:
+    half = confirm(tmp_path / "confirm", study, 0.1, trials=4)
+    entry = half.record.propose(candidates(study)[1].values, "confirm trial 2")
+    half.record.note(entry.number, SEED, 7)
+    half.record.finish(entry.number, TrialState.DIVERGED, "the training loss is nan")
+    half.record.close()
     console = Console(width=200, record=True, file=io.StringIO())
-    for shown in goal_tables(tmp_path, record, spec):
+    for shown in goal_tables(study):
         console.print(shown)
     text = console.export_text()
     assert "trial 2 with seed 7: diverged after 0 epochs, the training loss is nan" in text
@@ -199,8 +193,8 @@ def test_the_summary_names_what_did_not_complete(record: StudyRecord, tmp_path: 
     assert "confirm trial 3 wins" in text
 
 
-def test_nothing_is_said_before_anything_is_judged(record: StudyRecord) -> None:
-    assert confirmed_configs(record, None, spec_of()) == []
+def test_nothing_is_said_before_anything_is_judged(study: Study) -> None:
+    assert confirmed_configs(study, None) == []
     assert verdict([]) == "nothing is confirmed yet"
 
 

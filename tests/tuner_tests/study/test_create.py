@@ -13,8 +13,8 @@ from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.create import create_study
 from tuner.study.folder import FolderBefore, driver_lock, remove_ray_files
+from tuner.study.open import open_study, study_folders
 from tuner.study.record import StudyRecord
-from tuner.study.study import open_study, study_folders
 
 SPACE = """\
 metric: val_dice
@@ -182,8 +182,8 @@ def test_damaged_studies_do_not_hide_the_others(
     assert "not valid YAML" in lines["yaml"]
     assert "optuna.db" in lines["record"]
     assert "it is not there" in lines["norecord"]
-    assert "is no file, or a link to none" in lines["link"]
-    assert "is no file, or a link to none" in lines["folder"]
+    assert "is not a file, or a link to none" in lines["link"]
+    assert "is not a file, or a link to none" in lines["folder"]
     # nobody runs them
     assert any(line.startswith("good ") and "1 interrupted" in line for line in lines)
     assert any(line.startswith("[red]odd") and "1 interrupted" in line for line in lines)

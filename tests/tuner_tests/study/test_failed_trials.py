@@ -10,6 +10,7 @@ from tuner.report.summary import print_summary
 from tuner.spec.load import parse_spec
 from tuner.study.failed_trials import failure_lines, most_failed
 from tuner.study.record import StudyRecord
+from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
 
 SPEC = parse_spec("space: {learning_rate: {loguniform: [1e-5, 1e-2]}}", source="space.yaml")
@@ -78,7 +79,7 @@ def test_the_summary_says_first_what_failed(tmp_path: Path) -> None:
     reason = "RuntimeError: [enforce fail at alloc_cpu.cpp:118] [/x] is no module"
     record = record_of(tmp_path, [F, C], [reason, "trained"])
     shown = io.StringIO()
-    print_summary(Console(file=shown, width=160), tmp_path, record, SPEC)
+    print_summary(Console(file=shown, width=160), Study(tmp_path, SPEC, record))
     lines = [line for line in shown.getvalue().splitlines() if line]
     assert lines[:2] == ["1 of 2 trials failed:", f"  1 x {reason} (trial 0)"]
     assert sum(reason in line for line in lines) == 2

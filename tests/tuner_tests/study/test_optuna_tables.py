@@ -17,9 +17,10 @@ from optuna.trial import FrozenTrial
 from tuner.spec.domains import LogUniform
 from tuner.spec.load import parse_spec
 from tuner.spec.space import Space
+from tuner.study.driver import close_if_not_driven, only_driver
 from tuner.study.record import StudyRecord
 from tuner.study.storage import TransactionalStorage
-from tuner.study.study import Study, only_driver, put_right
+from tuner.study.study import Study
 from tuner.study.trial_entry import Inheritance, TrialState
 
 SPACE = Space({"learning_rate": LogUniform(1e-5, 1e-1)})
@@ -188,7 +189,7 @@ def opened(folder: Path) -> Study:
 
 def test_who_looks_at_a_study_that_nobody_runs_puts_it_right(opened: Study) -> None:
     """Also its confirmation."""
-    assert put_right(opened)
+    assert close_if_not_driven(opened)
     for where in (opened.folder, opened.folder / "confirm"):
         assert states(where) == ["PRUNED", "COMPLETE"]
     entry = opened.record.entries[0]
@@ -198,7 +199,7 @@ def test_who_looks_at_a_study_that_nobody_runs_puts_it_right(opened: Study) -> N
 
 def test_a_study_that_somebody_runs_is_left_alone(opened: Study) -> None:
     with FileLock(opened.folder / "driver.lock"):
-        assert not put_right(opened)
+        assert not close_if_not_driven(opened)
     assert states(opened.folder) == ["RUNNING", "RUNNING"]
 
 

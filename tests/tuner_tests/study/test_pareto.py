@@ -18,11 +18,11 @@ from tuner.run.searcher import build_searcher
 from tuner.search.policies import Policy
 from tuner.search.searchers import SEARCHERS, SearchView
 from tuner.spec.load import parse_spec
-from tuner.spec.settings import CheckpointSettings
 from tuner.spec.study_spec import StudySpec
 from tuner.study.files import trial_folder
 from tuner.study.pareto import pareto_front
 from tuner.study.record import StudyRecord
+from tuner.study.study import Study
 from tuner.study.trial_entry import TrialEntry, TrialState
 
 OBJECTIVES = (("val_dice", "max"), ("val_seconds_per_case", "min"))
@@ -60,11 +60,9 @@ def test_the_front_is_ordered_and_leaves_out_what_cannot_win() -> None:
 
 
 def test_the_front_keeps_its_checkpoints_while_it_is_one(tmp_path: Path) -> None:
-    spec = spec_of("[val_dice, val_seconds_per_case]")
+    spec = spec_of("[val_dice, val_seconds_per_case]", "checkpoints: {keep: 1}")
     record = StudyRecord(Path("memory"), spec.space, spec.mode, InMemoryStorage())
-    keeper = CheckpointKeeper(
-        record, tmp_path, CheckpointSettings(keep=1), objectives=spec.objectives
-    )
+    keeper = CheckpointKeeper(Study(tmp_path, spec, record))
     kept = []
     for number, (dice, seconds) in enumerate([(0.9, 5), (0.6, 2), (0.7, 3), (0.5, 4), (0.8, 1)]):
         record.propose({"learning_rate": 0.1, "foreground_fraction": 0.5}, "")
@@ -97,7 +95,7 @@ policy: none
 def late_proposals(spec: StudySpec) -> np.ndarray:
     """Dice grows with the learning rate, and so does the cost; off 0.5, it is only worse."""
     record = StudyRecord(Path("memory"), spec.space, spec.mode, InMemoryStorage())
-    searcher = build_searcher(record, spec, Policy(record))
+    searcher = build_searcher(Study(record.folder, spec, record), Policy(record))
     for number in range(96):
         proposal = searcher.suggest(str(number))
         assert isinstance(proposal, dict)

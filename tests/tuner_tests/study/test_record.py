@@ -15,7 +15,7 @@ import optuna
 import pytest
 
 from tuner.errors import StudyError
-from tuner.run.results import report_result
+from tuner.run.results import record_epoch
 from tuner.run.scheduler import RecordScheduler
 from tuner.run.searcher import build_searcher
 from tuner.search.policies import build_policy
@@ -25,7 +25,9 @@ from tuner.spec.space import Space
 from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
 from tuner.study.storage import TransactionalStorage
+from tuner.study.study import Study
 from tuner.study.trial_entry import DecisionEntry, TrialEntry, TrialState, epochs_spent
+from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
 
 SPACE = """
 config: {max_epochs: 9}
@@ -49,14 +51,8 @@ def reopen(tmp_path: Path, space: Space) -> Callable[[], StudyRecord]:
     return lambda: StudyRecord(tmp_path, space, "max")
 
 
-def result(epoch: int, score: float, **more: Any) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "score": score,
-        "metrics/val_dice": score,
-        "epoch_seconds": 2.0,
-        **more,
-    }
+def report_of(epoch: int, score: float, gpus: float = 0.0) -> EpochReport:
+    return EpochReport(epoch, score, {"val_dice": score}, 2.0, gpus)
 
 
 def propose(record: StudyRecord) -> None:
@@ -132,9 +128,8 @@ def test_trials_are_told_to_optuna_as_what_they_are(
 def test_an_epoch_is_counted_once(reopen: Callable[[], StudyRecord]) -> None:
     record = reopen()
     propose(record)
-    assert report_result(record, 0, result(1, 0.5))
-    assert not report_result(record, 0, result(1, 0.7))
-    assert not report_result(record, 0, {"done": True})
+    assert record_epoch(record, 0, report_of(1, 0.5))
+    assert not record_epoch(record, 0, report_of(1, 0.7))
     assert record.entries[0].scores == {1: 0.5}
     assert record.entries[0].seconds == 2.0
 
@@ -242,7 +237,7 @@ def test_a_decision_is_synced_and_a_score_alone_is_not(tmp_path: Path, space: Sp
     assert syncs() == durable
     record.report(0, 1, 0.5, {"val_dice": 0.5}, 1.0)
     assert syncs() == later
-    assert report_result(record, 0, {**result(3, 0.5), "gpus": 0.5})
+    assert record_epoch(record, 0, report_of(3, 0.5, gpus=0.5))
     assert syncs() == later
     with record.transaction(durable=False):
         record.report(0, 2, 0.5, {"val_dice": 0.5}, 1.0)
@@ -365,20 +360,21 @@ def drive(
 
     storage._commit = commit_or_die
     policy = build_policy(record, spec)
-    searcher = build_searcher(record, spec, policy)
+    searcher = build_searcher(Study(record.folder, spec, record), policy)
     scheduler = RecordScheduler(record, policy)
     for turn in itertools.count():
-        values = searcher.suggest(str(turn))
-        if values == "FINISHED":
+        config = searcher.suggest(str(turn))
+        if config == "FINISHED":
             return record
-        assert isinstance(values, dict)
-        number = values["trial_number"]
-        trial: Any = SimpleNamespace(config=values)
-        last: dict[str, Any] = {"outcome": "completed", "reason": "trained"}
+        assert isinstance(config, dict)
+        request = TrialRequest.from_ray(config)
+        number, values = request.number, request.values
+        trial: Any = SimpleNamespace(config=config)
+        last = TrialEnd(TrialState.COMPLETED, "trained").to_ray()
         for epoch in range(1, spec.max_epochs + 1):
             checkpoints[number] = max(checkpoints.get(number, 0), epoch)
             score = epoch * math.sin(100 * values["learning_rate"])
-            told = result(epoch, score)
+            told = report_of(epoch, score).to_ray()
             if scheduler.on_trial_result(None, trial, told) == "STOP":  # type: ignore[arg-type]
                 last = told
                 break

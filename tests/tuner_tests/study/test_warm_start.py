@@ -16,8 +16,10 @@ from tuner.search.policies import Policy
 from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
+from tuner.study.study import Study
 from tuner.study.trial_entry import Inheritance, TrialState
 from tuner.study.warm_start import fitting_values, import_trials, read_imported, write_imported
+from tuner.trial.messages import TrialRequest
 
 EARLIER = """
 config: {max_epochs: 9, loss: dice_ce}
@@ -85,7 +87,7 @@ def test_what_fits(change: dict[str, str], values: dict[str, Any], expected: Any
     assert fitting_values(values, spec_of(), spec_of(text)) == expected
 
 
-def earlier_study(folder: Path, number: int = 24) -> StudyRecord:
+def earlier_study(folder: Path, number: int = 24) -> Study:
     """Trials all over the space; the best have a learning rate of 0.03, far from the default."""
     spec = spec_of()
     folder.mkdir()
@@ -101,12 +103,12 @@ def earlier_study(folder: Path, number: int = 24) -> StudyRecord:
     record.propose(SGD, "test")
     record.report(len(record.entries) - 1, 3, -9.0, {}, 1.0)
     record.close_running("the time budget ended")
-    return record
+    return Study(folder, spec, record)
 
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     spec = spec_of(search="{warm_start: [old]}")
-    kept, imported = import_trials(earlier_study(tmp_path / "old"), spec_of(), "old", spec)
+    kept, imported = import_trials(earlier_study(tmp_path / "old"), spec)
     # completed ones, the diverged one and the one that was cut off
     assert (imported.used, imported.total) == (26, 28)
     assert imported.describe() == "26 of 28 trials of old fit this space"
@@ -132,20 +134,20 @@ def test_of_a_trial_that_took_over_another_its_own_epochs_are_kept() -> None:
     for number in (0, 1):
         record.report(number, 3, 0.3, {}, 1.0)
         record.finish(number, TrialState.COMPLETED, "")
-    kept, _ = import_trials(record, spec, "old", spec)
+    kept, _ = import_trials(Study(Path("old"), spec, record), spec)
     assert [trial["scores"].keys() for trial in kept] == [{"1", "2", "3"}, {"1", "2"}]
     assert [trial["state"] for trial in kept] == ["completed", "stopped"]
 
 
 def searcher_of(folder: Path, spec: StudySpec) -> tuple[RecordSearcher, StudyRecord]:
     record = StudyRecord(folder, spec.space, "max")
-    return build_searcher(record, spec, Policy(record)), record
+    return build_searcher(Study(record.folder, spec, record), Policy(record)), record
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "priorband", "cmaes", "nsga2"])
 def test_the_first_proposals_know_of_the_earlier_study(name: str, tmp_path: Path) -> None:
     off: dict[bool, list[float]] = {True: [], False: []}
-    kept, _ = import_trials(earlier_study(tmp_path / "old"), spec_of(), "old", spec_of())
+    kept, _ = import_trials(earlier_study(tmp_path / "old"), spec_of())
     for warm, seed in itertools.product((True, False), range(4)):
         search = f"{{searcher: {name}, num_trials: 8, default_first: false, seed: {seed}"
         spec = spec_of(search=search + (", warm_start: [old]}" if warm else "}"))
@@ -166,7 +168,7 @@ def test_the_first_proposals_know_of_the_earlier_study(name: str, tmp_path: Path
 
 def test_a_resumed_study_proposes_the_same_without_the_earlier_one(tmp_path: Path) -> None:
     spec = spec_of(search="{num_trials: 6, warm_start: [old]}")
-    kept, _ = import_trials(earlier_study(tmp_path / "old"), spec_of(), "old", spec)
+    kept, _ = import_trials(earlier_study(tmp_path / "old"), spec)
     proposals: list[list[Any]] = []
     for folder, runs in ((tmp_path / "one", [6]), (tmp_path / "three", [2, 2, 2])):
         folder.mkdir()
@@ -177,7 +179,7 @@ def test_a_resumed_study_proposes_the_same_without_the_earlier_one(tmp_path: Pat
             for _ in range(run):
                 proposal = searcher.suggest(str(len(record.entries)))
                 assert isinstance(proposal, dict)
-                number = proposal["trial_number"]
+                number = TrialRequest.from_ray(proposal).number
                 record.report(number, 9, -abs(math.log10(proposal["learning_rate"])), {}, 1.0)
                 record.finish(number, TrialState.COMPLETED, "done")
                 proposals[-1].append(proposal)
@@ -187,7 +189,7 @@ def test_a_resumed_study_proposes_the_same_without_the_earlier_one(tmp_path: Pat
 
 def test_no_trial_of_another_study_can_win(tmp_path: Path) -> None:
     spec = spec_of(search="{warm_start: [old]}")
-    kept, _ = import_trials(earlier_study(tmp_path / "old"), spec_of(), "old", spec)
+    kept, _ = import_trials(earlier_study(tmp_path / "old"), spec)
     write_imported(tmp_path, kept)
     _, record = searcher_of(tmp_path, spec)
     assert record.best() is None

@@ -9,6 +9,7 @@ import optuna
 import pytest
 import torch
 from optuna.storages import InMemoryStorage
+from trial_messages import completed, epoch_result
 
 from training.config import ModelTrainingConfig
 from training.models import build_model
@@ -19,8 +20,11 @@ from tuner.search.searchers.view import SearchView
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import ConstraintSettings
 from tuner.study.record import StudyRecord
+from tuner.study.study import Study
 from tuner.study.trial_entry import VIOLATION, TrialState
-from tuner.trial.costs import ConstraintBrokenError, MemoryMeter, TrialCosts
+from tuner.trial.costs import MemoryMeter, TrialCosts
+from tuner.trial.failures import ConstraintBrokenError
+from tuner.trial.messages import TrialEnd
 from tuner.trial.networks import count_parameters
 
 SMALL = ModelTrainingConfig(
@@ -83,15 +87,16 @@ policy: none
         source="space.yaml",
     )
     record = StudyRecord(Path("memory"), spec.space, spec.mode, InMemoryStorage())
-    searcher = build_searcher(record, spec, Policy(record))
+    searcher = build_searcher(Study(record.folder, spec, record), Policy(record))
     for number in range(64):
         proposal = searcher.suggest(str(number))
         assert isinstance(proposal, dict)
         share = proposal["foreground_fraction"]
-        result = {"outcome": "completed", "reason": "done", "epoch": 9, "score": share}
+        result = {**epoch_result(9, share), **completed()}
         if share > 0.5:
-            result = {"outcome": "infeasible", "reason": "too large", VIOLATION: str(share - 0.5)}
-        searcher.on_trial_complete(str(number), {**result, "epoch_seconds": 1.0})
+            end = TrialEnd(TrialState.INFEASIBLE, "too large", {VIOLATION: share - 0.5})
+            result = end.to_ray()
+        searcher.on_trial_complete(str(number), result)
     broken = record.with_state(TrialState.INFEASIBLE)
     assert all(entry.notes[VIOLATION] > 0 for entry in broken)
     late = [entry.values["foreground_fraction"] for entry in record.entries.values()][40:]

@@ -14,8 +14,8 @@ from tuner.spec.load import parse_spec
 from tuner.spec.settings import ResourceSettings
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
-from tuner.trial.endings import ending_of
-from tuner.trial.gpus import GpuMissingError, check_trial_gpu
+from tuner.trial.failures import GpuMissingError, classify
+from tuner.trial.gpus import check_trial_gpu
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, ray: int, torch_sees: int) -> None:
@@ -71,7 +71,7 @@ def test_a_trial_that_booked_a_gpu_and_has_none_halts_the_study(
     check_trial_gpu(0)
     with pytest.raises(GpuMissingError, match=r"booked 0.5 GPU on node .*") as error:
         check_trial_gpu(0.5)
-    assert ending_of(error.value)[0] is TrialState.INTERRUPTED
+    assert classify(error.value).state is TrialState.INTERRUPTED
     machine(monkeypatch, ray=1, torch_sees=1)
     check_trial_gpu(0.5)
 

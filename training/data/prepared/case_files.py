@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from training.data.prepared.cache import CaseEntry
 from training.data.prepared.preprocessing import Preprocessing
 from training.data.raw.layouts import RawCase
-from training.durable_write import write_atomically
+from training.durable_write import write_durably
 
 FOREGROUND_CENTRES = 10_000
 """Voxels kept of each class of a case, as centres of patches."""
@@ -26,12 +26,12 @@ def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> Cas
     """
     prepared = preprocessing.apply(case.images, case.label)
     assert prepared.label is not None
-    write_atomically(folder / f"{case.case_id}.image.npy", _npy(prepared.image))
-    write_atomically(folder / f"{case.case_id}.label.npy", _npy(prepared.label))
+    write_durably(folder / f"{case.case_id}.image.npy", _npy(prepared.image))
+    write_durably(folder / f"{case.case_id}.label.npy", _npy(prepared.label))
     centres = _foreground_centres(prepared.label, preprocessing.num_classes)
     foreground = io.BytesIO()
     np.savez(foreground, allow_pickle=False, **centres)
-    write_atomically(folder / f"{case.case_id}.foreground.npz", foreground.getvalue())
+    write_durably(folder / f"{case.case_id}.foreground.npz", foreground.getvalue())
     counts = np.bincount(prepared.label.ravel(), minlength=preprocessing.num_classes)
     channels, depth, height, width = prepared.image.shape
     return CaseEntry(

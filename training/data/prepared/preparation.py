@@ -38,7 +38,7 @@ from training.data.raw.header_survey import survey_headers
 from training.data.raw.layouts import RawCase, RawDataset, read_layout
 from training.data.raw.phantom import resolve_data_dir
 from training.data.raw.volume import voxels_in_header
-from training.durable_write import write_atomically
+from training.durable_write import write_durably
 from training.errors import DatasetError, reason_of
 
 PLAN = "plan.json"
@@ -239,7 +239,7 @@ class _Preparation:
             warnings=list(dict.fromkeys([*plan.warnings, *of_cases])),
         )
         split.mkdir(parents=True, exist_ok=True)
-        write_atomically(split / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        write_durably(split / MANIFEST, manifest.model_dump_json(indent=1))
         parts = ", ".join(f"{len(splits[name])} {name}" for name in SPLITS)
         size = " x ".join(f"{step:g}" for step in plan.preprocessing.spacing)
         self._tell(f"preprocessed at {size} mm: {parts}")
@@ -249,7 +249,7 @@ class _Preparation:
 
         def scan(case: RawCase) -> CaseScan:
             found = scan_case(case, self._dataset)
-            write_atomically(self._scan_path(case), found.model_dump_json().encode())
+            write_durably(self._scan_path(case), found.model_dump_json())
             return found
 
         scans = self._for_each_case(
@@ -261,7 +261,7 @@ class _Preparation:
         counts = {case: scan.voxel_counts for case, scan in scans.items()}
         test_cases = held_out_cases(counts, self._config)
         plan = plan_dataset(self._dataset, scans, self._config, test_cases)
-        write_atomically(self._arrays / PLAN, plan.model_dump_json(indent=1).encode())
+        write_durably(self._arrays / PLAN, plan.model_dump_json(indent=1))
         for case in self._dataset.cases:
             self._scan_path(case).unlink(missing_ok=True)
         return plan
@@ -271,7 +271,7 @@ class _Preparation:
 
         def store(case: RawCase) -> CaseEntry:
             entry = store_case(case, plan.preprocessing, self._arrays)
-            write_atomically(self._entry_path(case), entry.model_dump_json().encode())
+            write_durably(self._entry_path(case), entry.model_dump_json())
             return entry
 
         def stored(case: RawCase) -> CaseEntry | None:

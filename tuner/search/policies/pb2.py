@@ -16,7 +16,7 @@ from tuner.search.one_thread import one_thread
 from tuner.search.policies.explore import HELD, perturbed
 from tuner.search.policies.pbt import PopulationTraining
 from tuner.spec.domains import Choice
-from tuner.study.trial_entry import TrialState
+from tuner.study.trial_entry import IN_PROGRESS
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -59,7 +59,7 @@ class PopulationBandits(PopulationTraining):
             return super()._explored(values, donor, epoch, rng)
         latest = sorted(intervals, key=lambda interval: interval.epoch)[-MOST_OBSERVATIONS:]
         score = self._sign * self._record.entries[donor].scores[epoch]
-        running = self._record.with_state(TrialState.RUNNING, TrialState.INTERRUPTED)
+        running = self._record.with_state(*IN_PROGRESS)
         kept = HELD | numbers
         base = perturbed(space, values, rng, self._settings.resample_probability, kept)
         with one_thread():

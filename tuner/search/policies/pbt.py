@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
     from tuner.study.trial_entry import TrialEntry
 
-BROKEN = frozenset({TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.FAILED})
-"""Endings of trials that nobody takes over, however good they were before."""
-
 
 class PopulationTraining(Policy):
     """Weak trials take over the weights of strong ones, and go on with values near theirs.
@@ -133,9 +130,8 @@ class PopulationTraining(Policy):
         }
         ranked = sorted(rank, key=lambda number: (rank[number], -number))
         weak, strong = quantiles(ranked, self._settings.quantile_fraction)
-        return weak, [
-            number for number in strong if self._record.entries[number].state not in BROKEN
-        ]
+        # a trial that broke is taken over by nobody, however good it was before
+        return weak, [number for number in strong if self._record.entries[number].state.usable]
 
     def _told(self, number: int, epoch: int) -> str:
         return f"{self._record.entries[number].scores[epoch]:.4g}"

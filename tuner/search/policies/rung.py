@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tuner.study.trial_entry import TrialState, sign_of
+from tuner.study.trial_entry import IN_PROGRESS, TrialState, sign_of
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
@@ -78,10 +78,9 @@ class Rung:
 
     def passed(self, also: int | None) -> int:
         """How many trials went on after this rung; `also`, which is being judged, did not yet."""
-        unfinished = (TrialState.RUNNING, TrialState.INTERRUPTED)
         goes_on = [
             entry.number
-            for entry in self._record.with_state(*unfinished)
+            for entry in self._record.with_state(*IN_PROGRESS)
             if entry.epochs == self._epoch and entry.number != also and self._belongs(entry.number)
         ]
         return len(self._went_on) + len(goes_on)

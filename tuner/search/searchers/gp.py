@@ -11,9 +11,9 @@ from scipy.stats import norm
 
 from tuner.search.gaussian_process import GaussianProcess
 from tuner.search.searchers.optuna_searchers import qmc
-from tuner.search.searchers.ranks import BROKEN, ranks_by_rung
+from tuner.search.searchers.ranks import ranks_by_rung
 from tuner.search.searchers.view import Proposal
-from tuner.study.trial_entry import TrialState
+from tuner.study.trial_entry import BAD_CONFIGS, IN_PROGRESS
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -82,7 +82,7 @@ def _observations(
             for rung in view.rungs
             if math.isfinite(entry.scores.get(rung, math.nan))
         ]
-        if entry.state in BROKEN:
+        if entry.state in BAD_CONFIGS:
             broken.append(number)
         else:
             rows += [(number, _budget(rung, view), score) for rung, score in curve]
@@ -98,10 +98,7 @@ def _observations(
     worst = float(scores.min()) if len(scores) else -1.0
     rows += [(number, 1.0, 0.0) for number in broken]
     points = np.stack([encoded[row[0]] for row in rows])
-    pending = [
-        view.encoding.encode(entry.values)
-        for entry in view.record.with_state(TrialState.RUNNING, TrialState.INTERRUPTED)
-    ]
+    pending = [view.encoding.encode(entry.values) for entry in view.record.with_state(*IN_PROGRESS)]
     return (
         points,
         np.array([row[1] for row in rows]),

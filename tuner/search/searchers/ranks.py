@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tuner.study.trial_entry import TrialState
+from tuner.study.trial_entry import BAD_CONFIGS
 
 if TYPE_CHECKING:
     from tuner.search.searchers.view import SearchView
-
-BROKEN = frozenset({TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.INFEASIBLE})
-"""Endings that are the configuration's fault: as bad as a result can be."""
 
 
 def ranks_by_rung(view: SearchView) -> dict[int, float]:
@@ -24,7 +21,7 @@ def ranks_by_rung(view: SearchView) -> dict[int, float]:
     """
     keys: dict[int, tuple[int, float]] = {}
     for number, entry in view.record.entries.items():
-        if entry.state in BROKEN:
+        if entry.state in BAD_CONFIGS:
             keys[number] = (-1, 0.0)
             continue
         scores = [view.sign * entry.scores.get(rung, math.nan) for rung in view.rungs]

@@ -1,80 +1,45 @@
-"""What follows when a trial's worker is gone: killed, out of memory, hung, its node lost."""
+"""Detects lost and hung workers."""
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.tune import Callback
 
-from tuner.run.failures import WorkerLostError, WorkerOutOfMemoryError, end_trial
-from tuner.study.trial_entry import TrialState
-from tuner.trial.messages import TRIAL_NUMBER
+from tuner.run.ray_internals import actor_of
+from tuner.trial.failures import ClusterLostError, TrialHungError, classify, end_trial
+from tuner.trial.messages import TrialRequest
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
-    from tuner.spec.study_spec import StudySpec
-    from tuner.study.record import StudyRecord
+    from tuner.study.study import Study
 
-FAREWELL_SECONDS = 2.0
+SHUTDOWN_SECONDS = 2.0
 """How long after a worker died its cluster is watched, to tell whether all of it ends."""
 
-HEAD_SECONDS = 5.0
+HEAD_TIMEOUT = 5.0
 """How long the head node of a cluster may take to answer before the cluster is taken for gone."""
 
 
-@contextmanager
-def lost_worker_ends_one_trial() -> Iterator[None]:
-    """Let Tune take every way in which Ray loses a worker for a worker that died.
-
-    Ray's `OutOfMemoryError` and the errors of lost objects are no `RayActorError`, and Tune
-    (2.60) ends the whole study with "Caught unexpected exception" when it meets one.
-    """
-    original = RayActorManager._actor_task_failed
-
-    def task_failed(
-        manager: RayActorManager, tracked_actor_task: Any, exception: Exception
-    ) -> None:
-        # Ray gives both by name
-        if isinstance(exception, RayError) and not isinstance(
-            exception, RayActorError | RayTaskError
-        ):
-            out_of_memory = isinstance(exception, OutOfMemoryError)
-            kind = WorkerOutOfMemoryError if out_of_memory else WorkerLostError
-            exception = kind(str(exception).strip().splitlines()[0])
-        original(manager, tracked_actor_task, exception)
-
-    RayActorManager._actor_task_failed = task_failed
-    try:
-        yield
-    finally:
-        RayActorManager._actor_task_failed = original
-
-
-class WorkerDeaths(Callback):  # type: ignore[misc]
-    """Ends the workers of trials that hang, and decides what follows when a worker is gone.
+class LostWorkers(Callback):  # type: ignore[misc]
+    """Ends the workers of trials that hang, and tells why a worker is lost.
 
     A trial whose worker died is tried again, as `failures` of the spec says. When the whole
     cluster is gone, none can be: trials are interrupted, and the study ends, to be resumed.
 
     Args:
-        record: The study's record.
-        spec: The study's spec.
+        study: The study.
         cluster_is_gone: Whether no worker can be started any more.
     """
 
-    def __init__(
-        self, record: StudyRecord, spec: StudySpec, cluster_is_gone: Callable[[], bool]
-    ) -> None:
-        self._record = record
-        self._spec = spec
+    def __init__(self, study: Study, cluster_is_gone: Callable[[], bool]) -> None:
+        self._study = study
         self._cluster_is_gone = cluster_is_gone
         self._heard: dict[Trial, float] = {}
         self._hung: set[int] = set()
@@ -83,17 +48,22 @@ class WorkerDeaths(Callback):  # type: ignore[misc]
         """Ray pickles its callbacks; there is nothing to keep."""
         return {}
 
-    def died(self, number: int, state: TrialState, reason: str) -> None:
-        """Decide about a trial whose worker is gone."""
+    def lost(self, number: int, error: Exception) -> None:
+        """End a trial whose worker is lost, or let it be tried again.
+
+        Args:
+            number: The trial.
+            error: Why its worker is lost, as far as Ray knows.
+        """
         if number in self._hung:
             self._hung.discard(number)
-            reason = (
-                f"it hung: no epoch ended within {self._spec.failures.hang_timeout:g} s "
+            error = TrialHungError(
+                f"it hung: no epoch ended within {self._study.spec.failures.hang_timeout:g} s "
                 "(failures.hang_timeout)"
             )
         elif self._cluster_is_gone():
-            state, reason = TrialState.INTERRUPTED, "the Ray cluster went away"
-        end_trial(self._record, self._spec, number, state, reason)
+            error = ClusterLostError("the Ray cluster went away")
+        end_trial(self._study, number, classify(error))
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -126,15 +96,15 @@ class WorkerDeaths(Callback):  # type: ignore[misc]
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """End the workers of trials that are silent for too long."""
-        limit = self._spec.failures.hang_timeout
+        limit = self._study.spec.failures.hang_timeout
         if limit is None:
             return
         now = time.monotonic()
         for trial in [trial for trial, heard in self._heard.items() if now - heard > limit]:
             del self._heard[trial]
-            actor = trial.temporary_state.ray_actor
+            actor = actor_of(trial)
             if actor is not None:
-                self._hung.add(trial.config[TRIAL_NUMBER])
+                self._hung.add(TrialRequest.from_ray(trial.config).number)
                 ray.kill(actor)
 
 
@@ -145,10 +115,10 @@ def head_is_gone() -> bool:
     missed may be a worker.
     """
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    deadline = time.monotonic() + FAREWELL_SECONDS
+    deadline = time.monotonic() + SHUTDOWN_SECONDS
     while time.monotonic() < deadline:
         try:
-            with closing(socket.create_connection((host, int(port)), timeout=HEAD_SECONDS)):
+            with closing(socket.create_connection((host, int(port)), timeout=HEAD_TIMEOUT)):
                 time.sleep(0.1)
         except OSError:
             return True

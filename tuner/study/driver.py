@@ -1,0 +1,69 @@
+"""What the one process that drives a study may do: hold its lock, close its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from training.durable_write import write_durably
+from tuner.errors import StudyError, TunerError
+from tuner.spec.load import load_resolved_spec
+from tuner.spec.yaml_source import Override
+from tuner.study.files import RESOLVED_SPEC
+from tuner.study.folder import driver_lock
+from tuner.study.records import DRIVER_FAILED, DRIVER_GONE, close_records
+from tuner.study.spec_changes import spec_changes
+from tuner.study.study import Study
+
+
+@contextmanager
+def only_driver(study: Study) -> Iterator[None]:
+    """Hold the lock of a study, which is as it was opened."""
+    with driver_lock(study.folder):
+        # the driver before may have written on since the study was opened
+        study.record.reload()
+        path = study.folder / RESOLVED_SPEC
+        if spec_changes(load_resolved_spec(path), study.spec):
+            raise StudyError(
+                f"another process gave the study {study.name!r} another search space just now: "
+                "choose another --name"
+            )
+        close_records(study, DRIVER_GONE)
+        try:
+            yield
+        except BaseException:
+            # the error is what counts
+            with suppress(TunerError):
+                close_records(study, DRIVER_FAILED)
+            raise
+
+
+def close_if_not_driven(study: Study) -> bool:
+    """Close the records of a study that nobody drives, as far as its folder can be written.
+
+    Returns:
+        Whether nobody drives it, and its records are closed now.
+    """
+    try:
+        with only_driver(study):
+            return True
+    except (StudyError, OSError):
+        return False
+
+
+def change_budgets(study: Study, overrides: Mapping[str, Override]) -> Study:
+    """The study with other budgets, which its folder keeps.
+
+    Args:
+        study: The study; nobody may run it now.
+        overrides: Values of the section `search` by dotted key.
+
+    Raises:
+        SpecError: if a value is not valid.
+        StudyError: if another process runs the study.
+    """
+    spec = study.spec.with_settings(overrides)
+    with only_driver(study):
+        write_durably(study.folder / RESOLVED_SPEC, spec.to_yaml())
+    return replace(study, spec=spec, before=None)
