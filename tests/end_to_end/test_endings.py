@@ -21,6 +21,7 @@ from training.data import DataSource, PreprocessedDataset, prepare_dataset
 from training.lightning_module import SegmentationLightningModule
 from tuner.cli.main import main
 from tuner.spec.load import load_spec
+from tuner.study.confirmation import is_finished
 from tuner.study.open import open_study
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
@@ -147,7 +148,7 @@ def test_a_study_that_is_cut_off_goes_on_where_it_was(
     assert len(told) == len(set(told))
     assert optuna_states(tmp_path / "cut") == ["COMPLETE", "COMPLETE"]
     study = open_study(tmp_path, "cut")
-    assert study.finished
+    assert is_finished(study)
     assert sorted(study.record.entries) == [0, 1]
     for number, entry in study.record.entries.items():
         assert entry.state is TrialState.COMPLETED

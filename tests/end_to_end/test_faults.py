@@ -24,6 +24,7 @@ from ray.cluster_utils import Cluster
 from tuner.cli.main import main
 from tuner.errors import ResourceError
 from tuner.run.cluster_check import check_cluster
+from tuner.study.confirmation import is_finished
 from tuner.study.open import open_study
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
@@ -112,7 +113,7 @@ def wait_for_no_trainer(study: Path) -> None:
 
 
 def assert_nothing_lost(study: Study, undisturbed: StudyRecord, toy: ModuleType) -> None:
-    assert study.finished
+    assert is_finished(study)
     assert trace(study.record) == trace(undisturbed)
     assert scores(study.record) == scores(undisturbed)
     for log in study.folder.glob("trials/*/trained.log"):

@@ -11,7 +11,7 @@ import yaml
 
 from training.data import PreprocessedDataset
 from tuner.cli.main import main
-from tuner.study.confirmation import CASES, SEED, confirmed_configs, open_confirmation
+from tuner.study.confirmation import CASES, SEED, confirmed_configs, is_finished, open_confirmation
 from tuner.study.open import open_study
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
@@ -50,7 +50,7 @@ def study(cluster: str, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
     assert main([*run, *start, "--set", "confirm=false", *where]) == 0
     first = open_study(folder, "goals")
     assert sum(entry.epochs for entry in first.record.entries.values()) >= 4
-    assert first.finished
+    assert is_finished(first)
     raised = first.folder / "spec.resolved.yaml"
     raised.write_text(raised.read_text().replace("confirm: false", "confirm: {top: 1, seeds: 2}"))
     assert main(["resume", "goals", "--epoch-budget", "100", *where]) == 0
@@ -60,7 +60,7 @@ def study(cluster: str, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
 def test_a_spent_budget_can_be_raised(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     assert study.spec.search.epoch_budget == 100
     assert len(study.record.entries) == 4
-    assert study.finished
+    assert is_finished(study)
     assert main(["status", "goals", "--studies-dir", str(study.folder.parent)]) == 0
     assert "of 100 epochs" in capsys.readouterr().out
 
@@ -140,4 +140,4 @@ def test_a_study_learns_from_an_earlier_one(
     assert f"{used} of 4 trials of goals fit this space" in shown
     second = open_study(study.folder.parent, "second")
     assert len(second.record.entries) == 1
-    assert second.finished
+    assert is_finished(second)

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import tuner
 from tuner.cli.main import main
 from tuner.study.config_files import config_file
+from tuner.study.confirmation import is_finished
 from tuner.study.open import open_study
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
@@ -128,7 +129,7 @@ def test_a_killed_driver_loses_nothing_and_decides_the_same(
         time.sleep(0.1)
     driver.kill()
     driver.wait(timeout=60)
-    assert not cut.finished
+    assert not is_finished(cut)
     assert main(["resume", "cut", *where]) == 0
     calm, cut = open_study(tmp_path, "calm"), open_study(tmp_path, "cut")
     assert decisions(cut) == decisions(calm)

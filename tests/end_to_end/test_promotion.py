@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tuner.cli.main import main
+from tuner.study.confirmation import is_finished
 from tuner.study.open import open_study
 from tuner.study.trial_entry import TrialState
 
@@ -24,7 +25,7 @@ def test_paused_trials_go_on_where_they_were(
     where = ["--name", "promotion", "--studies-dir", str(tmp_path)]
     assert main(["run", str(space), "--num-trials", "6", "--max-concurrent", "2", *where]) == 0
     study = open_study(tmp_path, "promotion")
-    assert study.finished
+    assert is_finished(study)
     entries = study.record.entries
     assert len(entries) == 6
     ended = {entry.state for entry in entries.values()}

@@ -19,7 +19,7 @@ from tuner.study.confirmation import (
 )
 from tuner.study.data import StudyData
 from tuner.study.files import CONFIRM_FOLDER, remove_checkpoints
-from tuner.study.records import describe_study
+from tuner.study.provenance import describe_study
 from tuner.study.study import Study
 from tuner.trial.failures import full_disk_explained
 

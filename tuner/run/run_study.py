@@ -35,8 +35,7 @@ from tuner.study.driver import only_driver
 from tuner.study.earlier import check_comparable, import_earlier, not_imported
 from tuner.study.folder import FolderBefore, refuse_foreign_confirmation
 from tuner.study.open import open_study
-from tuner.study.provenance import write_provenance
-from tuner.study.records import describe_study
+from tuner.study.provenance import describe_study, write_provenance
 from tuner.study.study import Study
 from tuner.trial.failures import full_disk_explained, halted_message
 from tuner.trial.networks import check_some_network_builds

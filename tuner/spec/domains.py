@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+
+from tuner.spec.domain import Distribution, Domain
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from numpy import ndarray
+
+__all__ = ["DOMAINS", "Choice", "Domain", "LogUniform", "QUniform", "RandInt", "Uniform"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,9 @@ class Choice:
     values: tuple[Any, ...]
     names: tuple[str, ...] | None = None
 
+    kind: ClassVar[str] = "choice"
+    may_be_condition: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("choice needs at least one value, but got []")
@@ -36,6 +48,15 @@ class Choice:
         if twice:
             raise ValueError(f"choice has {', '.join(sorted(twice))} more than once")
 
+    @classmethod
+    def read(cls, arguments: Any) -> Self:
+        """The choice of a list of values, or of values by name."""
+        if isinstance(arguments, dict):
+            return cls(tuple(arguments.values()), tuple(arguments))
+        if not isinstance(arguments, list):
+            raise ValueError(f"choice needs a list of values, but got {arguments!r}")
+        return cls(tuple(arguments))
+
     @property
     def labels(self) -> list[Any]:
         """What the searcher sees for each value."""
@@ -43,24 +64,32 @@ class Choice:
             return list(self.names)
         return [value if _is_plain(value) else str(value) for value in self.values]
 
-    def value_of(self, label: Any) -> Any:
+    def restored(self, stored: Any) -> Any:
         """The value that a label stands for."""
-        return self.values[self.labels.index(label)]
+        return self.values[self.labels.index(stored)]
 
-    def nearest(self, value: Any) -> Any:
-        """`value` if it may be chosen, else the first option."""
-        return value if self.contains(value) else self.values[0]
-
-    def label_of(self, value: Any) -> Any:
+    def stored(self, value: Any) -> Any:
         """The label of a value.
 
         Raises:
             ValueError: if the value may not be chosen.
         """
-        for label, known in zip(self.labels, self.values, strict=True):
+        return self.labels[self.place(value)]
+
+    def place(self, value: Any) -> int:
+        """Which of the values it is.
+
+        Raises:
+            ValueError: if the value may not be chosen.
+        """
+        for place, known in enumerate(self.values):
             if value == known and same_kind(value, known):
-                return label
+                return place
         raise ValueError(f"{value!r} is none of {self.describe()}")
+
+    def nearest(self, value: Any) -> Any:
+        """`value` if it may be chosen, else the first option."""
+        return value if self.contains(value) else self.values[0]
 
     def contains(self, value: Any) -> bool:
         """Whether `value` may be chosen."""
@@ -71,8 +100,25 @@ class Choice:
         return rng.choice(self.values)
 
     def examples(self) -> tuple[Any, ...]:
-        """Values that must all be valid for the domain to be."""
+        """All values."""
         return self.values
+
+    def place_of(self, example: Any) -> tuple[str | int, ...]:
+        """Where a value is written: by its name or its place in the list."""
+        place = self.place(example)
+        return self.kind, self.names[place] if self.names is not None else place
+
+    def grid(self, points: int) -> list[Any]:
+        """All values."""
+        return list(self.values)
+
+    def explore(self, value: Any, rng: random.Random, factors: tuple[float, float]) -> Any:
+        """A neighbour among numbers; the value itself where some are not numbers."""
+        ordered = sorted(option for option in self.values if _is_number(option))
+        if len(ordered) < len(self.values):
+            return value
+        place = ordered.index(value) + rng.choice((-1, 1))
+        return ordered[min(max(place, 0), len(ordered) - 1)]
 
     def describe(self) -> str:
         """The domain in one line."""
@@ -81,13 +127,52 @@ class Choice:
     def to_yaml(self) -> dict[str, Any]:
         """As it is written in a search space."""
         if self.names is not None:
-            return {"choice": dict(zip(self.names, self.values, strict=True))}
-        return {"choice": list(self.values)}
+            return {self.kind: dict(zip(self.names, self.values, strict=True))}
+        return {self.kind: list(self.values)}
+
+    @property
+    def distribution(self) -> Distribution:
+        """A choice of the labels."""
+        return Distribution(choices=tuple(self.labels))
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """All values."""
+        return self.values
+
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return len(self.values)
+
+    @property
+    def width(self) -> int:
+        """One coordinate a value: 1 for the chosen one."""
+        return len(self.values)
+
+    def to_unit(self, value: Any) -> Float[ndarray, " w"]:
+        """1 for the value, 0 for the others."""
+        coordinates: Float[ndarray, " w"] = np.eye(self.width)[self.place(value)]
+        return coordinates
+
+    def from_unit(self, coordinates: Float[ndarray, " w"]) -> Any:
+        """The value of the greatest coordinate."""
+        return self.values[int(np.argmax(coordinates))]
+
+    def places(self, coordinates: Float[ndarray, "n w"]) -> Int[ndarray, " n"]:
+        """The places of the greatest coordinates."""
+        places: Int[ndarray, " n"] = coordinates.argmax(axis=1)
+        return places
+
+    def snapped(self, coordinates: Float[ndarray, "n w"]) -> Float[ndarray, "n w"]:
+        """1 for the greatest coordinate, 0 for the others."""
+        snapped: Float[ndarray, "n w"] = np.eye(self.width)[self.places(coordinates)]
+        return snapped
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """A number from `low` to `high`, each as likely as another.
+class Interval(ABC):
+    """Base of the numbers from `low` to `high`, which have one coordinate.
 
     Raises:
         ValueError: unless `low < high`.
@@ -96,8 +181,120 @@ class Uniform:
     low: float
     high: float
 
+    kind: ClassVar[str]
+    may_be_condition: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         _check_bounds(self.low, self.high)
+
+    @classmethod
+    def read(cls, arguments: Any) -> Self:
+        """The domain of a list of its bounds (and its step)."""
+        names = [field.name for field in fields(cls)]
+        if not isinstance(arguments, list) or len(arguments) != len(names):
+            raise ValueError(f"{cls.kind} needs [{', '.join(names)}], but got {arguments!r}")
+        return cls(*arguments)
+
+    def to_yaml(self) -> dict[str, Any]:
+        """As it is written in a search space."""
+        return {self.kind: [getattr(self, field.name) for field in fields(self)]}
+
+    @abstractmethod
+    def nearest(self, value: Any) -> float:
+        """The number of the domain that comes nearest; the middle for no number."""
+
+    @property
+    @abstractmethod
+    def distribution(self) -> Distribution:
+        """How its numbers are sampled."""
+
+    @abstractmethod
+    def at(self, position: float) -> float:
+        """The number at a position from 0 to 1."""
+
+    def place_of(self, example: Any) -> tuple[str | int, ...]:
+        """Where the bounds are written."""
+        return (self.kind,)
+
+    def stored(self, value: Any) -> Any:
+        """The number itself."""
+        return value
+
+    def restored(self, stored: Any) -> Any:
+        """The number itself."""
+        return stored
+
+    @property
+    def count(self) -> int | None:
+        """How many numbers there are; None for a continuous domain."""
+        return None
+
+    @property
+    def options(self) -> None:
+        """Numbers have an order."""
+        return
+
+    @property
+    def width(self) -> int:
+        """One coordinate."""
+        return 1
+
+    def grid(self, points: int) -> list[Any]:
+        """Numbers at even distances from bound to bound."""
+        number = points if self.count is None else min(points, self.count)
+        positions = map(float, np.linspace(0, 1, number))
+        return list(dict.fromkeys(self.at(position) for position in positions))
+
+    def explore(self, value: Any, rng: random.Random, factors: tuple[float, float]) -> Any:
+        """The number times one of the factors, at least a step away."""
+        factor = rng.choice(factors)
+        # at a bound of its domain a number can only go the other way
+        both = [self._moved(value, by) for by in (factor, sum(factors) - factor)]
+        return next((moved for moved in both if moved != value), value)
+
+    def _moved(self, value: float, factor: float) -> float:
+        moved = self.nearest(value * factor)
+        step = self.distribution.step
+        if moved == value and step is not None:
+            moved = self.nearest(value + math.copysign(step, factor - 1))
+        return moved
+
+    def from_unit(self, coordinates: Float[ndarray, " w"]) -> Any:
+        """The number at a coordinate."""
+        return self.at(min(max(float(coordinates[0]), 0.0), 1.0))
+
+    def places(self, coordinates: Float[ndarray, "n w"]) -> Int[ndarray, " n"]:
+        """Which of the numbers lie at coordinates."""
+        assert self.count is not None
+        clipped = np.clip(coordinates[:, 0], 0.0, 1.0)
+        places: Int[ndarray, " n"] = np.minimum(clipped * self.count, self.count - 1).astype(int)
+        return places
+
+    def place(self, value: Any) -> int:
+        """Which of the numbers a number is."""
+        step = self.distribution.step
+        assert step is not None
+        place: int = round((value - self.low) / step)
+        return place
+
+    def snapped(self, coordinates: Float[ndarray, "n w"]) -> Float[ndarray, "n w"]:
+        """Coordinates in the middle of the shares that the numbers have of the unit interval."""
+        if self.count is None:
+            clipped: Float[ndarray, "n w"] = np.clip(coordinates, 0.0, 1.0)
+            return clipped
+        middles: Float[ndarray, "n w"] = (self.places(coordinates)[:, None] + 0.5) / self.count
+        return middles
+
+
+@dataclass(frozen=True)
+class Uniform(Interval):
+    """A number from `low` to `high`, each as likely as another.
+
+    Raises:
+        ValueError: unless `low < high`.
+    """
+
+    kind: ClassVar[str] = "uniform"
 
     def nearest(self, value: Any) -> float:
         """The number between the bounds that comes nearest; the middle for no number."""
@@ -124,9 +321,18 @@ class Uniform:
         """The domain in one line."""
         return f"{self.low:g} to {self.high:g}"
 
-    def to_yaml(self) -> dict[str, Any]:
-        """As it is written in a search space."""
-        return {"uniform": [self.low, self.high]}
+    @property
+    def distribution(self) -> Distribution:
+        """A number between the bounds."""
+        return Distribution(low=self.low, high=self.high)
+
+    def to_unit(self, value: Any) -> Float[ndarray, " w"]:
+        """Its share of the way from bound to bound."""
+        return np.array([(value - self.low) / (self.high - self.low)])
+
+    def at(self, position: float) -> float:
+        """The number at a share of the way from bound to bound."""
+        return self.low + position * (self.high - self.low)
 
 
 @dataclass(frozen=True)
@@ -136,6 +342,8 @@ class LogUniform(Uniform):
     Raises:
         ValueError: unless `0 < low < high`.
     """
+
+    kind: ClassVar[str] = "loguniform"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,13 +364,24 @@ class LogUniform(Uniform):
         """The domain in one line."""
         return f"{self.low:g} to {self.high:g}, logarithmic"
 
-    def to_yaml(self) -> dict[str, Any]:
-        """As it is written in a search space."""
-        return {"loguniform": [self.low, self.high]}
+    @property
+    def distribution(self) -> Distribution:
+        """A number whose logarithm is uniform."""
+        return Distribution(low=self.low, high=self.high, log=True)
+
+    def to_unit(self, value: Any) -> Float[ndarray, " w"]:
+        """Its share of the way from bound to bound on a logarithmic scale."""
+        low, high = math.log(self.low), math.log(self.high)
+        return np.array([(math.log(value) - low) / (high - low)])
+
+    def at(self, position: float) -> float:
+        """The number at a share of the way on a logarithmic scale."""
+        low, high = math.log(self.low), math.log(self.high)
+        return min(max(math.exp(low + position * (high - low)), self.low), self.high)
 
 
 @dataclass(frozen=True)
-class RandInt:
+class RandInt(Interval):
     """A whole number from `low` to `high`, both included.
 
     Raises:
@@ -172,8 +391,11 @@ class RandInt:
     low: int
     high: int
 
+    kind: ClassVar[str] = "randint"
+    may_be_condition: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
-        _check_bounds(self.low, self.high)
+        super().__post_init__()
         if not (float(self.low).is_integer() and float(self.high).is_integer()):
             raise ValueError(
                 f"randint needs whole numbers, but got (low={self.low}, high={self.high})"
@@ -203,25 +425,39 @@ class RandInt:
         """The domain in one line."""
         return f"{self.low} to {self.high}, whole"
 
-    def to_yaml(self) -> dict[str, Any]:
-        """As it is written in a search space."""
-        return {"randint": [self.low, self.high]}
+    @property
+    def count(self) -> int:
+        """How many whole numbers there are."""
+        return self.high - self.low + 1
+
+    @property
+    def distribution(self) -> Distribution:
+        """A whole number between the bounds."""
+        return Distribution(low=self.low, high=self.high, step=1, whole=True)
+
+    def to_unit(self, value: Any) -> Float[ndarray, " w"]:
+        """The middle of its share of the unit interval."""
+        return np.array([(value - self.low + 0.5) / self.count])
+
+    def at(self, position: float) -> int:
+        """The whole number whose share of the unit interval the position lies in."""
+        return self.low + min(int(position * self.count), self.count - 1)
 
 
 @dataclass(frozen=True)
-class QUniform:
+class QUniform(Interval):
     """A number from `low` to `high` in steps of `step`, each as likely as another.
 
     Raises:
         ValueError: unless `low < high`, `step > 0`, and the steps end at `high`.
     """
 
-    low: float
-    high: float
     step: float
 
+    kind: ClassVar[str] = "quniform"
+
     def __post_init__(self) -> None:
-        _check_bounds(self.low, self.high)
+        super().__post_init__()
         if not _is_number(self.step) or self.step <= 0:
             raise ValueError(f"quniform needs step > 0, but got step={self.step!r}")
         steps = (self.high - self.low) / self.step
@@ -237,14 +473,19 @@ class QUniform:
         """Steps from `low` to `high`."""
         return round((self.high - self.low) / self.step)
 
+    @property
+    def count(self) -> int:
+        """How many numbers there are."""
+        return self.steps + 1
+
     def nearest(self, value: Any) -> float:
         """The step that comes nearest; the middle one for no number."""
         if not _is_number(value):
             value = (self.low + self.high) / 2
         step = round((value - self.low) / self.step)
-        return self.at(min(max(step, 0), self.steps))
+        return self._value(min(max(step, 0), self.steps))
 
-    def at(self, step: int) -> float:
+    def _value(self, step: int) -> float:
         """The value of a step, from 0."""
         # the last step may come out a rounding error above the bound
         return min(self.low + self.step * step, self.high)
@@ -258,7 +499,7 @@ class QUniform:
 
     def sample(self, rng: random.Random) -> float:
         """One of the steps."""
-        return self.at(rng.randint(0, self.steps))
+        return self._value(rng.randint(0, self.steps))
 
     def examples(self) -> tuple[Any, ...]:
         """The bounds, and the first step."""
@@ -268,19 +509,23 @@ class QUniform:
         """The domain in one line."""
         return f"{self.low:g} to {self.high:g} in steps of {self.step:g}"
 
-    def to_yaml(self) -> dict[str, Any]:
-        """As it is written in a search space."""
-        return {"quniform": [self.low, self.high, self.step]}
+    @property
+    def distribution(self) -> Distribution:
+        """One of the steps."""
+        return Distribution(low=self.low, high=self.high, step=self.step)
 
+    def to_unit(self, value: Any) -> Float[ndarray, " w"]:
+        """The middle of its share of the unit interval."""
+        share = (value - self.low + self.step / 2) / (self.high - self.low + self.step)
+        return np.array([share])
 
-Domain = Choice | Uniform | LogUniform | RandInt | QUniform
+    def at(self, position: float) -> float:
+        """The step whose share of the unit interval the position lies in."""
+        return self._value(min(int(position * self.count), self.steps))
+
 
 DOMAINS: dict[str, type[Domain]] = {
-    "choice": Choice,
-    "uniform": Uniform,
-    "loguniform": LogUniform,
-    "randint": RandInt,
-    "quniform": QUniform,
+    kind.kind: kind for kind in (Choice, Uniform, LogUniform, RandInt, QUniform)
 }
 """Domains by the name that a search space gives them."""
 
@@ -304,22 +549,3 @@ def _is_plain(value: Any) -> bool:
 def same_kind(one: Any, other: Any) -> bool:
     """True and 1 are equal in Python, but not in a search space."""
     return isinstance(one, bool) == isinstance(other, bool)
-
-
-def value_at(domain: Domain, coordinates: Any) -> Any:
-    """The value of a domain at coordinates of the unit cube, which may lie a bit outside."""
-    coordinates = np.atleast_1d(coordinates)
-    if isinstance(domain, Choice):
-        return domain.values[int(np.argmax(coordinates))]
-    unit = min(max(float(coordinates[0]), 0.0), 1.0)
-    match domain:
-        case LogUniform():
-            low, high = math.log(domain.low), math.log(domain.high)
-            return min(max(math.exp(low + unit * (high - low)), domain.low), domain.high)
-        case Uniform():
-            return domain.low + unit * (domain.high - domain.low)
-        case QUniform():
-            return domain.at(min(int(unit * (domain.steps + 1)), domain.steps))
-        case RandInt():
-            span = domain.high - domain.low
-            return domain.low + min(int(unit * (span + 1)), span)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tuner.errors import SpecError
-from tuner.spec.domains import Choice, Domain, QUniform, RandInt, value_at
 from tuner.spec.space import stored_values
 
 if TYPE_CHECKING:
@@ -57,7 +54,7 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
     """
     points: list[dict[str, Any]] = [{}]
     for name, domain in space.items():
-        values = _along(domain)
+        values = domain.grid(POINTS)
         points = [
             extended
             for point in points
@@ -78,16 +75,3 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
 def point_key(space: Space, values: Mapping[str, Any]) -> tuple[Any, ...]:
     """A point as something that equals that of the same point."""
     return tuple(sorted(stored_values(space, values).items()))
-
-
-def _along(domain: Domain) -> list[Any]:
-    if isinstance(domain, Choice):
-        return list(domain.values)
-    if isinstance(domain, RandInt):
-        number = min(POINTS, domain.high - domain.low + 1)
-    elif isinstance(domain, QUniform):
-        number = min(POINTS, domain.steps + 1)
-    else:
-        number = POINTS
-    values = [value_at(domain, position) for position in np.linspace(0, 1, number)]
-    return list(dict.fromkeys(values))

@@ -8,7 +8,7 @@ from typing import Any
 from training.config import ModelTrainingConfig
 from training.local_path import is_url, url_refusal
 from tuner.errors import suggestion
-from tuner.spec.domains import Choice, Domain
+from tuner.spec.domain import Domain
 from tuner.spec.field_errors import field_problem
 from tuner.spec.parser import SpecParser
 from tuner.spec.policies import POLICY_SETTINGS
@@ -88,11 +88,9 @@ def fits(
         return True
     if name == "scheduler" and isinstance(value, str) and value in POLICY_SETTINGS:
         message += f"; what stops trials is the section policy: policy={value}"
-    if isinstance(domain, Choice):
-        path = (*path, "choice", domain.values.index(value))
-    elif domain is not None:
-        path = (*path, next(iter(domain.to_yaml())))
-        if "fractional part" in message:
+    if domain is not None:
+        path = (*path, *domain.place_of(value))
+        if domain.options is None and "fractional part" in message:
             message += ": use randint, or choice, for whole numbers"
     parser.problem(path, message)
     return False

@@ -7,7 +7,8 @@ from typing import Any
 
 from training.config import ModelTrainingConfig
 from tuner.errors import suggestion
-from tuner.spec.domains import DOMAINS, Choice, Domain, RandInt
+from tuner.spec.domain import Domain
+from tuner.spec.domains import DOMAINS
 from tuner.spec.parser import SpecParser
 from tuner.spec.read_config import fits, is_field, is_searchable
 from tuner.spec.space import Space
@@ -64,7 +65,7 @@ def _domain(parser: SpecParser, path: YamlPath, entry: Any) -> Domain | None:
         )
         return None
     try:
-        return _build_domain(kinds[0], entry[kinds[0]])
+        return DOMAINS[kinds[0]].read(entry[kinds[0]])
     except ValueError as error:
         parser.problem((*path, kinds[0]), str(error))
         return None
@@ -97,16 +98,13 @@ def _condition(
 def _check_accepted(
     parser: SpecParser, path: YamlPath, domain: Domain, accepted: list[Any]
 ) -> None:
-    if not isinstance(domain, Choice | RandInt):
+    if not domain.may_be_condition:
         parser.problem(path, f"when needs a choice or randint, but {path[-1]} is continuous")
         return
     for value in accepted:
         if not domain.contains(value):
-            known = (
-                [str(known) for known in domain.values]
-                if isinstance(domain, Choice)
-                else [domain.describe()]
-            )
+            options = domain.options or ()
+            known = [str(option) for option in options] or [domain.describe()]
             parser.problem(
                 path, f"{path[-1]} is never {value!r} in this space{suggestion(value, known)}"
             )
@@ -132,20 +130,6 @@ def _assemble(
     except ValueError as error:
         parser.problem(("space",), str(error))
         return Space({})
-
-
-def _build_domain(kind: str, arguments: Any) -> Domain:
-    if kind == "choice":
-        if isinstance(arguments, dict):
-            return Choice(tuple(arguments.values()), tuple(arguments))
-        if not isinstance(arguments, list):
-            raise ValueError(f"choice needs a list of values, but got {arguments!r}")
-        return Choice(tuple(arguments))
-    names = "low, high, step" if kind == "quniform" else "low, high"
-    expected = len(names.split(", "))
-    if not isinstance(arguments, list) or len(arguments) != expected:
-        raise ValueError(f"{kind} needs [{names}], but got {arguments!r}")
-    return DOMAINS[kind](*arguments)
 
 
 def _default_of(name: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import ItemsView, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuner.spec.domains import Choice, Domain, same_kind
+from tuner.spec.domains import Domain, same_kind
 
 Condition = Mapping[str, Sequence[Any]]
 """Accepted values of other fields; a field takes part only where all of them hold."""
@@ -91,17 +91,9 @@ class Space:
 
 def stored_values(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as Optuna and files keep them: a choice by its label."""
-    return {
-        name: domain.label_of(value) if isinstance(domain, Choice) else value
-        for name, value in values.items()
-        for domain in [space.domains[name]]
-    }
+    return {name: space.domains[name].stored(value) for name, value in values.items()}
 
 
 def restored_values(space: Space, stored: Mapping[str, Any]) -> dict[str, Any]:
     """The values that `stored_values` was given."""
-    return {
-        name: domain.value_of(value) if isinstance(domain, Choice) else value
-        for name, value in stored.items()
-        for domain in [space.domains[name]]
-    }
+    return {name: space.domains[name].restored(value) for name, value in stored.items()}

@@ -9,7 +9,6 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict
 
 from training.config import Mode, ModelTrainingConfig
-from tuner.spec.domains import Choice
 from tuner.spec.policies import AshaSettings, PolicySettings
 from tuner.spec.recipes import RECIPES, recipe_values
 from tuner.spec.settings import (
@@ -106,7 +105,7 @@ class SpecValues(BaseModel):
                 continue
             field, _, part = name.partition(".")
             default = plain.get(field)
-            if name in recipe and (not isinstance(domain, Choice) or domain.contains(recipe[name])):
+            if name in recipe and (domain.options is None or domain.contains(recipe[name])):
                 default = recipe[name]
             if part:
                 default = default.get(part) if isinstance(default, dict) else None

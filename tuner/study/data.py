@@ -176,7 +176,7 @@ def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
         return ""
     names = ", ".join(sided[:4]) + (", ..." if len(sided) > 4 else "")
     # what varies is resolved by each trial
-    varied = getattr(domains.get("mirror_axes"), "values", ())
+    varied = (domains["mirror_axes"].options or ()) if "mirror_axes" in domains else ()
     choices = [
         mirror_axes(ModelTrainingConfig(mirror_axes=value), labels)
         for value in varied or [config.mirror_axes]

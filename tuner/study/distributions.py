@@ -11,22 +11,16 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from tuner.spec.domains import Choice, LogUniform, QUniform, RandInt, Uniform
-
 if TYPE_CHECKING:
-    from tuner.spec.domains import Domain
+    from tuner.spec.domain import Domain
 
 
 def distribution_of(domain: Domain) -> BaseDistribution:
     """The domain as Optuna knows it."""
-    match domain:
-        case Choice():
-            return CategoricalDistribution(domain.labels)
-        case LogUniform():
-            return FloatDistribution(domain.low, domain.high, log=True)
-        case Uniform():
-            return FloatDistribution(domain.low, domain.high)
-        case QUniform():
-            return FloatDistribution(domain.low, domain.high, step=domain.step)
-        case RandInt():
-            return IntDistribution(domain.low, domain.high)
+    given = domain.distribution
+    if given.choices is not None:
+        return CategoricalDistribution(given.choices)
+    if given.whole:
+        step = int(given.step or 1)
+        return IntDistribution(int(given.low), int(given.high), step=step, log=given.log)
+    return FloatDistribution(given.low, given.high, step=given.step, log=given.log)

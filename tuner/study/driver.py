@@ -10,11 +10,26 @@ from training.durable_write import write_durably
 from tuner.errors import StudyError, TunerError
 from tuner.spec.load import load_resolved_spec
 from tuner.spec.yaml_source import Override
+from tuner.study.confirmation import open_confirmation
 from tuner.study.files import RESOLVED_SPEC
 from tuner.study.folder import driver_lock
-from tuner.study.records import DRIVER_FAILED, DRIVER_GONE, close_records
 from tuner.study.spec_changes import spec_changes
 from tuner.study.study import Study
+
+DRIVER_GONE = "cut off: the process that ran the study ended without a word"
+"""Reason of trials that a driver left running."""
+
+DRIVER_FAILED = "cut off: the study ended by an error, or was ended at once"
+"""Reason of trials that ran when it did."""
+
+
+def close_records(study: Study, reason: str) -> None:
+    """Close what a driver that was cut off left running; the caller holds the study's lock."""
+    study.record.close_running(reason)
+    confirmation = open_confirmation(study)
+    if confirmation is not None:
+        confirmation.record.close_running(reason)
+        confirmation.record.close()
 
 
 @contextmanager
@@ -57,7 +72,7 @@ def change_budgets(study: Study, overrides: Mapping[str, Override]) -> Study:
 
     Args:
         study: The study; nobody may run it now.
-        overrides: Values of the section `search` by dotted key.
+        overrides: Values of the section `search`, by dotted key.
 
     Raises:
         SpecError: if a value is not valid.

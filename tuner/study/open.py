@@ -8,12 +8,11 @@ from pathlib import Path
 from tuner.errors import StudyError
 from tuner.spec.load import load_resolved_spec
 from tuner.study.commands import shown_name, study_command
-from tuner.study.driver import close_if_not_driven
+from tuner.study.driver import DRIVER_GONE, close_if_not_driven
 from tuner.study.driver_lock import driver_is_running
 from tuner.study.files import DATABASE, RESOLVED_SPEC
 from tuner.study.folder import check_studies_dir, spec_time, study_path
 from tuner.study.record import StudyRecord
-from tuner.study.records import DRIVER_GONE
 from tuner.study.storage import unreadable
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState

@@ -17,6 +17,7 @@ from tuner.study.files import PROVENANCE
 
 if TYPE_CHECKING:
     from tuner.study.data import StudyData
+    from tuner.study.record import StudyRecord
     from tuner.study.study import Study
 
 PREPARATION = "preparation"
@@ -44,6 +45,24 @@ def write_provenance(study: Study, data: StudyData) -> None:
     if first is not None:
         values = resumed(first, values)
     write_durably(path, json.dumps(values, indent=2))
+
+
+def describe_study(study: Study, record: StudyRecord, data: StudyData) -> None:
+    """Say in one of a study's records what the study is, for Optuna's dashboard.
+
+    Args:
+        study: The study, with the spec that its folder has.
+        record: The record: its own, or that of its confirmation.
+        data: Its data.
+    """
+    attributes = {
+        "segtune": metadata.version("segtune"),
+        "study": study.name,
+        "data": str(data.source),
+        "data_fingerprint": data.fingerprint,
+        "spec": study.spec.to_yaml(),
+    }
+    record.describe(study.spec.metric, attributes)
 
 
 def provenance(data: StudyData, *, seed: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.spec.domains import Choice
 from tuner.spec.study_spec import StudySpec
 from tuner.study.files import trial_folder
 
@@ -64,7 +63,7 @@ def shown_hyperparameters(space: Space, values: Mapping[str, Any]) -> list[Hyper
 
     shown = []
     for name, domain in space.items():
-        options = list(domain.values) if isinstance(domain, Choice) else None
+        options = None if domain.options is None else list(domain.options)
         if options is not None and all(map(is_number, options)):
             options = None
         shown.append(Hyperparameter(name, values.get(name), name in values, options))

@@ -141,7 +141,7 @@ class LearningCurves:
     def _best(self) -> float:
         """The best score of a long search: draws, then neighbours of the best."""
         rng = np.random.default_rng(0)
-        drawn = self._encoding.settled(rng.uniform(size=(5_000, self._encoding.size)))
+        drawn = self._encoding.snapped(rng.uniform(size=(5_000, self._encoding.size)))
         points = np.vstack([self.vectors, drawn])
         for spread in (0.1, 0.1, 0.05, 0.02, 0.01, 0.005):
             scores = np.concatenate(

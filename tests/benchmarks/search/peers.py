@@ -81,19 +81,7 @@ def optuna_space(space: Space) -> Callable[[optuna.Trial], dict[str, Any]]:
         for name, domain in space.items():
             if not space.active(name, values):
                 continue
-            match domain:
-                case Choice():
-                    values[name] = domain.value_of(trial.suggest_categorical(name, domain.labels))
-                case LogUniform():
-                    values[name] = trial.suggest_float(name, domain.low, domain.high, log=True)
-                case Uniform():
-                    values[name] = trial.suggest_float(name, domain.low, domain.high)
-                case QUniform():
-                    values[name] = trial.suggest_float(
-                        name, domain.low, domain.high, step=domain.step
-                    )
-                case RandInt():
-                    values[name] = trial.suggest_int(name, domain.low, domain.high)
+            values[name] = suggest(trial, name, domain)
         return values
 
     return suggest
@@ -247,9 +235,9 @@ class SyneTunePeer(Searcher, FIFOScheduler):  # type: ignore[misc]
         for name, domain in self._space.items():
             if self._space.active(name, values):
                 given = drawn[name]
-                values[name] = domain.value_of(given) if isinstance(domain, Choice) else given
+                values[name] = domain.restored(given)
                 if isinstance(domain, QUniform):
-                    values[name] = domain.at(given)
+                    values[name] = domain.nearest(domain.low + domain.step * given)
         return values
 
     def on_trial_result(self, *arguments: Any) -> Any:

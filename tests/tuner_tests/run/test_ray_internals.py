@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.exceptions import OutOfMemoryError, OwnerDiedError, RayActorError
 from ray.tune.experiment import Trial
 
+import tuner
 from tuner.run.ray_internals import (
     actor_of,
     check_versions,
@@ -36,6 +38,15 @@ from tuner.run.ray_internals import (
 from tuner.trial.failures import WorkerLostError, WorkerOutOfMemoryError
 
 MESSAGE = "1 worker(s) were killed due to the node running low on memory.\nTop 10 users: ..."
+
+
+PRIVATE = re.compile(r"\bray\._|\bray\.core\b|\bray(\.\w+)*\._internal\b|\b_raylet\b")
+
+
+def test_private_parts_of_ray_are_used_in_one_place() -> None:
+    package = Path(tuner.__file__).parent
+    using = {path.name for path in package.rglob("*.py") if PRIVATE.search(path.read_text())}
+    assert using == {"ray_internals.py"}
 
 
 def parameters(function: Any) -> list[str]:
@@ -150,13 +161,13 @@ def test_a_worker_that_left_no_error_is_lost_without_a_reason(tmp_path: Path) ->
     assert str(lost_worker_error(left_by(None, tmp_path))) == ""
 
 
-def test_a_trial_of_tune_knows_its_actor_and_the_file_of_its_error(tmp_path: Path) -> None:
+def test_a_trial_of_tune_knows_its_actor_and_the_file_of_its_error() -> None:
     trial = Trial("stub", stub=True)
     assert actor_of(trial) is None
     trial.temporary_state.ray_actor = "the actor"
     assert "temporary_state.ray_actor = ray_actor" in inspect.getsource(Trial.set_ray_actor)
     assert actor_of(trial) == "the actor"
-    assert trial.pickled_error_file is None
+    assert isinstance(inspect.getattr_static(Trial, "pickled_error_file"), property)
 
 
 def test_a_cluster_of_other_versions_is_told_apart() -> None:

@@ -345,7 +345,7 @@ def test_encoding_and_decoding_agree(seed: int) -> None:
     spec = spec_of()
     encoding = SpaceEncoding(spec.space)
     vectors = np.random.default_rng(seed).uniform(-0.2, 1.2, (4, encoding.size))
-    settled = encoding.settled(vectors)
+    settled = encoding.snapped(vectors)
     for vector, found in zip(vectors, settled, strict=True):
         values = encoding.decode(vector)
         np.testing.assert_allclose(found, encoding.encode(values), atol=1e-9)

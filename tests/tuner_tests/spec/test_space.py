@@ -65,9 +65,9 @@ def test_ends_are_drawn_and_the_logarithm_is_uniform() -> None:
 def test_labels_stand_for_values() -> None:
     lists = Choice(("uniform", [1, 2, 5]))
     assert lists.labels == ["uniform", "[1, 2, 5]"]
-    assert lists.value_of("[1, 2, 5]") == [1, 2, 5]
+    assert lists.restored("[1, 2, 5]") == [1, 2, 5]
     named = Choice(("uniform", [1, 2, 5]), names=("plain", "tumour"))
-    assert [named.value_of(label) for label in named.labels] == ["uniform", [1, 2, 5]]
+    assert [named.restored(label) for label in named.labels] == ["uniform", [1, 2, 5]]
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,12 @@
-"""How a trial that took over another one's weights varies its values."""
+"""Explore: how a trial that copied another one's weights varies its values."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tuner.spec.domains import Choice, QUniform, RandInt, Uniform
-
 if TYPE_CHECKING:
-    from tuner.spec.domains import Domain
     from tuner.spec.space import Space
 
 FACTORS = (0.8, 1.2)
@@ -50,30 +46,5 @@ def perturbed(
         elif name not in values or rng.random() < resample_probability:
             explored[name] = domain.sample(rng)
         else:
-            explored[name] = _neighbour(domain, values[name], rng)
+            explored[name] = domain.explore(values[name], rng, FACTORS)
     return explored
-
-
-def _neighbour(domain: Domain, value: Any, rng: random.Random) -> Any:
-    if not isinstance(domain, Choice):
-        factor = rng.choice(FACTORS)
-        # at a bound of its domain a number can only go the other way
-        both = [_moved(domain, value, by) for by in (factor, sum(FACTORS) - factor)]
-        return next((moved for moved in both if moved != value), value)
-    ordered = sorted(option for option in domain.values if _is_number(option))
-    if len(ordered) < len(domain.values):
-        return value
-    place = ordered.index(value) + rng.choice((-1, 1))
-    return ordered[min(max(place, 0), len(ordered) - 1)]
-
-
-def _moved(domain: Uniform | RandInt | QUniform, value: float, factor: float) -> float:
-    moved = domain.nearest(value * factor)
-    if moved == value and not isinstance(domain, Uniform):
-        step = domain.step if isinstance(domain, QUniform) else 1
-        moved = domain.nearest(value + math.copysign(step, factor - 1))
-    return moved
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -15,7 +15,6 @@ from tuner.search.gaussian_process import GaussianProcess
 from tuner.search.one_thread import one_thread
 from tuner.search.policies.explore import HELD, perturbed
 from tuner.search.policies.pbt import PopulationTraining
-from tuner.spec.domains import Choice
 from tuner.study.trial_entry import IN_PROGRESS
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class PopulationBandits(PopulationTraining):
     ) -> dict[str, Any]:
         """The numbers of the greatest upper confidence bound, given the donor's state."""
         space = self._record.space
-        numbers = {name for name, domain in space.items() if not isinstance(domain, Choice)} - HELD
+        numbers = {name for name, domain in space.items() if domain.options is None} - HELD
         encoding = SpaceEncoding(space)
         intervals = [
             interval

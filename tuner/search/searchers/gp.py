@@ -152,7 +152,7 @@ def _maximise(
     rng = view.rng()
     encoding = view.encoding
     incumbents = [process.points[index] for index in np.argsort(-known)[:5]]
-    drawn = encoding.settled(rng.uniform(size=(400, encoding.size)))
+    drawn = encoding.snapped(rng.uniform(size=(400, encoding.size)))
     near = [
         encoding.neighbours(point, spread, 30, rng)
         for point in incumbents

@@ -16,14 +16,13 @@ from optuna.trial import create_trial
 
 from tuner.search.searchers.ranks import ranks_by_rung
 from tuner.search.searchers.view import Proposal
-from tuner.spec.domains import Choice, LogUniform, QUniform, RandInt, Uniform
 from tuner.spec.space import stored_values
 from tuner.study.distributions import distribution_of
 from tuner.study.trial_entry import VIOLATION, sign_of
 
 if TYPE_CHECKING:
     from tuner.search.searchers.view import SearchView
-    from tuner.spec.domains import Domain
+    from tuner.spec.domain import Domain
     from tuner.study.trial_entry import TrialEntry
 
 GENERATION = "NSGAIISampler:generation"
@@ -96,7 +95,7 @@ def _ask(
     values: dict[str, Any] = {}
     for name, domain in view.space.items():
         if view.space.active(name, values):
-            values[name] = _suggest(trial, name, domain)
+            values[name] = suggest(trial, name, domain)
     drawn = study.get_trials(deepcopy=False)[-1]
     return Proposal(values, int(drawn.system_attrs.get(GENERATION, 0)))
 
@@ -136,16 +135,14 @@ def _signed_values(entries: Sequence[TrialEntry], metric: str, mode: str) -> dic
     return {number: value if math.isfinite(value) else worst for number, value in values.items()}
 
 
-def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:
+def suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:
     """Draw a value of `domain` from the trial's sampler."""
-    match domain:
-        case Choice():
-            return domain.value_of(trial.suggest_categorical(name, domain.labels))
-        case LogUniform():
-            return trial.suggest_float(name, domain.low, domain.high, log=True)
-        case Uniform():
-            return trial.suggest_float(name, domain.low, domain.high)
-        case QUniform():
-            return trial.suggest_float(name, domain.low, domain.high, step=domain.step)
-        case RandInt():
-            return trial.suggest_int(name, domain.low, domain.high)
+    given = domain.distribution
+    if given.choices is not None:
+        return domain.restored(trial.suggest_categorical(name, given.choices))
+    if given.whole:
+        step = int(given.step or 1)
+        whole = trial.suggest_int(name, int(given.low), int(given.high), step=step, log=given.log)
+        return domain.restored(whole)
+    number = trial.suggest_float(name, given.low, given.high, step=given.step, log=given.log)
+    return domain.restored(number)
