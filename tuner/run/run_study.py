@@ -30,6 +30,7 @@ from tuner.run.stopping import (
 )
 from tuner.run.tune_run import run_tune
 from tuner.spec.grid import planned_trials
+from tuner.spec.plugins import import_plugins
 from tuner.study.data import prepare_data
 from tuner.study.driver import only_driver
 from tuner.study.earlier import check_comparable, import_earlier, not_imported
@@ -70,6 +71,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         earlier = [open_study(study.folder.parent, name) for name in not_imported(study)]
         check_comparable(earlier, study.spec)
         check_cluster(address)
+        import_plugins(study.spec)
         if starts_own_cluster(address):
             note = check_own_gpus(study.spec.resources)
             if note is not None and console is not None:

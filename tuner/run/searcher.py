@@ -178,5 +178,5 @@ def build_searcher(study: Study, policy: Promotes) -> RecordSearcher:
         grid_points(spec.space)
     imported = read_imported(study.folder, spec.space) if spec.search.warm_start else {}
     return RecordSearcher(
-        study, SEARCHERS[spec.search.searcher], policy, first_points(spec), imported
+        study, SEARCHERS.resolve(spec.search.searcher), policy, first_points(spec), imported
     )

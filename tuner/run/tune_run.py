@@ -13,6 +13,7 @@ from tuner.run.scheduler import RecordScheduler
 from tuner.run.searcher import build_searcher
 from tuner.run.stopping import HaltStopper
 from tuner.search.policies import Policy, build_policy
+from tuner.study.code import code_folder
 from tuner.study.confirmation import Candidate
 from tuner.study.data import StudyData
 from tuner.study.files import RAY_FOLDER
@@ -88,6 +89,7 @@ def run_tune(
         data.for_trials,
         resources.gpu,
         judged=chosen is not None,
+        code=code_folder(study.folder),
     )
     trainable = tune.with_parameters(TrialTrainable, study=context)
     if chosen is None:

@@ -40,6 +40,10 @@ class GpuMissingError(RuntimeError):
     """A trial booked a GPU, and its process has none."""
 
 
+class CodeMissingError(RuntimeError):
+    """A node cannot import code of the user's own that the study's trials need."""
+
+
 class ConstraintBrokenError(Exception):
     """A trial costs more than a constraint of its study allows.
 
@@ -73,7 +77,7 @@ def classify(error: Exception) -> TrialEnd:
     match error:
         case ConstraintBrokenError():
             return TrialEnd(TrialState.INFEASIBLE, str(error), {VIOLATION: error.violation})
-        case GpuMissingError() | ClusterLostError():
+        case GpuMissingError() | CodeMissingError() | ClusterLostError():
             # the trials after it would meet it too
             return TrialEnd(TrialState.INTERRUPTED, str(error))
         case OSError() if error.errno in DISK_FULL:
