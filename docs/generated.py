@@ -244,6 +244,12 @@ def metric_conventions() -> str:
     return re.sub(r"^# ", "## ", text, flags=re.MULTILINE)
 
 
+def plugin_arguments() -> str:
+    """What a user's own code is called with, from the docstring of the registry."""
+    text = inspect.cleandoc(registry.__doc__ or "")
+    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+
+
 def trial_states() -> str:
     """How a trial can stand."""
     from tuner.study.trial_entry import TrialState
@@ -371,6 +377,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         networks,
         metrics,
         metric_conventions,
+        plugin_arguments,
         trial_states,
         errors,
         training_api,

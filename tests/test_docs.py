@@ -6,6 +6,7 @@ import ast
 import html
 import importlib
 import importlib.util
+import math
 import os
 import re
 import shlex
@@ -17,14 +18,17 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 import yaml
 
 from training import registry
+from training.models import build_model
 from tuner.cli.parser import COMMANDS, build_parser
 from tuner.search.policies import POLICIES
 from tuner.search.searchers import SEARCHERS
 from tuner.spec.domains import DOMAINS
 from tuner.spec.load import parse_spec
+from tuner.spec.plugins import import_plugins
 from tuner.spec.reference import all_fields, config_fields, policy_fields, sections
 from tuner.study import files
 
@@ -216,6 +220,29 @@ def test_commands_in_the_documents_are_understood(text: str) -> None:
             build_parser().parse_args(words[1:])
         if words[0] == "make":
             assert set(words[1:]) <= set(targets)
+
+
+def test_the_plug_ins_of_the_documentation_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (DOCS / "how-to" / "plug-ins.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (space,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "my_lab.py").write_text(code)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = parse_spec(space, source=tmp_path / "space.yaml")
+    found = import_plugins(spec)
+    monkeypatch.delitem(sys.modules, "my_lab")
+    assert set(found) == {
+        f"my_lab:{name}" for name in ("TinyNet", "SmoothCrossEntropy", "volume_error", "first_draw")
+    }
+    config = spec.trial_config({"model_name": "my_lab:TinyNet", "model_params.width": 4})
+    logits = build_model(config)(torch.zeros(1, 1, 8, 8, 8))
+    assert logits.shape == (1, config.num_classes, 8, 8, 8)
+    labels = torch.zeros(1, 8, 8, 8, dtype=torch.int64)
+    assert found["my_lab:SmoothCrossEntropy"]()(logits.detach(), labels) > 0
+    assert found["my_lab:volume_error"](torch.ones(3), torch.tensor([1, 0, 1])) == 0.5
+    assert math.isnan(found["my_lab:volume_error"](labels, labels))
 
 
 @parametrised("python")

@@ -43,6 +43,9 @@ POLICY = "policy"
 """Name of the section whose settings follow from the policy that it names."""
 
 
+OWN = "package.module:function"
+"""How something of the user's own is named, where it can be."""
+
 NEVER_VARY = frozenset({"max_epochs"})
 """Fields that say how a network is trained, and are the same for all trials of a study."""
 
@@ -120,7 +123,7 @@ def _policy_fields() -> list[FieldHelp]:
         for row in policy_fields(policy):
             merged.setdefault(replace(row, read_by=()), []).append(policy)
     return [
-        replace(name, kind=" | ".join(POLICY_SETTINGS), default=DEFAULT_POLICY),
+        replace(name, kind=" | ".join([*POLICY_SETTINGS, OWN]), default=DEFAULT_POLICY),
         *(replace(row, read_by=tuple(readers)) for row, readers in merged.items()),
     ]
 
@@ -236,7 +239,7 @@ class _Option:
         if any(getattr(each, "func", None) is seconds for each in self.metadata):
             return "duration, e.g. 90s, 30m or 2h"
         if names := self.names():
-            return f"{' | '.join(names)} | package.module:function"
+            return " | ".join([*names, OWN])
         origin, arguments = typing.get_origin(self.base), typing.get_args(self.base)
         if origin is Literal:
             return " | ".join(as_yaml(value) for value in arguments)

@@ -88,7 +88,7 @@ def test_a_setting_of_a_policy_names_those_that_read_it() -> None:
     (row,) = find_fields("policy.grace_period")
     assert row.read_by == ("asha", "pasha", "median")
     (name,) = find_fields("policy.name")
-    assert name.kind.split(" | ") == list(POLICY_SETTINGS)
+    assert name.kind.split(" | ") == [*POLICY_SETTINGS, "package.module:function"]
     assert parse_spec("space: {seed: {randint: [0, 9]}}", source="x").policy.name == name.default
 
 
