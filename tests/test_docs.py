@@ -21,8 +21,11 @@ import pytest
 import torch
 import yaml
 
+import training
+import tuner
 from training import registry
 from training.models import build_model
+from tuner.cli import exit_codes
 from tuner.cli.parser import COMMANDS, build_parser
 from tuner.search.policies import POLICIES
 from tuner.search.searchers import SEARCHERS
@@ -174,6 +177,23 @@ def test_every_command_and_option_is_in_the_reference(site: Path) -> None:
             )
     for option in ("--studies-dir", "--warm-start", "--overwrite", "--size", "--set KEY=VALUE"):
         assert option in text
+
+
+def test_every_public_name_of_both_packages_is_in_the_reference(site: Path) -> None:
+    names = {name for name in tuner.__all__ if not name.startswith("_")}
+    errors = {name for name in names if name.endswith("Error")}
+    text = shown(site, "python-tuner")
+    assert [name for name in sorted(names - errors) if f"tuner.{name}" not in text] == []
+    text = shown(site, "errors")
+    assert [name for name in sorted(errors) if f".{name}" not in text] == []
+    text = shown(site, "python-training") + shown(site, "errors")
+    assert [name for name in training.__all__ if f".{name}" not in text] == []
+
+
+def test_every_exit_code_is_in_the_reference() -> None:
+    text = (DOCS / "reference" / "commands.md").read_text()
+    codes = {value for value in vars(exit_codes).values() if type(value) is int}
+    assert set(re.findall(r"^\| (\d+) \|", text, flags=re.MULTILINE)) == set(map(str, codes))
 
 
 def test_every_file_of_a_study_is_named(site: Path) -> None:
