@@ -133,6 +133,19 @@ def check(options: argparse.Namespace, out: Console) -> int:
     return DONE
 
 
+def fields(options: argparse.Namespace, out: Console) -> int:
+    """`tune fields`."""
+    from tuner.report.fields import print_field, print_fields
+    from tuner.spec.reference import all_fields, find_fields
+
+    rows = all_fields() if options.name is None else find_fields(options.name)
+    if len(rows) == 1:
+        print_field(out, rows[0])
+    else:
+        print_fields(out, rows)
+    return DONE
+
+
 def export(options: argparse.Namespace, out: Console) -> int:
     """`tune export`."""
     from tuner.api import studies

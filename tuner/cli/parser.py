@@ -115,6 +115,15 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
     add_studies_dir(parser)
 
 
+def _fields_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="a field, a section, or a setting such as search.num_trials (default: all)",
+    )
+
+
 def _export_options(parser: argparse.ArgumentParser) -> None:
     add_study_name(parser)
     parser.add_argument(
@@ -220,6 +229,13 @@ COMMANDS: tuple[Command, ...] = (
         ("tune check liver.yaml", "tune check liver.yaml --set patch_size=[64,96,96]"),
         add_space_options,
         commands.check,
+    ),
+    Command(
+        "fields",
+        "explain the fields and settings of a search space",
+        ("tune fields", "tune fields learning_rate", "tune fields search.num_trials"),
+        _fields_options,
+        commands.fields,
     ),
     Command(
         "export",
