@@ -29,20 +29,6 @@ if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
     from tuner.study.study import Study
 
-LEARNED_FROM = {
-    TrialState.COMPLETED: TrialState.COMPLETED,
-    TrialState.STOPPED: TrialState.STOPPED,
-    # as far as they came
-    TrialState.PAUSED: TrialState.STOPPED,
-    TrialState.INTERRUPTED: TrialState.STOPPED,
-    TrialState.RUNNING: TrialState.STOPPED,
-    TrialState.DIVERGED: TrialState.DIVERGED,
-}
-"""Trials that say something of their config, and what they count as here.
-
-What ran out of memory, broke a constraint or failed may do well elsewhere.
-"""
-
 
 @dataclass(frozen=True)
 class Imported:
@@ -155,6 +141,17 @@ def import_earlier(
     write_imported(study.folder, kept)
 
 
+def _state_here(state: TrialState) -> TrialState | None:
+    """What a trial of another study counts as here; None if it says nothing of its config.
+
+    What ran out of memory, broke a constraint or failed may do well elsewhere.
+    """
+    if state in {TrialState.COMPLETED, TrialState.DIVERGED}:
+        return state
+    # paused and cut off: as far as they came
+    return TrialState.STOPPED if state.usable else None
+
+
 def import_trials(earlier: Study, spec: StudySpec) -> tuple[list[dict[str, Any]], Imported]:
     """What is kept of the trials of an earlier study.
 
@@ -165,7 +162,7 @@ def import_trials(earlier: Study, spec: StudySpec) -> tuple[list[dict[str, Any]]
     kept: list[dict[str, Any]] = []
     unlike: set[str] = set()
     for entry in earlier.record.entries.values():
-        state = LEARNED_FROM.get(entry.state)
+        state = _state_here(entry.state)
         if state is None or (state is not TrialState.DIVERGED and not entry.scores):
             continue
         fitting = fitting_values(entry.values, earlier.spec, spec)

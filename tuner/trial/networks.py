@@ -15,6 +15,7 @@ from training.config import ModelTrainingConfig
 from training.models import build_model
 from tuner.errors import SpecError, StudyError
 from tuner.spec.field_errors import value_problems
+from tuner.spec.plugins import import_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -83,6 +84,7 @@ def check_networks(spec: StudySpec) -> Networks:
         SpecError: for the first one that cannot be built, with its settings; or if none was
             found that keeps to the constraints.
     """
+    import_plugins(spec)
     costs = []
     for drawn in islice(_drawn(spec), NETWORKS):
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from optuna.storages import InMemoryStorage
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from tuner.run.searcher import RecordSearcher
+from tuner.driver.searcher import RecordSearcher
 from tuner.search.gaussian_process import single_blas_thread
 from tuner.search.policies import Policy
 from tuner.search.searchers import Proposal, SearchView

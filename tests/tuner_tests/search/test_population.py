@@ -19,8 +19,8 @@ from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pbt import _explore
 from trial_messages import epoch_result, ray_trial
 
+from tuner.driver.scheduler import RecordScheduler
 from tuner.errors import SpecError
-from tuner.run.scheduler import RecordScheduler
 from tuner.search.policies import PopulationBandits, PopulationTraining
 from tuner.search.policies.explore import perturbed
 from tuner.search.policies.pbt import quantiles

@@ -15,8 +15,8 @@ from scipy.optimize import approx_fprime
 from scipy.stats import multivariate_normal
 from trial_messages import completed, epoch_result
 
+from tuner.driver.searcher import RecordSearcher, build_searcher
 from tuner.errors import SpecError
-from tuner.run.searcher import RecordSearcher, build_searcher
 from tuner.search.encoding import SpaceEncoding
 from tuner.search.gaussian_process import GaussianProcess, _loss_and_gradient, _prior
 from tuner.search.policies import Policy, build_policy
@@ -78,7 +78,7 @@ def test_proposals_lie_in_the_space_and_meet_its_conditions(name: str) -> None:
     spec = spec_of(f"{{searcher: {name}}}")
     record = in_memory(spec)
     for _ in range(40):
-        proposal = SEARCHERS[name](view(record, spec))
+        proposal = SEARCHERS.resolve(name)(view(record, spec))
         assert proposal is not None
         values = dict(proposal.values)
         entry = record.propose(values, name, proposal.generation)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 
+from tuner.driver.checkpoint_keeper import CheckpointKeeper
+from tuner.driver.searcher import build_searcher
 from tuner.report.plots import front_plot
-from tuner.run.checkpoint_keeper import CheckpointKeeper
-from tuner.run.searcher import build_searcher
 from tuner.search.policies import Policy
 from tuner.search.searchers import SEARCHERS, SearchView
 from tuner.spec.load import parse_spec
@@ -133,5 +133,5 @@ def test_other_searchers_go_by_the_first_metric(name: str) -> None:
             record.report(number, 9, number / 10, seconds, 1.0)
             record.finish(number, TrialState.COMPLETED, "done")
         view = SearchView(record, 8, 0, spec.default_point(), (9,), spec.further_metrics)
-        proposals.append(SEARCHERS[name](view))
+        proposals.append(SEARCHERS.resolve(name)(view))
     assert proposals[0] == proposals[1]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from optuna.storages import InMemoryStorage
 
-from tuner.run.searcher import RecordSearcher, build_searcher
+from tuner.driver.searcher import RecordSearcher, build_searcher
 from tuner.search.policies import Policy
 from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
