@@ -18,12 +18,15 @@ from torchmetrics import MeanMetric
 
 from training.class_weights import VoxelCounts
 from training.config import ModelTrainingConfig
+from training.errors import PluginError
 from training.inference import predict_case
 from training.logged_names import EPOCH, check_logged_name
 from training.losses import DeepSupervisionLoss, build_loss
 from training.lr_schedules import is_stepped_each_step
 from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
+from training.metrics.own import measure
 from training.optimizers import get_optimizer
+from training.registry import MODULES, is_plugin
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,10 @@ class SegmentationLightningModule(pl.LightningModule):
     `training.metrics`). They are measured on the grid of the cases as they are given, and left
     out where the size of a voxel is not known. `val_nsd` and `val_nsd_{class}` are logged where
     `config.monitor` is one of them. A score is nan where it is not defined in any case.
+
+    Metrics of the user's own (`config.own_metrics`, and `config.monitor` where it is an import
+    path) are logged of validation cases under their import path, of test cases with `test_` before
+    it.
 
     What is logged once an epoch has the epoch as its x axis, counted from 1.
 
@@ -105,6 +112,13 @@ class SegmentationLightningModule(pl.LightningModule):
                 f"{stage}_surface": SurfaceMetrics(
                     num_classes, config.surface_tolerance, labels, distances=stage == "test"
                 )
+                for stage in ("val", "test")
+            }
+        )
+        # a mapping of modules takes no names with a dot
+        self.own_metrics = nn.ModuleDict(
+            {
+                stage: nn.ModuleList(MeanMetric(nan_strategy="ignore") for _ in own_metrics(config))
                 for stage in ("val", "test")
             }
         )
@@ -191,6 +205,8 @@ class SegmentationLightningModule(pl.LightningModule):
             surface = self._stage_surface(stage)
             if surface is not None:
                 surface.update(prediction, target, self._spacing)
+            if stage != "train":
+                self._measure_own(stage, prediction, target)
             self._stage_loss(stage).update(loss.detach(), label.shape[0])
         if self.config.debug:
             logger.info(
@@ -203,6 +219,16 @@ class SegmentationLightningModule(pl.LightningModule):
                 loss.item(),
             )
         return loss
+
+    def _measure_own(
+        self, stage: Stage, prediction: Int[Tensor, b * spatial], target: Int[Tensor, b * spatial]
+    ) -> None:
+        num_classes = self.config.num_classes if self.config.target_label is None else 2
+        for name, mean in self._own_metrics(stage):
+            for one, other in zip(prediction, target, strict=True):
+                mean.update(
+                    measure(name, one, other, spacing=self._spacing, num_classes=num_classes)
+                )
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics of the epoch."""
@@ -222,17 +248,21 @@ class SegmentationLightningModule(pl.LightningModule):
         surface = self._stage_surface(stage)
         if surface is not None:
             scores |= surface.compute()
+        own = self._own_metrics(stage)
         seconds = None if stage == "train" else self._seconds_per_case(stage)
         if seconds is not None:
             scores["seconds_per_case"] = seconds.compute()
         # a state that is reset in inference mode could not be changed by a training after it
         with torch.inference_mode(mode=False):
-            for accumulated in (metrics, loss, surface, seconds):
+            of_own = {name: mean.compute() for name, mean in own}
+            for accumulated in (metrics, loss, surface, seconds, *(mean for _, mean in own)):
                 if accumulated is not None:
                     accumulated.reset()
         # compute() has already gathered the ranks; the values are the same on each
+        named = {f"{stage}_{name}": value for name, value in scores.items()}
+        named |= {name if stage == "val" else f"{stage}_{name}": of_own[name] for name in of_own}
         self.log_dict(
-            {f"{stage}_{name}": value.float() for name, value in scores.items()},
+            {name: value.float() for name, value in named.items()},
             rank_zero_only=False,
             sync_dist=False,
         )
@@ -283,6 +313,18 @@ class SegmentationLightningModule(pl.LightningModule):
         assert isinstance(seconds, MeanMetric)
         return seconds
 
+    def _own_metrics(self, stage: Stage) -> list[tuple[str, MeanMetric]]:
+        """Metrics of the user's own that are measured in a stage, and their means."""
+        if stage == "train":
+            return []
+        means = self.own_metrics[stage]
+        assert isinstance(means, nn.ModuleList)
+        named = []
+        for name, mean in zip(own_metrics(self.config), means, strict=True):
+            assert isinstance(mean, MeanMetric)
+            named.append((name, mean))
+        return named
+
     def _stage_surface(self, stage: Stage) -> SurfaceMetrics | None:
         """Surface metrics of a stage in which they are measured."""
         wanted = stage == "val" and self.config.monitor.startswith("val_nsd")
@@ -321,6 +363,34 @@ class SegmentationLightningModule(pl.LightningModule):
         if self.config.target_label is None:
             return label
         return (label == self.config.target_label).to(label.dtype)
+
+
+def own_metrics(config: ModelTrainingConfig) -> list[str]:
+    """Import paths of the metrics of the user's own that a config asks for."""
+    monitored = [config.monitor] if is_plugin(config.monitor) else []
+    return list(dict.fromkeys([*monitored, *config.own_metrics]))
+
+
+def build_module(
+    model: nn.Module,
+    config: ModelTrainingConfig,
+    module: type[SegmentationLightningModule] | None = None,
+) -> SegmentationLightningModule:
+    """The Lightning module that trains a network: that of the config, or a class given here.
+
+    Raises:
+        PluginError: if `config.lightning_module` leads to no subclass of
+            `SegmentationLightningModule`.
+    """
+    name = config.lightning_module
+    if module is None:
+        module = SegmentationLightningModule if name is None else MODULES.resolve(name)
+    if not (isinstance(module, type) and issubclass(module, SegmentationLightningModule)):
+        raise PluginError(
+            f"lightning_module={name or module!r} must be a subclass of "
+            "training.lightning_module.SegmentationLightningModule"
+        )
+    return module(model, config)
 
 
 def _now(image: Tensor) -> float:

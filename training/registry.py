@@ -16,6 +16,8 @@ for (`call`):
 | LR_SCHEDULES | config, optimizer, steps_per_epoch | a scheduler of torch, or None |
 | CLASS_WEIGHTS | config, counts | a weight for each class |
 | AUGMENTATIONS | image, label, rng, strength (a plug-in) | the changed image and label |
+| METRICS | prediction, target, spacing, num_classes | the score of a case |
+| MODULES | model, config | a `SegmentationLightningModule` |
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 from training.errors import PluginError, reason_of, suggestion
@@ -33,12 +37,16 @@ from training.errors import PluginError, reason_of, suggestion
 __all__ = [
     "AUGMENTATIONS",
     "CLASS_WEIGHTS",
+    "FIELDS",
     "LOSSES",
     "LR_SCHEDULES",
+    "METRICS",
     "MODELS",
+    "MODULES",
     "OPTIMIZERS",
     "Registry",
     "call",
+    "code_file",
     "import_path",
     "is_plugin",
     "load_function",
@@ -216,6 +224,22 @@ def parameters_of(function: Callable[..., Any], name: str) -> Mapping[str, inspe
         ) from error
 
 
+def code_file(path: str) -> Path | None:
+    """Where the module of an import path, or its outermost package, would be imported from.
+
+    Nothing is run to find out. None if there is no such module, or it is in no file.
+    """
+    top = path.partition(":")[0].partition(".")[0]
+    loaded = sys.modules.get(top)
+    spec = PathFinder.find_spec(top) if loaded is None else loaded.__spec__
+    if spec is None:
+        return None
+    places = [spec.origin, *(spec.submodule_search_locations or [])]
+    return next(
+        (Path(place) for place in places if place not in (None, "built-in", "frozen")), None
+    )
+
+
 def _import(module_name: str, subject: str) -> Any:
     try:
         return import_module(module_name)
@@ -323,3 +347,19 @@ AUGMENTATIONS = Registry(
     },
 )
 """Augmentations of training patches, see `training.data.patches.augmentation`."""
+
+FIELDS = {
+    "model_name": MODELS,
+    "loss": LOSSES,
+    "class_weights": CLASS_WEIGHTS,
+    "optimizer": OPTIMIZERS,
+    "scheduler": LR_SCHEDULES,
+    "augmentation": AUGMENTATIONS,
+}
+"""Registry of each config field that names an entry of one."""
+
+METRICS = Registry("metric", {})
+"""Metrics by import path, see `training.metrics.own`; ours are logged without being asked for."""
+
+MODULES = Registry("Lightning module", {})
+"""Lightning modules by import path, subclasses of `SegmentationLightningModule`."""

@@ -16,7 +16,7 @@ from torch import nn
 from training.callbacks import BestScore, SeedSteps, StopOnDivergence, get_callbacks
 from training.checkpoints import BEST_CHECKPOINT, LAST_CHECKPOINT, DurableCheckpointIO
 from training.hparams import Hyperparameter, hyperparameters_of, log_hyperparameters
-from training.lightning_module import SegmentationLightningModule
+from training.lightning_module import SegmentationLightningModule, build_module
 from training.logged_names import EPOCH
 
 if TYPE_CHECKING:
@@ -65,12 +65,15 @@ class SegmentationTrainer:
         train_loader: Batches of patches, see `training.data.get_dataloader`.
         val_loader: Whole cases that the monitored metric is computed on.
         test_loader: Whole cases for `test`.
+        module: A subclass of `SegmentationLightningModule` that trains the network, in the place
+            of the config's `lightning_module`.
         callbacks: Further Lightning callbacks, after those of `get_callbacks`.
         progress_bar: Whether Lightning shows its progress bar.
         hyperparameters: Columns of TensorBoard's HParams tab, which shows them beside the best
             value of the monitored metric; by default all fields that could be searched.
 
     Raises:
+        PluginError: if `config.lightning_module` cannot be used.
         ValueError: if the machine has fewer GPUs than `config.gpus`, or there are fewer
             validation or test cases than processes.
 
@@ -90,6 +93,7 @@ class SegmentationTrainer:
         val_loader: DataLoader[Any],
         test_loader: DataLoader[Any] | None = None,
         *,
+        module: type[SegmentationLightningModule] | None = None,
         callbacks: Sequence[Callback] = (),
         progress_bar: bool = True,
         hyperparameters: Sequence[Hyperparameter] | None = None,
@@ -99,7 +103,7 @@ class SegmentationTrainer:
         self.module = (
             model
             if isinstance(model, SegmentationLightningModule)
-            else SegmentationLightningModule(model, config)
+            else build_module(model, config, module)
         )
         self.train_loader = train_loader
         self.val_loader = val_loader

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from training.data import Preprocessing
 from training.errors import BundleError, CheckpointError
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
+from training.registry import code_file, is_plugin
 
 FORMAT_VERSION = 1
 
@@ -78,16 +79,32 @@ class Bundle:
     tell: Tell = field(default=lambda line: None, repr=False, compare=False)
 
     @classmethod
-    def load(cls, folder: Path, device: str | None = None) -> Bundle:
+    def load(
+        cls, folder: Path | str, device: str | None = None, *, trust_code: bool = False
+    ) -> Bundle:
         """Read a bundle from `folder`.
+
+        Nothing in the folder is ever run. A network of somebody's own is named by its import path
+        alone; its module is imported from this machine's Python path, if that is allowed.
 
         Args:
             folder: What `write_bundle` wrote.
             device: Torch device; a GPU if there is one, by default.
+            trust_code: Whether the module of a network that is not of this package may be
+                imported, and so run.
 
         Raises:
-            BundleError: if the folder is no complete bundle.
+            BundleError: if the folder is no complete bundle, or needs code that is not allowed.
+            PluginError: if that code cannot be imported.
+
+        Example:
+            >>> bundle = Bundle.load("export")
+            >>> bundle.predict("case.nii.gz").shape  # the label map, in the image's own grid
+            (35, 51, 35)
+            >>> bundle.predict("case.nii.gz", "predictions/case.nii.gz")
+            PosixPath('predictions/case.nii.gz')
         """
+        folder = Path(folder)
         missing = [
             name
             for name in (WEIGHTS, CONFIG, PREPROCESSING, MANIFEST)
@@ -103,7 +120,8 @@ class Bundle:
             preprocessing = Preprocessing.model_validate_json((folder / PREPROCESSING).read_text())
             manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
             state = read_checkpoint(folder / WEIGHTS)
-            module = _module(config)
+            _check_code(folder, config, trust_code=trust_code)
+            module = _module_of_network(config)
             module.model.load_state_dict(state)
         except (ValidationError, yaml.YAMLError, TypeError, *READ_ERRORS) as error:
             raise BundleError(
@@ -122,7 +140,7 @@ class Bundle:
         return case_probabilities(self.module, image)
 
     def label_map(
-        self, images: Sequence[Path]
+        self, images: Path | str | Sequence[Path]
     ) -> np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]:
         """Label map of one case, in the voxel grid of its image file.
 
@@ -130,11 +148,12 @@ class Bundle:
         CPU, see `training.bundle.case_prediction`.
 
         Args:
-            images: The case's files: one, or one a channel.
+            images: The case's file, or its files, one a channel.
 
         Raises:
-            ValueError: if the files are no readable volume with the right channels.
+            ValueError: if the files are not a readable volume with the right channels.
         """
+        images = _as_paths(images)
         case = self.preprocessing.apply(images)
         for warning in case.warnings:
             self.tell(f"warning: {warning}")
@@ -157,23 +176,47 @@ class Bundle:
         typed *= kind.type(self.config.target_label or 1)
         return typed
 
-    def predict(self, images: Sequence[Path], output: Path) -> Path:
-        """Segment one case and write the label map as NIfTI, in the image's own geometry.
+    @overload
+    def predict(
+        self, images: Path | str | Sequence[Path]
+    ) -> np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]: ...
 
-        The file is there in full or not at all; an older one of its name is replaced. It takes
-        over the image's geometry and nothing else, see `training.bundle.label_file`.
+    @overload
+    def predict(self, images: Path | str | Sequence[Path], output: Path | str) -> Path: ...
+
+    def predict(
+        self, images: Path | str | Sequence[Path], output: Path | str | None = None
+    ) -> np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]] | Path:
+        """Segment one case; with an `output` write its label map as NIfTI.
+
+        The label map is in the image's own grid and geometry. A file is there in full or not at
+        all; an older one of its name is replaced. It takes over the image's geometry and nothing
+        else, see `training.bundle.label_file`.
 
         Args:
-            images: The case's files: one, or one a channel.
+            images: The case's file, or its files, one a channel.
             output: NIfTI file to write; its folder is made.
 
         Returns:
-            `output`.
+            The label map (i, j, k) as an array, or `output` where one was given.
+
+        Raises:
+            ValueError: if the files are not a readable volume with the right channels.
         """
+        images = _as_paths(images)
         label = self.label_map(images)
+        if output is None:
+            return label
+        output = Path(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_label_map(label, images[0], output)
         return output
+
+
+def _as_paths(images: Path | str | Sequence[Path]) -> list[Path]:
+    if isinstance(images, Path | str):
+        return [Path(images)]
+    return [Path(image) for image in images]
 
 
 def load_checkpoint(checkpoint: Path, config: ModelTrainingConfig) -> SegmentationLightningModule:
@@ -268,7 +311,7 @@ def verify_bundle(
         BundleError: if the two differ.
         DatasetError: if the files cannot be read.
     """
-    bundle = Bundle.load(folder, device="cpu")
+    bundle = Bundle.load(folder, device="cpu", trust_code=True)
     case = torch.from_numpy(bundle.preprocessing.apply(images, label).image)
     _check_alike(bundle, module, case, case if cached is None else cached, str(images[0]))
 
@@ -287,7 +330,7 @@ def verify_network(
     Raises:
         BundleError: if the two differ.
     """
-    _check_alike(Bundle.load(folder, device="cpu"), module, cached, cached, name)
+    _check_alike(Bundle.load(folder, device="cpu", trust_code=True), module, cached, cached, name)
 
 
 def _check_alike(
@@ -317,6 +360,34 @@ def _module(config: ModelTrainingConfig) -> SegmentationLightningModule:
     """An untrained module of `config`; its loss is not used, so it needs no data."""
     plain = config.model_copy(update={"class_weights": "uniform"})
     return SegmentationLightningModule(build_model(plain), plain)
+
+
+def _module_of_network(config: ModelTrainingConfig) -> SegmentationLightningModule:
+    """An untrained module of the network alone: what was only trained with is not imported."""
+    trained_with = {"loss": "cross_entropy", "monitor": "val_dice", "own_metrics": []}
+    return _module(config.model_copy(update=trained_with))
+
+
+def _check_code(folder: Path, config: ModelTrainingConfig, *, trust_code: bool) -> None:
+    """Refuse a network of somebody's own where it is not allowed, or lies in the bundle."""
+    name = config.model_name
+    if not is_plugin(name):
+        return
+    module = name.partition(":")[0]
+    if not trust_code:
+        raise BundleError(
+            f"the exported model {folder} needs code that is not part of it: its network is "
+            f"{name}, so the module {module} of this machine would be imported and run; if you "
+            "know and trust that module, allow it with --trust-code (in Python: "
+            "Bundle.load(folder, trust_code=True))"
+        )
+    found = code_file(name)
+    if found is not None and found.absolute().resolve().is_relative_to(folder.resolve()):
+        raise BundleError(
+            f"the exported model {folder} needs the module {module}, which was found inside the "
+            f"model's own folder ({found}): code of a bundle is never run; install the module, or "
+            "put its folder on PYTHONPATH"
+        )
 
 
 def _first_line(error: Exception) -> str:

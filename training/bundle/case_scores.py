@@ -33,6 +33,8 @@ from training.data.raw.volume import read_label
 from training.errors import DatasetError
 from training.lightning_module import SegmentationLightningModule
 from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
+from training.metrics.own import measure
+from training.registry import is_plugin
 from training.trainer import choose_devices
 
 Grid = Literal["file", "preprocessed"]
@@ -162,12 +164,21 @@ def scores_by_case(
     Args:
         module: Its config says which classes and tolerances.
         cases: Predicted cases.
-        metric: Name of the metric without its stage, e.g. `dice`, `dice_2` or `nsd`.
+        metric: Name of the metric without its stage, e.g. `dice`, `dice_2` or `nsd`, or the
+            import path of one of the user's own.
     """
     scores = {}
     for case in cases:
         prediction, target = case.prediction[None], case.target[None]
-        if metric.startswith("nsd"):
+        if is_plugin(metric):
+            value = measure(
+                metric,
+                case.prediction,
+                case.target,
+                spacing=case.spacing,
+                num_classes=module.config.num_classes if module.config.target_label is None else 2,
+            )
+        elif metric.startswith("nsd"):
             surface = _fresh(module.surface_metrics["test_surface"], SurfaceMetrics)
             surface.update(prediction, target, case.spacing)
             value = float(surface.compute()[metric])
@@ -188,7 +199,8 @@ def score_test_cases(
     Args:
         config: Config of the training; its `data_dir` is a preprocessed folder.
         checkpoint: The weights.
-        metric: Name of the metric without its stage, e.g. `dice`, `dice_2`, `nsd` or `loss`.
+        metric: Name of the metric without its stage, e.g. `dice`, `dice_2`, `nsd` or `loss`, or the
+            import path of one of the user's own.
 
     Returns:
         Score by name of the case, without cases for which it is not defined; and the grid that it

@@ -32,6 +32,7 @@ def predict_images(
     *,
     device: str | None = None,
     overwrite: bool = False,
+    trust_code: bool = False,
     on_case: Callable[[str], None],
 ) -> list[str]:
     """Segment images and write one label map a case.
@@ -46,6 +47,8 @@ def predict_images(
         output: Folder to write `CASE.nii.gz` to, or, for one case, a NIfTI file.
         device: Torch device; a GPU if there is one, by default.
         overwrite: Whether files that are there already may be replaced; images never are.
+        trust_code: Whether a network that is not of this package may be imported, see
+            `Bundle.load`.
         on_case: Told a line about each case, and of several how many failed.
 
     Returns:
@@ -57,7 +60,7 @@ def predict_images(
     """
     if device is not None:
         _check_device(device)
-    bundle = replace(Bundle.load(bundle_folder, device), tell=on_case)
+    bundle = replace(Bundle.load(bundle_folder, device, trust_code=trust_code), tell=on_case)
     cases = collect_cases(images, bundle.config.input_channels)
     targets = _targets(cases, output)
     _check_targets(cases, targets, overwrite=overwrite)

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from training.config.base import NOT_SEARCHABLE, ConfigPart
-from training.config.types import Bool, Float, Int, Mode, Precision
+from training.config.types import Bool, Float, Int, MetricPath, Mode, ModulePath, Precision
 
 
 class RunFields(ConfigPart):
@@ -19,6 +19,13 @@ class RunFields(ConfigPart):
 
     monitor_mode: Mode = Field(default="max", json_schema_extra=NOT_SEARCHABLE)
     """Whether a greater or a smaller monitored metric is better."""
+
+    own_metrics: list[MetricPath] = Field(default_factory=list, json_schema_extra=NOT_SEARCHABLE)
+    """Import paths of metrics of your own, `my_metrics:volume_error`, that are measured on each
+    validation and test case; see `training.metrics.own`. A monitored one need not be listed."""
+
+    lightning_module: ModulePath | None = Field(default=None, json_schema_extra=NOT_SEARCHABLE)
+    """Import path of a subclass of `SegmentationLightningModule` that trains in its place."""
 
     early_stopping_patience: Annotated[Int, Field(ge=1)] | None = Field(
         default=50, json_schema_extra=NOT_SEARCHABLE

@@ -21,7 +21,9 @@ from training.registry import (
     IMPORT_PATH,
     LOSSES,
     LR_SCHEDULES,
+    METRICS,
     MODELS,
+    MODULES,
     OPTIMIZERS,
     Registry,
     is_plugin,
@@ -50,19 +52,14 @@ class NameIn:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            self._check, serialization=core_schema.to_string_ser_schema()
-        )
+        return core_schema.no_info_before_validator_function(self._check, core_schema.str_schema())
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {
-            "anyOf": [
-                {"enum": self.names(), "type": "string"},
-                {"pattern": f"^{IMPORT_PATH}$", "type": "string"},
-            ]
-        }
+        path = {"pattern": f"^{IMPORT_PATH}$", "type": "string"}
+        names = self.names()
+        return {"anyOf": [{"enum": names, "type": "string"}, path]} if names else path
 
     def _check(self, value: Any) -> str:
         name = self.registry.name_of(value)
@@ -70,7 +67,7 @@ class NameIn:
             return name
         if is_plugin(name):
             return str(name)
-        if isinstance(name, str) and ":" in name:
+        if not self.names() or (isinstance(name, str) and ":" in name):
             raise PluginError(
                 f"{name!r} is not an import path: write package.module:function, e.g. "
                 "my_package.my_module:my_function"
@@ -86,6 +83,8 @@ SchedulerName = Annotated[str, NameIn(LR_SCHEDULES)]
 LossName = Annotated[str, NameIn(LOSSES)]
 ClassWeightPreset = Annotated[str, NameIn(CLASS_WEIGHTS, ("uniform",))]
 AugmentationName = Annotated[str, NameIn(AUGMENTATIONS)]
+MetricPath = Annotated[str, NameIn(METRICS)]
+ModulePath = Annotated[str, NameIn(MODULES)]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Mode = Literal["min", "max"]
 

@@ -133,6 +133,19 @@ def check(options: argparse.Namespace, out: Console) -> int:
     return DONE
 
 
+def fields(options: argparse.Namespace, out: Console) -> int:
+    """`tune fields`."""
+    from tuner.report.fields import print_field, print_fields
+    from tuner.spec.reference import all_fields, find_fields
+
+    rows = all_fields() if options.name is None else find_fields(options.name)
+    if len(rows) == 1:
+        print_field(out, rows[0])
+    else:
+        print_fields(out, rows)
+    return DONE
+
+
 def export(options: argparse.Namespace, out: Console) -> int:
     """`tune export`."""
     from tuner.api import studies
@@ -176,6 +189,7 @@ def predict(options: argparse.Namespace, out: Console) -> int:
         options.output,
         device=options.device,
         overwrite=options.overwrite,
+        trust_code=options.trust_code,
         on_case=lambda line: out.print(line, markup=False),
     )
     return NO_RESULT if failed else DONE
@@ -187,7 +201,7 @@ def convert(options: argparse.Namespace, out: Console) -> int:
     from training.bundle.network_export import check_target, export_network
 
     check_target(options.output, overwrite=options.overwrite)
-    bundle = Bundle.load(options.bundle, device="cpu")
+    bundle = Bundle.load(options.bundle, device="cpu", trust_code=options.trust_code)
     difference = export_network(bundle, options.output, options.size, overwrite=options.overwrite)
     size = " x ".join(map(str, options.size or bundle.config.patch_size))
     out.print(

@@ -115,6 +115,15 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
     add_studies_dir(parser)
 
 
+def _fields_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="a field, a section, or a setting such as search.num_trials (default: all)",
+    )
+
+
 def _export_options(parser: argparse.ArgumentParser) -> None:
     add_study_name(parser)
     parser.add_argument(
@@ -148,6 +157,7 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace label maps that are there already"
     )
+    _add_trust_code(parser)
 
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +171,15 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         help="voxels of a patch (default: the patch size of training)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    _add_trust_code(parser)
+
+
+def _add_trust_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="import the module of a network that is not of this package, and so run it",
+    )
 
 
 def _completion_options(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +229,13 @@ COMMANDS: tuple[Command, ...] = (
         ("tune check liver.yaml", "tune check liver.yaml --set patch_size=[64,96,96]"),
         add_space_options,
         commands.check,
+    ),
+    Command(
+        "fields",
+        "explain the fields and settings of a search space",
+        ("tune fields", "tune fields learning_rate", "tune fields search.num_trials"),
+        _fields_options,
+        commands.fields,
     ),
     Command(
         "export",

@@ -126,9 +126,9 @@ def _connect(host: str, port: int, source: str, way_out: str) -> None:
 
 
 def _probe(address: str, given: str) -> dict[str, str]:
-    """What `tuner.driver.cluster_probe` finds in the way of joining."""
+    """Ask `tuner.driver.cluster_probe` why the cluster cannot be joined; {} if it can."""
     path = os.pathsep.join(
-        [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     with subprocess.Popen(
         [sys.executable, "-m", "tuner.driver.cluster_probe", address, given],
@@ -186,7 +186,7 @@ def _explained(problem: dict[str, str], source: str, way_out: str) -> str:
             )
         case "no node":
             return (
-                f"this host is no node of the Ray cluster at {source}: run the study on one of "
+                f"this host is not a node of the Ray cluster at {source}: run the study on one of "
                 "its nodes, submit it with `ray job submit`, or let this host join with "
                 f"`ray start --address`; or {way_out}"
             )

@@ -20,7 +20,7 @@ NODE_SECONDS = 4.0
 
 
 def probe(address: str, given: str) -> dict[str, str]:
-    """What is in the way of joining a cluster; nothing if it can be joined.
+    """Why a cluster cannot be joined; {} if it can.
 
     Args:
         address: HOST:PORT of its GCS.

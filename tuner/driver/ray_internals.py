@@ -87,7 +87,7 @@ def daemons_in_own_groups() -> Iterator[None]:
 
 @contextmanager
 def own_handlers_kept() -> Iterator[None]:
-    """Keep Ray from replacing our handler of SIGTERM by its own, which ends without a word."""
+    """Keep Ray from replacing our handler of SIGTERM by its own, which ends the process."""
     original = ray_utils.set_sigterm_handler
     ray_utils.set_sigterm_handler = lambda handler: None
     try:
@@ -129,7 +129,7 @@ class _KilledForMemoryError(_LostWorkerError):
 def lost_worker_ends_one_trial() -> Iterator[None]:
     """Let Tune take every way in which Ray loses a worker for a worker that died.
 
-    Ray's `OutOfMemoryError` and the errors of lost objects are no `RayActorError`, and Tune
+    Ray's `OutOfMemoryError` and the errors of lost objects are not a `RayActorError`, and Tune
     ends the whole study with "Caught unexpected exception" when it meets one.
     """
     from ray.air.execution._internal.actor_manager import RayActorManager

@@ -30,13 +30,14 @@ from tuner.report.files import write_results
 from tuner.report.live import StudyView
 from tuner.report.preparation import preparation_view
 from tuner.spec.grid import planned_trials
+from tuner.spec.plugins import import_plugins
 from tuner.study.data import prepare_data
 from tuner.study.driver import only_driver
-from tuner.study.earlier import check_comparable, import_earlier, not_imported
 from tuner.study.folder import FolderBefore, refuse_foreign_confirmation
 from tuner.study.open import open_study
 from tuner.study.provenance import describe_study, write_provenance
 from tuner.study.study import Study
+from tuner.study.warm_start import check_comparable, import_earlier, not_imported
 from tuner.trial.failures import full_disk_explained, halted_message
 from tuner.trial.networks import check_some_network_builds
 
@@ -70,6 +71,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         earlier = [open_study(study.folder.parent, name) for name in not_imported(study)]
         check_comparable(earlier, study.spec)
         check_cluster(address)
+        import_plugins(study.spec)
         if starts_own_cluster(address):
             note = check_own_gpus(study.spec.resources)
             if note is not None and console is not None:
@@ -79,7 +81,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         write_provenance(study, data)
         describe_study(study, study.record, data)
         if earlier:
-            import_earlier(study, data, earlier, console)
+            import_earlier(study, data.spec, data.fingerprint, earlier, console)
         spec, given = data.spec, study
         study = replace(study, spec=spec)
         with ray_cluster(address) as dashboard:

@@ -13,6 +13,7 @@ from tuner.driver.scheduler import RecordScheduler
 from tuner.driver.searcher import build_searcher
 from tuner.driver.stopping import HaltStopper
 from tuner.search.policies import Policy, build_policy
+from tuner.study.code import code_folder
 from tuner.study.confirmation import Candidate
 from tuner.study.data import StudyData
 from tuner.study.files import RAY_FOLDER
@@ -82,7 +83,7 @@ def run_tune(
     chosen: list[Candidate] | None = None,
 ) -> None:
     """Let Tune run the search; or with candidates, their confirmation."""
-    # nothing is read back from it, and half a file in it would be in the way
+    # nothing is read back from it, and Tune would stumble over a partly written file
     remove_ray_files(study.folder / RAY_FOLDER)
     context = StudyContext(
         study.folder,
@@ -90,6 +91,7 @@ def run_tune(
         data.for_trials,
         resources.gpu,
         judged=chosen is not None,
+        code=code_folder(study.folder),
     )
     trainable = tune.with_parameters(TrialTrainable, study=context)
     if chosen is None:

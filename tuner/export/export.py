@@ -33,6 +33,7 @@ from training.data.prepared.cache import FORMAT_VERSION
 from training.errors import BundleError, DatasetError
 from tuner.errors import ExportError
 from tuner.export.data import ExportData, find_data
+from tuner.spec.plugins import import_plugins
 from tuner.study.commands import study_command
 from tuner.study.config_files import config_file
 from tuner.study.confirmation import SEED, confirmed_configs, is_finished, open_confirmation
@@ -135,6 +136,7 @@ def export_trial(
             f"({entry.state}: {entry.reason}): choose another with --trial"
         )
     provenance = study.provenance()
+    import_plugins(study.spec)
     config = _config(config_file(source, best[0]), source, provenance)
     data = find_data(study.name, provenance, config, data_dir)
     try:

@@ -5,12 +5,14 @@ A policy here is its settings alone; what it decides is in `tuner.search.policie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
+from training.errors import PluginError
+from training.registry import is_plugin, parameters_of
 from tuner.errors import suggestion
 from tuner.spec.brackets import expected_epochs, hyperband_brackets
 from tuner.spec.settings import Number, Section, Whole
@@ -24,7 +26,7 @@ class PolicySettings(Section):
     FORM: ClassVar[str] = "a name, or a mapping such as {name: asha, grace_period: 2}"
 
     name: str
-    """Key of `tuner.search.policies.POLICIES`."""
+    """Key of `tuner.spec.registry.POLICIES`, or an import path of your own."""
 
     exchanges_weights: ClassVar[bool] = False
     """Whether trials copy each other's weights."""
@@ -42,12 +44,14 @@ class PolicySettings(Section):
             ValueError: if there is no policy of that name.
         """
         name = settings.get("name", DEFAULT_POLICY)
+        if is_plugin(name):
+            return OwnPolicySettings
         if not isinstance(name, str) or name not in POLICY_SETTINGS:
             raise ValueError(f"unknown policy {name!r}{suggestion(name, POLICY_SETTINGS)}")
         return POLICY_SETTINGS[name]
 
     stops_trials: ClassVar[bool] = False
-    """Whether trials end early at epochs that cannot be told before."""
+    """Whether trials end early at epochs that are not known before."""
 
     def describe(self, max_epochs: int) -> str:
         """What it does, for a person to read; empty for nothing."""
@@ -234,6 +238,32 @@ class Pb2Settings(PbtSettings):
     """Population based bandits (Parker-Holder et al., 2020)."""
 
     name: Literal["pb2"] = "pb2"  # type: ignore[assignment]
+
+
+class OwnPolicySettings(PolicySettings):
+    """A policy of the user's own, by its import path; its function takes the other settings."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The other settings, as given."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def check(self, function: Callable[..., Any]) -> None:
+        """Check that the function has a parameter for each setting.
+
+        Raises:
+            PluginError: naming the setting and the nearest parameter.
+        """
+        parameters = parameters_of(function, f"policy {self.name}")
+        if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            return
+        known = [name for name in parameters if name not in {"record", "spec"}]
+        for setting in self.settings:
+            if setting not in known:
+                near = suggestion(setting, known) if known else ": it takes none"
+                raise PluginError(f"policy {self.name} has no setting {setting!r}{near}")
 
 
 POLICY_SETTINGS: dict[str, type[PolicySettings]] = {

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from training.config import Mode
+from training.registry import is_plugin
 from tuner.errors import suggestion
 from tuner.spec.parser import SpecParser
 from tuner.spec.yaml_source import YamlPath
@@ -55,6 +56,30 @@ def _metric(parser: SpecParser, name: Any, index: int) -> tuple[str, Mode]:
         name in METRICS or re.fullmatch(r"val_(dice|nsd)_[1-9]\d*", name)
     ):
         return name, "min" if name == "val_loss" else "max"
+    if _is_own(parser, name):
+        return name, _own_mode(parser, path, name, index)
     known = [*METRICS, "val_dice_1", *COSTS]
     parser.problem(path, f"unknown metric {name!r}{suggestion(name, known)}")
     return DEFAULT_METRIC, "max"
+
+
+def _is_own(parser: SpecParser, name: Any) -> bool:
+    """Whether a metric is the user's own: by import path, or logged by their own module."""
+    config = parser.data.get("config")
+    has_module = isinstance(config, dict) and config.get("lightning_module") is not None
+    return is_plugin(name) or (has_module and str(name).startswith("val_"))
+
+
+def _own_mode(parser: SpecParser, path: YamlPath, name: str, index: int) -> Mode:
+    """The mode of a metric of the user's own, which nothing else tells."""
+    modes = parser.data.get("mode")
+    given = modes[index : index + 1] if isinstance(modes, list) else [modes]
+    if given == ["min"]:
+        return "min"
+    if given != ["max"]:
+        parser.problem(
+            path,
+            f"whether a greater or a smaller {name} is better must be said: write mode: max "
+            "or mode: min (of several metrics a list, one entry each)",
+        )
+    return "max"

@@ -3,16 +3,25 @@
 A recipe is used for fields that a space varies and its file does not fix, as the study's first
 trial and as the centre of searchers that want one. What belongs to an optimizer, its learning
 rate above all, is that of the optimizer which the trial really has.
+
+A user's own network may bring a recipe along: an attribute `recipe` of its function, or of its
+module, that maps config fields to values. Where it does not, and for a network of ours that has no
+entry here, the defaults of `ModelTrainingConfig` hold.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["RECIPES", "Recipe", "recipe_values"]
+from training.config import ModelTrainingConfig
+from training.errors import PluginError, suggestion
+from training.registry import MODELS, is_plugin
+
+__all__ = ["RECIPES", "Recipe", "recipe_values", "usual_optimizer"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,19 @@ RECIPES: dict[str, Recipe] = {
 """The recipe of each network."""
 
 
+OF_OPTIMIZERS = frozenset({"learning_rate", "weight_decay", "momentum", "nesterov"})
+"""Fields whose values a recipe has for its own optimizer alone."""
+
+
+def usual_optimizer(model_name: str) -> str:
+    """The optimizer of a network's recipe, or the config's default."""
+    if is_plugin(model_name):
+        named = own_recipe(model_name).get("optimizer")
+    else:
+        named = RECIPES[model_name].optimizer if model_name in RECIPES else None
+    return str(named or ModelTrainingConfig.model_fields["optimizer"].default)
+
+
 def recipe_values(model_name: str, optimizer: str, max_epochs: int) -> dict[str, Any]:
     """The recipe of a network as values of config fields.
 
@@ -140,10 +162,48 @@ def recipe_values(model_name: str, optimizer: str, max_epochs: int) -> dict[str,
         model_name: The network.
         optimizer: The optimizer that the values are for.
         max_epochs: Epochs of a full training, which the warm-up is a share of.
+
+    Raises:
+        PluginError: if the recipe of a user's own network is not a mapping of config fields.
     """
-    recipe = RECIPES[model_name]
+    if is_plugin(model_name):
+        recipe = own_recipe(model_name)
+        if optimizer != usual_optimizer(model_name):
+            recipe = {name: value for name, value in recipe.items() if name not in OF_OPTIMIZERS}
+        return recipe
+    if model_name not in RECIPES:
+        return {}
+    ours = RECIPES[model_name]
     return {
-        **recipe.values,
-        **recipe.optimizers[optimizer],
-        "warmup_epochs": min(round(recipe.warmup * max_epochs), max_epochs - 1),
+        **ours.values,
+        **ours.optimizers.get(optimizer, {}),
+        "warmup_epochs": min(round(ours.warmup * max_epochs), max_epochs - 1),
     }
+
+
+def own_recipe(model_name: str) -> dict[str, Any]:
+    """The recipe that a user's own network brings along; empty if it has none.
+
+    A network that cannot be imported here has none: a study can be looked at without its code.
+
+    Raises:
+        PluginError: if it is not a mapping of config fields.
+    """
+    try:
+        builder = MODELS.resolve(model_name)
+    except PluginError:
+        return {}
+    module = sys.modules[model_name.partition(":")[0]]
+    recipe = getattr(builder, "recipe", None) or getattr(module, "recipe", None) or {}
+    fields = ModelTrainingConfig.model_fields
+    if not isinstance(recipe, Mapping):
+        raise PluginError(
+            f"the recipe of {model_name} must map config fields to values, but is {recipe!r}"
+        )
+    for name in recipe:
+        if name not in fields:
+            raise PluginError(
+                f"the recipe of {model_name} names {name!r}, which is not a config field"
+                f"{suggestion(name, fields)}"
+            )
+    return dict(recipe)

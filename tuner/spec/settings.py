@@ -8,6 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
+from training.config.types import NameIn
+from tuner.spec.registry import SEARCHERS
+
 
 def seconds(value: Any) -> Any:
     """Seconds of a duration such as `90`, `90s`, `30m` or `1.5h`."""
@@ -57,11 +60,15 @@ class Section(BaseModel):
         return cls
 
 
+SearcherName = Annotated[str, NameIn(SEARCHERS)]
+
+
 class SearchSettings(Section):
     """The section `search`: what proposes trials, and how many."""
 
-    searcher: Literal["gp", "tpe", "priorband", "cmaes", "nsga2", "random", "qmc", "grid"] = "gp"
-    """Key of `tuner.search.searchers.SEARCHERS`."""
+    searcher: SearcherName = "gp"
+    """What proposes trials: a key of `tuner.spec.registry.SEARCHERS`, or an import path of your
+    own."""
 
     default_first: bool = True
     """Whether the first trial is the known good default: of each field the value of the network's

@@ -9,8 +9,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict
 
 from training.config import Mode, ModelTrainingConfig
+from training.registry import is_plugin
 from tuner.spec.policies import AshaSettings, PolicySettings
-from tuner.spec.recipes import RECIPES, recipe_values
+from tuner.spec.recipes import recipe_values, usual_optimizer
 from tuner.spec.settings import (
     EMBEDDED_DATA,
     CheckpointSettings,
@@ -86,6 +87,9 @@ class SpecValues(BaseModel):
             pydantic.ValidationError: if the values do not fit together.
         """
         flat = {**self.config, **values, "monitor": self.metric, "monitor_mode": self.mode}
+        own = [metric for metric, _ in self.further_metrics if is_plugin(metric)]
+        if own:
+            flat["own_metrics"] = list(dict.fromkeys([*self.config.get("own_metrics", []), *own]))
         return ModelTrainingConfig.from_flat({**assumed_classes(flat), **flat})
 
     def default_point(self) -> dict[str, Any]:
@@ -121,7 +125,7 @@ class SpecValues(BaseModel):
             model_name = domains["model_name"].nearest(given.get("model_name", model_name))
         optimizer: Any = base.optimizer
         if "optimizer" in domains:
-            usual = RECIPES[model_name].optimizer
+            usual = usual_optimizer(model_name)
             optimizer = domains["optimizer"].nearest(given.get("optimizer", usual))
         values = recipe_values(model_name, optimizer, base.max_epochs)
         return {**values, "optimizer": optimizer, "model_name": model_name}

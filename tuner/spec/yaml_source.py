@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from training.errors import PluginError
 from tuner.errors import SpecError
+from tuner.spec.registry import name_of
 
 YamlPath = tuple[str | int, ...]
 
@@ -185,14 +187,14 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 
 
 def plain_value(value: Any, key: str) -> Any:
-    """A value as YAML would give it: a tuple is a list, and a path is text.
+    """A value as YAML would give it: a tuple is a list, a path is text, a function its name.
 
     Args:
         value: The value.
         key: Its dotted key, for error messages.
 
     Raises:
-        SpecError: if YAML has no such value.
+        SpecError: if YAML has no such value, or no other process could import a function.
     """
     if isinstance(value, Mapping):
         return {
@@ -205,6 +207,11 @@ def plain_value(value: Any, key: str) -> Any:
         return str(value)
     if value is None or type(value) in {bool, int, float, str}:
         return value
+    if callable(value):
+        try:
+            return name_of(value)
+        except PluginError as error:
+            raise SpecError(f"{key}: {error}") from error
     raise SpecError(
         f"{key}: {value!r} is a {type(value).__name__}, but a search space has numbers, text, "
         "true, false, null, lists and mappings alone"

@@ -9,6 +9,7 @@ from pathlib import Path
 from training.durable_write import write_durably
 from tuner.errors import StudyError
 from tuner.spec.study_spec import StudySpec
+from tuner.study.code import keep_code
 from tuner.study.driver_lock import DRIVER_LOCK
 from tuner.study.files import (
     DATABASE,
@@ -87,7 +88,7 @@ def _same_study(spec: StudySpec, studies_dir: Path, name: str) -> Study | None:
 
 
 def _make_study(spec: StudySpec, before: FolderBefore) -> Study:
-    """Write the files of a new study, or of one without trials anew; its lock is held."""
+    """Write the files of a new study, or replace those of one without trials; its lock is held."""
     folder = before.folder
     if any((folder / TRIALS_FOLDER).glob("*")):
         raise StudyError(
@@ -99,6 +100,7 @@ def _make_study(spec: StudySpec, before: FolderBefore) -> Study:
             (folder / name).unlink(missing_ok=True)
         write_durably(folder / GIVEN_SPEC, spec.source_text)
         write_durably(folder / RESOLVED_SPEC, spec.to_yaml())
+        keep_code(folder, spec)
         return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode), before)
     except BaseException:
         before.restore()

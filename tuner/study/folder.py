@@ -19,6 +19,7 @@ from training.bundle.folder import check_bundle_folder
 from training.durable_write import PARTIAL
 from training.local_path import is_url, url_refusal
 from tuner.errors import StudyError
+from tuner.study.code import CODE_LIST, remove_code
 from tuner.study.commands import study_command
 from tuner.study.driver_lock import DRIVER_LOCK
 from tuner.study.files import (
@@ -154,7 +155,7 @@ def refuse_foreign_confirmation(folder: Path) -> None:
     """Check that the confirmation of a study may be made in its folder.
 
     Raises:
-        StudyError: naming what is in the way.
+        StudyError: naming the files that prevent it.
     """
     confirm = folder / CONFIRM_FOLDER
     if not os.path.lexists(confirm) or (confirm / DATABASE).is_file():
@@ -207,6 +208,8 @@ class FolderBefore:
         for name in (TRIALS_FOLDER, RAY_FOLDER):
             if name not in self.names:
                 _remove_empty(self.folder / name)
+        if CODE_LIST not in self.names:
+            remove_code(self.folder)
         for name in OWN_FILES:
             if name not in self.names:
                 with suppress(OSError):

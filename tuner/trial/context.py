@@ -27,6 +27,7 @@ class StudyContext:
         data: Where the data are.
         gpus: GPUs of a trial, 0 for none; a fraction is one shared GPU.
         judged: Whether trials are judged on the test cases when they have trained to the end.
+        code: Where the study keeps the code of the user's own; None if it has none.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class StudyContext:
     data: DataSource
     gpus: float
     judged: bool = False
+    code: Path | None = None
 
     def trial_folder(self, number: int) -> Path:
         """Folder of one trial."""

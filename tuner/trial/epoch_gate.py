@@ -13,6 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from training.durable_write import write_durably
 from training.logged_names import RATE
+from training.registry import is_plugin
 from tuner.study.trial_entry import named_now
 
 
@@ -114,5 +115,5 @@ def _metrics(trainer: Trainer) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in trainer.callback_metrics.items()
-        if name.startswith(("train_", "val_"))
+        if name.startswith(("train_", "val_")) or is_plugin(name)
     }

@@ -14,7 +14,8 @@ from torch import nn
 from training.config import ModelTrainingConfig
 from training.models import build_model
 from tuner.errors import SpecError, StudyError
-from tuner.spec.field_errors import describe_errors
+from tuner.spec.field_errors import value_problems
+from tuner.spec.plugins import import_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -83,6 +84,7 @@ def check_networks(spec: StudySpec) -> Networks:
         SpecError: for the first one that cannot be built, with its settings; or if none was
             found that keeps to the constraints.
     """
+    import_plugins(spec)
     costs = []
     for drawn in islice(_drawn(spec), NETWORKS):
         try:
@@ -187,7 +189,7 @@ def _drawn(spec: StudySpec) -> Iterator[_Drawn]:
             seen.add(key)
             yield _Drawn(config, values)
     if invalid is not None and not seen:
-        reason = describe_errors(invalid, ModelTrainingConfig)[0][1]
+        reason = value_problems(invalid)[0].message
         raise SpecError(f"{spec.source}: none of {DRAWS} configs of this space is valid: {reason}")
 
 

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
+from training.errors import PluginError, suggestion
 from tuner.spec.study_spec import StudySpec
 from tuner.study.config_files import keep_changed_config, log_folder, set_aside_config
 from tuner.study.files import (
@@ -37,6 +38,7 @@ from tuner.study.files import (
     PLACEMENT_FILE,
 )
 from tuner.study.trial_entry import CASES, GRID, TrialState
+from tuner.trial.code import check_code
 from tuner.trial.context import StudyContext, shown_hyperparameters
 from tuner.trial.costs import TrialCosts
 from tuner.trial.failures import classify
@@ -119,10 +121,16 @@ class TrialRun:
         Raises:
             TrialClosed: if the trial is not to go on.
             ConstraintBrokenError: if the trial breaks a constraint of the study.
+            PluginError: if the study's metric was not logged.
         """
         metrics = {key: value for key, value in row.items() if key not in {"epoch", "seconds"}}
         if self._costs is not None:
             metrics |= self._costs.measure()
+        if self._spec.metric not in metrics:
+            raise PluginError(
+                f"the metric {self._spec.metric} was not logged in epoch {int(row['epoch'])}"
+                f"{suggestion(self._spec.metric, metrics)}"
+            )
         score, undefined = metrics[self._spec.metric], ""
         if not math.isfinite(score):
             undefined = (
@@ -191,6 +199,7 @@ class TrialRun:
         from tuner.trial.resume import checkpoint_to_resume
 
         _freeze_gc()
+        check_code(self._spec)
         notes = []
         exploits = self._request.exploits
         if exploits is not None:

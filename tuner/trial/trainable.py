@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from tuner.trial.code import look_into_code
 from tuner.trial.context import StudyContext
 from tuner.trial.messages import TrialRequest
 from tuner.trial.run import TrialRun
@@ -20,6 +21,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], study: StudyContext) -> None:
         """Start training the first trial of this actor."""
         self._study = study
+        look_into_code(study.code)
         self._spec = study.spec
         self._run = self._begin(config)
 

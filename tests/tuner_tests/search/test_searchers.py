@@ -78,7 +78,7 @@ def test_proposals_lie_in_the_space_and_meet_its_conditions(name: str) -> None:
     spec = spec_of(f"{{searcher: {name}}}")
     record = in_memory(spec)
     for _ in range(40):
-        proposal = SEARCHERS[name](view(record, spec))
+        proposal = SEARCHERS.resolve(name)(view(record, spec))
         assert proposal is not None
         values = dict(proposal.values)
         entry = record.propose(values, name, proposal.generation)

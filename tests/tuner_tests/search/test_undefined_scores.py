@@ -192,7 +192,7 @@ def test_searchers_learn_beside_scores_that_are_not_defined(name: str) -> None:
     record = record_of(spec)
     rng = np.random.default_rng(0)
     for _ in range(24):
-        proposal = SEARCHERS[name](view(record, spec))
+        proposal = SEARCHERS.resolve(name)(view(record, spec))
         assert proposal is not None
         number = record.propose(dict(proposal.values), name, proposal.generation).number
         for field, value in proposal.values.items():

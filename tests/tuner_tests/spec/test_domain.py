@@ -202,7 +202,7 @@ def test_a_new_domain_is_searched_and_recorded(searcher: str, power_of_two: None
     spec = parse(SPACE)
     storage = InMemoryStorage()
     record = StudyRecord(Path("memory"), spec.space, "max", storage)
-    propose = SEARCHERS[searcher]
+    propose = SEARCHERS.resolve(searcher)
     for number in range(4):
         view = SearchView(record, number, 0, spec.default_point(), (4,))
         proposal = propose(view)

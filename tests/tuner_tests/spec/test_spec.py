@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from spec_text import parse
@@ -167,7 +167,11 @@ WRONG = [
     ("reduction_factor: 3", "reduction_factor: 1", "12:57: reduction_factor=1: input should be"),
     ("gpu: 0.5", "gpu: 2", "13:18: gpu=2: a trial uses one GPU or a fraction of one"),
     ("gpu: 0.5", "gpu: -1", "13:18: gpu=-1: input should be greater than or equal to 0"),
-    ("gpu: 0.5", "cpu: lots", "13:18: cpu='lots' is not known and is no number; choose from auto"),
+    (
+        "gpu: 0.5",
+        "cpu: lots",
+        "13:18: cpu='lots' is not known and is not a number; choose from auto",
+    ),
     ("resources: {gpu: 0.5}", "resources: 3", "13:12: resources must be a mapping"),
     ("resources: {gpu: 0.5}", "failures: [1]", "13:1: failures must be a mapping of names"),
     ("resources: {gpu: 0.5}", "failures: {max_failures: -1}", "13:26: max_failures=-1: input sho"),
@@ -296,7 +300,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_names_known_to_the_spec_are_those_that_exist() -> None:
-    assert set(get_args(SearchSettings.model_fields["searcher"].annotation)) == set(SEARCHERS)
+    for name in SEARCHERS:
+        assert SearchSettings(searcher=name).searcher == name
+        assert callable(SEARCHERS.resolve(name))
     assert set(POLICIES) == set(POLICY_SETTINGS)
 
 

@@ -133,5 +133,5 @@ def test_other_searchers_go_by_the_first_metric(name: str) -> None:
             record.report(number, 9, number / 10, seconds, 1.0)
             record.finish(number, TrialState.COMPLETED, "done")
         view = SearchView(record, 8, 0, spec.default_point(), (9,), spec.further_metrics)
-        proposals.append(SEARCHERS[name](view))
+        proposals.append(SEARCHERS.resolve(name)(view))
     assert proposals[0] == proposals[1]

@@ -6,9 +6,10 @@ study is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from training.errors import PluginError
+from training.registry import call
 from tuner.search.policies.asha import PromotionAsha, RungPolicy, StoppingAsha
 from tuner.search.policies.hyperband import Hyperband
 from tuner.search.policies.median import MedianStopping
@@ -22,11 +23,13 @@ from tuner.spec.policies import (
     AshaSettings,
     HyperbandSettings,
     MedianSettings,
+    OwnPolicySettings,
     PashaSettings,
     Pb2Settings,
     PbtSettings,
     PolicySettings,
 )
+from tuner.spec.registry import POLICIES
 
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
@@ -106,17 +109,21 @@ def none(record: StudyRecord, spec: StudySpec) -> Policy:
     return Policy(record)
 
 
-POLICIES: dict[str, Callable[[StudyRecord, StudySpec], Policy]] = {
-    "asha": asha,
-    "pasha": pasha,
-    "hyperband": hyperband,
-    "median": median,
-    "pbt": pbt,
-    "pb2": pb2,
-    "none": none,
-}
-
-
 def build_policy(record: StudyRecord, spec: StudySpec) -> Policy:
-    """The policy that the spec asks for."""
-    return POLICIES[spec.policy.name](record, spec)
+    """The policy that the spec asks for.
+
+    Raises:
+        PluginError: if a user's own cannot be built with its settings.
+    """
+    name = spec.policy.name
+    build = POLICIES.resolve(name)
+    own: dict[str, Any] = {}
+    if isinstance(spec.policy, OwnPolicySettings):
+        spec.policy.check(build)
+        own = spec.policy.settings
+    policy = call(build, f"policy {name}", record=record, spec=spec, **own)
+    if not isinstance(policy, Policy):
+        raise PluginError(
+            f"policy {name} gave {policy!r}, which is not a tuner.search.policies.Policy"
+        )
+    return policy

@@ -1,0 +1,64 @@
+"""Metrics of the user's own, named by their import path, measured on each case.
+
+A metric is a function of one case. Of these arguments it takes those that it names:
+
+| Argument | Value |
+|---|---|
+| prediction | predicted label map, `(d, h, w)` integers; with a target label 0 and 1 |
+| target | true label map, alike |
+| spacing | size of a voxel in mm along each axis, None where it is not known |
+| num_classes | classes, background included; 2 with a target label |
+
+It returns a number, or nan where it is not defined for the case. As with the metrics of this
+package, such a case is left out of the mean over cases, and the mean is nan if no case is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from training.errors import PluginError
+from training.registry import METRICS, call
+
+__all__ = ["measure"]
+
+
+def measure(
+    name: str,
+    prediction: Int[Tensor, "*spatial"],
+    target: Int[Tensor, "*spatial"],
+    *,
+    spacing: Sequence[float] | None,
+    num_classes: int,
+) -> float:
+    """A metric of one case.
+
+    Args:
+        name: Its import path.
+        prediction: Predicted label map.
+        target: True label map.
+        spacing: Size of a voxel in mm along each axis, None where it is not known.
+        num_classes: Classes, background included.
+
+    Raises:
+        PluginError: if the import path leads to no function, or that returns no number.
+    """
+    value = call(
+        METRICS.resolve(name),
+        f"metric {name}",
+        prediction=prediction.cpu(),
+        target=target.cpu(),
+        spacing=None if spacing is None else tuple(spacing),
+        num_classes=num_classes,
+    )
+    try:
+        return float(torch.as_tensor(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PluginError(
+            f"metric {name} returned {value!r} for a case: it must be one number, or nan where it "
+            "is not defined"
+        ) from error
