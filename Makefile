@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint format bench clean
+.PHONY: run test lint docs format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/tune run search_spaces/dformer.yaml --name $(NAME) --export bundle
@@ -20,6 +20,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+
+# The site is in docs/_build/html; warnings are errors.
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
@@ -39,7 +43,7 @@ bench-%: $(VENV)/installed-dev
 bench-data: BENCH_ARGS = $(DATA_DIR)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -52,5 +56,5 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,onnx]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs,onnx]'
 	touch $@

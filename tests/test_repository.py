@@ -23,6 +23,7 @@ TOP_LEVEL = {
     "README.md",
     "constraints.txt",
     "docker",
+    "docs",
     "pyproject.toml",
     "search_spaces",
     "tests",
@@ -31,7 +32,7 @@ TOP_LEVEL = {
 }
 """All that lies at the top; whoever adds to it says so in ARCHITECTURE.md."""
 
-KINDS = {".py", ".typed", ".md", ".yaml", ".toml", ".txt", ".json", ".npz", ".csv", ""}
+KINDS = {".py", ".typed", ".md", ".yaml", ".toml", ".txt", ".json", ".npz", ".csv", ".css", ""}
 """Endings of files that belong into a checkout."""
 
 NOTES = re.compile(
@@ -40,7 +41,10 @@ NOTES = re.compile(
 )
 """Words of notes between people."""
 
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docker/README.md")
+DOCUMENTS = (
+    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docker/README.md"),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,10 @@ import pytest
 import yaml
 
 from tuner.cli.main import main
+from tuner.errors import SpecError
 from tuner.spec.load import parse_spec
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-
 SETTINGS = (
     *("steps_per_epoch=1", "warmup_epochs=0", "policy=none"),
     "resources.logical_gpus=true",
@@ -31,12 +30,13 @@ SHORTER = {
 """What the test adds to a command, so that it ends soon."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, document: str = "README.md") -> list[str]:
+    text = (ROOT / document).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def commands(program: str) -> list[list[str]]:
-    lines = "\n".join(blocks("bash")).splitlines()
+def commands(program: str, document: str = "README.md") -> list[list[str]]:
+    lines = "\n".join(blocks("bash", document)).splitlines()
     parsed = [shlex.split(line, comments=True) for line in lines]
     return [words[1:] for words in parsed if words and words[0] == program]
 
@@ -54,16 +54,13 @@ def test_own_data_in_five_lines(
     (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
     monkeypatch.chdir(tmp_path)
     own_data = [words for words in commands("tune") if "search_spaces/dformer.yaml" not in words]
-    assert [words[0] for words in own_data] == [
-        "check",
-        "run",
-        "status",
-        "export",
-        "predict",
-        "list",
-        "resume",
-        "convert",
-    ]
+    assert [words[0] for words in own_data] == ["check", "run", "status", "export", "predict"]
+    (convert,) = (
+        words
+        for words in commands("tune", "docs/how-to/export-and-predict.md")
+        if words[0] == "convert"
+    )
+    own_data += [["list"], ["resume", "hippocampus"], convert]
     for words in own_data:
         assert main([*words, *SHORTER.get(words[0], [])]) == 0, words
     assert (tmp_path / "predictions" / "hippocampus_001.nii.gz").is_file()
@@ -71,21 +68,32 @@ def test_own_data_in_five_lines(
 
 
 def test_the_space_in_the_readme_is_valid() -> None:
-    text, population, goals = blocks("yaml")
+    (text,) = blocks("yaml")
     assert parse_spec(text, source="README.md").rungs() == (4, 12, 36)
-    together = yaml.safe_dump(yaml.safe_load(text) | yaml.safe_load(goals))
-    spec = parse_spec(together, source="README.md")
+    goals, budgets, confirm = (
+        "\n".join(blocks("yaml", f"docs/how-to/{page}.md"))
+        for page in ("several-metrics", "budgets", "confirm")
+    )
+    together = yaml.safe_load(text) | yaml.safe_load(confirm)
+    for part in (goals, budgets):
+        together |= yaml.safe_load(part)
+    spec = parse_spec(yaml.safe_dump(together), source="README.md")
     assert len(spec.objectives) == 2
+    assert spec.search.epoch_budget == 2000
     assert spec.confirm is not None
-    # what changes the network cannot vary in a population
-    fixed = yaml.safe_load(text)
-    del fixed["space"]["patch_size"]
-    together = yaml.safe_dump(fixed | yaml.safe_load(population))
-    assert parse_spec(together, source="README.md").population
+
+
+def test_a_population_cannot_vary_what_changes_the_network() -> None:
+    (population,) = blocks("yaml", "docs/how-to/population-training.md")
+    assert parse_spec(population, source="population.yaml").population == 8
+    varied = yaml.safe_load(population)
+    varied["space"]["patch_size"] = {"choice": {"small": [16, 32, 32], "large": [32, 32, 32]}}
+    with pytest.raises(SpecError, match="patch_size"):
+        parse_spec(yaml.safe_dump(varied), source="population.yaml")
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+    (code,) = blocks("python", "docs/how-to/training-library.md")
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -99,6 +107,6 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target

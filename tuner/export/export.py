@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import yaml
-from rich.table import Table
 
 from training.bundle.bundle import (
     Manifest,
@@ -29,7 +28,6 @@ from training.bundle.case_scores import (
     on_preprocessed_grid,
 )
 from training.bundle.folder import check_bundle_folder
-from training.checkpoints import BEST_CHECKPOINT
 from training.config import ModelTrainingConfig
 from training.data.prepared.cache import FORMAT_VERSION
 from training.errors import BundleError, DatasetError
@@ -39,7 +37,7 @@ from tuner.spec.plugins import import_plugins
 from tuner.study.commands import study_command
 from tuner.study.config_files import config_file
 from tuner.study.confirmation import SEED, confirmed_configs, is_finished, open_confirmation
-from tuner.study.files import trial_folder
+from tuner.study.files import BEST_FILE, trial_folder
 from tuner.study.lineage import schedule
 from tuner.study.no_winner import no_winner, way_out
 from tuner.study.provenance import PREPARATION, RESUMED
@@ -79,40 +77,26 @@ class Exported:
     tolerance: float
     notes: list[str]
 
-    def test_table(self) -> Table | None:
-        """Test metrics of each class and their means, for people; None without test cases."""
-        if self.grid is None:
-            return None
-        where = "" if self.grid == "file" else f" (grid: {self.grid})"
-        headings = [
-            f"test cases{where}",
-            "Dice",
-            f"NSD {self.tolerance:g} mm",
-            "HD95 mm",
-            "ASSD mm",
-        ]
-        table = Table(*headings, "missing", caption="missing: cases without a distance")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for label, name in enumerate(self.labels):
-            if f"{test_prefix(self.grid)}dice_{label}" in self.metrics:
-                table.add_row(name, *self._test_cells(f"_{label}"))
-        table.add_row("mean", *self._test_cells(""))
-        return table
+    def test_scores(self) -> dict[str, list[float]]:
+        """Test scores of each class and their means (`mean`); {} without test cases.
 
-    def _test_cells(self, suffix: str) -> list[str]:
-        assert self.grid is not None
+        A list has Dice, NSD, HD95 and ASSD (in mm), and the number of cases without a distance.
+        """
+        if self.grid is None:
+            return {}
         prefix = test_prefix(self.grid)
-        values = [
-            self.metrics.get(f"{prefix}{name}{suffix}", math.nan)
-            for name in ("dice", "nsd", "hd95", "assd")
-        ]
-        decimals = (4, 4, 2, 2)
-        missing = self.metrics.get(f"{prefix}hd95{suffix}_missing", math.nan)
-        return [
-            *(_number(value, places) for value, places in zip(values, decimals, strict=True)),
-            _number(missing, 0),
-        ]
+        known = {
+            name: f"_{label}"
+            for label, name in enumerate(self.labels)
+            if f"{prefix}dice_{label}" in self.metrics
+        }
+        return {
+            name: [
+                self.metrics.get(f"{prefix}{score.format(suffix)}", math.nan)
+                for score in ("dice{}", "nsd{}", "hd95{}", "assd{}", "hd95{}_missing")
+            ]
+            for name, suffix in {**known, "mean": ""}.items()
+        }
 
 
 def test_prefix(grid: Grid) -> str:
@@ -145,7 +129,7 @@ def export_trial(
     entry = chosen.entry
     best = entry.best(study.record.mode)
     source = trial_folder(chosen.folder, entry.number)
-    checkpoint = source / f"{BEST_CHECKPOINT}.ckpt"
+    checkpoint = source / BEST_FILE
     if best is None or not checkpoint.is_file():
         raise ExportError(
             f"{chosen.name} of the study {study.name!r} has no checkpoint "
@@ -218,10 +202,6 @@ def _schedule(entries: Mapping[int, TrialEntry], number: int, epoch: int) -> dic
     if len(stretches) > 1:
         values["schedule"] = [asdict(stretch) for stretch in stretches]
     return values
-
-
-def _number(value: float, decimals: int) -> str:
-    return "not defined" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a person sees of a confirmation: a table, a verdict, `confirm.csv`."""
+"""A confirmation as a table and as `confirm.csv`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuner.report import numbers
 from tuner.report.results_table import metrics, params, write_csv
 from tuner.study.confirmation import ConfirmedConfig
 
@@ -34,11 +35,11 @@ def confirm_rows(configs: Sequence[ConfirmedConfig], spec: StudySpec) -> list[li
             [
                 name,
                 f"{len(config.trials)} of {spec.confirm.seeds}",
-                f"{config.validation:.4f}",
-                f"{config.test.mean:.4f}{grid}",
-                _range(config.test),
-                f"{against.difference.mean:+.4f} {_range(against.difference)}" if against else "",
-                f"{against.p_value:.2g}" if against else "",
+                numbers.score(config.validation),
+                numbers.score(config.test.mean) + grid,
+                numbers.interval(config.test),
+                _difference(against.difference) if against else "",
+                numbers.p_value(against.p_value) if against else "",
             ]
         )
     return rows
@@ -77,5 +78,5 @@ def _csv_row(config: ConfirmedConfig, spec: StudySpec) -> dict[str, Any]:
     }
 
 
-def _range(interval: Interval) -> str:
-    return f"[{interval.low:.4f}, {interval.high:.4f}]"
+def _difference(found: Interval) -> str:
+    return f"{numbers.difference(found.mean)} {numbers.interval(found)}"

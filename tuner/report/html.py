@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.durable_write import write_durably
+from tuner.report import numbers
 from tuner.report.confirmation import confirm_columns, confirm_rows
 from tuner.report.plots import front_plot, learning_curves, state_legend
 from tuner.report.results_table import shown_values, value_names
-from tuner.report.tables import front_rows
+from tuner.report.tables import best_line, best_score, front_rows, html_table
 from tuner.study.confirmation import verdict
 from tuner.study.lineage import schedule
 from tuner.study.pareto import pareto_front
@@ -39,9 +39,6 @@ svg text { font: 12px system-ui, sans-serif; fill: #475569 }
 .figures b { display: block; font-size: 1.6rem }
 """
 
-SENTENCE = 40
-"""Characters above which a cell would be squeezed to a word a line beside many columns."""
-
 
 def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedConfig] = ()) -> None:
     """Write the report of a study to `path`, with what its confirmation says."""
@@ -52,10 +49,10 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
     best = record.best()
     score = best.best(record.mode) if best else None
     figures = [
-        (f"best {spec.metric}", f"{score[1]:.4f}" if score else "none"),
+        (f"best {spec.metric}", numbers.score(score[1]) if score else "none"),
         ("best trial", f"{best.number}{_running(best)}" if best else "none"),
         ("trials", str(len(entries))),
-        ("epochs spent", f"{spent} of {full} ({spent / full:.0%})"),
+        ("epochs spent", f"{spent} of {full} ({numbers.share(spent, full)})"),
     ]
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
@@ -64,7 +61,7 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
         *(f"<div>{escape(title)}<b>{escape(value)}</b></div>" for title, value in figures),
         f"</div><h2>{escape(spec.metric)} by epoch</h2>",
         state_legend(entries),
-        learning_curves(entries, best),
+        learning_curves(entries, best, spec.metric),
         *_confirmation(confirmed, spec),
         *_front(entries, spec),
         "<h2>Best config</h2>",
@@ -73,7 +70,7 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
         _trials(entries, record.mode, spec),
         "</body></html>",
     ]
-    write_durably(path, "\n".join(parts))
+    path.write_text("\n".join(parts), encoding="utf-8")
 
 
 def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> str:
@@ -84,8 +81,11 @@ def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> st
     columns = [
         f"epochs {s.first} to {s.last} (trial {s.trial})" if several else "value" for s in stretches
     ]
-    rows = [[name, *(str(s.values.get(name, "")) for s in stretches)] for name in names]
-    return _table(["field", *columns], rows)
+    rows = [
+        [name, *(numbers.exact(s.values[name]) if name in s.values else "" for s in stretches)]
+        for name in names
+    ]
+    return html_table(["field", *columns], rows)
 
 
 def _confirmation(confirmed: Sequence[ConfirmedConfig], spec: StudySpec) -> list[str]:
@@ -94,7 +94,7 @@ def _confirmation(confirmed: Sequence[ConfirmedConfig], spec: StudySpec) -> list
     return [
         "<h2>Confirmed with other seeds</h2>",
         f"<p><b>{escape(verdict(confirmed))}.</b></p>",
-        *([_table(confirm_columns(spec), confirm_rows(confirmed, spec))] if confirmed else []),
+        *([html_table(confirm_columns(spec), confirm_rows(confirmed, spec))] if confirmed else []),
         f"<p>{escape(METHOD)}</p>",
     ]
 
@@ -109,7 +109,7 @@ def _front(entries: list[TrialEntry], spec: StudySpec) -> list[str]:
         "<h2>Pareto front</h2>",
         "<p>No other trial is better in one of these without being worse in another.</p>",
         front_plot(entries, front, spec.objectives[:2]),
-        _table(columns, front_rows(front, spec.objectives)),
+        html_table(columns, front_rows(front, spec.objectives)),
     ]
 
 
@@ -117,35 +117,27 @@ def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
     names = value_names(entries, spec)
     rows = []
     for entry, values in zip(entries, shown_values(entries, spec), strict=True):
-        best = entry.best(mode)
         rows.append(
             [
                 str(entry.number),
                 entry.state.value,
                 str(entry.epochs),
-                f"{best[1]:.4f}" if best else "",
+                best_score(entry, mode),
                 entry.reason,
-                *(_value(values.get(name, "")) for name in names),
+                *(numbers.value(values[name]) if name in values else "" for name in names),
             ]
         )
-    return _table(["trial", "state", "epochs", f"best {spec.metric}", "why it ended", *names], rows)
+    return html_table(
+        ["trial", "state", "epochs", f"best {spec.metric}", "why it ended", *names], rows
+    )
+
+
+def trials_html(study: Study) -> str:
+    """A study in a notebook: its best score, and a table of all trials."""
+    entries = [entry for _, entry in sorted(study.record.entries.items())]
+    head = f"<p><b>Study {escape(study.name)}</b>: best {escape(best_line(study))}</p>"
+    return head + _trials(entries, study.record.mode, study.spec)
 
 
 def _running(entry: TrialEntry) -> str:
     return " (still running)" if entry.state is TrialState.RUNNING else ""
-
-
-def _value(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
-
-
-def _cell(text: str) -> str:
-    """A cell; a sentence in one gets the room to be read in."""
-    kind = " class='sentence'" if len(text) > SENTENCE else ""
-    return f"<td{kind}>{escape(text)}</td>"

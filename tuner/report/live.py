@@ -1,19 +1,19 @@
-"""The terminal output of a study that runs: one live picture, or plain lines."""
+"""Shows a study while it runs: one live picture in a terminal or notebook, lines in a log."""
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column
 
+from tuner.report import numbers
+from tuner.report.picture import Pace, Picture, open_picture
 from tuner.report.states import STYLES
-from tuner.report.tables import best_line, duration, short_values, state_counts
+from tuner.report.tables import best_line, state_counts, terminal_table
 from tuner.spec.grid import planned_trials
 from tuner.study.budget import budget_lines
 from tuner.study.trial_entry import TrialEntry, TrialState, epochs_spent
@@ -51,11 +51,11 @@ class StudyView:
         self._started = time.monotonic()
         self._epochs_before = epochs_spent(study.record.entries.values())
         self._replayed: dict[int, int] = {}
-        self._refreshed = 0.0
-        self._live: Live | None = None
+        self._pace = Pace()
+        self._picture: Picture | None = None
 
     def __enter__(self) -> Self:
-        """Say where to look, and start the live picture in a terminal."""
+        """Say where to look, and start the live picture."""
         share = self._resources
         dashboard = f"http://{self._dashboard}" if self._dashboard else "of the joined cluster"
         self._console.print(f"study          {self._study.folder}", markup=False)
@@ -64,21 +64,19 @@ class StudyView:
             f"trials         {self._num_trials} of up to {self._max_epochs} "
             f"epochs, {share.max_concurrent} at once, {share.cpu:g} CPU and {share.gpu:g} GPU each"
         )
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
+        self._picture = open_picture(self._console)
         return self
 
     def __exit__(self, *_: object) -> None:
         """End the live picture."""
-        if self._live is not None:
-            self._live.stop()
+        if self._picture is not None:
+            self._picture.update(self._panel())
+            self._picture.close()
 
     def refresh(self) -> None:
         """Refresh the picture, at most twice a second."""
-        if self._live is not None and time.monotonic() - self._refreshed > 0.5:
-            self._refreshed = time.monotonic()
-            self._live.update(self._picture(), refresh=True)
+        if self._picture is not None and self._pace.due():
+            self._picture.update(self._panel())
 
     def trial_started(self, number: int) -> None:
         """Announce a trial."""
@@ -110,7 +108,7 @@ class StudyView:
         self._line(entry, f"{entry.state}: {entry.reason}", always=True)
 
     def _line(self, entry: TrialEntry, text: str, *, always: bool = False) -> None:
-        if self._live is None:
+        if self._picture is None:
             if not self._console.quiet:
                 # `Console.print` takes a millisecond for the colours that a file has not
                 line = f"[{self._clock()}] trial {entry.number:>3}  {text}"
@@ -118,35 +116,41 @@ class StudyView:
         elif always:
             style = STYLES[entry.state]
             # a reason may hold brackets: torch's is "[enforce fail at alloc_cpu.cpp:118] ..."
-            self._live.console.print(f"[{style}]trial {entry.number}[/] {escape(text)}")
+            self._console.print(f"[{style}]trial {entry.number}[/] {escape(text)}")
 
     def _clock(self) -> str:
-        return duration(time.monotonic() - self._started)
+        return numbers.duration(time.monotonic() - self._started)
 
-    def _picture(self) -> RenderableType:
+    def _panel(self) -> Panel:
         record, spec = self._record, self._spec
         spent = epochs_spent(record.entries.values())
         full = self._num_trials * self._max_epochs
         lines = [
             "trials  " + state_counts(self._study),
             "best    " + best_line(self._study),
-            f"epochs  {spent} of {full} that full training would take ({spent / full:.0%})",
+            f"epochs  {spent} of {full} that full training would take "
+            f"({numbers.share(spent, full)})",
             *(f"budget  {line}" for line in budget_lines(self._study)),
             f"time    {self._clock()}, {self._time_left(spent)}",
         ]
-        running = Table(box=None, padding=(0, 2, 0, 0))
-        for column in ("trial", "epoch", spec.metric):
-            running.add_column(column, no_wrap=True, min_width=max(6, len(column)))
-        running.add_column("config", no_wrap=True, overflow="ellipsis")
-        for entry in record.with_state(TrialState.RUNNING):
-            last = entry.scores.get(entry.epochs)
-            running.add_row(
-                str(entry.number),
-                f"{entry.epochs}/{self._max_epochs}",
-                "" if last is None else "undefined" if math.isnan(last) else f"{last:.4f}",
-                short_values(entry.trained_values),
-            )
+        headings = ("trial", "epoch", spec.metric)
+        running = terminal_table(
+            [
+                *(Column(name, no_wrap=True, min_width=max(6, len(name))) for name in headings),
+                Column("config", no_wrap=True, overflow="ellipsis"),
+            ],
+            (self._row(entry) for entry in record.with_state(TrialState.RUNNING)),
+        )
         return Panel(Group("\n".join(lines), "", running), title=escape(self._study.name))
+
+    def _row(self, entry: TrialEntry) -> list[str]:
+        last = entry.scores.get(entry.epochs)
+        return [
+            str(entry.number),
+            f"{entry.epochs}/{self._max_epochs}",
+            "" if last is None else numbers.score(last),
+            numbers.values(entry.trained_values),
+        ]
 
     def _time_left(self, spent: int) -> str:
         """A guess from the epochs so far and what early stopping is expected to save."""
@@ -167,4 +171,4 @@ class StudyView:
         if self._spec.search.time_budget is not None:
             budget_left = self._spec.search.time_budget - (time.monotonic() - self._started)
             seconds = min(seconds, max(0.0, budget_left))
-        return f"about {duration(seconds)} left"
+        return f"about {numbers.duration(seconds)} left"

@@ -1,12 +1,14 @@
-"""A picture of a Pareto front: every trial a point, those of the front marked."""
+"""Pictures of a study as SVG: learning curves, and the Pareto front."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from tuner.report.numbers import metric, tick
 from tuner.report.states import COLOURS
 from tuner.study.pareto import Objectives, metric_values
 from tuner.study.trial_entry import TrialState
@@ -14,13 +16,96 @@ from tuner.study.trial_entry import TrialState
 if TYPE_CHECKING:
     from tuner.study.trial_entry import TrialEntry
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 320, 60, 20, 12, 46
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 346, 60, 20, 12, 46
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values that an axis shows, from `low` to `high`.
+
+    Attributes:
+        low: The smallest.
+        high: The largest, above `low`.
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], margin: float = 0.0) -> Range:
+        """The range of values, wider by a share `margin` of it at either end.
+
+        Example:
+            >>> Range.of([1.0, 3.0], margin=0.25)
+            Range(low=0.5, high=3.5)
+            >>> Range.of([2.0])
+            Range(low=1.8, high=2.2)
+        """
+        low, high = min(values), max(values)
+        wider = margin * (high - low) if high > low else abs(high) * 0.1 or 1.0
+        return cls(low - wider, high + wider)
+
+    def share(self, value: float) -> float:
+        """Where a value lies, from 0 at `low` to 1 at `high`."""
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        """Five values, evenly spaced."""
+        return [self.low + (self.high - self.low) * step / 4 for step in range(5)]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Turns values into places of a picture, and draws the lines and numbers around them.
+
+    Attributes:
+        x: Values to the right.
+        y: Values upwards.
+    """
+
+    x: Range
+    y: Range
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point is drawn, in pixels from the upper left corner."""
+        across = LEFT + self.x.share(x) * (WIDTH - LEFT - RIGHT)
+        down = TOP + (1 - self.y.share(y)) * (HEIGHT - TOP - BOTTOM)
+        return across, down
+
+    def draw(
+        self, x_ticks: Iterable[tuple[float, str]], x_name: str, y_name: str, shapes: list[str]
+    ) -> str:
+        """The picture with `shapes` on it.
+
+        Args:
+            x_ticks: Values of the axis to the right that are named, with their names.
+            x_name: What the axis to the right shows.
+            y_name: What the axis upwards shows.
+            shapes: SVG of what is drawn.
+        """
+        parts = []
+        for value in self.y.ticks():
+            _, y = self.place(self.x.low, value)
+            parts.append(
+                f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}' "
+                f"stroke='#e2e8f0'/><text x='{LEFT - 8}' y='{y + 4:.1f}' "
+                f"text-anchor='end'>{tick(value)}</text>"
+            )
+        for value, text in x_ticks:
+            x, _ = self.place(value, self.y.low)
+            parts.append(f"<text x='{x:.1f}' y='{HEIGHT - 24}' text-anchor='middle'>{text}</text>")
+        return (
+            f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' width='100%' role='img'>"
+            f"{''.join(parts)}{''.join(shapes)}"
+            f"<text x='{WIDTH / 2}' y='{HEIGHT - 6}' text-anchor='middle'>{escape(x_name)}</text>"
+            f"<text x='{LEFT}' y='{TOP}' dx='4'>{escape(y_name)}</text></svg>"
+        )
 
 
 def front_plot(
     entries: Sequence[TrialEntry], front: Sequence[TrialEntry], objectives: Objectives
 ) -> str:
-    """SVG with the first metric upwards and the second to the right.
+    """SVG with the first metric upwards and the second to the right; the front is marked.
 
     Args:
         entries: All trials.
@@ -35,107 +120,70 @@ def front_plot(
     if not points:
         return "<p>No trial has all of these metrics yet.</p>"
     (name_y, _), (name_x, _) = objectives
-    low_y, span_y = _range([values[0] for values, _ in points])
-    low_x, span_x = _range([values[1] for values, _ in points])
-
-    def x(value: float) -> float:
-        return LEFT + (value - low_x) / span_x * (WIDTH - LEFT - RIGHT)
-
-    def y(value: float) -> float:
-        return TOP + (low_y + span_y - value) / span_y * (HEIGHT - TOP - BOTTOM)
-
-    shapes = []
-    for tick in range(5):
-        at_y, at_x = low_y + span_y * tick / 4, low_x + span_x * tick / 4
-        shapes.append(
-            f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y(at_y):.1f}' y2='{y(at_y):.1f}' "
-            f"stroke='#e2e8f0'/><text x='{LEFT - 8}' y='{y(at_y) + 4:.1f}' "
-            f"text-anchor='end'>{at_y:.3g}</text>"
-            f"<text x='{x(at_x):.1f}' y='{HEIGHT - 24}' text-anchor='middle'>{at_x:.3g}</text>"
-        )
+    axes = Axes(
+        Range.of([values[1] for values, _ in points], margin=0.06),
+        Range.of([values[0] for values, _ in points], margin=0.06),
+    )
     numbers = {entry.number for entry in front}
+    shapes = []
     for values, entry in points:
+        x, y = axes.place(values[1], values[0])
         on_front = entry.number in numbers
         shapes.append(
-            f"<circle cx='{x(values[1]):.1f}' cy='{y(values[0]):.1f}' r='{6 if on_front else 4}' "
+            f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{6 if on_front else 4}' "
             f"fill='{'#0e7490' if on_front else '#cbd5e1'}'><title>trial {entry.number}: "
-            f"{escape(name_y)} {values[0]:.4g}, {escape(name_x)} {values[1]:.4g}</title></circle>"
+            f"{escape(name_y)} {metric(values[0])}, {escape(name_x)} {metric(values[1])}"
+            "</title></circle>"
         )
         if on_front:
-            shapes.append(
-                f"<text x='{x(values[1]) + 8:.1f}' y='{y(values[0]) - 8:.1f}'>{entry.number}</text>"
-            )
-    return (
-        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' width='100%' role='img'>{''.join(shapes)}"
-        f"<text x='{WIDTH / 2}' y='{HEIGHT - 6}' text-anchor='middle'>{escape(name_x)}</text>"
-        f"<text x='{LEFT}' y='{TOP}' dx='4'>{escape(name_y)}</text></svg>"
-    )
+            shapes.append(f"<text x='{x + 8:.1f}' y='{y - 8:.1f}'>{entry.number}</text>")
+    ticks = [(value, tick(value)) for value in axes.x.ticks()]
+    return axes.draw(ticks, name_x, name_y, shapes)
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Where an axis begins, and how far it goes: a little more than the values need."""
-    low, high = min(values), max(values)
-    margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
-    return low - margin, high - low + 2 * margin
+def learning_curves(entries: Sequence[TrialEntry], best: TrialEntry | None, name: str) -> str:
+    """Scores by epoch as SVG: a line a trial, the best one thick.
 
-
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 900, 346, 60, 46, 12
-
-
-def learning_curves(entries: list[TrialEntry], best: TrialEntry | None) -> str:
-    """Learning curves as SVG: a line a trial, the best one thick."""
-    finite = [
-        (entry, [(e, s) for e, s in sorted(entry.scores.items()) if math.isfinite(s)])
+    Args:
+        entries: The trials.
+        best: The best of them, None for none.
+        name: Name of the metric.
+    """
+    curves = [
+        (entry, [(epoch, s) for epoch, s in sorted(entry.scores.items()) if math.isfinite(s)])
         for entry in entries
     ]
-    points = [point for _, curve in finite for point in curve]
+    points = [point for _, curve in curves for point in curve]
     if not points:
         return "<p>No scores yet.</p>"
     last = max(epoch for epoch, _ in points)
-    low, high = min(score for _, score in points), max(score for _, score in points)
-    span = (high - low) or 1.0
-
-    def x(epoch: int) -> float:
-        return LEFT + (epoch - 1) / max(1, last - 1) * (WIDTH - LEFT - 20)
-
-    def y(score: float) -> float:
-        return TOP + (high - score) / span * (HEIGHT - TOP - BOTTOM)
-
+    axes = Axes(Range(1, max(2, last)), Range.of([score for _, score in points]))
     shapes = []
-    for tick in range(5):
-        score = low + span * tick / 4
-        shapes.append(
-            f"<line x1='{LEFT}' x2='{WIDTH - 20}' y1='{y(score):.1f}' y2='{y(score):.1f}' "
-            f"stroke='#e2e8f0'/><text x='{LEFT - 8}' y='{y(score) + 4:.1f}' "
-            f"text-anchor='end'>{score:.3f}</text>"
-        )
-    step = max(1, last // 8)
-    # no tick so close to the last one that their numbers would run into each other
-    for epoch in sorted({1, *range(step, last - step // 2, step), last}):
-        shapes.append(
-            f"<text x='{x(epoch):.1f}' y='{HEIGHT - 20}' text-anchor='middle'>{epoch}</text>"
-        )
-    for entry, curve in finite:
-        line = " ".join(f"{x(epoch):.1f},{y(score):.1f}" for epoch, score in curve)
+    for entry, curve in curves:
+        places = [axes.place(epoch, score) for epoch, score in curve]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         width = 3 if entry is best else 1.3
         title = f"<title>trial {entry.number}: {escape(entry.reason)}</title>"
         shapes.append(
             f"<polyline points='{line}' fill='none' stroke='{COLOURS[entry.state]}' "
             f"stroke-width='{width}'>{title}</polyline>"
         )
-        if curve:
-            epoch, score = curve[-1]
+        if places:
+            x, y = places[-1]
             shapes.append(
-                f"<circle cx='{x(epoch):.1f}' cy='{y(score):.1f}' r='3' "
+                f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' "
                 f"fill='{COLOURS[entry.state]}'>{title}</circle>"
             )
-    return (
-        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' width='100%' role='img'>{''.join(shapes)}"
-        f"<text x='{WIDTH / 2}' y='{HEIGHT - 4}' text-anchor='middle'>epoch</text></svg>"
-    )
+    return axes.draw([(epoch, str(epoch)) for epoch in _epoch_ticks(last)], "epoch", name, shapes)
 
 
-def state_legend(entries: list[TrialEntry]) -> str:
+def _epoch_ticks(last: int) -> list[int]:
+    """Epochs to name: none so close to the last one that their numbers would touch."""
+    step = max(1, last // 8)
+    return sorted({1, *range(step, last - step // 2, step), last})
+
+
+def state_legend(entries: Sequence[TrialEntry]) -> str:
     """Which colour stands for which state of a trial."""
     states = [state for state in TrialState if any(entry.state is state for entry in entries)]
     return (

@@ -1,4 +1,4 @@
-"""What a person sees while the data are prepared: a bar in a terminal, lines elsewhere."""
+"""Shows the preparation of data: a bar in a terminal or notebook, lines in a log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tuner.report.picture import Pace, open_picture
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,20 +29,26 @@ def preparation_view(console: Console | None) -> Iterator[Show]:
     if console is None:
         yield lambda line: None, lambda step, done, total: None
         return
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        bars = {}
+    )
+    picture, pace = open_picture(console), Pace()
+    bars = {}
 
-        def advance(step: str, done: int, total: int) -> None:
-            if step not in bars:
-                bars[step] = progress.add_task(step, total=total)
-            progress.update(bars[step], completed=done)
+    def advance(step: str, done: int, total: int) -> None:
+        new = step not in bars
+        if new:
+            bars[step] = progress.add_task(step, total=total)
+        progress.update(bars[step], completed=done)
+        if picture is not None and (pace.due() or new or done == total):
+            picture.update(progress.make_tasks_table(progress.tasks))
 
+    try:
         yield lambda line: console.print(line, markup=False), advance
+    finally:
+        if picture is not None:
+            picture.close()

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 def write_results_csv(path: Path, study: Study) -> None:
     """Write every trial with its ending, its best score, and what that was reached with."""
+    write_csv(path, *results_table(study))
+
+
+def results_table(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of `results.csv`: every trial by number."""
     spec = study.spec
     entries = sorted(study.record.entries.values(), key=lambda entry: entry.number)
     shown = shown_values(entries, spec)
@@ -39,7 +44,7 @@ def write_results_csv(path: Path, study: Study) -> None:
             row["takes_over"] = "; ".join(step.describe() for step in entry.lineage)
     columns += params(dict.fromkeys(value_names(entries, spec)))
     columns += metrics(dict.fromkeys(sorted({name for e in entries for name in e.metrics})))
-    write_csv(path, columns, rows)
+    return columns, rows
 
 
 def value_names(entries: Iterable[TrialEntry], spec: StudySpec) -> list[str]:

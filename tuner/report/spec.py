@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+from tuner.report import numbers
+from tuner.report.tables import terminal_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,11 +17,7 @@ if TYPE_CHECKING:
 
 def print_spec(console: Console, spec: StudySpec) -> None:
     """Print the space and the budget of a valid spec."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("field", "domain", "when"):
-        table.add_column(column)
-    for name, domain, condition in spec.space.describe():
-        table.add_row(name, domain, condition)
+    table = terminal_table(["field", "domain", "when"], spec.space.describe())
     aims = ", ".join(f"{mode} {name}" for name, mode in spec.objectives)
     console.print(f"{spec.source} is valid: {aims}", markup=False)
     console.print()
@@ -45,7 +42,7 @@ def print_spec(console: Console, spec: StudySpec) -> None:
     expected = spec.expected_epochs() * trials / spec.search.num_trials
     console.print(
         f"budget    about {expected:.0f} epochs; training every trial to epoch "
-        f"{spec.max_epochs} would take {full} ({full / expected:.1f} times as many)"
+        f"{spec.max_epochs} would take {full} ({numbers.times(full, expected)})"
     )
 
 

@@ -1,24 +1,17 @@
-"""What the summary of a study says of its budgets, its Pareto front and its confirmation."""
+"""The summary of a study in the terminal: trials, best config, budgets, what to type next."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
+from tuner.report import numbers
 from tuner.report.confirmation import confirm_columns, confirm_rows
-from tuner.report.tables import (
-    best_line,
-    front_rows,
-    plain_table,
-    short_value,
-    short_values,
-    state_counts,
-    trials_table,
-)
+from tuner.report.tables import best_line, front_rows, plain_table, state_counts, trials_table
 from tuner.spec.grid import planned_trials
 from tuner.study.budget import budget_lines, spent_budget
 from tuner.study.commands import shown_name, study_command
@@ -78,12 +71,19 @@ def goal_tables(study: Study) -> Iterator[RenderableType]:
                 )
 
 
-def print_summary(console: Console, study: Study, *, driven: bool = False) -> None:
-    """A study: trials, best config, epochs against full training, what to type.
+def print_summary(
+    console: Console,
+    study: Study,
+    shown: Sequence[TrialEntry] | None = None,
+    *,
+    driven: bool = False,
+) -> None:
+    """Print a study: trials, best config, epochs against full training, what to type next.
 
     Args:
         console: Where to print it.
         study: The study.
+        shown: The trials to list, in this order; all by number if None.
         driven: Whether another process runs the study now, so that it cannot be resumed.
     """
     record, spec = study.record, study.spec
@@ -91,13 +91,13 @@ def print_summary(console: Console, study: Study, *, driven: bool = False) -> No
     console.print()
     for line in failure_lines(record):
         console.print(line, markup=False)
-    console.print(trials_table(entries, spec.metric, record.mode))
+    console.print(trials_table(entries if shown is None else shown, spec.metric, record.mode))
     spent = epochs_spent(entries)
     full = len(entries) * spec.max_epochs
     console.print()
     console.print("trials  " + state_counts(study))
     if full:
-        times = f" ({full / spent:.1f} times as many)" if spent else ""
+        times = f" ({numbers.times(full, spent)})" if spent else ""
         console.print(
             f"epochs  {spent}; training all {len(entries)} trials to the end would take "
             f"{full}{times}"
@@ -132,9 +132,9 @@ def _winning_schedule(record: StudyRecord, best: TrialEntry) -> list[str]:
     assert score is not None
     stretches = schedule(record.entries, best.number, score[0])
     if len(stretches) == 1:
-        return [f"{name}: {short_value(v)}" for name, v in stretches[0].values.items()]
+        return [f"{name}: {numbers.value(v)}" for name, v in stretches[0].values.items()]
     return [
-        f"epochs {s.first} to {s.last} (trial {s.trial}): {short_values(dict(s.values))}"
+        f"epochs {s.first} to {s.last} (trial {s.trial}): {numbers.values(s.values)}"
         for s in stretches
     ]
 

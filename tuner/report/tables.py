@@ -1,14 +1,15 @@
-"""Tables of trials and studies for the terminal."""
+"""Tables for the terminal and for the report: of trials, of studies, of a front, of test scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
 
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from tuner.report.numbers import decimals, duration, metric, score
 from tuner.report.states import STYLES
 from tuner.spec.grid import planned_trials
 from tuner.study.commands import shown_name
@@ -19,64 +20,95 @@ if TYPE_CHECKING:
     from tuner.study.study import Study
     from tuner.study.trial_entry import TrialEntry
 
+SENTENCE = 40
+"""Characters above which a cell of a web page is given room beside many columns."""
+
+
+def terminal_table(
+    columns: Sequence[Column | str],
+    rows: Iterable[Sequence[str | Text]],
+    caption: str | None = None,
+) -> Table:
+    """A table without lines; cells are plain text, so brackets are not markup.
+
+    Args:
+        columns: Headings, or rich's columns where one is not aligned to the left.
+        rows: A cell a column.
+        caption: A sentence below.
+    """
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0), caption=caption)
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a web page; cells are plain text."""
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in rows)
+    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _html_cell(text: str) -> str:
+    kind = " class='sentence'" if len(text) > SENTENCE else ""
+    return f"<td{kind}>{escape(text)}</td>"
+
+
+def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose cells are never wrapped."""
+    return terminal_table([Column(heading, no_wrap=True) for heading in columns], rows)
+
 
 def front_rows(front: Iterable[TrialEntry], objectives: Objectives) -> list[list[str]]:
     """Trial and metrics of each trial of a front, as text."""
     return [
-        [str(entry.number), *(f"{entry.metrics[name]:.4g}" for name, _ in objectives)]
+        [str(entry.number), *(metric(entry.metrics[name]) for name, _ in objectives)]
         for entry in front
     ]
 
 
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of plain text, without lines."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    for row in rows:
-        # an interval in brackets is no markup
-        table.add_row(*(escape(cell) for cell in row))
-    return table
-
-
 def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table:
     """Every trial with its state, its score and the reason of its end."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column, justify in (
-        ("trial", "right"),
-        ("state", "left"),
-        ("epochs", "right"),
-        (f"best {metric}", "right"),
-        ("time", "right"),
-        ("why it ended", "left"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for entry in entries:
-        best = entry.best(mode)
-        table.add_row(
+    columns: list[Column | str] = [
+        Column("trial", justify="right"),
+        "state",
+        Column("epochs", justify="right"),
+        Column(f"best {metric}", justify="right"),
+        Column("time", justify="right"),
+        "why it ended",
+    ]
+    rows: list[list[str | Text]] = [
+        [
             str(entry.number),
-            f"[{STYLES[entry.state]}]{entry.state}[/]",
+            Text(entry.state, style=STYLES[entry.state]),
             str(entry.epochs),
-            "" if best is None else f"{best[1]:.4f}",
+            best_score(entry, mode),
             duration(entry.seconds),
-            escape(entry.reason),
-        )
-    return table
+            entry.reason,
+        ]
+        for entry in entries
+    ]
+    return terminal_table(columns, rows)
+
+
+def best_score(entry: TrialEntry, mode: str) -> str:
+    """The best score of a trial, "" without one."""
+    best = entry.best(mode)
+    return "" if best is None else score(best[1])
 
 
 def studies_table(studies: Iterable[Study]) -> Table:
     """One line a study: its trials, its best score, its folder."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("study", "trials", "best", "folder"):
-        table.add_column(column)
-    for study in studies:
-        table.add_row(
-            Text(shown_name(study.name)),
-            state_counts(study),
+    rows: list[list[str | Text]] = [
+        [
+            shown_name(study.name),
+            Text.from_markup(state_counts(study)),
             best_line(study),
-            Text(shown_name(str(study.folder))),
-        )
-    return table
+            shown_name(str(study.folder)),
+        ]
+        for study in studies
+    ]
+    return terminal_table(["study", "trials", "best", "folder"], rows)
 
 
 def state_counts(study: Study) -> str:
@@ -98,23 +130,26 @@ def best_line(study: Study) -> str:
     if entry is None or (best := entry.best(study.record.mode)) is None:
         return "none yet"
     running = ", still running" if entry.state is TrialState.RUNNING else ""
-    return f"{study.spec.metric} {best[1]:.4f} (trial {entry.number}, epoch {best[0]}{running})"
+    where = f"trial {entry.number}, epoch {best[0]}{running}"
+    return f"{study.spec.metric} {score(best[1])} ({where})"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def case_scores_table(scores: Mapping[str, Sequence[float]], tolerance: float, grid: str) -> Table:
+    """Test scores of each class and their means.
 
-
-def short_values(values: dict[str, Any]) -> str:
-    """Sampled values on one line, floats with three digits."""
-    return "  ".join(f"{name}={short_value(value)}" for name, value in values.items())
-
-
-def short_value(value: Any) -> str:
-    """One value, floats with three digits."""
-    if value is None:
-        return "null"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    Args:
+        scores: Dice, NSD, HD95, ASSD, and the number of cases without a distance, by class.
+        tolerance: Tolerance of the normalised surface Dice, in mm.
+        grid: What they were measured on; `file` goes without saying.
+    """
+    headings = ["Dice", f"NSD {tolerance:g} mm", "HD95 mm", "ASSD mm", "missing"]
+    where = "" if grid == "file" else f" (grid: {grid})"
+    places = (4, 4, 2, 2, 0)
+    return terminal_table(
+        [f"test cases{where}", *(Column(heading, justify="right") for heading in headings)],
+        (
+            [name, *(decimals(value, each) for value, each in zip(numbers, places, strict=True))]
+            for name, numbers in scores.items()
+        ),
+        caption="missing: cases without a distance",
+    )

@@ -32,9 +32,11 @@ HANG_FILE = "hang.txt"
 
 LOCK_FILE = "trial.lock"
 
+BEST_FILE = "best.ckpt"
+
 LAST_FILE = "last.ckpt"
 
-CHECKPOINT_FILES = ("best.ckpt", LAST_FILE)
+CHECKPOINT_FILES = (BEST_FILE, LAST_FILE)
 
 SNAPSHOT_PATTERN = "epoch-[0-9][0-9][0-9][0-9][0-9].ckpt"
 

@@ -41,7 +41,7 @@ def check_proposals_lie_in_the_space(searcher: str) -> None:
     for _ in range(40):
         values = _propose(searcher, record)
         active: dict[str, Any] = {}
-        for field, domain in record.space.domains.items():
+        for field in record.space.domains:
             takes_part = record.space.active(field, active)
             assert (field in values) == takes_part, (
                 f"{searcher} proposed {values}, in which {field} "

@@ -14,7 +14,7 @@ from torch import nn
 from training.config import ModelTrainingConfig
 from training.models import build_model
 from tuner.errors import SpecError, StudyError
-from tuner.spec.field_errors import describe_errors
+from tuner.spec.field_errors import value_problems
 from tuner.spec.plugins import import_plugins
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _drawn(spec: StudySpec) -> Iterator[_Drawn]:
             seen.add(key)
             yield _Drawn(config, values)
     if invalid is not None and not seen:
-        reason = describe_errors(invalid, ModelTrainingConfig)[0][1]
+        reason = value_problems(invalid)[0].message
         raise SpecError(f"{spec.source}: none of {DRAWS} configs of this space is valid: {reason}")
 
 

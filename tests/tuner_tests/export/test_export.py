@@ -27,6 +27,7 @@ from training.models import build_model
 from tuner.cli.main import main
 from tuner.errors import ExportError
 from tuner.export.export import export_trial
+from tuner.report.tables import case_scores_table
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import ConfirmSettings
 from tuner.study.confirmation import CASES, SEED, candidates
@@ -197,8 +198,9 @@ def test_without_the_files_the_cache_is_looked_at_under_other_names(
     metrics = manifest_of(tmp_path / "bundle")["metrics"]
     assert not any(name.startswith("test_") for name in metrics)
     assert 0 <= metrics["preprocessed_test_accuracy"] <= 1
-    table = exported.test_table()
-    assert table is not None
+    table = case_scores_table(exported.test_scores(), exported.tolerance, exported.grid)
+    # each class without the background, and their mean
+    assert table.row_count == len(exported.labels)
     assert table.columns[0].header == "test cases (grid: preprocessed)"
     assert manifest_of(tmp_path / "bundle")["provenance"]["test_grid"] == "preprocessed"
     # the way out

@@ -1,0 +1,190 @@
+"""What the program counts on of Ray's private parts: one test each, to fail by name on upgrade."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray import cloudpickle
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import node, services, utils, worker
+from ray._private.authentication import authentication_token_setup as tokens
+from ray._raylet import GcsClient, InnerGcsClient
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.core.generated.gcs_pb2 import GcsNodeInfo
+from ray.exceptions import OutOfMemoryError, OwnerDiedError, RayActorError
+from ray.tune.experiment import Trial
+
+import tuner
+from tuner.driver.ray_internals import (
+    actor_of,
+    check_versions,
+    daemons_in_own_groups,
+    gpus_of_this_machine,
+    host_and_port,
+    lost_worker_ends_one_trial,
+    lost_worker_error,
+    own_daemons,
+    own_handlers_kept,
+    temporary_folder,
+)
+from tuner.trial.failures import WorkerLostError, WorkerOutOfMemoryError
+
+MESSAGE = "1 worker(s) were killed due to the node running low on memory.\nTop 10 users: ..."
+
+
+PRIVATE = re.compile(r"\bray\._|\bray\.core\b|\bray(\.\w+)*\._internal\b|\b_raylet\b")
+
+
+def test_private_parts_of_ray_are_used_in_one_place() -> None:
+    package = Path(tuner.__file__).parent
+    using = {path.name for path in package.rglob("*.py") if PRIVATE.search(path.read_text())}
+    assert using == {"ray_internals.py"}
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_temporary_folder_follows_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert temporary_folder() == Path(get_default_ray_temp_dir()) == tmp_path / "ray"
+
+
+def test_addresses_are_read_as_ray_reads_them() -> None:
+    assert host_and_port("10.0.0.1:6379") == ("10.0.0.1", "6379")
+    assert host_and_port("nowhere") is None
+    assert parameters(services.canonicalize_bootstrap_address) == ["addr", "temp_dir"]
+
+
+def test_gpus_that_are_hidden_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus_of_this_machine() == 0
+
+
+def test_daemons_of_a_cluster_are_started_by_consolepopen_in_groups_of_their_own() -> None:
+    assert issubclass(services.ConsolePopen, subprocess.Popen)
+    assert "ConsolePopen(" in inspect.getsource(services.start_ray_process)
+    assert isinstance(utils.detect_fate_sharing_support(), bool)
+
+    def leads_its_group() -> str:
+        code = "import os; print(os.getpgrp() == os.getpid())"
+        process = services.ConsolePopen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+        )
+        return str(process.communicate()[0]).strip()
+
+    assert leads_its_group() == "False"
+    with daemons_in_own_groups():
+        assert leads_its_group() == str(utils.detect_fate_sharing_support())
+    assert leads_its_group() == "False"
+
+
+def test_ray_sets_its_handlers_of_sigterm_by_a_function_that_can_be_replaced() -> None:
+    for place in (worker, node):
+        assert "ray._private.utils.set_sigterm_handler(" in inspect.getsource(place)
+    assert parameters(utils.set_sigterm_handler) == ["sigterm_handler"]
+    before = utils.set_sigterm_handler
+    with own_handlers_kept():
+        assert utils.set_sigterm_handler is not before
+    assert utils.set_sigterm_handler is before
+
+
+def test_a_driver_knows_the_processes_of_its_own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hasattr(worker, "_global_node")
+    assert isinstance(inspect.getattr_static(node.Node, "all_processes", None), property) or (
+        "self.all_processes: dict = {}" in inspect.getsource(node.Node)
+    )
+    assert "process" in services.ProcessInfo._fields
+    started = [SimpleNamespace(process=name) for name in ("gcs", "raylet")]
+    processes = {"gcs_server": started[:1], "raylet": started[1:], "dashboard": started}
+    monkeypatch.setattr(worker, "_global_node", SimpleNamespace(all_processes=processes))
+    assert own_daemons() == [("gcs_server", "gcs"), ("raylet", "raylet")]
+    monkeypatch.setattr(worker, "_global_node", None)
+    assert own_daemons() == []
+
+
+def fail_a_task(exception: Exception) -> list[Exception]:
+    """What the trial is told when its worker's task fails with `exception`."""
+    told: list[Exception] = []
+    actor = SimpleNamespace(actor_id=1, _on_error=lambda actor, error: told.append(error))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    manager: Any = SimpleNamespace(
+        _failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None
+    )
+    RayActorManager._actor_task_failed(manager, tracked_actor_task=task, exception=exception)
+    return told
+
+
+def left_by(error: Exception | None, folder: Path) -> Any:
+    """A trial of Tune whose worker failed with an error, which Tune wrote to a file."""
+    if error is None:
+        return SimpleNamespace(pickled_error_file=None)
+    path = folder / "error.pkl"
+    path.write_bytes(cloudpickle.dumps(error))
+    return SimpleNamespace(pickled_error_file=str(path))
+
+
+def test_a_worker_ended_for_memory_ends_its_trial_alone(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="unexpected exception"):
+        fail_a_task(OutOfMemoryError(MESSAGE))  # Tune by itself ends the study
+    with lost_worker_ends_one_trial():
+        (error,) = fail_a_task(OutOfMemoryError(MESSAGE))
+    assert isinstance(error, RayActorError)
+    assert str(cloudpickle.loads(cloudpickle.dumps(error))) == str(error)
+    with pytest.raises(RuntimeError, match="unexpected exception"):
+        fail_a_task(OutOfMemoryError(MESSAGE))
+    ours = lost_worker_error(left_by(error, tmp_path))
+    assert isinstance(ours, WorkerOutOfMemoryError)
+    assert str(ours) == MESSAGE.splitlines()[0]
+
+
+def test_objects_lost_with_a_node_end_one_trial_alone(tmp_path: Path) -> None:
+    with lost_worker_ends_one_trial():
+        (error,) = fail_a_task(OwnerDiedError("0" * 56, None, ""))
+    assert isinstance(error, RayActorError)
+    ours = lost_worker_error(left_by(error, tmp_path))
+    assert type(ours) is WorkerLostError
+    assert str(ours)
+
+
+def test_a_worker_that_left_no_error_is_lost_without_a_reason(tmp_path: Path) -> None:
+    assert str(lost_worker_error(left_by(None, tmp_path))) == ""
+
+
+def test_a_trial_of_tune_knows_its_actor_and_the_file_of_its_error() -> None:
+    trial = Trial("stub", stub=True)
+    assert actor_of(trial) is None
+    trial.temporary_state.ray_actor = "the actor"
+    assert "temporary_state.ray_actor = ray_actor" in inspect.getsource(Trial.set_ray_actor)
+    assert actor_of(trial) == "the actor"
+    assert isinstance(inspect.getattr_static(Trial, "pickled_error_file"), property)
+
+
+def test_a_cluster_of_other_versions_is_told_apart() -> None:
+    here = {"ray_version": ray.__version__, "python_version": sys.version.split()[0]}
+    check_versions(here)
+    with pytest.raises(RuntimeError, match=r"1\.0\.0"):
+        check_versions({**here, "ray_version": "1.0.0"})
+
+
+def test_a_gcs_is_asked_by_the_calls_that_the_probe_knows() -> None:
+    # it hands every call on to the inner client
+    assert {"__getattr__"} <= set(dir(GcsClient))
+    assert {"namespace", "timeout"} <= set(parameters(InnerGcsClient.internal_kv_get))
+    assert "timeout" in parameters(InnerGcsClient.get_all_node_info)
+    assert {"warn_if_disabled"} <= set(
+        parameters(tokens.maybe_enable_token_auth_if_token_available)
+    )
+    assert "create_token_if_missing" in parameters(tokens.ensure_token_if_auth_enabled)
+    assert GcsNodeInfo.ALIVE != GcsNodeInfo.DEAD
+    assert callable(services.find_node_ids)

@@ -1,0 +1,219 @@
+"""What each command does: it parses options, calls the Python API, prints, gives the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner.cli.completion import shell_code
+from tuner.cli.exit_codes import DONE, INTERRUPTED, NO_RESULT
+from tuner.cli.options import overrides_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuner.api.study import Study
+
+
+def run(options: argparse.Namespace, out: Console) -> int:
+    """`tune run`."""
+    from tuner.api import studies
+    from tuner.spec.load import load_spec
+
+    spec = load_spec(options.space, overrides_of(options))
+    if options.export is not None:
+        from tuner.study.folder import check_export
+
+        check_export(options.export, options.studies_dir, options.name)
+    try:
+        study = studies.run(
+            spec,
+            options.name,
+            studies_dir=options.studies_dir,
+            address=options.address,
+            progress=out,
+        )
+    except studies.StudyInterrupted as end:
+        return _interrupted(end.study, out)
+    code = _ended(study, out)
+    # the best of the others is a model, also where most trials failed
+    if options.export is not None and study.best is not None:
+        return _export_to(study, options.export, None, None, out) or code
+    return code
+
+
+def resume(options: argparse.Namespace, out: Console) -> int:
+    """`tune resume`."""
+    from tuner.api import studies
+
+    budgets = {key.removeprefix("search."): value for key, value in overrides_of(options).items()}
+    try:
+        study = studies.resume(
+            options.name,
+            studies_dir=options.studies_dir,
+            address=options.address,
+            progress=out,
+            **budgets,
+        )
+    except studies.StudyInterrupted as end:
+        return _interrupted(end.study, out)
+    return _ended(study, out)
+
+
+def _interrupted(study: Study, out: Console) -> int:
+    study.print_summary(out)
+    out.print("interrupted: every finished epoch is kept", markup=False)
+    return INTERRUPTED
+
+
+def _ended(study: Study, out: Console) -> int:
+    study.print_summary(out)
+    return NO_RESULT if study.best is None or study.most_failed else DONE
+
+
+def list_studies(options: argparse.Namespace, out: Console) -> int:
+    """`tune list`."""
+    from tuner.api import studies
+
+    unreadable: list[str] = []
+    found = studies.list_studies(
+        options.studies_dir,
+        sort=options.sort,
+        top=options.top,
+        on_unreadable=unreadable.append,
+    )
+    below = [*unreadable, *(study.cut_off for study in found if study.cut_off)]
+    if options.json:
+        documents = [study.to_dict(trials=False) for study in found]
+        _print_json({"studies": documents, "unreadable": unreadable}, out)
+    elif found:
+        studies.print_studies(found, out)
+    elif not below:
+        out.print(f"no studies in {options.studies_dir}", markup=False)
+    if not options.json:
+        for line in below:
+            out.print(line, markup=False)
+    return NO_RESULT if below and not found else DONE
+
+
+def status(options: argparse.Namespace, out: Console) -> int:
+    """`tune status`."""
+    from tuner.api import studies
+
+    study = studies.open_study(options.name, studies_dir=options.studies_dir)
+    if options.json:
+        _print_json(study.to_dict(sort=options.sort, top=options.top), out)
+        return DONE
+    study.print_summary(out, sort=options.sort, top=options.top)
+    if study.cut_off is not None:
+        out.print(study.cut_off, markup=False)
+    return DONE
+
+
+def _print_json(document: object, out: Console) -> None:
+    # a program reads it: no line is wrapped, no character coloured
+    print(json.dumps(document, indent=2, allow_nan=False), file=out.file)
+
+
+def check(options: argparse.Namespace, out: Console) -> int:
+    """`tune check`."""
+    from tuner.report.spec import print_spec
+    from tuner.spec.load import load_spec
+    from tuner.study.data import check_data
+    from tuner.trial.networks import check_networks
+
+    spec, found = check_data(load_spec(options.space, overrides_of(options)))
+    networks = check_networks(spec)
+    print_spec(out, spec)
+    for line in (*found, *networks.describe()):
+        out.print(line, markup=False)
+    return DONE
+
+
+def fields(options: argparse.Namespace, out: Console) -> int:
+    """`tune fields`."""
+    from tuner.report.fields import print_field, print_fields
+    from tuner.spec.reference import all_fields, find_fields
+
+    rows = all_fields() if options.name is None else find_fields(options.name)
+    if len(rows) == 1:
+        print_field(out, rows[0])
+    else:
+        print_fields(out, rows)
+    return DONE
+
+
+def export(options: argparse.Namespace, out: Console) -> int:
+    """`tune export`."""
+    from tuner.api import studies
+
+    study = studies.open_study(options.name, studies_dir=options.studies_dir)
+    return _export_to(study, options.output, options.trial, options.data_dir, out)
+
+
+def _export_to(
+    study: Study, folder: Path | None, trial: int | None, data_dir: Path | None, out: Console
+) -> int:
+    from tuner.report.numbers import score
+    from tuner.report.tables import case_scores_table
+
+    exported = study.export(folder, trial, data_dir=data_dir)
+    shown = folder or exported.folder
+    out.print(
+        f"exported {exported.trial} (epoch {exported.epoch}) to {shown}; {exported.verified}",
+        markup=False,
+    )
+    for note in exported.notes:
+        out.print(f"note    {note}", markup=False)
+    for name, value in sorted(exported.metrics.items()):
+        if name.startswith("val_dice"):
+            out.print(f"  {name:<16} {score(value)}", markup=False)
+    if exported.grid is not None:
+        table = case_scores_table(exported.test_scores(), exported.tolerance, exported.grid)
+        out.print(table, markup=False)
+    bundle = shlex.quote(str(shown))
+    out.print(f"next    tune predict {bundle} IMAGE.nii.gz -o predictions", markup=False)
+    return DONE
+
+
+def predict(options: argparse.Namespace, out: Console) -> int:
+    """`tune predict`."""
+    from training.bundle.prediction import predict_images
+
+    failed = predict_images(
+        options.bundle,
+        options.images,
+        options.output,
+        device=options.device,
+        overwrite=options.overwrite,
+        trust_code=options.trust_code,
+        on_case=lambda line: out.print(line, markup=False),
+    )
+    return NO_RESULT if failed else DONE
+
+
+def convert(options: argparse.Namespace, out: Console) -> int:
+    """`tune convert`."""
+    from training.bundle.bundle import Bundle
+    from training.bundle.network_export import check_target, export_network
+
+    check_target(options.output, overwrite=options.overwrite)
+    bundle = Bundle.load(options.bundle, device="cpu", trust_code=options.trust_code)
+    difference = export_network(bundle, options.output, options.size, overwrite=options.overwrite)
+    size = " x ".join(map(str, options.size or bundle.config.patch_size))
+    out.print(
+        f"wrote {options.output}: preprocessed patches of {size} voxels in batches of any size; "
+        f"its logits differ from the model's by at most {difference:.1e}",
+        markup=False,
+    )
+    return DONE
+
+
+def completion(options: argparse.Namespace, out: Console) -> int:
+    """`tune completion`."""
+    # a shell reads it: no line is wrapped, no character coloured
+    print(shell_code(options.shell), file=out.file)
+    return DONE

@@ -1,0 +1,279 @@
+"""The commands of `tune`: what each is called, takes and does.
+
+A command is one entry of `COMMANDS`: its name, what it does in one line, examples, the function
+that adds its options and the function that runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner.cli import commands
+from tuner.cli.completion import SHELLS
+from tuner.cli.options import (
+    add_address,
+    add_budget_options,
+    add_listing_options,
+    add_output,
+    add_space_options,
+    add_studies_dir,
+    add_study_name,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `tune`.
+
+    Attributes:
+        name: What is typed.
+        summary: What it does, in one line.
+        examples: Command lines that work as they are printed.
+        add_options: Adds its arguments and options to a parser.
+        run: Runs it with the parsed options, and returns the exit code.
+    """
+
+    name: str
+    summary: str
+    examples: tuple[str, ...]
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Console], int]
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the default of every option that has one, and leaves examples as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default is None or isinstance(action.default, bool | list)
+        return action.help if told else super()._get_help_string(action)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="tune",
+        description="Hyperparameter search for 3D medical image segmentation.",
+        epilog="`tune COMMAND --help` explains a command, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"segtune {version('segtune')}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(
+            command.name,
+            help=command.summary,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            epilog="\n  ".join(("examples:", *command.examples)),
+            formatter_class=HelpFormatter,
+        )
+        command.add_options(subparser)
+        subparser.set_defaults(command=command.run)
+    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    add_space_options(parser)
+    parser.add_argument(
+        "--name", help="name of the study (default: the name of the space's file and the time)"
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="DIR",
+        help="export the winner to DIR (default: no export; `tune export` does it later)",
+    )
+    add_studies_dir(parser)
+    add_address(parser)
+
+
+def _resume_options(parser: argparse.ArgumentParser) -> None:
+    add_study_name(parser)
+    add_budget_options(parser)
+    add_studies_dir(parser)
+    add_address(parser)
+
+
+def _list_options(parser: argparse.ArgumentParser) -> None:
+    add_listing_options(parser, "name, trials, epochs or score (default: the oldest first)")
+    add_studies_dir(parser)
+
+
+def _status_options(parser: argparse.ArgumentParser) -> None:
+    add_study_name(parser)
+    add_listing_options(
+        parser,
+        "number, state, score, epochs, seconds, a field that varies or a metric; scores come "
+        "best first (default: number)",
+    )
+    add_studies_dir(parser)
+
+
+def _fields_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="a field, a section, or a setting such as search.num_trials (default: all)",
+    )
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    add_study_name(parser)
+    parser.add_argument(
+        "--trial", type=int, metavar="ID", help="trial to export (default: the best)"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder to write (default: export/ in the study's folder)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the data are now, if they were moved (default: where they were)",
+    )
+    add_studies_dir(parser)
+
+
+def _predict_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="DIR", help="the exported model")
+    parser.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="NIfTI images, or folders of them"
+    )
+    add_output(parser, "DIR", "folder to write to")
+    parser.add_argument(
+        "--device", help="torch device, e.g. cuda:1 (default: a GPU if there is one, else the CPU)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace label maps that are there already"
+    )
+    _add_trust_code(parser)
+
+
+def _convert_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="DIR", help="the exported model")
+    add_output(parser, "FILE", ".pt2, .ts or .onnx file")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=3,
+        metavar=("D", "H", "W"),
+        help="voxels of a patch (default: the patch size of training)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    _add_trust_code(parser)
+
+
+def _add_trust_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="import the module of a network that is not of this package, and so run it",
+    )
+
+
+def _completion_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS, help="the shell to complete in")
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "run",
+        "search a space, or go on with the study of that name",
+        (
+            "tune run search_spaces/dformer.yaml",
+            "tune run liver.yaml --name liver --data-dir Task03_Liver --export bundle",
+            "tune run liver.yaml --num-trials 40 --time-budget 8h --set optimizer=sgd",
+        ),
+        _run_options,
+        commands.run,
+    ),
+    Command(
+        "resume",
+        "go on with a study that was cut off",
+        ("tune resume liver", "tune resume liver --num-trials 80"),
+        _resume_options,
+        commands.resume,
+    ),
+    Command(
+        "list",
+        "list the studies",
+        ("tune list", "tune list --sort score --top 5", "tune list --studies-dir /data --json"),
+        _list_options,
+        commands.list_studies,
+    ),
+    Command(
+        "status",
+        "show the trials of a study",
+        (
+            "tune status liver",
+            "tune status liver --sort score --top 10",
+            "tune status liver --json",
+        ),
+        _status_options,
+        commands.status,
+    ),
+    Command(
+        "check",
+        "validate a search space; print it and its budget",
+        ("tune check liver.yaml", "tune check liver.yaml --set patch_size=[64,96,96]"),
+        add_space_options,
+        commands.check,
+    ),
+    Command(
+        "fields",
+        "explain the fields and settings of a search space",
+        ("tune fields", "tune fields learning_rate", "tune fields search.num_trials"),
+        _fields_options,
+        commands.fields,
+    ),
+    Command(
+        "export",
+        "export a study's best model, ready to predict",
+        ("tune export liver -o bundle", "tune export liver --trial 7"),
+        _export_options,
+        commands.export,
+    ),
+    Command(
+        "predict",
+        "segment NIfTI images with an exported model",
+        (
+            "tune predict bundle patient.nii.gz -o predictions",
+            "tune predict bundle imagesTs -o predictions --device cpu",
+        ),
+        _predict_options,
+        commands.predict,
+    ),
+    Command(
+        "convert",
+        "write an exported model's network as torch.export, TorchScript or ONNX",
+        (
+            "tune convert bundle -o network.onnx",
+            "tune convert bundle -o network.pt2 --size 64 128 128",
+        ),
+        _convert_options,
+        commands.convert,
+    ),
+    Command(
+        "completion",
+        "print what makes a shell complete commands, options and names of studies",
+        (
+            'eval "$(tune completion bash)"                              # in ~/.bashrc',
+            'eval "$(tune completion zsh)"                               # in ~/.zshrc',
+            "tune completion fish > ~/.config/fish/completions/tune.fish",
+        ),
+        _completion_options,
+        commands.completion,
+    ),
+)
+"""All commands, in the order of `tune --help`."""

@@ -1,0 +1,226 @@
+"""The private parts of Ray (2.60) that the program relies on, and what it counts on of each.
+
+Nothing else imports from `ray._private` and the like. An upgrade of Ray that breaks one of these
+fails in `tests/tuner_tests/driver/test_ray_internals.py`, by name.
+
+Parts of Ray are imported where they are used: `cluster_probe` must not wait for Ray Tune to load.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
+from typing import TYPE_CHECKING, Any
+
+from ray import cloudpickle
+from ray._private import services
+from ray._private import utils as ray_utils
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+    from tuner.trial.failures import WorkerLostError
+
+
+def temporary_folder() -> Path:
+    """Where Ray keeps sockets and logs of its sessions."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return Path(get_default_ray_temp_dir())
+
+
+def address_of_this_machine() -> str:
+    """The address of the cluster that runs on this machine.
+
+    Raises:
+        ConnectionError: if there is none.
+    """
+    return str(services.canonicalize_bootstrap_address("auto"))
+
+
+def host_and_port(address: str) -> tuple[str, str] | None:
+    """Host and port of an address; None if it is not HOST:PORT."""
+    from ray._common.network_utils import parse_address
+
+    parsed: tuple[str, str] | None = parse_address(address)
+    return parsed
+
+
+def gpus_of_this_machine() -> int:
+    """GPUs that a cluster of our own would have."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    there: int = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return there if visible is None else min(there, len(visible))
+
+
+@contextmanager
+def daemons_in_own_groups() -> Iterator[None]:
+    """Keep the processes of a cluster of our own out of our process group.
+
+    Ctrl-C in a terminal, `timeout` and SLURM signal the whole group: without its daemons the
+    driver could end no trial in order. They end with us all the same, even if we are killed:
+    on Linux Ray asks the kernel to see to it. Where it cannot, Ray itself needs the group.
+    """
+    if not ray_utils.detect_fate_sharing_support():
+        yield
+        return
+    original = services.ConsolePopen
+
+    class GroupLeader(original):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, process_group=0, **kwargs)
+
+    services.ConsolePopen = GroupLeader
+    try:
+        yield
+    finally:
+        services.ConsolePopen = original
+
+
+@contextmanager
+def own_handlers_kept() -> Iterator[None]:
+    """Keep Ray from replacing our handler of SIGTERM by its own, which ends the process."""
+    original = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = original
+
+
+def own_daemons() -> list[tuple[str, Popen[bytes]]]:
+    """GCS and raylet of the cluster that this process started; none if it joined one."""
+    from ray._private import worker
+
+    node = worker._global_node
+    if node is None:
+        return []
+    return [
+        (name, started.process)
+        for name in ("gcs_server", "raylet")
+        for started in node.all_processes.get(name, [])
+    ]
+
+
+class _LostWorkerError(RayActorError):  # type: ignore[misc]
+    """What a trial's worker returned is lost, as a rule together with its node."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(error_msg=message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray's own way to pickle actor errors loses the message."""
+        return type(self), (self.error_msg,)
+
+
+class _KilledForMemoryError(_LostWorkerError):
+    """Ray ended a trial's worker because its node ran low on memory."""
+
+
+@contextmanager
+def lost_worker_ends_one_trial() -> Iterator[None]:
+    """Let Tune take every way in which Ray loses a worker for a worker that died.
+
+    Ray's `OutOfMemoryError` and the errors of lost objects are not a `RayActorError`, and Tune
+    ends the whole study with "Caught unexpected exception" when it meets one.
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+
+    original = RayActorManager._actor_task_failed
+
+    def task_failed(
+        manager: RayActorManager, tracked_actor_task: Any, exception: Exception
+    ) -> None:
+        # Ray gives both by name
+        if isinstance(exception, RayError) and not isinstance(
+            exception, RayActorError | RayTaskError
+        ):
+            out_of_memory = isinstance(exception, OutOfMemoryError)
+            kind = _KilledForMemoryError if out_of_memory else _LostWorkerError
+            exception = kind(_first_line(exception))
+        original(manager, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = task_failed
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = original
+
+
+def lost_worker_error(trial: Trial) -> WorkerLostError:
+    """Why the worker of a trial is lost, from the file that Tune left of it."""
+    from tuner.trial.failures import WorkerLostError, WorkerOutOfMemoryError
+
+    error_file = trial.pickled_error_file
+    if error_file is None or not Path(error_file).is_file():
+        return WorkerLostError()
+    error = cloudpickle.loads(Path(error_file).read_bytes())
+    out_of_memory = isinstance(error, OutOfMemoryError | _KilledForMemoryError)
+    kind = WorkerOutOfMemoryError if out_of_memory else WorkerLostError
+    return kind(_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def actor_of(trial: Trial) -> Any:
+    """The actor that trains a trial of Tune, None if there is none now."""
+    return trial.temporary_state.ray_actor
+
+
+def gcs_of(address: str, *, token_of_this_machine: bool, timeout: float) -> tuple[Any, Any]:
+    """A client of the GCS of a cluster, and what the cluster tells of itself.
+
+    Args:
+        address: HOST:PORT of the GCS.
+        token_of_this_machine: Whether a token that is here is used without being asked for.
+        timeout: Seconds that it may take to answer.
+
+    Raises:
+        ray.exceptions.AuthenticationError: if the cluster takes no token of ours.
+    """
+    from ray._private.authentication import authentication_token_setup as tokens
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    if token_of_this_machine:
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    tokens.ensure_token_if_auth_enabled(None, create_token_if_missing=False)
+    gcs = GcsClient(address=address)
+    stored = gcs.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=timeout)
+    return gcs, None if stored is None else json.loads(stored)
+
+
+def check_versions(metadata: Any) -> None:
+    """Check that a cluster has the versions of Ray and Python of this process.
+
+    Args:
+        metadata: What the cluster tells of itself, see `gcs_of`.
+
+    Raises:
+        RuntimeError: if not.
+    """
+    ray_utils.check_version_info(metadata, "this process", raise_on_mismatch=True)
+
+
+def has_node_here(gcs: Any, timeout: float) -> bool:
+    """Whether a raylet of this host belongs to the cluster of a GCS, now or before `timeout`."""
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+
+    deadline = time.monotonic() + timeout
+    while True:
+        here = services.find_node_ids()
+        nodes = gcs.get_all_node_info(timeout=timeout).values()
+        if any(node.node_id.hex() in here and node.state == GcsNodeInfo.ALIVE for node in nodes):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)

@@ -1,0 +1,129 @@
+"""Runs a study on Ray from start to end, or goes on with one that was cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import ray
+from ray.tune.stopper import CombinedStopper
+
+from tuner.driver.callbacks import ViewCallback
+from tuner.driver.checkpoint_keeper import CheckpointKeeper
+from tuner.driver.cluster import ray_cluster
+from tuner.driver.cluster_check import check_cluster, starts_own_cluster
+from tuner.driver.confirm import confirm_study
+from tuner.driver.gpus import check_own_gpus
+from tuner.driver.ray_internals import lost_worker_ends_one_trial
+from tuner.driver.resources import check_gpu_hours, nodes_of, plan_resources
+from tuner.driver.stopping import (
+    BudgetStopper,
+    StudyStopper,
+    leave_when_stuck,
+    signals_stop,
+)
+from tuner.driver.tune_run import run_tune
+from tuner.errors import StudyError
+from tuner.report.files import write_results
+from tuner.report.live import StudyView
+from tuner.report.preparation import preparation_view
+from tuner.spec.grid import planned_trials
+from tuner.spec.plugins import import_plugins
+from tuner.study.data import prepare_data
+from tuner.study.driver import only_driver
+from tuner.study.folder import FolderBefore, refuse_foreign_confirmation
+from tuner.study.open import open_study
+from tuner.study.provenance import describe_study, write_provenance
+from tuner.study.study import Study
+from tuner.study.warm_start import check_comparable, import_earlier, not_imported
+from tuner.trial.failures import full_disk_explained, halted_message
+from tuner.trial.networks import check_some_network_builds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run_study(study: Study, address: str | None = None, console: Console | None = None) -> bool:
+    """Run a study to its end, or go on with one that was cut off.
+
+    Args:
+        study: The study; its record says which trials are left.
+        address: Ray cluster to join; RAY_ADDRESS (which `ray job submit` sets) without one,
+            and without both a cluster of this machine, of the study's own, is started.
+        console: Where the study is shown.
+
+    Returns:
+        Whether the study was interrupted (Ctrl-C or SIGTERM) before its end.
+
+    Raises:
+        StudyError: if another process runs this study, or the data have changed.
+        ResourceError: if no node can hold a trial, or the cluster cannot be reached.
+    """
+    with (
+        only_driver(study),
+        _empty_study_removed(study),
+        full_disk_explained(study),
+    ):
+        if study.spec.confirm is not None:
+            refuse_foreign_confirmation(study.folder)
+        earlier = [open_study(study.folder.parent, name) for name in not_imported(study)]
+        check_comparable(earlier, study.spec)
+        check_cluster(address)
+        import_plugins(study.spec)
+        if starts_own_cluster(address):
+            note = check_own_gpus(study.spec.resources)
+            if note is not None and console is not None:
+                console.print(note, markup=False)
+        with preparation_view(console) as show:
+            data = prepare_data(study.spec, *show, check=check_some_network_builds)
+        write_provenance(study, data)
+        describe_study(study, study.record, data)
+        if earlier:
+            import_earlier(study, data.spec, data.fingerprint, earlier, console)
+        spec, given = data.spec, study
+        study = replace(study, spec=spec)
+        with ray_cluster(address) as dashboard:
+            resources = plan_resources(spec.resources, nodes_of(ray.nodes()), planned_trials(spec))
+            check_gpu_hours(spec, resources.gpu)
+            budgets = BudgetStopper(study)
+            stopper = StudyStopper(spec.search.time_budget)
+            keeper = CheckpointKeeper(study, console)
+            keeper.prune()
+            with signals_stop(stopper), lost_worker_ends_one_trial():
+                if budgets.reason is None and not study.searched:
+                    view = StudyView(study, resources, dashboard, console)
+                    stoppers = CombinedStopper(stopper, budgets)
+                    with view, leave_when_stuck(stopper, study.record):
+                        run_tune(
+                            study,
+                            data,
+                            resources,
+                            [ViewCallback(view, spec.metric), keeper],
+                            stoppers,
+                        )
+                study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
+                if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
+                    stopper.lift_time_budget()
+                    confirm_study(given, data, resources, stopper, dashboard, console)
+        halted = study.record.halted
+        study.record.close_running(halted or stopper.reason)
+        keeper.prune()
+        write_results(study)
+        study.record.close()
+        if halted and not stopper.interrupted:
+            raise StudyError(halted_message(halted, study.folder))
+        return stopper.interrupted
+
+
+@contextmanager
+def _empty_study_removed(study: Study) -> Iterator[None]:
+    """Remove what this call made if an error keeps the study from its first trial."""
+    before = study.before or FolderBefore.of(study.folder)
+    try:
+        yield
+    except Exception:
+        if not study.record.entries:
+            before.restore()
+        raise

@@ -1,0 +1,114 @@
+"""Tune's view of a policy: scores go to the record, decisions take effect after that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from tuner.driver.ray_internals import lost_worker_error
+from tuner.search.policies.policy import Action
+from tuner.study.trial_entry import TrialState
+from tuner.trial.failures import classify
+from tuner.trial.messages import EpochReport, TrialRequest
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+    from tuner.search.policies.policy import Policy
+    from tuner.study.record import StudyRecord
+
+
+WORKER_STARTS_WITHIN = 60.0
+"""Seconds after which a trial no longer waits for a worker process that is just starting."""
+
+
+class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Writes each score to the record before anything else, then does what the policy says.
+
+    A trial that pauses ends for Tune, whose worker is free at once; when it is promoted, the
+    searcher proposes it again, and it goes on from its last checkpoint.
+
+    Args:
+        record: The study's record.
+        policy: What decides.
+        on_lost: Takes the number of a trial whose worker is lost, and why; by default the trial
+            ends.
+    """
+
+    def __init__(
+        self,
+        record: StudyRecord,
+        policy: Policy,
+        on_lost: Callable[[int, Exception], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._record = record
+        self._policy = policy
+        self._on_lost = on_lost or self._finish
+        self._waiting: list[tuple[float, Trial]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The record is the state; there is nothing else to keep."""
+        return {}
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Note that a trial waits for a worker."""
+        self._waiting.append((time.monotonic(), trial))
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """The newest trial that waits for a worker, or the oldest if it has waited for long.
+
+        When a trial ends, Tune gives its worker to the trial that is chosen here. An older one
+        may be waiting for a worker process that is just starting; Tune would end that process and
+        start another for the newest, and where trials are shorter than the start of a process,
+        all but one worker would never come up. One that has waited for longer than a process
+        takes to start may wait for a node that is lost, and is given the next worker.
+        """
+        self._waiting = [
+            (at, trial) for at, trial in self._waiting if trial.status == Trial.PENDING
+        ]
+        if not self._waiting:
+            return None
+        since, oldest = self._waiting[0]
+        waited = time.monotonic() - since
+        return oldest if waited > WORKER_STARTS_WITHIN else self._waiting[-1][1]
+
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
+    ) -> str:
+        """Record the result, then say whether the trial goes on."""
+        number = TrialRequest.from_ray(trial.config).number
+        report = EpochReport.from_ray(result)
+        if report is None:
+            return str(TrialScheduler.CONTINUE)
+        # a score and what follows from it are one commit: a study that is cut off between them
+        # would never decide at this epoch again
+        with self._record.transaction(durable=False):
+            if report.note:
+                self._record.decide(number, "fell back", report.note)
+            if not report.add_to(self._record, number):
+                return str(TrialScheduler.CONTINUE)
+            if report.undefined:
+                self._record.decide(number, "undefined", report.undefined)
+            decision = self._policy.judge(number, report.epoch)
+            if decision.action is Action.CONTINUE:
+                if decision.reason:
+                    self._record.decide(number, "continued", decision.reason)
+                return str(TrialScheduler.CONTINUE)
+            if decision.action is Action.STOP:
+                self._record.finish(number, TrialState.STOPPED, decision.reason)
+            else:
+                self._record.pause(number, decision.reason)
+        return str(TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Close a trial whose worker process died, or let it be tried again."""
+        self._on_lost(TrialRequest.from_ray(trial.config).number, lost_worker_error(trial))
+
+    def _finish(self, number: int, error: Exception) -> None:
+        end = classify(error)
+        self._record.finish(number, end.state, end.reason)

@@ -1,0 +1,181 @@
+"""Tune's view of a searcher: what runs next, by the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ray.tune.search import Searcher
+
+from tuner.search.gaussian_process import single_blas_thread
+from tuner.search.searchers import SEARCHERS
+from tuner.search.searchers.view import Propose, SearchView
+from tuner.spec.grid import first_points, grid_points
+from tuner.study.trial_entry import TrialState
+from tuner.study.warm_start import LearningRecord, best_point, read_imported
+from tuner.trial.failures import end_trial
+from tuner.trial.messages import EpochReport, Snapshot, TrialEnd, TrialRequest
+
+if TYPE_CHECKING:
+    from tuner.study.study import Study
+    from tuner.study.trial_entry import TrialEntry
+
+
+class Promotes(Protocol):
+    """What knows which paused trial goes on next."""
+
+    def promote(self, *, last: bool = False) -> int | None:
+        """Number of that trial, None if none does."""
+        ...
+
+    def never_promoted(self, number: int) -> str:
+        """Why a paused trial ends when the study does."""
+        ...
+
+
+class RecordSearcher(Searcher):  # type: ignore[misc]
+    """Says what runs next: trials that were cut off, then promoted ones, then new ones.
+
+    What it proposes depends on the record alone: each proposal is drawn with the study's seed
+    and the trial's number, so a resumed study goes on as it would have.
+
+    Args:
+        study: The study.
+        propose: What draws new trials.
+        policy: What promotes paused trials.
+        first: Points to try before the searcher is asked, by what they are.
+        imported: Trials of earlier studies that it learns from.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        propose: Propose,
+        policy: Promotes,
+        first: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        imported: Mapping[int, TrialEntry] | None = None,
+    ) -> None:
+        super().__init__()
+        record, spec = study.record, study.spec
+        self._study = study
+        self._record = record
+        self._spec = spec
+        self._propose = propose
+        self._policy = policy
+        self._first = tuple(first)
+        imported = imported or {}
+        self._known = LearningRecord(record, dict(imported)) if imported else record
+        self._default = best_point(imported, record.mode) or spec.default_point()
+        self._rungs = (*spec.rungs(), spec.max_epochs)
+        self._to_resume = [entry.number for entry in record.unfinished()]
+        self._number_of: dict[str, int] = {}
+        self._exhausted = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The record is the state; there is nothing else to keep."""
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The values of the trial to run next and its number; None to wait; or FINISHED."""
+        entry = self._next()
+        if entry is not None:
+            self._number_of[trial_id] = entry.number
+            last = entry.lineage[-1] if entry.lineage else None
+            exploits = None if last is None else Snapshot(last.donor, last.epoch)
+            return TrialRequest(entry.number, self._values(entry), exploits).to_ray()
+        if self._record.unfinished():
+            # one of those that run may have to go on later
+            return None
+        with self._record.transaction():
+            for paused in self._record.with_state(TrialState.PAUSED):
+                reason = self._policy.never_promoted(paused.number)
+                self._record.finish(paused.number, TrialState.STOPPED, reason)
+        return str(Searcher.FINISHED)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Close the trial with the ending that it reported, if nothing closed it before."""
+        number = self._number_of[trial_id]
+        # the scheduler's on_trial_error has the exception of a lost process, and closes the trial
+        if not error and result is not None:
+            report = EpochReport.from_ray(result)
+            if report is not None:
+                report.add_to(self._record, number)
+            end = TrialEnd.from_ray(result)
+            if end is not None:
+                with self._record.transaction():
+                    for name, value in end.notes.items():
+                        self._record.note(number, name, value)
+                    end_trial(self._study, number, end)
+        if self._record.entries[number].state is TrialState.INTERRUPTED:
+            self._to_resume.append(number)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the record is written as things happen."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the record is the state."""
+
+    def _values(self, entry: TrialEntry) -> dict[str, Any]:
+        """What the trial trains with."""
+        return entry.trained_values
+
+    def _next(self) -> TrialEntry | None:
+        if self._to_resume:
+            return self._go_on(self._to_resume.pop(0))
+        promoted = self._policy.promote()
+        if promoted is not None:
+            return self._go_on(promoted)
+        new = self._new()
+        if new is not None or self._record.unfinished():
+            return new
+        promoted = self._policy.promote(last=True)
+        return None if promoted is None else self._go_on(promoted)
+
+    def _go_on(self, number: int) -> TrialEntry:
+        self._record.running(number)
+        return self._record.entries[number]
+
+    def _new(self) -> TrialEntry | None:
+        number = len(self._record.entries)
+        if self._exhausted or number >= self._spec.search.num_trials:
+            return None
+        if number < len(self._first):
+            name, values = self._first[number]
+            return self._record.propose(values, name)
+        view = SearchView(
+            self._known,
+            number,
+            self._spec.search.seed,
+            self._default,
+            self._rungs,
+            self._spec.further_metrics,
+        )
+        with single_blas_thread():
+            proposed = self._propose(view)
+        if proposed is None:
+            self._exhausted = True
+            return None
+        return self._record.propose(
+            proposed.values, self._spec.search.searcher, proposed.generation
+        )
+
+
+def build_searcher(study: Study, policy: Promotes) -> RecordSearcher:
+    """The searcher that the spec asks for.
+
+    Args:
+        study: The study.
+        policy: What promotes paused trials.
+
+    Raises:
+        SpecError: if the searcher cannot search the space.
+    """
+    spec = study.spec
+    if spec.search.searcher == "grid":
+        grid_points(spec.space)
+    imported = read_imported(study.folder, spec.space) if spec.search.warm_start else {}
+    return RecordSearcher(
+        study, SEARCHERS.resolve(spec.search.searcher), policy, first_points(spec), imported
+    )

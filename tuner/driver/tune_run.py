@@ -1,0 +1,104 @@
+"""Assembles and starts the Ray Tune run of a study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.stopper import CombinedStopper, Stopper
+
+from tuner.driver.confirm_searcher import ConfirmSearcher
+from tuner.driver.lost_workers import LostWorkers, head_is_gone
+from tuner.driver.scheduler import RecordScheduler
+from tuner.driver.searcher import build_searcher
+from tuner.driver.stopping import HaltStopper
+from tuner.search.policies import Policy, build_policy
+from tuner.study.code import code_folder
+from tuner.study.confirmation import Candidate
+from tuner.study.data import StudyData
+from tuner.study.files import RAY_FOLDER
+from tuner.study.folder import remove_ray_files
+from tuner.study.study import Study
+from tuner.trial.context import StudyContext
+from tuner.trial.trainable import TrialTrainable
+
+if TYPE_CHECKING:
+    from tuner.driver.searcher import RecordSearcher
+    from tuner.spec.settings import TrialResources
+
+
+def assemble(
+    study: Study,
+    trainable: Any,
+    searcher: RecordSearcher,
+    policy: Policy,
+    resources: TrialResources,
+    callbacks: list[tune.Callback],
+    stopper: Stopper,
+) -> tune.Tuner:
+    """The Ray Tune run of a study.
+
+    Args:
+        study: The study.
+        trainable: What a trial is, see `TrialTrainable`.
+        searcher: What runs next.
+        policy: What goes on after an epoch.
+        resources: Share of a trial.
+        callbacks: What watches the trials.
+        stopper: What ends the run early.
+    """
+    lost = LostWorkers(study, head_is_gone)
+    return tune.Tuner(
+        tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=RecordScheduler(study.record, policy, lost.lost),
+            # the searcher says when the study is over; a promoted trial is a new one to Tune
+            num_samples=-1,
+            max_concurrent_trials=resources.max_concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=RAY_FOLDER,
+            storage_path=str(study.folder),
+            # before the others, which show and prune what it decides
+            callbacks=[lost, *callbacks],
+            stop=CombinedStopper(stopper, HaltStopper(study.record)),
+            verbose=0,
+            # it prints nothing either; that of notebooks would clear the output of the cell
+            progress_reporter=tune.CLIReporter(),
+            # what failed is tried again as the record has it, as a new trial to Tune
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+
+
+def run_tune(
+    study: Study,
+    data: StudyData,
+    resources: TrialResources,
+    callbacks: list[tune.Callback],
+    stopper: Stopper,
+    chosen: list[Candidate] | None = None,
+) -> None:
+    """Let Tune run the search; or with candidates, their confirmation."""
+    # nothing is read back from it, and Tune would stumble over a partly written file
+    remove_ray_files(study.folder / RAY_FOLDER)
+    context = StudyContext(
+        study.folder,
+        study.spec,
+        data.for_trials,
+        resources.gpu,
+        judged=chosen is not None,
+        code=code_folder(study.folder),
+    )
+    trainable = tune.with_parameters(TrialTrainable, study=context)
+    if chosen is None:
+        policy = build_policy(study.record, study.spec)
+        searcher: RecordSearcher = build_searcher(study, policy)
+    else:
+        policy = Policy(study.record)
+        searcher = ConfirmSearcher(study, chosen)
+    run = assemble(study, trainable, searcher, policy, resources, callbacks, stopper)
+    run.fit()

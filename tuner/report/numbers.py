@@ -1,0 +1,139 @@
+"""Numbers as text: each kind of number has one format, wherever it is shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuner.study.statistics import Interval
+
+
+def score(value: float) -> str:
+    """A metric that trials are compared by, with four decimals.
+
+    Example:
+        >>> score(0.81236), score(float("nan"))
+        ('0.8124', 'not defined')
+    """
+    return decimals(value, 4)
+
+
+def decimals(value: float, places: int) -> str:
+    """A number with a fixed number of decimals; `not defined` for NaN.
+
+    Example:
+        >>> decimals(3.14159, 2)
+        '3.14'
+    """
+    return "not defined" if math.isnan(value) else f"{value:.{places}f}"
+
+
+def difference(value: float) -> str:
+    """A difference of two scores, with its sign.
+
+    Example:
+        >>> difference(0.0123)
+        '+0.0123'
+    """
+    return f"{value:+.4f}"
+
+
+def interval(bounds: Interval) -> str:
+    """The bounds of an interval of scores."""
+    return f"[{score(bounds.low)}, {score(bounds.high)}]"
+
+
+def p_value(value: float) -> str:
+    """A p-value with two digits.
+
+    Example:
+        >>> p_value(0.01234)
+        '0.012'
+    """
+    return f"{value:.2g}"
+
+
+def share(part: float, whole: float) -> str:
+    """A part of a whole in percent.
+
+    Example:
+        >>> share(3, 8)
+        '38%'
+    """
+    return f"{part / whole:.0%}"
+
+
+def times(larger: float, smaller: float) -> str:
+    """How many times as large one number is as the other.
+
+    Example:
+        >>> times(90, 40)
+        '2.2 times as many'
+    """
+    return f"{larger / smaller:.1f} times as many"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`.
+
+    Example:
+        >>> duration(75), duration(3675)
+        ('1:15', '1:01:15')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def value(sampled: Any) -> str:
+    """A value of a field: floats with three digits, null as YAML has it.
+
+    Example:
+        >>> value(0.00123456), value(None), value([64, 96])
+        ('0.00123', 'null', '[64, 96]')
+    """
+    if sampled is None:
+        return "null"
+    return f"{sampled:.3g}" if isinstance(sampled, float) else str(sampled)
+
+
+def exact(sampled: Any) -> str:
+    """A value of a field with every digit, null as YAML has it.
+
+    Example:
+        >>> exact(0.00123456), exact(None)
+        ('0.00123456', 'null')
+    """
+    return "null" if sampled is None else str(sampled)
+
+
+def values(sampled: Mapping[str, Any]) -> str:
+    """Sampled values on one line.
+
+    Example:
+        >>> values({"optimizer": "sgd", "momentum": 0.91234})
+        'optimizer=sgd  momentum=0.912'
+    """
+    return "  ".join(f"{name}={value(each)}" for name, each in sampled.items())
+
+
+def metric(number: float) -> str:
+    """A metric of any kind, with four digits.
+
+    Example:
+        >>> metric(0.812361), metric(44650000.0)
+        ('0.8124', '4.465e+07')
+    """
+    return f"{number:.4g}"
+
+
+def tick(number: float) -> str:
+    """A number at an axis of a picture, with three digits.
+
+    Example:
+        >>> tick(0.81236)
+        '0.812'
+    """
+    return f"{number:.3g}"
