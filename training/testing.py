@@ -101,8 +101,8 @@ def check_loss(name: str, **fields: Any) -> None:
             optimizer.zero_grad()
             torch.autograd.backward(loss(logits, targets))
             optimizer.step()
-        last = float(loss(logits, targets))
-        assert last < float(first), f"{name}: the loss went from {float(first):.4g} to {last:.4g}"
+        before, last = first.item(), loss(logits, targets).item()
+        assert last < before, f"{name}: the loss went from {before:.4g} to {last:.4g}"
         assert torch.equal(logits.argmax(dim=1), targets.long()), (
             f"{name}: 200 steps on logits of their own did not lead to the target"
         )
@@ -118,13 +118,13 @@ def check_optimizer(name: str, **fields: Any) -> None:
     inputs, model = _linear_problem()
     config = ModelTrainingConfig(optimizer=name, **{"learning_rate": 0.05, **fields})
     optimizer, _ = get_optimizer(config, model)
-    first = last = float(_loss(model, inputs))
+    first = last = _loss(model, inputs).item()
     for _ in range(40):
         optimizer.zero_grad()
         loss = _loss(model, inputs)
         torch.autograd.backward(loss)
         optimizer.step()
-        last = float(loss)
+        last = loss.item()
     assert last < 0.7 * first, f"{name}: the loss went from {first:.4g} to {last:.4g} in 40 steps"
     other, _ = get_optimizer(config, model)
     other.load_state_dict(optimizer.state_dict())
