@@ -201,7 +201,7 @@ class Interval(ABC):
 
     @abstractmethod
     def nearest(self, value: Any) -> float:
-        """The number of the domain that comes nearest; the middle for others."""
+        """The number of the domain that comes nearest; the middle if there is none."""
 
     @property
     @abstractmethod
@@ -297,7 +297,7 @@ class Uniform(Interval):
     kind: ClassVar[str] = "uniform"
 
     def nearest(self, value: Any) -> float:
-        """The number between the bounds that comes nearest; the middle for others."""
+        """The number between the bounds that comes nearest; the middle if there is none."""
         if not _is_number(value):
             value = self._middle()
         return min(max(float(value), self.low), self.high)
@@ -404,7 +404,7 @@ class RandInt(Interval):
         object.__setattr__(self, "high", int(self.high))
 
     def nearest(self, value: Any) -> int:
-        """The whole number between the bounds that comes nearest; the middle for others."""
+        """The whole number between the bounds that comes nearest; the middle if there is none."""
         if not _is_number(value):
             value = (self.low + self.high) / 2
         return int(min(max(round(value), self.low), self.high))
@@ -479,7 +479,7 @@ class QUniform(Interval):
         return self.steps + 1
 
     def nearest(self, value: Any) -> float:
-        """The step that comes nearest; the middle one for what is not a number."""
+        """The step that comes nearest; the middle one if there is none."""
         if not _is_number(value):
             value = (self.low + self.high) / 2
         step = round((value - self.low) / self.step)
