@@ -62,9 +62,9 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"{damaged} in it is damaged")
-        checkpoint: dict[str, Any] = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=mmap
-        )
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f"it holds a {type(checkpoint).__name__}, not a dict")
     except UNREADABLE as error:
         raise CheckpointError(reason_of(error)) from error
     return checkpoint

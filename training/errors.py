@@ -7,6 +7,7 @@ ValueError
     ├── BundleError    a folder that is not a bundle, or does not predict what it should
     ├── CheckpointError  a file of a training that is damaged
     ├── PluginError    code of the user's own that cannot be found or used
+    ├── FieldsError    values of config fields that do not fit together
     └── TunerError     an error of the search, see `tuner.errors`
         ├── SpecError  StudyError  ResourceError  ExportError
 ```
@@ -25,6 +26,7 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "DatasetError",
+    "FieldsError",
     "PluginError",
     "SegtuneError",
     "TrainingDivergedError",
@@ -57,6 +59,19 @@ class CheckpointError(SegtuneError):
 
 class PluginError(SegtuneError):
     """Code of the user's own, named by its import path, cannot be found or used."""
+
+
+class FieldsError(SegtuneError):
+    """Values of config fields that do not fit together.
+
+    Args:
+        message: What is wrong.
+        fields: The fields that it is about, as they were given.
+    """
+
+    def __init__(self, message: str, fields: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.fields = fields
 
 
 class TrainingDivergedError(ArithmeticError):

@@ -32,13 +32,13 @@ from ray.tune.stopper import CombinedStopper
 from rich.console import Console
 from rich.table import Table
 
+from tuner.driver.callbacks import ViewCallback
+from tuner.driver.checkpoint_keeper import CheckpointKeeper
+from tuner.driver.cluster import RAY_SETTINGS
+from tuner.driver.searcher import build_searcher
+from tuner.driver.stopping import BudgetStopper, StudyStopper
+from tuner.driver.tune_run import assemble
 from tuner.report.live import StudyView
-from tuner.run.callbacks import ViewCallback
-from tuner.run.checkpoint_keeper import CheckpointKeeper
-from tuner.run.cluster import RAY_SETTINGS
-from tuner.run.searcher import build_searcher
-from tuner.run.stopping import BudgetStopper, StudyStopper
-from tuner.run.tune_run import assemble
 from tuner.search.policies import build_policy
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import SearchSettings, TrialResources

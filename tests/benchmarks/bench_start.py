@@ -30,9 +30,9 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from rich.console import Console
 from rich.table import Table
 
-import tuner.run.tune_run
+import tuner.driver.tune_run
 from tuner.cli.main import main as tune_command
-from tuner.run.cluster import RAY_SETTINGS
+from tuner.driver.cluster import RAY_SETTINGS
 from tuner.spec.load import load_spec
 from tuner.study.record import StudyRecord
 from tuner.trial.trainable import TrialTrainable
@@ -75,7 +75,7 @@ class Watched(TrialTrainable):  # type: ignore[misc]
 
 def ours(space: Path, trials: int, folder: Path) -> tuple[list[float], list[float]]:
     """Seconds to the first batch of each process's first trial, and of all later ones."""
-    tuner.run.tune_run.TrialTrainable = Watched  # type: ignore[misc]
+    tuner.driver.tune_run.TrialTrainable = Watched  # type: ignore[misc]
     arguments = ["run", str(space), "--name", "start", "--studies-dir", str(folder)]
     arguments += ["--num-trials", str(trials), "--max-concurrent", str(WORKERS)]
     arguments += ["--set", "config.max_epochs=6", "--set", "policy.grace_period=1"]

@@ -87,7 +87,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         spec.loader.exec_module(sys.modules["toy"])
         # workers do not find it
         cloudpickle.register_pickle_by_value(sys.modules["toy"])
-    monkeypatch.setattr("tuner.run.tune_run.TrialTrainable", sys.modules["toy"].ToyTrainable)
+    monkeypatch.setattr("tuner.driver.tune_run.TrialTrainable", sys.modules["toy"].ToyTrainable)
     return sys.modules["toy"]
 
 

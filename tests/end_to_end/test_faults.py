@@ -22,8 +22,8 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from tuner.cli.main import main
+from tuner.driver.cluster_check import check_cluster
 from tuner.errors import ResourceError
-from tuner.run.cluster_check import check_cluster
 from tuner.study.confirmation import is_finished
 from tuner.study.open import open_study
 from tuner.study.record import StudyRecord

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import tuner.run.tune_run
+import tuner.driver.tune_run
 from training.durable_write import write_durably
 from tuner.cli.main import main
 from tuner.study.files import METRICS_FILE
@@ -142,5 +142,5 @@ def repeated(log: Path) -> list[int]:
 
 
 if __name__ == "__main__":
-    tuner.run.tune_run.TrialTrainable = ToyTrainable  # type: ignore[misc]
+    tuner.driver.tune_run.TrialTrainable = ToyTrainable  # type: ignore[misc]
     sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from training.checkpoints import DurableCheckpointIO
-from training.durable_write import durable_file, write_durably
+from training.durable_write import check_writable, durable_file, link_durably, write_durably
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,3 +86,32 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "last.ckpt"
     DurableCheckpointIO().save_checkpoint({"epoch": 3}, str(path))
     assert DurableCheckpointIO().load_checkpoint(path, weights_only=True) == {"epoch": 3}
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_second_name_outlives_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    last, kept = tmp_path / "last.ckpt", tmp_path / "epoch-00001.ckpt"
+    write_durably(last, b"one")
+    # left by a process that was killed
+    (tmp_path / "epoch-00001.ckpt.partial").write_bytes(b"half")
+    if not links:
+
+        def refuse(source: Path, target: Path) -> None:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+        monkeypatch.setattr(os, "link", refuse)
+    link_durably(last, kept)
+    write_durably(last, b"two")
+    assert kept.read_bytes() == b"one"
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "epoch-00001.ckpt"}
+
+
+def test_whether_a_folder_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path)
+    check_writable(tmp_path / "not" / "there")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="Not a directory"):
+        check_writable(tmp_path / "file")

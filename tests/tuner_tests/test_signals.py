@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from tuner import signals
-from tuner.run import stopping
-from tuner.run.stopping import StudyStopper, signals_stop
+from tuner.driver import stopping
+from tuner.driver.stopping import StudyStopper, signals_stop
 from tuner.signals import signals_held_back, sigterm_interrupts
 
 

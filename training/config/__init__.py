@@ -29,6 +29,7 @@ from training.config.types import (
     Precision,
     SchedulerName,
 )
+from training.errors import FieldsError
 
 __all__ = [
     "MIRROR_AXES",
@@ -70,19 +71,23 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
     def _check_classes(self) -> Self:
         default = "" if "num_classes" in self.model_fields_set else " (the default; give your own)"
         if self.target_label is not None and self.target_label >= self.num_classes:
-            raise ValueError(
+            raise FieldsError(
                 f"target_label={self.target_label} must be below num_classes={self.num_classes}"
-                f"{default}: labels are 0 (background) to {self.num_classes - 1}"
+                f"{default}: labels are 0 (background) to {self.num_classes - 1}",
+                ("target_label", "num_classes"),
             )
         if isinstance(self.class_weights, list):
             if len(self.class_weights) != self.num_classes:
-                raise ValueError(
+                raise FieldsError(
                     f"class_weights has {len(self.class_weights)} entries "
                     f"({self.class_weights}) but num_classes={self.num_classes}{default}: "
-                    "give one weight a class, background first"
+                    "give one weight a class, background first",
+                    ("class_weights", "num_classes"),
                 )
             if not math.fsum(self.class_weights) > 0:
-                raise ValueError("class_weights are all 0: at least one class must count")
+                raise FieldsError(
+                    "class_weights are all 0: at least one class must count", ("class_weights",)
+                )
         return self
 
     @classmethod
@@ -94,7 +99,7 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
 
         Raises:
             pydantic.ValidationError: for unknown fields and wrong values.
-            ValueError: for a dotted key that does not fit its field.
+            FieldsError: (a `ValueError`) for a dotted key that does not fit its field.
         """
         plain = {key: value for key, value in values.items() if "." not in key}
         if isinstance(plain.get("model_params"), Mapping):
@@ -105,13 +110,15 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
                 plain.setdefault("model_params", {})[entry] = values[key]
             elif field == "class_weights":
                 default = cls.model_fields["num_classes"].default
-                num_classes = int(plain.get("num_classes", default))
+                given = plain.get("num_classes", default)
+                num_classes = given if isinstance(given, int) else default
                 plain["class_weights"] = _with_weight(
                     plain.get("class_weights", "uniform"), num_classes, entry, values[key]
                 )
             else:
-                raise ValueError(
-                    f"{key!r} is no field: only model_params and class_weights take dotted keys"
+                raise FieldsError(
+                    f"{key!r} is not a field: only model_params and class_weights take dotted keys",
+                    (key,),
                 )
         return cls(**plain)
 
@@ -123,13 +130,15 @@ def _with_weight(base: Any, num_classes: int, entry: str, weight: Any) -> list[A
     elif isinstance(base, list | tuple):
         weights = list(base)
     else:
-        raise ValueError(
+        raise FieldsError(
             f"class_weights.{entry}={weight} cannot change one entry of the preset "
-            f"class_weights={base!r}: use a list or 'uniform', or a `when` condition"
+            f"class_weights={base!r}: use a list or 'uniform', or a `when` condition",
+            (f"class_weights.{entry}", "class_weights"),
         )
     if not entry.isdecimal() or int(entry) >= len(weights):
-        raise ValueError(
-            f"class_weights.{entry} names no class: classes are 0 to {len(weights) - 1}"
+        raise FieldsError(
+            f"class_weights.{entry} names no class: classes are 0 to {len(weights) - 1}",
+            (f"class_weights.{entry}", "num_classes"),
         )
     weights[int(entry)] = weight
     return weights

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from training.config.base import NOT_SEARCHABLE, ConfigPart
 from training.config.types import AugmentationName, Float, Int, MirrorAxes, Size3d, Spacing3d
+from training.errors import FieldsError
 
 
 class DataFields(ConfigPart):
@@ -112,45 +113,57 @@ class DataFields(ConfigPart):
     def _check_data(self) -> None:
         self._check_split_rules()
         if self.fold is not None and self.splits_file is None and self.fold >= self.num_folds:
-            raise ValueError(
+            raise FieldsError(
                 f"fold={self.fold} must be below num_folds={self.num_folds}: folds are 0 to "
-                f"{self.num_folds - 1}"
+                f"{self.num_folds - 1}",
+                ("fold", "num_folds"),
             )
         if self.fold is None and self.val_fraction + self.held_out_share >= 1:
-            raise ValueError(
+            raise FieldsError(
                 f"val_fraction={self.val_fraction} and test_fraction={self.held_out_share} "
-                "leave no case for training: together they must be below 1"
+                "leave no case for training: together they must be below 1",
+                ("val_fraction", "test_fraction"),
             )
         if self.intensity_window is not None:
             low, high = self.intensity_window
             if low >= high:
-                raise ValueError(f"intensity_window needs low < high, but got [{low}, {high}]")
+                raise FieldsError(
+                    f"intensity_window needs low < high, but got [{low}, {high}]",
+                    ("intensity_window",),
+                )
 
     def _check_split_rules(self) -> None:
         if isinstance(self.mirror_axes, list) and len(set(self.mirror_axes)) < len(
             self.mirror_axes
         ):
-            raise ValueError(f"mirror_axes={self.mirror_axes} names an axis twice")
+            raise FieldsError(
+                f"mirror_axes={self.mirror_axes} names an axis twice", ("mirror_axes",)
+            )
         if self.groups is not None and self.groups_file is None:
             try:
                 found = re.compile(self.groups).groups
             except re.error as error:
-                raise ValueError(
-                    f"groups={self.groups!r} is not a regular expression: {error}"
+                raise FieldsError(
+                    f"groups={self.groups!r} is not a regular expression: {error}", ("groups",)
                 ) from error
             if found != 1:
-                raise ValueError(
+                raise FieldsError(
                     f"groups={self.groups!r} has {found} groups in parentheses, but needs one: "
-                    r"e.g. (patient\d+)_, or the name of a CSV file that ends in .csv"
+                    r"e.g. (patient\d+)_, or the name of a CSV file that ends in .csv",
+                    ("groups",),
                 )
         if self.splits_file is None:
             return
         if self.fold is None:
-            raise ValueError(f"splits_file={self.splits_file} needs a fold: set e.g. fold: 0")
+            raise FieldsError(
+                f"splits_file={self.splits_file} needs a fold: set e.g. fold: 0",
+                ("splits_file", "fold"),
+            )
         if self.test_fraction:
-            raise ValueError(
+            raise FieldsError(
                 f"test_fraction={self.test_fraction} and splits_file={self.splits_file}: the file "
-                "alone says which cases are kept apart (in the part `test`); remove one"
+                "alone says which cases are kept apart (in the part `test`); remove one",
+                ("test_fraction", "splits_file"),
             )
 
     @property

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from training.config.base import ConfigPart
 from training.config.types import Bool, Float, Int, OptimizerName, SchedulerName
+from training.errors import FieldsError
 
 
 class OptimisationFields(ConfigPart):
@@ -68,9 +69,12 @@ class OptimisationFields(ConfigPart):
     @model_validator(mode="after")
     def _check_optimisation_fields(self) -> Self:
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov=true needs momentum > 0, but got momentum=0")
+            raise FieldsError(
+                "nesterov=true needs momentum > 0, but got momentum=0", ("nesterov", "momentum")
+            )
         if self.warmup_epochs >= self.max_epochs:
-            raise ValueError(
-                f"warmup_epochs={self.warmup_epochs} must be below max_epochs={self.max_epochs}"
+            raise FieldsError(
+                f"warmup_epochs={self.warmup_epochs} must be below max_epochs={self.max_epochs}",
+                ("warmup_epochs", "max_epochs"),
             )
         return self

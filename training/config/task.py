@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from training.config.base import NOT_SEARCHABLE, ConfigPart
 from training.config.types import ClassWeightPreset, Float, Int, LossName, PositiveWeight
+from training.errors import FieldsError
 
 
 class TaskFields(ConfigPart):
@@ -43,5 +44,8 @@ class TaskFields(ConfigPart):
     @model_validator(mode="after")
     def _check_task_fields(self) -> Self:
         if self.tversky_alpha == self.tversky_beta == 0:
-            raise ValueError("tversky_alpha and tversky_beta are both 0: no error would cost")
+            raise FieldsError(
+                "tversky_alpha and tversky_beta are both 0: no error would cost",
+                ("tversky_alpha", "tversky_beta"),
+            )
         return self

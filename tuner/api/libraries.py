@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LIBRARIES = ("pytorch_lightning", "monai", "torch", "ray", "optuna")
+LIBRARIES = ("pytorch_lightning", "monai", "torch", "ray", "optuna", "tqdm")
 
 
 @contextmanager

@@ -63,9 +63,9 @@ def run(
     if not isinstance(spec, StudySpec):
         spec = load_spec(Path(spec))
     _check_cluster(address)
-    from tuner.study.create import create_study
-
     with quiet_libraries():
+        from tuner.study.create import create_study
+
         study = Study(create_study(spec, Path(studies_dir), name))
     return study.resume(address=address, progress=progress)
 
@@ -102,9 +102,10 @@ def resume(
     """
     # before the libraries of the trials are loaded
     _check_cluster(address)
-    from tuner.study.open import open_study as open_folder
+    with quiet_libraries():
+        from tuner.study.open import open_study as open_folder
 
-    study = Study(open_folder(Path(studies_dir), name))
+        study = Study(open_folder(Path(studies_dir), name))
     return study.resume(
         num_trials=num_trials,
         epoch_budget=epoch_budget,
@@ -136,9 +137,10 @@ def open_study(name: str, *, studies_dir: str | Path = "studies") -> Study:
         Traceback (most recent call last):
         tuner.errors.StudyError: no study 'lung' in studies (there are: liver)
     """
-    from tuner.study.open import open_to_show
+    with quiet_libraries():
+        from tuner.study.open import open_to_show
 
-    return Study(*open_to_show(Path(studies_dir), name))
+        return Study(*open_to_show(Path(studies_dir), name))
 
 
 def list_studies(
@@ -166,7 +168,9 @@ def list_studies(
         ['liver']
     """
     from tuner.report.ordering import sorted_studies
-    from tuner.study.open import open_to_show, study_folders
+
+    with quiet_libraries():
+        from tuner.study.open import open_to_show, study_folders
 
     found, notes = [], {}
     for folder in study_folders(Path(studies_dir)):
@@ -193,9 +197,10 @@ def print_studies(studies: Iterable[Study], console: Console | None = None) -> N
 
 def _check_cluster(address: str | None) -> None:
     """Check the cluster before the libraries of the trials are loaded and a folder is made."""
-    from tuner.run.cluster_check import check_cluster
+    with quiet_libraries():
+        from tuner.driver.cluster_check import check_cluster
 
-    check_cluster(address)
+        check_cluster(address)
 
 
 __all__ = ["StudyInterrupted", "list_studies", "open_study", "resume", "run"]

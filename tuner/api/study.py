@@ -230,12 +230,12 @@ class Study:
             >>> exported.metrics["val_dice"]  # doctest: +SKIP
             0.8
         """
-        from tuner.export.export import export_trial
-
         target = self.folder / "export" if folder is None else Path(folder)
         number = trial.number if isinstance(trial, Trial) else trial
         moved = None if data_dir is None else Path(data_dir)
         with quiet_libraries():
+            from tuner.export.export import export_trial
+
             return export_trial(self._study, target.absolute(), number, moved)
 
     @property
@@ -289,7 +289,6 @@ class Study:
     def _go_on(self, address: str | None, progress: bool | Console) -> bool:
         """Run what is left of the study; whether that was interrupted."""
         from tuner.report.console import progress_console
-        from tuner.run.run_study import run_study
         from tuner.study.budget import spent_budget
 
         console = progress_console(progress)
@@ -301,6 +300,8 @@ class Study:
                 console.print(f"the study {self.name} {why}", markup=False)
             return False
         with quiet_libraries():
+            from tuner.driver.run_study import run_study
+
             return run_study(self._study, address, console)
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from tuner.study.files import BEST_FILE, METRICS_FILE, trial_folder
 
 if TYPE_CHECKING:
     from tuner.study.study import Study
-    from tuner.study.trial_entry import Inheritance, TrialEntry, TrialState
+    from tuner.study.trial_entry import Exploit, TrialEntry, TrialState
 
 
 class Trial:
@@ -126,7 +126,7 @@ class Trial:
         return path if path.is_file() else None
 
     @property
-    def lineage(self) -> list[Inheritance]:
+    def lineage(self) -> list[Exploit]:
         """Whose weights and values the trial took over in PBT, in the order of epochs."""
         return self._entry.lineage
 

@@ -189,6 +189,7 @@ def predict(options: argparse.Namespace, out: Console) -> int:
         options.output,
         device=options.device,
         overwrite=options.overwrite,
+        trust_code=options.trust_code,
         on_case=lambda line: out.print(line, markup=False),
     )
     return NO_RESULT if failed else DONE
@@ -200,7 +201,7 @@ def convert(options: argparse.Namespace, out: Console) -> int:
     from training.bundle.network_export import check_target, export_network
 
     check_target(options.output, overwrite=options.overwrite)
-    bundle = Bundle.load(options.bundle, device="cpu")
+    bundle = Bundle.load(options.bundle, device="cpu", trust_code=options.trust_code)
     difference = export_network(bundle, options.output, options.size, overwrite=options.overwrite)
     size = " x ".join(map(str, options.size or bundle.config.patch_size))
     out.print(

@@ -157,6 +157,7 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace label maps that are there already"
     )
+    _add_trust_code(parser)
 
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:
@@ -170,6 +171,15 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         help="voxels of a patch (default: the patch size of training)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    _add_trust_code(parser)
+
+
+def _add_trust_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="import the module of a network that is not of this package, and so run it",
+    )
 
 
 def _completion_options(parser: argparse.ArgumentParser) -> None:

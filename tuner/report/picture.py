@@ -67,7 +67,9 @@ class NotebookPicture:
 
 
 def open_picture(console: Console) -> Picture | None:
-    """A picture where one can change in place, None for a log."""
+    """A picture where one can change in place, None for a log or where nothing is shown."""
+    if console.quiet:
+        return None
     if console.is_jupyter:
         return NotebookPicture()
     return TerminalPicture(console) if console.is_terminal else None

@@ -67,7 +67,7 @@ class SpaceEncoding:
         return values
 
     def snapped(self, vectors: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:
-        """Vectors as `encode` gives them: options 0 or 1, steps met, no field out of place."""
+        """Vectors as `encode` gives them: of options and steps, and of fields that take part."""
         snapped: Float[ndarray, "n d"] = np.empty_like(vectors)
         places: dict[str, Any] = {}
         takes_part: dict[str, Any] = {}

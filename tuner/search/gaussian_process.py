@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -200,3 +203,19 @@ def _loss_and_gradient(
     loss = 0.5 * values @ weights + np.log(np.diag(factor)).sum() + 0.5 * (gaps**2).sum()
     gradient = np.array([by_signal, by_noise.sum(), by_noise @ budgets, by_budget, *by_scales])
     return float(loss), gradient + gaps / spreads
+
+
+def single_blas_thread() -> AbstractContextManager[None]:
+    """Keep BLAS to one thread in the block.
+
+    The matrices of a searcher are small: threads that wait for each other make a proposal several
+    times slower, and they take the cores of the trials. Ray hands the variables that would do the
+    same (`OMP_NUM_THREADS`) on to the trials, which are to have theirs.
+    """
+    limited: AbstractContextManager[None] = _controller().limit(limits=1, user_api="blas")
+    return limited
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()

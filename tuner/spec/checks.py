@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import random
-import re
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from training.config import ModelTrainingConfig
 from tuner.errors import suggestion
-from tuner.spec.field_errors import describe_errors
+from tuner.spec.field_errors import FieldProblem, value_problems
 
 if TYPE_CHECKING:
     from tuner.spec.parser import SpecParser
@@ -22,22 +18,23 @@ def check_point(parser: SpecParser, spec: SpecValues, values: dict[str, Any]) ->
     """Whether a point of the space is a valid config; notes why not."""
     try:
         spec.trial_config(values)
-    except ValidationError as error:
-        messages = [message for _, message in describe_errors(error, ModelTrainingConfig)]
     except ValueError as error:
-        messages = [str(error)]
+        problems = value_problems(error)
     else:
         return True
     point = f"with {', '.join(f'{k}={v}' for k, v in values.items())}: " if values else ""
-    for message in messages:
-        # the place is that of the first value that the message speaks of
-        named = [key for key in re.findall(r"\w[\w.]*(?==)", message) if key in values]
-        fixed = [key for key in re.findall(r"\w[\w.]*", message) if key in spec.config]
-        path: YamlPath = ("space", named[0]) if named else ("space",) if values else ("config",)
-        if not named and fixed:
-            path = ("config", fixed[0])
-        parser.problem(path, f"{point}{message}")
+    for problem in problems:
+        parser.problem(_place(problem, spec, values), f"{point}{problem.message}")
     return False
+
+
+def _place(problem: FieldProblem, spec: SpecValues, values: dict[str, Any]) -> YamlPath:
+    """Where the first value stands that a problem is about, of those that vary before others."""
+    for section, given in (("space", values), ("config", spec.config)):
+        name = problem.name_in(given)
+        if name is not None:
+            return section, name
+    return ("space",) if values else ("config",)
 
 
 def _check_start_point(spec: SpecValues, parser: SpecParser, index: int) -> None:
@@ -76,10 +73,8 @@ def _check_class_metric(metric: str, spec: SpecValues, parser: SpecParser) -> No
         )
 
 
-def check_goals(spec: SpecValues, parser: SpecParser) -> None:
-    """Check metrics, points, warm start and confirmation against the rest of a spec."""
-    for index in range(len(spec.search.start_from)):
-        _check_start_point(spec, parser, index)
+def _check_metrics(spec: SpecValues, parser: SpecParser) -> None:
+    """Check the metrics against the config and each other."""
     for index, (metric, _) in enumerate(spec.objectives):
         _check_class_metric(metric, spec, parser)
         if metric in {name for name, _ in spec.objectives[:index]}:
@@ -90,6 +85,12 @@ def check_goals(spec: SpecValues, parser: SpecParser) -> None:
                 f"{metric} is measured in validation only where it is the first metric: "
                 "put it first, or leave it out",
             )
+
+
+def _check_search(spec: SpecValues, parser: SpecParser) -> None:
+    """Check the points to start from, and whether the searcher can use earlier studies."""
+    for index in range(len(spec.search.start_from)):
+        _check_start_point(spec, parser, index)
     learns_nothing = {"random", "qmc", "grid"}
     if spec.search.warm_start and spec.search.searcher in learns_nothing:
         parser.problem(
@@ -97,6 +98,10 @@ def check_goals(spec: SpecValues, parser: SpecParser) -> None:
             f"searcher={spec.search.searcher} learns nothing from trials: leave warm_start out, or "
             "choose another searcher, e.g. tpe",
         )
+
+
+def _check_confirmation(spec: SpecValues, parser: SpecParser) -> None:
+    """Check that a confirmation has test cases to judge by."""
     base = spec.base_config()
     # whether a split file keeps test cases apart is seen where it is read
     if spec.confirm is not None and base.splits_file is None and not base.held_out_share:
@@ -112,7 +117,7 @@ NETWORK_FIELDS = frozenset({"model_name", "model_params", "patch_size"})
 """Fields that decide which weights there are."""
 
 
-def check_population(spec: SpecValues, parser: SpecParser) -> None:
+def _check_population(spec: SpecValues, parser: SpecParser) -> None:
     """Note what keeps trials from taking over each other's weights, or what makes it idle."""
     for name, _ in spec.space.items():
         if name.partition(".")[0] in NETWORK_FIELDS:
@@ -148,13 +153,13 @@ SAMPLES = 200
 
 def check_together(spec: SpecValues, parser: SpecParser) -> None:
     """Check what only several values together can get wrong."""
-    if not check_point(parser, spec, {}):
-        return
-    check_goals(spec, parser)
+    _check_search(spec, parser)
+    _check_metrics(spec, parser)
+    _check_confirmation(spec, parser)
     for setting, message in spec.policy.problems(spec.max_epochs):
         parser.problem(("policy", setting), message)
     if spec.population:
-        check_population(spec, parser)
+        _check_population(spec, parser)
     rng = random.Random(0)
     for _ in range(SAMPLES):
         if not check_point(parser, spec, spec.space.sample(rng)):

@@ -43,7 +43,7 @@ class Domain(Protocol):
     """Its name in a search space."""
 
     may_be_condition: ClassVar[bool]
-    """Whether its values are told apart exactly, so that `when` can name them."""
+    """Whether its values are exact, so that `when` can name them."""
 
     @classmethod
     def read(cls, arguments: Any) -> Self:

@@ -23,7 +23,7 @@ __all__ = ["DOMAINS", "Choice", "Domain", "LogUniform", "QUniform", "RandInt", "
 class Choice:
     """One of several values.
 
-    A value that is no plain number, text or boolean, such as a list of class weights, is
+    A value that is not a plain number, text or boolean, such as a list of class weights, is
     known to the searcher by a label: its name, if the values were given by name, or its text.
 
     Attributes:
@@ -201,7 +201,7 @@ class Interval(ABC):
 
     @abstractmethod
     def nearest(self, value: Any) -> float:
-        """The number of the domain that comes nearest; the middle for no number."""
+        """The number of the domain that comes nearest; the middle if there is none."""
 
     @property
     @abstractmethod
@@ -297,7 +297,7 @@ class Uniform(Interval):
     kind: ClassVar[str] = "uniform"
 
     def nearest(self, value: Any) -> float:
-        """The number between the bounds that comes nearest; the middle for no number."""
+        """The number between the bounds that comes nearest; the middle if there is none."""
         if not _is_number(value):
             value = self._middle()
         return min(max(float(value), self.low), self.high)
@@ -404,7 +404,7 @@ class RandInt(Interval):
         object.__setattr__(self, "high", int(self.high))
 
     def nearest(self, value: Any) -> int:
-        """The whole number between the bounds that comes nearest; the middle for no number."""
+        """The whole number between the bounds that comes nearest; the middle if there is none."""
         if not _is_number(value):
             value = (self.low + self.high) / 2
         return int(min(max(round(value), self.low), self.high))
@@ -479,7 +479,7 @@ class QUniform(Interval):
         return self.steps + 1
 
     def nearest(self, value: Any) -> float:
-        """The step that comes nearest; the middle one for no number."""
+        """The step that comes nearest; the middle one if there is none."""
         if not _is_number(value):
             value = (self.low + self.high) / 2
         step = round((value - self.low) / self.step)

@@ -3,75 +3,126 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from training.config import ModelTrainingConfig
+from training.errors import FieldsError
 from tuner.errors import suggestion
 
-UNKNOWN_NAME = "unknown name"
-"""How the message about a name that a model does not have begins."""
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """What is wrong with one field of a model, or with several together.
+
+    Attributes:
+        fields: The fields that it is about, the first one to change first; empty if it does not
+            say.
+        message: What is wrong, and the way out.
+        is_name: Whether the model has no field of that name.
+        is_fraction: Whether a whole number is needed where one with a fraction was given.
+    """
+
+    fields: tuple[str, ...]
+    message: str
+    is_name: bool = False
+    is_fraction: bool = False
+
+    def name_in(self, values: Iterable[str]) -> str | None:
+        """The first of the names in `values` that it is about; `class_weights.2` has a part."""
+        for field in self.fields:
+            for name in values:
+                if field in (name, name.partition(".")[0]):
+                    return name
+        return None
 
 
-def field_problem(name: str, value: Any) -> str | None:
+def field_problem(name: str, value: Any) -> FieldProblem | None:
     """What is wrong with a value for a config field by itself; None if nothing."""
     field, dot, _ = name.partition(".")
     if dot:
         if field == "class_weights":
             return field_problem("class_weights", [value])
         return None
+    try:
+        _adapter(field).validate_python(value)
+    except ValidationError as error:
+        return _described(name, value, error.errors(include_url=False))
+    return None
+
+
+def model_problems(error: ValidationError, model: type[BaseModel]) -> list[FieldProblem]:
+    """Everything that pydantic found wrong, one problem a field."""
+    by_field: dict[str, list[Any]] = {}
+    problems = []
+    for detail in error.errors(include_url=False):
+        if detail["loc"]:
+            by_field.setdefault(str(detail["loc"][0]), []).append(detail)
+        else:
+            problems.append(_of_several(detail))
+    for field, details in by_field.items():
+        if details[0]["type"] == "extra_forbidden":
+            message = f"unknown name {field!r}{suggestion(field, model.model_fields)}"
+            problems.append(FieldProblem((field,), message, is_name=True))
+        else:
+            problems.append(_described(field, details[0]["input"], details))
+    return problems
+
+
+def value_problems(error: ValueError) -> list[FieldProblem]:
+    """What is wrong with the values that no config could be made of."""
+    if isinstance(error, ValidationError):
+        return model_problems(error, ModelTrainingConfig)
+    return [FieldProblem(error.fields if isinstance(error, FieldsError) else (), str(error))]
+
+
+@cache
+def _adapter(field: str) -> TypeAdapter[Any]:
     info = ModelTrainingConfig.model_fields[field]
     annotation: Any = info.annotation
     if info.metadata:
         annotation = Annotated[annotation, *info.metadata]
-    adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
-    try:
-        adapter.validate_python(value)
-    except ValidationError as error:
-        return _message(f"{name}={value!r}", value, error.errors(include_url=False))
-    return None
+    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
-def describe_errors(
-    error: ValidationError, model: type[BaseModel]
-) -> list[tuple[tuple[str, ...], str]]:
-    """Path and message of each field that pydantic found wrong."""
-    by_field: dict[tuple[str, ...], list[Any]] = {}
-    for detail in error.errors(include_url=False):
-        path = tuple(str(part) for part in detail["loc"][:1])
-        by_field.setdefault(path, []).append(detail)
-    described = []
-    for path, details in by_field.items():
-        if details[0]["type"] == "extra_forbidden":
-            message = f"{UNKNOWN_NAME} {path[0]!r}{suggestion(path[0], model.model_fields)}"
-        elif not path:
-            message = "; ".join(_sentence(detail) for detail in details)
-        else:
-            value = details[0]["input"]
-            message = _message(f"{path[0]}={value!r}", value, details)
-        described.append((path, message))
-    return described
+def _of_several(detail: Any) -> FieldProblem:
+    """A problem of several fields together, which a validator of the model has raised."""
+    error = detail.get("ctx", {}).get("error")
+    return FieldProblem(error.fields if isinstance(error, FieldsError) else (), _sentence(detail))
 
 
-def _message(subject: str, value: Any, details: list[Any]) -> str:
-    """One message of all that pydantic says about a value; a union says one a member."""
+NUMBERS = ("int_parsing", "int_type", "float_parsing", "float_type", "decimal_parsing")
+"""Kinds of pydantic's errors of a value that should be a number."""
+
+
+def _described(field: str, value: Any, details: Sequence[Any]) -> FieldProblem:
+    """One problem of all that pydantic says about a value; a union says one a member."""
+    subject = f"{field}={value!r}"
     known = [
         name
         for detail in details
         if detail["type"] == "literal_error"
+        # the context has the names as one text
         for name in re.findall(r"'([^']*)'", detail["ctx"]["expected"])
     ]
     others = [detail for detail in details if detail["type"] != "literal_error"]
     if isinstance(value, str) and known:
-        number = any("number" in detail["msg"] or "integer" in detail["msg"] for detail in others)
-        instead = " and is no number" if number else ""
-        return f"{subject} is not known{instead}{suggestion(value, known)}"
-    missing = [detail for detail in others if detail["type"] in {"missing", "too_long"}]
-    if missing and isinstance(value, list | tuple):
-        return f"{subject} has {len(value)} entries, but needs another number of them"
-    others = others or details
-    return f"{subject}: {'; or '.join(dict.fromkeys(_sentence(detail) for detail in others))}"
+        number = any(detail["type"] in NUMBERS for detail in others)
+        instead = " and is not a number" if number else ""
+        return FieldProblem((field,), f"{subject} is not known{instead}{suggestion(value, known)}")
+    if isinstance(value, list | tuple) and any(
+        detail["type"] in {"missing", "too_long"} for detail in others
+    ):
+        message = f"{subject} has {len(value)} entries, but needs another number of them"
+        return FieldProblem((field,), message)
+    others = others or list(details)
+    said = "; or ".join(dict.fromkeys(_sentence(detail) for detail in others))
+    fraction = any(detail["type"] == "int_from_float" for detail in others)
+    return FieldProblem((field,), f"{subject}: {said}", is_fraction=fraction)
 
 
 def _sentence(detail: Any) -> str:

@@ -51,7 +51,7 @@ class PolicySettings(Section):
         return POLICY_SETTINGS[name]
 
     stops_trials: ClassVar[bool] = False
-    """Whether trials end early at epochs that cannot be told before."""
+    """Whether trials end early at epochs that are not known before."""
 
     def describe(self, max_epochs: int) -> str:
         """What it does, for a person to read; empty for nothing."""

@@ -9,10 +9,11 @@ from training.config import ModelTrainingConfig
 from training.local_path import is_url, url_refusal
 from tuner.errors import suggestion
 from tuner.spec.domain import Domain
-from tuner.spec.field_errors import field_problem
+from tuner.spec.field_errors import field_problem, value_problems
 from tuner.spec.parser import SpecParser
 from tuner.spec.policies import POLICY_SETTINGS
 from tuner.spec.settings import EMBEDDED_DATA
+from tuner.spec.spec_values import assumed_classes
 from tuner.spec.yaml_source import YamlPath
 
 SET_ELSEWHERE = {
@@ -26,23 +27,36 @@ SET_ELSEWHERE = {
 
 
 def read_config(parser: SpecParser) -> dict[str, Any]:
-    """The fixed values, checked one by one."""
-    values: dict[str, Any] = {}
-    for name, value in parser.mapping("config").items():
-        path = ("config", name)
-        if is_field(parser, path, name) and fits(parser, path, name, value):
-            values[name] = value
+    """The fixed values, checked together."""
+    values = {
+        name: value
+        for name, value in parser.mapping("config").items()
+        if is_field(parser, ("config", name), name)
+    }
+    try:
+        ModelTrainingConfig.from_flat({**assumed_classes(values), **values})
+    except ValueError as error:
+        for problem in value_problems(error):
+            message, name = problem.message, problem.name_in(values)
+            if name == "scheduler" and values[name] in POLICY_SETTINGS:
+                message += f"; what stops trials is the section policy: policy={values[name]}"
+            parser.problem(("config", name) if name else ("config",), message)
     data_dir = values.get("data_dir")
-    if data_dir is not None and is_url(data_dir):
+    if isinstance(data_dir, str) and is_url(data_dir):
         parser.problem(("config", "data_dir"), f"data_dir {url_refusal(data_dir)}")
-    elif data_dir is not None and data_dir != EMBEDDED_DATA:
-        # a study may be resumed from another working folder
-        values["data_dir"] = str(Path(data_dir).expanduser().absolute())
-    for name in ("splits_file", "groups"):
-        given_path = values.get(name)
-        if given_path and (name != "groups" or given_path.lower().endswith(".csv")):
-            values[name] = str(Path(given_path).expanduser().absolute())
+    elif data_dir != EMBEDDED_DATA:
+        _make_absolute(values, "data_dir")
+    _make_absolute(values, "splits_file")
+    if str(values.get("groups")).lower().endswith(".csv"):
+        _make_absolute(values, "groups")
     return values
+
+
+def _make_absolute(values: dict[str, Any], name: str) -> None:
+    """Fix a path to where it was given: a study may be resumed from another working folder."""
+    path = values.get(name)
+    if isinstance(path, str) and path:
+        values[name] = str(Path(path).expanduser().absolute())
 
 
 def is_field(parser: SpecParser, path: YamlPath, name: str) -> bool:
@@ -83,14 +97,13 @@ def fits(
     parser: SpecParser, path: YamlPath, name: str, value: Any, domain: Domain | None = None
 ) -> bool:
     """Whether a value is valid for its field; notes why not."""
-    message = field_problem(name, value)
-    if message is None:
+    problem = field_problem(name, value)
+    if problem is None:
         return True
-    if name == "scheduler" and isinstance(value, str) and value in POLICY_SETTINGS:
-        message += f"; what stops trials is the section policy: policy={value}"
+    message = problem.message
     if domain is not None:
         path = (*path, *domain.place_of(value))
-        if domain.options is None and "fractional part" in message:
+        if problem.is_fraction:
             message += ": use randint, or choice, for whole numbers"
     parser.problem(path, message)
     return False

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from training.config import ModelTrainingConfig
 from tuner.errors import suggestion
-from tuner.spec.field_errors import UNKNOWN_NAME, describe_errors
+from tuner.spec.field_errors import model_problems
 from tuner.spec.old_sections import old_sections, refusal
 from tuner.spec.parser import SpecParser
 from tuner.spec.settings import Section
@@ -93,8 +93,7 @@ def read_section(parser: SpecParser, name: str) -> Section | None:
     try:
         return model(**settings)
     except ValidationError as error:
-        for path, message in describe_errors(error, model):
-            unknown = message.startswith(UNKNOWN_NAME)
-            chosen = f"{name}={settings['name']}: " if unknown and "name" in settings else ""
-            parser.problem((name, *path), f"{chosen}{message}", key=unknown)
+        for found in model_problems(error, model):
+            chosen = f"{name}={settings['name']}: " if found.is_name and "name" in settings else ""
+            parser.problem((name, *found.fields[:1]), f"{chosen}{found.message}", key=found.is_name)
         return None

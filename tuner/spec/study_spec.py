@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from tuner.errors import SpecError
-from tuner.spec.checks import check_together
+from tuner.spec.checks import check_point, check_together
 from tuner.spec.parser import SpecParser
-from tuner.spec.read_config import fits, read_config
+from tuner.spec.read_config import read_config
 from tuner.spec.read_metrics import read_metrics
 from tuner.spec.read_sections import apply_overrides, check_parts, read_section
 from tuner.spec.read_space import read_space
@@ -97,12 +97,11 @@ class StudySpec(SpecValues):
             SpecError: if they do not fit the rest.
         """
         parser = self._parser()
-        for name, value in values.items():
+        for name in values:
             parser.source.origins["config", name] = origin
-            fits(parser, ("config", name), name, value)
-        parser.raise_problems()
         spec = self.model_copy(update={"config": {**self.config, **values}})
-        check_together(spec, parser)
+        if check_point(parser, spec, {}):
+            check_together(spec, parser)
         parser.raise_problems()
         return spec
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 EARLIER_CONFIGS = "config.until-[0-9][0-9][0-9][0-9][0-9].yaml"
-"""Names of the configs that a trial had before; no other file is taken for one."""
+"""File names of the configs that a trial had before."""
 
 
 def config_file(folder: Path, epoch: int) -> Path:

@@ -88,7 +88,7 @@ def _same_study(spec: StudySpec, studies_dir: Path, name: str) -> Study | None:
 
 
 def _make_study(spec: StudySpec, before: FolderBefore) -> Study:
-    """Write the files of a new study, or of one without trials anew; its lock is held."""
+    """Write the files of a new study, or replace those of one without trials; its lock is held."""
     folder = before.folder
     if any((folder / TRIALS_FOLDER).glob("*")):
         raise StudyError(

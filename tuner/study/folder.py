@@ -155,7 +155,7 @@ def refuse_foreign_confirmation(folder: Path) -> None:
     """Check that the confirmation of a study may be made in its folder.
 
     Raises:
-        StudyError: naming what is in the way.
+        StudyError: naming the files that prevent it.
     """
     confirm = folder / CONFIRM_FOLDER
     if not os.path.lexists(confirm) or (confirm / DATABASE).is_file():

@@ -1,4 +1,4 @@
-"""What a trial took over from another: weights at an epoch, and other values from there on."""
+"""Lineage of a PBT trial: whose weights it inherited, and which values it trained with since."""
 
 from __future__ import annotations
 

@@ -32,11 +32,12 @@ from tuner.study.optuna_states import METRIC_NAMES, RUNNING, Told, what_to_tell
 from tuner.study.storage import TransactionalStorage, refuse_lost_record, unreadable
 from tuner.study.trial_entry import (
     BEST_VALUES,
+    GPU_SECONDS,
     IN_PROGRESS,
     LINEAGE,
     OVERRIDDEN,
     DecisionEntry,
-    Inheritance,
+    Exploit,
     TrialEntry,
     TrialState,
     epochs_spent,
@@ -85,7 +86,7 @@ class StudyRecord:
         self.reload()
 
     def reload(self) -> None:
-        """Read all trials anew, as another process may have written them."""
+        """Read all trials again: another process may have written them."""
         if self._durable_storage is not None:
             self._durable_storage.reload()
         try:
@@ -125,11 +126,11 @@ class StudyRecord:
         return self._durable_storage.failure if self._durable_storage else None
 
     def halt(self, reason: str) -> None:
-        """Ask that the study ends now, to be resumed when what is in its way is gone."""
+        """Ask that the study ends now, to be resumed when its cause is fixed."""
         self.halted = self.halted or reason
 
     def close(self) -> None:
-        """Let go of the file; it is whole without any other."""
+        """Close the file, with everything in it that SQLite kept beside it."""
         if self._durable_storage is not None:
             self._durable_storage.close()
 
@@ -218,12 +219,19 @@ class StudyRecord:
                 self._tell(entry, RUNNING)
 
     def report(
-        self, number: int, epoch: int, score: float, metrics: Mapping[str, float], seconds: float
+        self,
+        number: int,
+        epoch: int,
+        score: float,
+        metrics: Mapping[str, float],
+        seconds: float,
+        gpus: float = 0.0,
     ) -> bool:
-        """Add the score of an epoch; False if the record has it already."""
+        """Add an epoch of a trial: its score, and what it took; False if it is there already."""
         entry = self.entries[number]
         if epoch in entry.scores:
             return False
+        # a score alone is not a decision: it need not be on the disk before the trial goes on
         with self.transaction(durable=False):
             self._storage.set_trial_intermediate_value(self._trial_ids[number], epoch, score)
             entry.scores[epoch] = score
@@ -234,6 +242,9 @@ class StudyRecord:
             if best is not None and best[0] == epoch:
                 entry.metrics = dict(metrics)
                 self._note(entry, "metrics", entry.metrics)
+            if gpus:
+                spent = entry.notes.get(GPU_SECONDS, 0.0) + seconds * gpus
+                self.note(number, GPU_SECONDS, spent, durable=False)
         return True
 
     def pause(self, number: int, reason: str) -> None:
@@ -275,15 +286,15 @@ class StudyRecord:
             self.decide(number, "retried", reason)
             self._note_state(entry, TrialState.INTERRUPTED, reason)
 
-    def inherit(self, number: int, inheritance: Inheritance, reason: str) -> None:
+    def exploit(self, number: int, step: Exploit, reason: str) -> None:
         """Let a trial that waits go on from the weights of another, with other values."""
-        steps = [*self.entries[number].lineage, inheritance]
+        steps = [*self.entries[number].lineage, step]
         with self.transaction():
-            self.note(number, LINEAGE, [step.to_json() for step in steps])
+            self.note(number, LINEAGE, [taken.to_json() for taken in steps])
             self.decide(number, "inherits", reason)
 
     def interrupt(self, number: int, reason: str) -> None:
-        """Mark a trial as cut off through no fault of its own; it goes on with `tune resume`."""
+        """Mark a trial as cut off; it goes on with `tune resume`."""
         entry = self.entries[number]
         if not entry.state.finished:
             self._set_state(entry, TrialState.INTERRUPTED, reason)

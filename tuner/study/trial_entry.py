@@ -107,9 +107,9 @@ class TrialEntry:
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def lineage(self) -> list[Inheritance]:
+    def lineage(self) -> list[Exploit]:
         """What the trial took over from others, in the order of epochs."""
-        return [Inheritance(**step) for step in self.notes.get(LINEAGE, ())]
+        return [Exploit(**step) for step in self.notes.get(LINEAGE, ())]
 
     @property
     def overridden(self) -> list[list[Any]]:
@@ -184,12 +184,14 @@ GRID = "grid"
 `training.bundle.case_scores.Grid`."""
 
 LINEAGE = "lineage"
-"""Note of a trial: what it took over from others."""
+"""Note of a trial: whose weights it copied, and the values that it went on with."""
 
 
 @dataclass(frozen=True)
-class Inheritance:
-    """A trial took over the weights of another, and goes on with values of its own.
+class Exploit:
+    """A step of population based training: a trial copied the weights of another one.
+
+    It goes on with values near those of the other one, which is to explore.
 
     Attributes:
         epoch: Epoch after which it did; both had trained as many.
@@ -216,13 +218,13 @@ class Inheritance:
 
 
 def values_at(
-    proposed: Mapping[str, Any], lineage: Sequence[Inheritance], epoch: int
+    proposed: Mapping[str, Any], lineage: Sequence[Exploit], epoch: int
 ) -> dict[str, Any]:
     """The values with which a trial trained an epoch."""
     values = proposed
-    for inheritance in lineage:
-        if inheritance.epoch < epoch:
-            values = inheritance.values
+    for step in lineage:
+        if step.epoch < epoch:
+            values = step.values
     return dict(values)
 
 

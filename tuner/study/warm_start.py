@@ -1,8 +1,8 @@
 """Trials of earlier studies that a searcher learns from.
 
 They are copied into the study folder when the study begins, so that it goes on without the
-earlier studies. They are no trials of the study: they count for no budget, meet no rung and
-cannot win.
+earlier studies. They are not trials of the study: they count for no budget, are compared at no
+rung, and cannot win.
 """
 
 from __future__ import annotations
@@ -16,29 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
+from tuner.errors import StudyError
 from tuner.spec.space import restored_values, stored_values
 from tuner.study.files import WARM_START
 from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialEntry, TrialState, sign_of
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tuner.spec.space import Space
     from tuner.spec.study_spec import StudySpec
     from tuner.study.study import Study
-
-LEARNED_FROM = {
-    TrialState.COMPLETED: TrialState.COMPLETED,
-    TrialState.STOPPED: TrialState.STOPPED,
-    # as far as they came
-    TrialState.PAUSED: TrialState.STOPPED,
-    TrialState.INTERRUPTED: TrialState.STOPPED,
-    TrialState.RUNNING: TrialState.STOPPED,
-    TrialState.DIVERGED: TrialState.DIVERGED,
-}
-"""Trials that say something of their config, and what they count as here.
-
-What ran out of memory, broke a constraint or failed may do well elsewhere.
-"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +58,7 @@ def fitting_values(
     """A trial of another study as a point of this space, and the numbers that it differs in.
 
     A field that varies here has the value that the trial had, sampled or fixed, which must lie
-    in the field's domain. What does not vary here must be the same where it is no number: a
+    in the field's domain. What does not vary here must be the same unless it is a number: a
     number that differs blurs what is learned, another loss or network makes it worthless.
 
     Args:
@@ -98,6 +87,71 @@ def fitting_values(
     return point, sorted(unlike)
 
 
+def not_imported(study: Study) -> list[str]:
+    """Names of the studies whose trials a study is still to copy into its folder."""
+    return [] if (study.folder / WARM_START).is_file() else study.spec.search.warm_start
+
+
+def check_comparable(earlier: Sequence[Study], spec: StudySpec) -> None:
+    """Check that earlier studies compare trials by the same metric.
+
+    Raises:
+        StudyError: naming one that does not.
+    """
+    for other in earlier:
+        if (other.spec.metric, other.spec.mode) != (spec.metric, spec.mode):
+            raise StudyError(
+                f"warm_start: the study {other.name!r} compares trials by {other.spec.metric}, "
+                f"this one by {spec.metric}: choose another study"
+            )
+
+
+def import_earlier(
+    study: Study,
+    spec: StudySpec,
+    fingerprint: str,
+    earlier: Sequence[Study],
+    console: Console | None,
+) -> None:
+    """Copy the trials of earlier studies that fit the space into the study folder.
+
+    Args:
+        study: The study.
+        spec: Its spec, with what the data decide.
+        fingerprint: Of its data.
+        earlier: The earlier studies.
+        console: Where to say how many fit.
+
+    Raises:
+        StudyError: if one of them was made on other data.
+    """
+    kept: list[dict[str, Any]] = []
+    for other in earlier:
+        theirs = other.provenance()["data"]["fingerprint"]
+        if theirs != fingerprint:
+            raise StudyError(
+                f"warm_start: the study {other.name!r} was made on other data than those of "
+                f"{spec.base_config().data_dir} (fingerprint {theirs}, here {fingerprint}): scores "
+                "cannot be compared"
+            )
+        trials, imported = import_trials(other, spec)
+        kept += trials
+        if console is not None:
+            console.print(f"warm start     {imported.describe()}", markup=False)
+    write_imported(study.folder, kept)
+
+
+def _state_here(state: TrialState) -> TrialState | None:
+    """What a trial of another study counts as here; None if it says nothing of its config.
+
+    What ran out of memory, broke a constraint or failed may do well elsewhere.
+    """
+    if state in {TrialState.COMPLETED, TrialState.DIVERGED}:
+        return state
+    # paused and cut off: as far as they came
+    return TrialState.STOPPED if state.usable else None
+
+
 def import_trials(earlier: Study, spec: StudySpec) -> tuple[list[dict[str, Any]], Imported]:
     """What is kept of the trials of an earlier study.
 
@@ -108,7 +162,7 @@ def import_trials(earlier: Study, spec: StudySpec) -> tuple[list[dict[str, Any]]
     kept: list[dict[str, Any]] = []
     unlike: set[str] = set()
     for entry in earlier.record.entries.values():
-        state = LEARNED_FROM.get(entry.state)
+        state = _state_here(entry.state)
         if state is None or (state is not TrialState.DIVERGED and not entry.scores):
             continue
         fitting = fitting_values(entry.values, earlier.spec, spec)

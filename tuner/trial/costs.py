@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 RESET_PEAK = "5"
-"""What `/proc/self/clear_refs` takes to begin the process's peak anew (proc(5))."""
+"""What `/proc/self/clear_refs` takes to reset the process's peak (proc(5))."""
 
 
 class TrialCosts:
@@ -79,7 +79,7 @@ class MemoryMeter:
         if self._gpu:
             torch.cuda.reset_peak_memory_stats()
         else:
-            _begin_peak_anew()
+            _reset_peak()
             self._before = _resident("VmRSS")
 
     def peak(self) -> int:
@@ -91,7 +91,7 @@ class MemoryMeter:
         return max(0, _resident("VmHWM") - self._before)
 
 
-def _begin_peak_anew() -> None:
+def _reset_peak() -> None:
     reset = Path("/proc/self/clear_refs")
     try:
         reset.write_text(RESET_PEAK)

@@ -18,12 +18,13 @@ from pydantic import ValidationError
 
 from training.config import ModelTrainingConfig
 from tuner.errors import StudyError, TunerError
-from tuner.spec.field_errors import describe_errors
+from tuner.spec.field_errors import value_problems
 from tuner.study.commands import study_command
 from tuner.study.trial_entry import VIOLATION, TrialState
 from tuner.trial.messages import TrialEnd
 
 if TYPE_CHECKING:
+    from tuner.study.record import StudyRecord
     from tuner.study.study import Study
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -113,7 +114,7 @@ def _summary(error: Exception) -> str:
     """The type of an error and what it says, on one line."""
     if isinstance(error, ValidationError):
         # its first line does no more than count
-        words = "; ".join(message for _, message in describe_errors(error, ModelTrainingConfig))
+        words = "; ".join(problem.message for problem in value_problems(error))
     else:
         words = next(iter(str(error).strip().splitlines()), "no message")
     return f"{type(error).__name__}: {words}"
@@ -179,6 +180,11 @@ def _smaller_axis(axis: int) -> int:
     return max(int(axis * PATCH_SHRINK) // step * step, min(axis, step))
 
 
+def halt_study(record: StudyRecord, error: Exception) -> None:
+    """Halt a study, to be resumed, for an error that all its trials would meet."""
+    record.halt(classify(error).reason)
+
+
 @contextmanager
 def full_disk_explained(study: Study) -> Iterator[None]:
     """Say that the disk is full instead of where Ray, Tune or a report met it.
@@ -205,7 +211,7 @@ def full_disk_explained(study: Study) -> Iterator[None]:
 
 
 def halted_message(reason: str, folder: Path) -> str:
-    """What a user is told of a study that halted: something is in the way of all its trials."""
+    """Message for the user of a study that was halted."""
     return (
         f"{reason}: every finished epoch is kept; go on with "
         f"`{study_command('resume', folder)}` when that is put right"

@@ -1,4 +1,4 @@
-"""Whether the GPUs that Ray hands out are there: no trial trains on a CPU without a word."""
+"""Checks that the GPU that a trial booked is there, so that none trains on a CPU unnoticed."""
 
 from __future__ import annotations
 

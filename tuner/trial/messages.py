@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tuner.study.trial_entry import CASES, GRID, VIOLATION, TrialState
+
+if TYPE_CHECKING:
+    from tuner.study.record import StudyRecord
 
 _NUMBER = "trial_number"
 _EXPLOITS = "exploits"
@@ -89,6 +92,10 @@ class EpochReport:
     def to_ray(self) -> dict[str, Any]:
         """As a result of Tune."""
         return {_EPOCH: json.dumps(asdict(self))}
+
+    def add_to(self, record: StudyRecord, number: int) -> bool:
+        """Add the epoch to the record of a trial; False if it is there already."""
+        return record.report(number, self.epoch, self.score, self.metrics, self.seconds, self.gpus)
 
     @classmethod
     def from_ray(cls, result: Mapping[str, Any]) -> Self | None:

@@ -25,8 +25,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from simulator import ended_as
 
-from tuner.run.scheduler import RecordScheduler
-from tuner.run.searcher import build_searcher
+from tuner.driver.scheduler import RecordScheduler
+from tuner.driver.searcher import build_searcher
 from tuner.search.policies import build_policy
 from tuner.spec.domains import Choice, LogUniform, QUniform, RandInt, Uniform
 from tuner.spec.load import parse_spec

@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 from trial_messages import epoch_result, ray_trial
 
+from tuner.driver.callbacks import ViewCallback
+from tuner.driver.scheduler import RecordScheduler
 from tuner.errors import ExportError
 from tuner.report.files import write_results
 from tuner.report.live import StudyView
 from tuner.report.summary import print_summary
 from tuner.report.tables import studies_table
-from tuner.run.callbacks import ViewCallback
-from tuner.run.scheduler import RecordScheduler
 from tuner.search.policies import Policy
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import TrialResources

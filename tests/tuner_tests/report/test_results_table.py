@@ -18,7 +18,7 @@ from tuner.spec.load import load_spec, parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
-from tuner.study.trial_entry import Inheritance, TrialState
+from tuner.study.trial_entry import Exploit, TrialState
 
 ROOT = Path(__file__).parents[3]
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
@@ -101,7 +101,7 @@ def test_a_score_is_beside_the_values_that_its_epoch_was_trained_with(
         if epoch in {2, 4}:
             values = {"learning_rate": 0.01 + 0.005 * epoch, "train_batch_size": 8}
             record.pause(0, "weak")
-            record.inherit(0, Inheritance(epoch, 1, values, {}), "")
+            record.exploit(0, Exploit(epoch, 1, values, {}), "")
             record.running(0)
     row, other = written(record, spec, tmp_path)
     assert float(row["params_learning_rate"]) == pytest.approx(rate)

@@ -23,7 +23,7 @@ from ray.tune.schedulers import (
 )
 from trial_messages import epoch_result, ray_trial
 
-from tuner.run.scheduler import RecordScheduler
+from tuner.driver.scheduler import RecordScheduler
 from tuner.search.policies import (
     POLICIES,
     Action,

@@ -19,8 +19,8 @@ from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pbt import _explore
 from trial_messages import epoch_result, ray_trial
 
+from tuner.driver.scheduler import RecordScheduler
 from tuner.errors import SpecError
-from tuner.run.scheduler import RecordScheduler
 from tuner.search.policies import PopulationBandits, PopulationTraining
 from tuner.search.policies.explore import perturbed
 from tuner.search.policies.pbt import quantiles
@@ -30,7 +30,7 @@ from tuner.spec.policies import PbtSettings
 from tuner.spec.space import Space
 from tuner.study.lineage import schedule
 from tuner.study.record import StudyRecord
-from tuner.study.trial_entry import Inheritance, TrialState
+from tuner.study.trial_entry import Exploit, TrialState
 
 RATE = Space({"learning_rate": LogUniform(1e-5, 1e-1)})
 
@@ -261,9 +261,9 @@ def test_a_schedule_tells_who_trained_the_weights() -> None:
     record = new_record()
     for number in range(3):
         record.propose({"learning_rate": 10.0 ** -(number + 2)}, "test")
-    record.inherit(1, Inheritance(2, 0, {"learning_rate": 0.02}, {}), "")
-    record.inherit(2, Inheritance(2, 0, {"learning_rate": 0.03}, {}), "")
-    record.inherit(2, Inheritance(4, 1, {"learning_rate": 0.04}, {}), "")
+    record.exploit(1, Exploit(2, 0, {"learning_rate": 0.02}, {}), "")
+    record.exploit(2, Exploit(2, 0, {"learning_rate": 0.03}, {}), "")
+    record.exploit(2, Exploit(4, 1, {"learning_rate": 0.04}, {}), "")
     told = [
         (s.first, s.last, s.trial, s.values["learning_rate"])
         for s in schedule(record.entries, 2, 7)

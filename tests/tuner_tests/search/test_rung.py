@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from ray.tune.experiment import Trial
 
-from tuner.run.scheduler import WORKER_STARTS_WITHIN, RecordScheduler
+from tuner.driver.scheduler import WORKER_STARTS_WITHIN, RecordScheduler
 from tuner.search.policies import Policy, PromotionAsha
 from tuner.search.policies.rung import Rung
 from tuner.spec.domains import Uniform

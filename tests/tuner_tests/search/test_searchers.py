@@ -15,8 +15,8 @@ from scipy.optimize import approx_fprime
 from scipy.stats import multivariate_normal
 from trial_messages import completed, epoch_result
 
+from tuner.driver.searcher import RecordSearcher, build_searcher
 from tuner.errors import SpecError
-from tuner.run.searcher import RecordSearcher, build_searcher
 from tuner.search.encoding import SpaceEncoding
 from tuner.search.gaussian_process import GaussianProcess, _loss_and_gradient, _prior
 from tuner.search.policies import Policy, build_policy

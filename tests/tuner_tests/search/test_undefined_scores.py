@@ -11,7 +11,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 from trial_messages import epoch_result, ray_trial
 
-from tuner.run.scheduler import RecordScheduler
+from tuner.driver.scheduler import RecordScheduler
 from tuner.search.policies import Hyperband, build_policy
 from tuner.search.searchers import SEARCHERS, SearchView
 from tuner.search.searchers.gp import _observations

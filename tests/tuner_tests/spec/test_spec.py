@@ -167,7 +167,11 @@ WRONG = [
     ("reduction_factor: 3", "reduction_factor: 1", "12:57: reduction_factor=1: input should be"),
     ("gpu: 0.5", "gpu: 2", "13:18: gpu=2: a trial uses one GPU or a fraction of one"),
     ("gpu: 0.5", "gpu: -1", "13:18: gpu=-1: input should be greater than or equal to 0"),
-    ("gpu: 0.5", "cpu: lots", "13:18: cpu='lots' is not known and is no number; choose from auto"),
+    (
+        "gpu: 0.5",
+        "cpu: lots",
+        "13:18: cpu='lots' is not known and is not a number; choose from auto",
+    ),
     ("resources: {gpu: 0.5}", "resources: 3", "13:12: resources must be a mapping"),
     ("resources: {gpu: 0.5}", "failures: [1]", "13:1: failures must be a mapping of names"),
     ("resources: {gpu: 0.5}", "failures: {max_failures: -1}", "13:26: max_failures=-1: input sho"),

@@ -130,14 +130,14 @@ def test_a_spec_is_completed_and_changed_without_reading_it_again(
 
 def test_what_does_not_fit_a_spec_any_more_is_told_with_its_place() -> None:
     spec = parse(TEXT)
-    with pytest.raises(SpecError, match=r"^the data: with .*: class_weights has 3 entries"):
+    with pytest.raises(SpecError, match=r"^s\.yaml:7:3: with .*: class_weights has 3 entries"):
         spec.completed({"num_classes": 4}, "the data")
     with pytest.raises(SpecError, match=r"^the data: num_classes=1: input should be greater"):
         spec.completed({"num_classes": 1}, "the data")
     with pytest.raises(SpecError, match=r"^--num-trials 0: num_trials=0: input should be greater"):
         spec.with_settings({"search.num_trials": Override("0", "--num-trials 0")})
     values = StudySpec.from_dict(spec.to_dict())
-    with pytest.raises(SpecError, match=r"^the data: with .*class_weights has 3"):
+    with pytest.raises(SpecError, match=r"^space\.class_weights: with .*class_weights has 3"):
         values.completed({"num_classes": 4}, "the data")
 
 

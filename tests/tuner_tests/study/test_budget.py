@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.run.results import record_epoch
-from tuner.run.stopping import BudgetStopper
+from tuner.driver.stopping import BudgetStopper
 from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.budget import budget_lines, gpu_hours_spent, spent_budget
@@ -33,13 +32,13 @@ def test_epochs_count_over_all_trials_and_runs(tmp_path: Path) -> None:
     record = StudyRecord(tmp_path, spec.space, "max")
     for number in range(2):
         record.propose({"learning_rate": 1e-3}, "test")
-        record_epoch(record, number, report(1, 0))
+        report(1, 0).add_to(record, number)
     record.close_running("the driver was killed")
     record.close()
     again = StudyRecord(tmp_path, spec.space, "max")
-    record_epoch(again, 0, report(2, 0))
+    report(2, 0).add_to(again, 0)
     assert not BudgetStopper(Study(again.folder, spec, again)).stop_all()
-    record_epoch(again, 1, report(2, 0))
+    report(2, 0).add_to(again, 1)
     assert BudgetStopper(Study(again.folder, spec, again)).stop_all()
     assert spent_budget(Study(again.folder, spec, again)) == "the budget of 4 epochs is spent"
     assert spent_budget(Study(again.folder, spec_of("{epoch_budget: 5}"), again)) is None
@@ -52,14 +51,14 @@ def test_half_a_gpu_counts_half(tmp_path: Path) -> None:
     spec = spec_of("{gpu_hours: 0.375}")
     record = StudyRecord(tmp_path, spec.space, "max")
     record.propose({"learning_rate": 1e-3}, "test")
-    record_epoch(record, 0, report(1, 0.5))
+    report(1, 0.5).add_to(record, 0)
     # an epoch that is reported again after a break does not count again
-    record_epoch(record, 0, report(1, 0.5))
+    report(1, 0.5).add_to(record, 0)
     assert gpu_hours_spent(record.entries.values()) == 0.125
     assert spent_budget(Study(record.folder, spec, record)) is None
     record.close()
     again = StudyRecord(tmp_path, spec.space, "max")
-    record_epoch(again, 0, report(2, 1))
+    report(2, 1).add_to(again, 0)
     assert gpu_hours_spent(again.entries.values()) == 0.375
     assert (
         spent_budget(Study(again.folder, spec, again)) == "the budget of 0.375 GPU-hours is spent"
@@ -71,6 +70,6 @@ def test_without_them_nothing_is_spent(tmp_path: Path, search: str) -> None:
     spec = spec_of(search)
     record = StudyRecord(tmp_path, spec.space, "max")
     record.propose({"learning_rate": 1e-3}, "test")
-    record_epoch(record, 0, report(1, 1))
+    report(1, 1).add_to(record, 0)
     assert spent_budget(Study(record.folder, spec, record)) is None
     assert budget_lines(Study(record.folder, spec, record)) == []

@@ -17,9 +17,9 @@ from scipy.stats import t as student
 from scipy.stats import ttest_ind, wilcoxon
 from trial_messages import completed, epoch_result
 
+from tuner.driver.confirm_searcher import ConfirmSearcher
 from tuner.report.confirmation import confirm_rows, write_confirm_csv
 from tuner.report.summary import goal_tables
-from tuner.run.confirm_searcher import ConfirmSearcher
 from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.confirmation import (

@@ -21,7 +21,7 @@ from tuner.study.driver import close_if_not_driven, only_driver
 from tuner.study.record import StudyRecord
 from tuner.study.storage import TransactionalStorage
 from tuner.study.study import Study
-from tuner.study.trial_entry import Inheritance, TrialState
+from tuner.study.trial_entry import Exploit, TrialState
 
 SPACE = Space({"learning_rate": LogUniform(1e-5, 1e-1)})
 
@@ -161,7 +161,7 @@ def test_values_that_changed_while_training_are_told_with_the_score(folder: Path
     add(record, [0.5], TrialState.COMPLETED)
     add(record, [0.6])
     record.pause(1, "weak")
-    record.inherit(1, Inheritance(1, 0, {"learning_rate": 0.05}, {}), "")
+    record.exploit(1, Exploit(1, 0, {"learning_rate": 0.05}, {}), "")
     record.running(1)
     record.report(1, 2, 0.7, {}, 1.0)
     record.finish(1, TrialState.COMPLETED, "")

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 
+from tuner.driver.checkpoint_keeper import CheckpointKeeper
+from tuner.driver.searcher import build_searcher
 from tuner.report.plots import front_plot
-from tuner.run.checkpoint_keeper import CheckpointKeeper
-from tuner.run.searcher import build_searcher
 from tuner.search.policies import Policy
 from tuner.search.searchers import SEARCHERS, SearchView
 from tuner.spec.load import parse_spec

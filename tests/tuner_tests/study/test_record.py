@@ -14,10 +14,9 @@ from typing import Any
 import optuna
 import pytest
 
+from tuner.driver.scheduler import RecordScheduler
+from tuner.driver.searcher import build_searcher
 from tuner.errors import StudyError
-from tuner.run.results import record_epoch
-from tuner.run.scheduler import RecordScheduler
-from tuner.run.searcher import build_searcher
 from tuner.search.policies import build_policy
 from tuner.spec.domains import Uniform
 from tuner.spec.load import parse_spec
@@ -128,8 +127,8 @@ def test_trials_are_told_to_optuna_as_what_they_are(
 def test_an_epoch_is_counted_once(reopen: Callable[[], StudyRecord]) -> None:
     record = reopen()
     propose(record)
-    assert record_epoch(record, 0, report_of(1, 0.5))
-    assert not record_epoch(record, 0, report_of(1, 0.7))
+    assert report_of(1, 0.5).add_to(record, 0)
+    assert not report_of(1, 0.7).add_to(record, 0)
     assert record.entries[0].scores == {1: 0.5}
     assert record.entries[0].seconds == 2.0
 
@@ -237,7 +236,7 @@ def test_a_decision_is_synced_and_a_score_alone_is_not(tmp_path: Path, space: Sp
     assert syncs() == durable
     record.report(0, 1, 0.5, {"val_dice": 0.5}, 1.0)
     assert syncs() == later
-    assert record_epoch(record, 0, report_of(3, 0.5, gpus=0.5))
+    assert report_of(3, 0.5, gpus=0.5).add_to(record, 0)
     assert syncs() == later
     with record.transaction(durable=False):
         record.report(0, 2, 0.5, {"val_dice": 0.5}, 1.0)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from optuna.storages import InMemoryStorage
 
-from tuner.run.searcher import RecordSearcher, build_searcher
+from tuner.driver.searcher import RecordSearcher, build_searcher
 from tuner.search.policies import Policy
 from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
-from tuner.study.trial_entry import Inheritance, TrialState
+from tuner.study.trial_entry import Exploit, TrialState
 from tuner.study.warm_start import fitting_values, import_trials, read_imported, write_imported
 from tuner.trial.messages import TrialRequest
 
@@ -130,7 +130,7 @@ def test_of_a_trial_that_took_over_another_its_own_epochs_are_kept() -> None:
         number = record.propose(ADAM, "test").number
         for epoch in (1, 2):
             record.report(number, epoch, 0.1 * epoch, {}, 1.0)
-    record.inherit(1, Inheritance(2, 0, {**ADAM, "learning_rate": 0.02}, {}), "")
+    record.exploit(1, Exploit(2, 0, {**ADAM, "learning_rate": 0.02}, {}), "")
     for number in (0, 1):
         record.report(number, 3, 0.3, {}, 1.0)
         record.finish(number, TrialState.COMPLETED, "")

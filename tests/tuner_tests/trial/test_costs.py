@@ -13,7 +13,7 @@ from trial_messages import completed, epoch_result
 
 from training.config import ModelTrainingConfig
 from training.models import build_model
-from tuner.run.searcher import build_searcher
+from tuner.driver.searcher import build_searcher
 from tuner.search.policies import Policy
 from tuner.search.searchers.optuna_searchers import _show
 from tuner.search.searchers.view import SearchView

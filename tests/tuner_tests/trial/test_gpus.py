@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from training.data import DataSource
+from tuner.driver import gpus
+from tuner.driver.gpus import check_own_gpus
 from tuner.errors import ResourceError
-from tuner.run import gpus
-from tuner.run.gpus import check_own_gpus
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import ResourceSettings
 from tuner.study.trial_entry import TrialState

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tuner.search.policies.policy import GO_ON, Action, Decision, Policy, told_apart
+from tuner.search.policies.policy import GO_ON, Action, Decision, Policy, distinct_texts
 from tuner.search.policies.rung import Rung
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ class StoppingAsha(RungPolicy):
         size = len(self._rung(epoch, self.bracket(number)))
         if size == 1:
             return f"{self._at(epoch)}: it is the first trial that came here"
-        score, limit = told_apart(self._record.entries[number].scores[epoch], self._sign * cutoff)
+        score, limit = distinct_texts(
+            self._record.entries[number].scores[epoch], self._sign * cutoff
+        )
         return (
             f"{self._at(epoch)}: its score there, {score}, {compares} {limit}, the cutoff for the "
             f"best 1 in {self._reduction_factor} of the {size} trials that came here"

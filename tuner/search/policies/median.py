@@ -6,7 +6,7 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tuner.search.policies.policy import GO_ON, Action, Decision, Policy, told_apart
+from tuner.search.policies.policy import GO_ON, Action, Decision, Policy, distinct_texts
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
@@ -42,7 +42,7 @@ class MedianStopping(Policy):
         scores = self._scores(number, epoch)
         if not scores or len(averages) < self._min_trials or max(scores) >= median(averages):
             return GO_ON
-        score, middle = told_apart(self._sign * max(scores), self._sign * median(averages))
+        score, middle = distinct_texts(self._sign * max(scores), self._sign * median(averages))
         its_best = f"its best so far, {score}, is"
         return Decision(
             Action.STOP,

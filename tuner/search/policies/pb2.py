@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuner.search.encoding import SpaceEncoding
-from tuner.search.gaussian_process import GaussianProcess
-from tuner.search.one_thread import one_thread
+from tuner.search.gaussian_process import GaussianProcess, single_blas_thread
 from tuner.search.policies.explore import HELD, perturbed
 from tuner.search.policies.pbt import PopulationTraining
 from tuner.study.trial_entry import IN_PROGRESS
@@ -35,14 +34,14 @@ class PopulationBandits(PopulationTraining):
 
     The process predicts how much a score improves in an epoch, from the values, the score
     before, and the time; it is fitted to the intervals that all trials have trained. A trial
-    that takes over another goes on with the numbers of the greatest upper confidence bound,
+    that copies another one goes on with the numbers of the greatest upper confidence bound,
     where intervals that are being trained count as if they came out as expected. Choices are
     varied as in population based training (as in PB2-Mix, without its bandit for them), and so
     are numbers until there are enough intervals. Ray's `PB2` does the same with
     scikit-learn, whose process is replaced by that of the searcher `gp`.
     """
 
-    def _explored(
+    def _explore(
         self, values: dict[str, Any], donor: int, epoch: int, rng: random.Random
     ) -> dict[str, Any]:
         """The numbers of the greatest upper confidence bound, given the donor's state."""
@@ -55,13 +54,13 @@ class PopulationBandits(PopulationTraining):
             for interval in self._intervals(entry)
         ]
         if not numbers or len(intervals) < 2 + encoding.size:
-            return super()._explored(values, donor, epoch, rng)
+            return super()._explore(values, donor, epoch, rng)
         latest = sorted(intervals, key=lambda interval: interval.epoch)[-MOST_OBSERVATIONS:]
         score = self._sign * self._record.entries[donor].scores[epoch]
         running = self._record.with_state(*IN_PROGRESS)
         kept = HELD | numbers
         base = perturbed(space, values, rng, self._settings.resample_probability, kept)
-        with one_thread():
+        with single_blas_thread():
             bandit = _Bandit(latest, encoding, self._max_epochs)
             bandit.expect([entry.values_at(entry.epochs + 1) for entry in running], score, epoch)
             return bandit.choose(base, numbers, score, epoch, rng)

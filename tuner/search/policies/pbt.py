@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.search.policies.explore import perturbed
 from tuner.search.policies.policy import GO_ON, Action, Decision, Policy
-from tuner.study.trial_entry import Inheritance, TrialState, changes
+from tuner.study.trial_entry import Exploit, TrialState, changes
 
 if TYPE_CHECKING:
     from tuner.spec.policies import PbtSettings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PopulationTraining(Policy):
-    """Weak trials take over the weights of strong ones, and go on with values near theirs.
+    """Weak trials copy the weights of strong ones (exploit) and vary their values (explore).
 
     All trials of the study are the population, and each trains the full budget. Every
     `perturbation_interval` epochs a trial is compared with those that have come as far, at that
@@ -27,7 +27,7 @@ class PopulationTraining(Policy):
     than workers, a trial pauses there and the one that has trained least goes on, so that the
     population stays together. With `synchronous`, none goes on before all have come as far.
 
-    Who takes over whom, and with which values, is drawn with the study's seed, the trial's
+    Who copies whom, and with which values, is drawn with the study's seed, the trial's
     number and the epoch, and is in the record before the trial goes on. Ray's
     `PopulationBasedTraining` draws from Python's global generator, keeps its state in memory,
     and moves weights as Ray checkpoints, which are gone with its own files; so the quantiles
@@ -74,7 +74,7 @@ class PopulationTraining(Policy):
         return GO_ON
 
     def promote(self, *, last: bool = False) -> int | None:
-        """The paused trial that trained least; the record says first what it takes over."""
+        """The paused trial that trained least; the record says first whose weights it copies."""
         paused = self._record.with_state(TrialState.PAUSED)
         # new trials go first: the population is to be complete
         if not paused or len(self._record.entries) < self._population:
@@ -82,7 +82,7 @@ class PopulationTraining(Policy):
         entry = min(paused, key=lambda entry: (entry.epochs, entry.number))
         if self._settings.synchronous and not self._all_reached(entry.epochs):
             return None
-        self._renew(entry)
+        self._exploit(entry)
         return entry.number
 
     def _others_wait(self, epoch: int) -> bool:
@@ -94,8 +94,8 @@ class PopulationTraining(Policy):
         entries = self._record.entries.values()
         return all(entry.epochs >= epoch or entry.state.finished for entry in entries)
 
-    def _renew(self, entry: TrialEntry) -> None:
-        """Let a weak trial take over a strong one; nothing if it did so already."""
+    def _exploit(self, entry: TrialEntry) -> None:
+        """Let a weak trial copy a strong one; nothing if it did so already."""
         number, epoch = entry.number, entry.epochs
         if any(step.epoch == epoch for step in entry.lineage):
             return
@@ -105,15 +105,15 @@ class PopulationTraining(Policy):
         rng = random.Random(f"{self._seed}, {number}, {epoch}")
         donor = rng.choice(strong)
         before = self._record.entries[donor].values_at(epoch)
-        values = self._explored(before, donor, epoch, rng)
-        step = Inheritance(epoch, donor, values, changes(before, values))
+        values = self._explore(before, donor, epoch, rng)
+        step = Exploit(epoch, donor, values, changes(before, values))
         reason = (
-            f"{step.describe()}; it had {self._told(donor, epoch)}, this one "
-            f"{self._told(number, epoch)}"
+            f"{step.describe()}; it had {self._shown_score(donor, epoch)}, this one "
+            f"{self._shown_score(number, epoch)}"
         )
-        self._record.inherit(number, step, reason)
+        self._record.exploit(number, step, reason)
 
-    def _explored(
+    def _explore(
         self, values: dict[str, Any], donor: int, epoch: int, rng: random.Random
     ) -> dict[str, Any]:
         """The values to go on with from an epoch of a donor, near those that it had."""
@@ -133,7 +133,7 @@ class PopulationTraining(Policy):
         # a trial that broke is taken over by nobody, however good it was before
         return weak, [number for number in strong if self._record.entries[number].state.usable]
 
-    def _told(self, number: int, epoch: int) -> str:
+    def _shown_score(self, number: int, epoch: int) -> str:
         return f"{self._record.entries[number].scores[epoch]:.4g}"
 
 

@@ -36,8 +36,8 @@ class Decision:
 GO_ON = Decision(Action.CONTINUE)
 
 
-def told_apart(one: float, other: float) -> tuple[str, str]:
-    """Two scores with four digits, or as many more as it takes to tell them apart."""
+def distinct_texts(one: float, other: float) -> tuple[str, str]:
+    """Two scores as texts of four digits, or of as many more as it takes for them to differ."""
     for digits in range(4, 18):
         texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
         if texts[0] != texts[1]:

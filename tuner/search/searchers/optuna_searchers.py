@@ -1,4 +1,4 @@
-"""Searchers that ask a sampler of Optuna, with the study's trials told on one scale."""
+"""Searchers that ask a sampler of Optuna, which is shown the study's trials on one scale."""
 
 from __future__ import annotations
 

@@ -10,34 +10,34 @@ from typing import TYPE_CHECKING
 import ray
 from ray.tune.stopper import CombinedStopper
 
-from tuner.errors import StudyError
-from tuner.report.files import write_results
-from tuner.report.live import StudyView
-from tuner.report.preparation import preparation_view
-from tuner.run.callbacks import ViewCallback
-from tuner.run.checkpoint_keeper import CheckpointKeeper
-from tuner.run.cluster import ray_cluster
-from tuner.run.cluster_check import check_cluster, starts_own_cluster
-from tuner.run.confirm import confirm_study
-from tuner.run.gpus import check_own_gpus
-from tuner.run.ray_internals import lost_worker_ends_one_trial
-from tuner.run.resources import check_gpu_hours, nodes_of, plan_resources
-from tuner.run.stopping import (
+from tuner.driver.callbacks import ViewCallback
+from tuner.driver.checkpoint_keeper import CheckpointKeeper
+from tuner.driver.cluster import ray_cluster
+from tuner.driver.cluster_check import check_cluster, starts_own_cluster
+from tuner.driver.confirm import confirm_study
+from tuner.driver.gpus import check_own_gpus
+from tuner.driver.ray_internals import lost_worker_ends_one_trial
+from tuner.driver.resources import check_gpu_hours, nodes_of, plan_resources
+from tuner.driver.stopping import (
     BudgetStopper,
     StudyStopper,
     leave_when_stuck,
     signals_stop,
 )
-from tuner.run.tune_run import run_tune
+from tuner.driver.tune_run import run_tune
+from tuner.errors import StudyError
+from tuner.report.files import write_results
+from tuner.report.live import StudyView
+from tuner.report.preparation import preparation_view
 from tuner.spec.grid import planned_trials
 from tuner.spec.plugins import import_plugins
 from tuner.study.data import prepare_data
 from tuner.study.driver import only_driver
-from tuner.study.earlier import check_comparable, import_earlier, not_imported
 from tuner.study.folder import FolderBefore, refuse_foreign_confirmation
 from tuner.study.open import open_study
 from tuner.study.provenance import describe_study, write_provenance
 from tuner.study.study import Study
+from tuner.study.warm_start import check_comparable, import_earlier, not_imported
 from tuner.trial.failures import full_disk_explained, halted_message
 from tuner.trial.networks import check_some_network_builds
 
@@ -81,7 +81,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         write_provenance(study, data)
         describe_study(study, study.record, data)
         if earlier:
-            import_earlier(study, data, earlier, console)
+            import_earlier(study, data.spec, data.fingerprint, earlier, console)
         spec, given = data.spec, study
         study = replace(study, spec=spec)
         with ray_cluster(address) as dashboard:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from rich.console import Console
 
-from tuner.run.checkpoint_keeper import CheckpointKeeper
+from tuner.driver.checkpoint_keeper import CheckpointKeeper
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import CheckpointSettings
 from tuner.spec.study_spec import StudySpec
@@ -147,7 +147,7 @@ def test_the_disk_budget_spares_the_best_that_has_ended(tmp_path: Path, state: T
 
 def population_of(trials: int) -> StudySpec:
     return parse_spec(
-        "space: {learning_rate: {uniform: [0.1, 1]}}\nscheduler: pbt\n"
+        "space: {learning_rate: {uniform: [0.1, 1]}}\npolicy: pbt\n"
         f"search: {{num_trials: {trials}}}\n",
         source="s.yaml",
     )

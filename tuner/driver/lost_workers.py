@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.tune import Callback
 
-from tuner.run.ray_internals import actor_of
+from tuner.driver.ray_internals import actor_of
 from tuner.trial.failures import ClusterLostError, TrialHungError, classify, end_trial
 from tuner.trial.messages import TrialRequest
 
@@ -24,7 +24,7 @@ SHUTDOWN_SECONDS = 2.0
 """How long after a worker died its cluster is watched, to tell whether all of it ends."""
 
 HEAD_TIMEOUT = 5.0
-"""How long the head node of a cluster may take to answer before the cluster is taken for gone."""
+"""How long the head node of a cluster may take to answer before the cluster counts as lost."""
 
 
 class LostWorkers(Callback):  # type: ignore[misc]
@@ -79,7 +79,7 @@ class LostWorkers(Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """Start the clock anew."""
+        """Restart the clock."""
         self._heard[trial] = time.monotonic()
 
     def on_trial_complete(
@@ -109,7 +109,7 @@ class LostWorkers(Callback):  # type: ignore[misc]
 
 
 def head_is_gone() -> bool:
-    """Whether the head node of the joined cluster answers no more, or soon will not.
+    """Whether the head node of the joined cluster is gone, or shutting down.
 
     The processes of a cluster that goes away do not end at the same moment: the first to be
     missed may be a worker.

@@ -14,7 +14,7 @@ STUCK = """\
 import signal, sys, threading
 from contextlib import contextmanager
 from pathlib import Path
-from tuner.run import stopping
+from tuner.driver import stopping
 from tuner.study.record import StudyRecord
 from tuner.spec.load import parse_spec
 
@@ -58,7 +58,7 @@ LEFTOVER = """\
 import gc, os, sys
 from contextlib import nullcontext
 from pathlib import Path
-from tuner.run import stopping
+from tuner.driver import stopping
 from tuner.study.record import StudyRecord
 from tuner.spec.load import parse_spec
 

@@ -1,7 +1,7 @@
 """The private parts of Ray (2.60) that the program relies on, and what it counts on of each.
 
 Nothing else imports from `ray._private` and the like. An upgrade of Ray that breaks one of these
-fails in `tests/tuner_tests/run/test_ray_internals.py`, by name.
+fails in `tests/tuner_tests/driver/test_ray_internals.py`, by name.
 
 Parts of Ray are imported where they are used: `cluster_probe` must not wait for Ray Tune to load.
 """
@@ -87,7 +87,7 @@ def daemons_in_own_groups() -> Iterator[None]:
 
 @contextmanager
 def own_handlers_kept() -> Iterator[None]:
-    """Keep Ray from replacing our handler of SIGTERM by its own, which ends without a word."""
+    """Keep Ray from replacing our handler of SIGTERM by its own, which ends the process."""
     original = ray_utils.set_sigterm_handler
     ray_utils.set_sigterm_handler = lambda handler: None
     try:
@@ -129,7 +129,7 @@ class _KilledForMemoryError(_LostWorkerError):
 def lost_worker_ends_one_trial() -> Iterator[None]:
     """Let Tune take every way in which Ray loses a worker for a worker that died.
 
-    Ray's `OutOfMemoryError` and the errors of lost objects are no `RayActorError`, and Tune
+    Ray's `OutOfMemoryError` and the errors of lost objects are not a `RayActorError`, and Tune
     ends the whole study with "Caught unexpected exception" when it meets one.
     """
     from ray.air.execution._internal.actor_manager import RayActorManager

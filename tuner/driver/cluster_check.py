@@ -19,8 +19,8 @@ from pathlib import Path
 import ray
 
 from training.durable_write import check_writable
+from tuner.driver.ray_internals import address_of_this_machine, host_and_port, temporary_folder
 from tuner.errors import ResourceError
-from tuner.run.ray_internals import address_of_this_machine, host_and_port, temporary_folder
 
 CONNECT_SECONDS = 4.0
 """How long the address of a cluster may take to accept a connection."""
@@ -126,12 +126,12 @@ def _connect(host: str, port: int, source: str, way_out: str) -> None:
 
 
 def _probe(address: str, given: str) -> dict[str, str]:
-    """What `tuner.run.cluster_probe` finds in the way of joining."""
+    """Ask `tuner.driver.cluster_probe` why the cluster cannot be joined; {} if it can."""
     path = os.pathsep.join(
-        [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     with subprocess.Popen(
-        [sys.executable, "-m", "tuner.run.cluster_probe", address, given],
+        [sys.executable, "-m", "tuner.driver.cluster_probe", address, given],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -186,7 +186,7 @@ def _explained(problem: dict[str, str], source: str, way_out: str) -> str:
             )
         case "no node":
             return (
-                f"this host is no node of the Ray cluster at {source}: run the study on one of "
+                f"this host is not a node of the Ray cluster at {source}: run the study on one of "
                 "its nodes, submit it with `ray job submit`, or let this host join with "
                 f"`ray start --address`; or {way_out}"
             )

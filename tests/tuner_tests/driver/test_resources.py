@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from tuner.driver.resources import Node, nodes_of, plan_resources
 from tuner.errors import ResourceError
-from tuner.run.resources import Node, nodes_of, plan_resources
 from tuner.spec.settings import ResourceSettings
 
 GIB = 2**30

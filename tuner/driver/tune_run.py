@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.stopper import CombinedStopper, Stopper
 
-from tuner.run.confirm_searcher import ConfirmSearcher
-from tuner.run.lost_workers import LostWorkers, head_is_gone
-from tuner.run.scheduler import RecordScheduler
-from tuner.run.searcher import build_searcher
-from tuner.run.stopping import HaltStopper
+from tuner.driver.confirm_searcher import ConfirmSearcher
+from tuner.driver.lost_workers import LostWorkers, head_is_gone
+from tuner.driver.scheduler import RecordScheduler
+from tuner.driver.searcher import build_searcher
+from tuner.driver.stopping import HaltStopper
 from tuner.search.policies import Policy, build_policy
 from tuner.study.code import code_folder
 from tuner.study.confirmation import Candidate
@@ -23,7 +23,7 @@ from tuner.trial.context import StudyContext
 from tuner.trial.trainable import TrialTrainable
 
 if TYPE_CHECKING:
-    from tuner.run.searcher import RecordSearcher
+    from tuner.driver.searcher import RecordSearcher
     from tuner.spec.settings import TrialResources
 
 
@@ -65,6 +65,8 @@ def assemble(
             callbacks=[lost, *callbacks],
             stop=CombinedStopper(stopper, HaltStopper(study.record)),
             verbose=0,
+            # it prints nothing either; that of notebooks would clear the output of the cell
+            progress_reporter=tune.CLIReporter(),
             # what failed is tried again as the record has it, as a new trial to Tune
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -81,7 +83,7 @@ def run_tune(
     chosen: list[Candidate] | None = None,
 ) -> None:
     """Let Tune run the search; or with candidates, their confirmation."""
-    # nothing is read back from it, and half a file in it would be in the way
+    # nothing is read back from it, and Tune would stumble over a partly written file
     remove_ray_files(study.folder / RAY_FOLDER)
     context = StudyContext(
         study.folder,

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.stopper import Stopper
 
-from tuner.run.cluster_watch import cluster_watch
+from tuner.driver.cluster_watch import cluster_watch
 from tuner.signals import ECHO_SECONDS
 from tuner.study.budget import spent_budget
-from tuner.trial.failures import halted_message
+from tuner.trial.failures import ClusterLostError, halt_study, halted_message
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
@@ -34,7 +34,7 @@ RAY_CALL_TIMEOUT = 8.0
 process after a minute, with the record as it is."""
 
 CLUSTER_LOST_CODE = 2
-"""Exit code of a process that is ended so: that of other errors which a user can put right."""
+"""Exit code of a process whose cluster was lost: that of all errors a user can fix."""
 
 
 class StudyStopper(Stopper):  # type: ignore[misc]
@@ -95,7 +95,7 @@ class StudyStopper(Stopper):  # type: ignore[misc]
 
 
 class HaltStopper(Stopper):  # type: ignore[misc]
-    """Ends the study when something is in the way of all its trials.
+    """Ends the study when it was halted: something prevents all its trials.
 
     Args:
         record: The study's record.
@@ -143,7 +143,7 @@ def leave_when_stuck(stopper: StudyStopper, record: StudyRecord) -> Iterator[Non
     ended = threading.Event()
 
     def lost(reason: str) -> None:
-        record.halt(reason)
+        halt_study(record, ClusterLostError(reason))
         stopper.give_up(thread)
         if not ended.wait(RAY_CALL_TIMEOUT):
             _end_process(record, reason)

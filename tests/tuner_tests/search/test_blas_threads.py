@@ -7,8 +7,8 @@ from pathlib import Path
 from optuna.storages import InMemoryStorage
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from tuner.run.searcher import RecordSearcher
-from tuner.search.one_thread import one_thread
+from tuner.driver.searcher import RecordSearcher
+from tuner.search.gaussian_process import single_blas_thread
 from tuner.search.policies import Policy
 from tuner.search.searchers import Proposal, SearchView
 from tuner.spec.load import parse_spec
@@ -23,12 +23,12 @@ def blas_threads() -> set[int]:
 def test_blas_has_one_thread_inside_and_as_many_as_before_after() -> None:
     with threadpool_limits(limits=2, user_api="blas"):
         before = blas_threads()
-        with one_thread():
+        with single_blas_thread():
             assert blas_threads() == {1}
         assert blas_threads() == before
 
 
-def test_a_proposal_is_drawn_on_one_thread() -> None:
+def test_a_proposal_is_drawn_on_single_blas_thread() -> None:
     spec = parse_spec(
         "space: {learning_rate: {uniform: [0.1, 1]}}\nsearch: {default_first: false}\n",
         source="spec.yaml",

@@ -1,7 +1,7 @@
 """Detects the loss of the Ray cluster of a study, before Ray ends the driver for it.
 
 Without its GCS, Ray (2.60) ends a driver after a minute, and without the local raylet at the next
-object that the driver needs: both in C++, without a word of the study or of how to go on.
+object that the driver needs: both in C++, with no message about the study or how to resume it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from subprocess import Popen
 
 import ray
 
-from tuner.run.ray_internals import own_daemons
+from tuner.driver.ray_internals import own_daemons
 
 OWN_INTERVAL = 0.05
 """Seconds between two looks at the processes of a cluster of our own."""
@@ -28,7 +28,7 @@ CALL_TIMEOUT = 5.0
 """Seconds that a process of a joined cluster may take to accept a connection."""
 
 GCS_TIMEOUT = 20.0
-"""Seconds that the GCS of a joined cluster may be away: a cluster may start it anew."""
+"""Seconds that the GCS of a joined cluster may be away: a cluster may restart it."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ray.exceptions import OutOfMemoryError, OwnerDiedError, RayActorError
 from ray.tune.experiment import Trial
 
 import tuner
-from tuner.run.ray_internals import (
+from tuner.driver.ray_internals import (
     actor_of,
     check_versions,
     daemons_in_own_groups,

@@ -6,7 +6,7 @@ import sys
 import threading
 from contextlib import closing
 
-from tuner.run.cluster_watch import Watched, accepts, wait_for_loss
+from tuner.driver.cluster_watch import Watched, accepts, wait_for_loss
 
 
 def test_the_process_that_ended_is_named() -> None:

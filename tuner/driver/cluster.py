@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import ray
 from ray.exceptions import AuthenticationError
 
+from tuner.driver.ray_internals import daemons_in_own_groups, own_handlers_kept, temporary_folder
 from tuner.errors import ResourceError
-from tuner.run.ray_internals import daemons_in_own_groups, own_handlers_kept, temporary_folder
 from tuner.signals import signals_held_back
 
 RAY_SETTINGS = {

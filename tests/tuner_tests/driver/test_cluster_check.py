@@ -9,9 +9,9 @@ import pytest
 import ray
 
 from tuner.cli.main import main
+from tuner.driver import cluster_check
+from tuner.driver.cluster_check import check_cluster, starts_own_cluster
 from tuner.errors import ResourceError
-from tuner.run import cluster_check
-from tuner.run.cluster_check import check_cluster, starts_own_cluster
 
 
 @pytest.fixture(autouse=True)

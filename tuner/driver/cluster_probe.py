@@ -1,8 +1,8 @@
 """Asks a Ray cluster whether a driver of this host may join it; a program of its own.
 
 Ray's own calls write C++ log lines and wait for a minute or more where something is wrong, so
-`tuner.run.cluster_check` starts this, and ends it when it takes too long. It writes two lines: that
-it is ready to ask, and a JSON text of what it found: `{}`, or the `problem` and its `detail`.
+`tuner.driver.cluster_check` starts this, and ends it when it takes too long. It writes two lines:
+that it is ready to ask, and a JSON text of what it found: `{}`, or the `problem` and its `detail`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from contextlib import redirect_stdout
 
 from ray.exceptions import AuthenticationError
 
-from tuner.run.ray_internals import check_versions, gcs_of, has_node_here
+from tuner.driver.ray_internals import check_versions, gcs_of, has_node_here
 
 NODE_SECONDS = 4.0
 """How long a raylet of this host that has just started may take to register."""
 
 
 def probe(address: str, given: str) -> dict[str, str]:
-    """What is in the way of joining a cluster; nothing if it can be joined.
+    """Why a cluster cannot be joined; {} if it can.
 
     Args:
         address: HOST:PORT of its GCS.

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.search import Searcher
 
-from tuner.run.results import record_epoch
-from tuner.search.one_thread import one_thread
+from tuner.search.gaussian_process import single_blas_thread
 from tuner.search.searchers import SEARCHERS
 from tuner.search.searchers.view import Propose, SearchView
 from tuner.spec.grid import first_points, grid_points
@@ -102,7 +101,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         if not error and result is not None:
             report = EpochReport.from_ray(result)
             if report is not None:
-                record_epoch(self._record, number, report)
+                report.add_to(self._record, number)
             end = TrialEnd.from_ray(result)
             if end is not None:
                 with self._record.transaction():
@@ -153,7 +152,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
             self._rungs,
             self._spec.further_metrics,
         )
-        with one_thread():
+        with single_blas_thread():
             proposed = self._propose(view)
         if proposed is None:
             self._exhausted = True

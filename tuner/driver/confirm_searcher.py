@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tuner.run.searcher import RecordSearcher
+from tuner.driver.searcher import RecordSearcher
 from tuner.search.policies import Policy
 from tuner.study.confirmation import SEED, Candidate, missing
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tuner.driver.ray_internals import gpus_of_this_machine
 from tuner.errors import ResourceError
-from tuner.run.ray_internals import gpus_of_this_machine
 from tuner.trial.gpus import WITHOUT
 
 if TYPE_CHECKING:

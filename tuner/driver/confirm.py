@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tuner.driver.callbacks import ViewCallback
+from tuner.driver.stopping import StudyStopper, leave_when_stuck
+from tuner.driver.tune_run import run_tune
 from tuner.report.live import StudyView
-from tuner.run.callbacks import ViewCallback
-from tuner.run.stopping import StudyStopper, leave_when_stuck
-from tuner.run.tune_run import run_tune
 from tuner.spec.settings import TrialResources
 from tuner.study.confirmation import (
     begin_confirmation,

@@ -7,8 +7,8 @@ from ray import cloudpickle
 from ray.exceptions import OutOfMemoryError
 from trial_messages import ray_trial
 
-from tuner.run.lost_workers import LostWorkers
-from tuner.run.scheduler import RecordScheduler
+from tuner.driver.lost_workers import LostWorkers
+from tuner.driver.scheduler import RecordScheduler
 from tuner.search.policies import Policy
 from tuner.spec.load import parse_spec
 from tuner.study.record import StudyRecord

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tuner.run.ray_internals import lost_worker_error
-from tuner.run.results import record_epoch
+from tuner.driver.ray_internals import lost_worker_error
 from tuner.search.policies.policy import Action
 from tuner.study.trial_entry import TrialState
 from tuner.trial.failures import classify
@@ -91,7 +90,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         with self._record.transaction(durable=False):
             if report.note:
                 self._record.decide(number, "fell back", report.note)
-            if not record_epoch(self._record, number, report):
+            if not report.add_to(self._record, number):
                 return str(TrialScheduler.CONTINUE)
             if report.undefined:
                 self._record.decide(number, "undefined", report.undefined)
