@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from training.errors import PluginError, reason_of, suggestion
@@ -174,7 +175,7 @@ def load_function(path: str, kind: str) -> Any:
     return value
 
 
-def call(function: Callable[..., Any], name: str, **available: Any) -> Any:
+def call(function: Callable[..., Any], name: str, /, **available: Any) -> Any:
     """Call a function with those of the available arguments that it has parameters for.
 
     Args:
@@ -188,24 +189,31 @@ def call(function: Callable[..., Any], name: str, **available: Any) -> Any:
     return function(**taken(function, name, available))
 
 
-def taken(function: Callable[..., Any], name: str, available: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the available arguments that a function has parameters for.
+def taken(
+    function: Callable[..., Any],
+    name: str,
+    available: Mapping[str, Any],
+    chosen: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The arguments of a function: those available that it names, and those that a user chose.
+
+    `**kwargs` take none of those that are available: as a rule they are meant for another
+    function, or are those that every `torch.nn.Module` has.
 
     Raises:
         PluginError: if it needs another argument.
     """
-    arguments: dict[str, Any] = {}
+    arguments = dict(chosen)
     for parameter in parameters_of(function, name).values():
-        if parameter.kind is parameter.VAR_POSITIONAL:
+        if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
             continue
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments |= available
-        elif parameter.kind is not parameter.POSITIONAL_ONLY and parameter.name in available:
+        if parameter.kind is not parameter.POSITIONAL_ONLY and parameter.name in available:
             arguments[parameter.name] = available[parameter.name]
-        elif parameter.default is parameter.empty:
+        elif parameter.default is parameter.empty and parameter.name not in arguments:
             raise PluginError(
                 f"{name} needs an argument {parameter.name!r}, but is given only "
-                f"{', '.join(available)}: name its parameters so, or give others a default"
+                f"{', '.join([*available, *chosen])}: name its parameters so, or give others a "
+                "default"
             )
     return arguments
 

@@ -26,6 +26,7 @@ from training.registry import (
     code_file,
     import_path,
     is_plugin,
+    taken,
 )
 from tuner.errors import ExportError, ResourceError, SpecError, StudyError
 
@@ -132,7 +133,8 @@ def test_arguments_are_given_by_name() -> None:
         return given
 
     assert call(some, "some", a=1, b=2) == (2, 5)
-    assert call(every, "every", a=1, b=2) == {"a": 1, "b": 2}
+    assert call(every, "every", a=1, b=2) == {}
+    assert taken(every, "every", {"a": 1}, {"c": 3}) == {"c": 3}
     with pytest.raises(PluginError, match="loss x needs an argument 'b', but is given only a, z"):
         call(some, "loss x", a=1, z=2)
 

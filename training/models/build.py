@@ -81,6 +81,4 @@ def _plugin_arguments(builder: Any, config: ModelTrainingConfig) -> dict[str, An
                 raise ValueError(problem)
     if not known & {"gradient_checkpointing", "config"}:
         refuse_checkpointing(name, config.gradient_checkpointing)
-    # what is not named is not forced on **kwargs, which as a rule are those of another network
-    wanted = {key: value for key, value in given.items() if key in known}
-    return taken(builder, f"model_name={name}", wanted | config.model_params)
+    return taken(builder, f"model_name={name}", given, config.model_params)

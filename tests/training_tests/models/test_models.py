@@ -17,6 +17,7 @@ from training.models import MODELS, build_model
 from training.models.dynunet import UNetPlan
 from training.models.padding import FixedSizeNetwork, PaddedNetwork
 from training.models.parameters import CHECKPOINTING
+from training.testing import check_network
 
 NAMES = tuple(MODELS)
 SMALL: dict[str, dict[str, Any]] = {
@@ -54,22 +55,7 @@ def test_registry_has_every_name_of_the_config() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [(1, 1, 1), (7, 33, 18)])
 def test_every_network_trains_on_any_size(name: ModelName, size: tuple[int, int, int]) -> None:
-    model = build(name, num_classes=4, input_channels=2)
-    image = torch.randn(1, 2, *size)
-    outputs: Tensor | list[Tensor] = model(image)
-    scales = [outputs] if isinstance(outputs, Tensor) else outputs
-    assert scales[0].shape == (1, 4, *size)
-    torch.stack([scale.square().mean() for scale in scales]).sum().backward()
-    for parameter, weight in model.named_parameters():
-        if not weight.requires_grad:
-            assert "norm_cross_attn" in parameter
-            continue
-        assert weight.grad is not None, parameter
-        assert weight.grad.isfinite().all(), parameter
-    with torch.no_grad():
-        logits = model.eval()(image)
-    assert logits.shape == (1, 4, *size)
-    assert logits.isfinite().all()
+    check_network(name, [size], model_params=SMALL[name])
 
 
 # the small forms of the others differ in widths and depths alone

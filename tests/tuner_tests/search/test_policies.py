@@ -1,16 +1,18 @@
-"""One suite over all schedulers, and what each does by itself."""
+"""One suite over all policies, and what each does by itself."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
@@ -41,6 +43,14 @@ from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialState
+from tuner.testing import (
+    POLICY_CHECKS,
+    check_a_resumed_study_decides_alike,
+    check_a_study_comes_to_its_end,
+    check_no_worker_waits,
+    check_undefined_scores_win_nothing,
+)
+from tuner.testing.policies import noisy_curve, simulate
 
 SPEC = """
 config: {max_epochs: 27}
@@ -69,6 +79,11 @@ def variant(text: str, mode: str = "max", trials: int = 15) -> StudySpec:
     head = SPEC.replace("policy: {name: asha, grace_period: 1, reduction_factor: 3}", "")
     search = f"search: {{num_trials: {trials}}}"
     return parse_spec(f"{head}metric: {metric}\n{search}\n{text}\n", source="spec.yaml")
+
+
+def section(text: str) -> Any:
+    """The section `policy` of a variant."""
+    return yaml.safe_load(text)["policy"]
 
 
 def in_memory(mode: str = "max") -> StudyRecord:
@@ -103,111 +118,39 @@ class SimulatedTrial(SimpleNamespace):
         return hash(self.trial_id)
 
 
-Event = tuple[str, int, int]
+study_of = partial(simulate, report=report)
+"""A study whose scores go through Tune's interface."""
 
-
-def study_of(
-    record: StudyRecord,
-    policy: Policy,
-    score_of: Callable[[int, int], float],
-    *,
-    trials: int = 15,
-    workers: int = 3,
-    epochs: int = 27,
-    steps: int = 10_000,
-) -> list[Event]:
-    """Run a study of one epoch a turn, as `RecordSearcher` does; what happened in which order."""
-    events: list[Event] = []
-    for _ in range(steps):
-        running = [entry.number for entry in record.with_state(TrialState.RUNNING)]
-        while len(running) < workers:
-            number = policy.promote()
-            if number is not None:
-                record.running(number)
-                events.append(("promoted", number, record.entries[number].epochs))
-            elif len(record.entries) < trials:
-                number = propose(record)
-                events.append(("new", number, 0))
-            elif not running and (number := policy.promote(last=True)) is not None:
-                record.running(number)
-                events.append(("promoted", number, record.entries[number].epochs))
-            else:
-                break
-            running.append(number)
-        if not running:
-            return events
-        number = min(running, key=lambda n: (record.entries[n].epochs, n))
-        epoch = record.entries[number].epochs + 1
-        what = report(record, policy, number, epoch, score_of(number, epoch))
-        if what == "goes on" and epoch == epochs:
-            record.finish(number, TrialState.COMPLETED, "trained to the end")
-        events.append((what, number, epoch))
-    return events
-
-
-def noisy(number: int, epoch: int) -> float:
-    """A curve that rises to a level of the trial's own, with noise."""
-    level, noise = np.random.default_rng((number, 1)), np.random.default_rng((number, epoch))
-    return float(level.uniform() * (1 - 0.5 / epoch) + 0.05 * noise.normal())
+noisy = noisy_curve
 
 
 @pytest.mark.parametrize("text", VARIANTS)
-def test_a_study_comes_to_its_end(text: str, record: StudyRecord) -> None:
-    spec = variant(text)
-    study_of(record, build_policy(record, spec), noisy)
-    assert len(record.entries) == 15
-    states = {entry.state for entry in record.entries.values()}
-    assert states <= {TrialState.COMPLETED, TrialState.STOPPED, TrialState.PAUSED}
-    for entry in record.entries.values():
-        if entry.state is TrialState.COMPLETED:
-            assert entry.epochs == 27
-        else:
-            assert entry.reason
+def test_a_study_comes_to_its_end(text: str) -> None:
+    check_a_study_comes_to_its_end(section(text), report)
 
 
 @pytest.mark.parametrize("text", VARIANTS)
-def test_a_resumed_study_decides_as_it_would_have(text: str, tmp_path: Path) -> None:
-    spec = variant(text, trials=7)
-    traces = []
-    for name, stop_after in (("whole", 10_000), ("cut", 7)):
-        folder = tmp_path / name
-        folder.mkdir()
-        trace: list[Event] = []
-        while True:
-            # another record and policy each time, from what is on disk
-            record = StudyRecord(folder, spec.space, spec.mode)
-            events = study_of(
-                record, build_policy(record, spec), noisy, trials=7, workers=1, steps=stop_after
-            )
-            trace += events
-            if not events:
-                break
-        traces.append(trace)
-    assert traces[0] == traces[1]
+def test_a_resumed_study_decides_as_it_would_have(text: str) -> None:
+    check_a_resumed_study_decides_alike(section(text), report)
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+@pytest.mark.parametrize("check", POLICY_CHECKS)
+def test_every_policy_passes_the_checks_for_plugins(check: Callable[[Any], Any], text: str) -> None:
+    check(section(text))
 
 
 @pytest.mark.parametrize("text", VARIANTS)
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_a_score_that_is_never_defined_is_compared_with_none(text: str, mode: str) -> None:
     """Such a trial neither wins nor is taken for a bad one where trials are compared at rungs."""
-    sign = 1.0 if mode == "max" else -1.0
-    spec = variant(text, mode)
-    record = in_memory(mode)
-    policy = build_policy(record, spec)
-    study_of(
-        record,
-        policy,
-        lambda number, epoch: sign * noisy(number, epoch) if number % 3 else math.nan,
-    )
-    if isinstance(policy, RungPolicy):
+    record = check_undefined_scores_win_nothing(section(text), report, mode)
+    if isinstance(build_policy(record, variant(text, mode)), RungPolicy):
         blank = [entry for entry in record.entries.values() if entry.number % 3 == 0]
         assert {entry.state for entry in blank} == {TrialState.COMPLETED}
         told = [d.reason for d in record.decisions if d.trial == 0 and d.action == "continued"]
         assert told
         assert all("its score is not defined, so it is not compared" in reason for reason in told)
-    best = record.best()
-    assert best is not None
-    assert best.number % 3
 
 
 @pytest.mark.parametrize("text", VARIANTS)
@@ -233,34 +176,15 @@ def test_no_worker_waits_while_anything_may_run(
 ) -> None:
     # a population is two at least
     trials = max(trials, 2) if "pb" in text else trials
+    record = check_no_worker_waits(section(text), report, seed=seed, workers=workers, trials=trials)
     spec = variant(text, trials=trials)
-    record = in_memory()
     policy = build_policy(record, spec)
-    events = study_of(
-        record,
-        policy,
-        lambda number, epoch: float(np.random.default_rng((seed, number, epoch)).normal()),
-        trials=trials,
-        workers=workers,
-    )
-    assert len(record.entries) == trials
-    assert not record.with_state(TrialState.RUNNING)
-    assert policy.promote() is None
     if isinstance(policy, PromotionAsha):
         for bracket in range(spec.policy.model_dump().get("brackets", 1)):
             for rung in spec.rungs()[bracket:]:
                 at = [n for n in record.scores_at(rung) if policy.bracket(n) == bracket]
                 passed = [n for n in at if record.entries[n].epochs > rung]
                 assert len(passed) <= max(1, len(at) // 3)
-    running = proposed = 0
-    for kind, _, epoch in events:
-        if kind in {"new", "promoted"}:
-            running += 1
-            proposed += kind == "new"
-        else:
-            assert running == workers or proposed == trials
-            running -= kind != "goes on" or epoch == 27
-    assert running == 0
 
 
 def test_the_stopping_variant_equals_ray_where_ray_is_right(record: StudyRecord) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
+from tuner.testing import SEARCHER_CHECKS, check_proposals_lie_in_the_space
 from tuner.trial.messages import TrialRequest
 
 SPACE = """
@@ -75,29 +77,15 @@ def end(searcher: RecordSearcher, trial_id: str, score: float) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"grid"}))
 def test_proposals_lie_in_the_space_and_meet_its_conditions(name: str) -> None:
-    spec = spec_of(f"{{searcher: {name}}}")
-    record = in_memory(spec)
-    for _ in range(40):
-        proposal = SEARCHERS.resolve(name)(view(record, spec))
-        assert proposal is not None
-        values = dict(proposal.values)
-        entry = record.propose(values, name, proposal.generation)
-        for field, value in values.items():
-            assert spec.space.domains[field].contains(value), f"{field}={value}"
-        active: dict[str, Any] = {}
-        for field in spec.space.domains:
-            assert (field in values) == spec.space.active(field, active)
-            if field in values:
-                active[field] = values[field]
-        spec.trial_config(values)
-        if entry.number % 7 == 3:
-            record.finish(entry.number, TrialState.DIVERGED, "loss is nan")
-        elif entry.number % 7 == 5:
-            record.finish(entry.number, TrialState.FAILED, "no fault of its own")
-        elif entry.number % 7 != 6:
-            record.report(entry.number, 1, quality(values), {}, 1.0)
-            record.finish(entry.number, TrialState.STOPPED, "weak")
-    assert len({tuple(map(str, e.values.values())) for e in record.entries.values()}) > 20
+    check_proposals_lie_in_the_space(name)
+
+
+@pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"grid"}))
+@pytest.mark.parametrize("check", SEARCHER_CHECKS)
+def test_every_searcher_passes_the_checks_for_plugins(
+    check: Callable[[str], None], name: str
+) -> None:
+    check(name)
 
 
 @pytest.mark.parametrize("name", sorted(SEARCHERS))

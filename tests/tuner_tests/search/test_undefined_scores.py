@@ -22,6 +22,7 @@ from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
 from tuner.study.statistics import compare, interval
 from tuner.study.trial_entry import TrialState
+from tuner.testing import check_undefined_scores_are_no_harm
 
 SPACE = """
 config: {max_epochs: 9}
@@ -188,19 +189,7 @@ def test_an_undefined_score_is_no_result_and_no_bad_one() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"grid"}))
 def test_searchers_learn_beside_scores_that_are_not_defined(name: str) -> None:
-    spec = spec_of()
-    record = record_of(spec)
-    rng = np.random.default_rng(0)
-    for _ in range(24):
-        proposal = SEARCHERS.resolve(name)(view(record, spec))
-        assert proposal is not None
-        number = record.propose(dict(proposal.values), name, proposal.generation).number
-        for field, value in proposal.values.items():
-            assert spec.space.domains[field].contains(value)
-        for epoch in range(1, 10):
-            score = float(rng.uniform()) if rng.uniform() < 0.5 and number % 4 else NAN
-            record.report(number, epoch, score, {"val_dice": score}, 1.0)
-        record.finish(number, TrialState.COMPLETED, "done")
+    check_undefined_scores_are_no_harm(name)
 
 
 def test_means_of_a_confirmation_leave_out_what_is_not_defined() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from training.errors import PluginError
-from training.registry import call
+from training.registry import taken
 from tuner.search.policies.asha import PromotionAsha, RungPolicy, StoppingAsha
 from tuner.search.policies.hyperband import Hyperband
 from tuner.search.policies.median import MedianStopping
@@ -121,7 +121,8 @@ def build_policy(record: StudyRecord, spec: StudySpec) -> Policy:
     if isinstance(spec.policy, OwnPolicySettings):
         spec.policy.check(build)
         own = spec.policy.settings
-    policy = call(build, f"policy {name}", record=record, spec=spec, **own)
+    given = {"record": record, "spec": spec}
+    policy = build(**taken(build, f"policy {name}", given, own))
     if not isinstance(policy, Policy):
         raise PluginError(
             f"policy {name} gave {policy!r}, which is not a tuner.search.policies.Policy"
