@@ -33,9 +33,9 @@ class StopOnDivergence(Callback):
     The loss is checked after every step and after validation, the weights once an epoch. A step
     that mixed precision leaves out because its gradients overflowed changes neither.
 
-    A monitored score that is not defined (see `training.metrics`) is no divergence: a network that
-    rightly finds nothing in any validation case has one. It is logged, and the epoch counts for
-    nothing: no best checkpoint, nothing for early stopping or the plateau scheduler.
+    A monitored score that is not defined (see `training.metrics`) is not a divergence: a network
+    that rightly finds nothing in any validation case has one. It is logged, and the epoch counts
+    for nothing: no best checkpoint, nothing for early stopping or the plateau scheduler.
 
     Args:
         monitor: The monitored metric.
@@ -170,8 +170,8 @@ class BestScore(Callback):
 class PatientEarlyStopping(EarlyStopping):
     """Early stopping whose patience is the config's, also when a checkpoint had another.
 
-    An epoch whose score is not defined is no epoch without improvement; Lightning's own would end
-    the training there.
+    An epoch whose score is not defined does not count as an epoch without improvement;
+    Lightning's own callback would end the training there.
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

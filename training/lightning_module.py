@@ -73,7 +73,7 @@ class SegmentationLightningModule(pl.LightningModule):
             read from `config.data_dir` if that is a preprocessed folder.
 
     Raises:
-        ValueError: if class weights are to be computed and `config.data_dir` is no
+        ValueError: if class weights are to be computed and `config.data_dir` is not a
             preprocessed folder; on validation, if `config.monitor` is a surface score and the
             spacing is not known.
     """
@@ -331,7 +331,7 @@ class SegmentationLightningModule(pl.LightningModule):
         if wanted and self._spacing is None:
             raise ValueError(
                 f"monitor={self.config.monitor} needs the size of a voxel in mm, but "
-                f"data_dir={str(self.config.data_dir)!r} is no preprocessed folder: give the "
+                f"data_dir={str(self.config.data_dir)!r} is not a preprocessed folder: give the "
                 "spacing to SegmentationLightningModule, or monitor another metric"
             )
         if not wanted and (stage != "test" or self._spacing is None):

@@ -34,7 +34,7 @@ class _SegmentationLoss(nn.Module):
         weight: Weight of each class, background first; None weighs all alike.
 
     Raises:
-        ValueError: for a weight that is no list of non-negative numbers.
+        ValueError: for a weight that is not a list of non-negative numbers.
     """
 
     weight: Tensor | None

@@ -319,7 +319,7 @@ CLASS_WEIGHTS = Registry(
         "effective_number": "training.class_weights:effective_number",
     },
 )
-"""Class weights that are computed from the labels; `uniform` needs none, and is no entry."""
+"""Class weights that are computed from the labels; `uniform` needs none, and is not an entry."""
 
 OPTIMIZERS = Registry(
     "optimizer",

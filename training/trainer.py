@@ -217,7 +217,7 @@ class SegmentationTrainer:
         return resume
 
     def _metrics(self) -> dict[str, float]:
-        # how fast the machine was is logged, but is no result: those are the same in every run
+        # how fast the machine was is logged, but is not a result: those are the same in every run
         return {
             name: float(value)
             for name, value in self.lightning.callback_metrics.items()

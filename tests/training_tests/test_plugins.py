@@ -154,7 +154,10 @@ def test_a_module_can_be_given_in_python(tmp_path: Path, lab: Path) -> None:
 
 def test_model_params_are_checked_against_the_signature(tmp_path: Path, lab: Path) -> None:
     for wrong, message in (
-        ({"widht": 3}, "model_params.widht is no parameter of liver_lab.nets:build_tiny: did you"),
+        (
+            {"widht": 3},
+            "model_params.widht is not a parameter of liver_lab.nets:build_tiny: did you",
+        ),
         ({"num_classes": 3}, "set the field num_classes instead"),
     ):
         with pytest.raises(ValueError, match=message):

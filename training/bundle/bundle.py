@@ -68,7 +68,7 @@ class Bundle:
         manifest: Labels, channels, metrics and provenance.
         module: The network, on its device, in evaluation mode.
         tell: Told a line, with the image, of what is doubtful about its header, and when a case
-            takes another way for want of memory.
+            is predicted on the CPU because memory runs out.
     """
 
     folder: Path
@@ -94,7 +94,7 @@ class Bundle:
                 imported, and so run.
 
         Raises:
-            BundleError: if the folder is no complete bundle, or needs code that is not allowed.
+            BundleError: if the folder is not a complete bundle, or needs code that is not allowed.
             PluginError: if that code cannot be imported.
 
         Example:
@@ -112,7 +112,7 @@ class Bundle:
         ]
         if missing:
             raise BundleError(
-                f"{folder} is no exported model: it lacks {', '.join(missing)}; "
+                f"{folder} is not an exported model: it lacks {', '.join(missing)}; "
                 "make one with `tune export NAME -o DIR`"
             )
         try:

@@ -1,7 +1,7 @@
 """The folder of an exported model: filled or replaced whole, and nothing else in it touched.
 
 A new bundle is written into a hidden folder inside the target, then moved in file by file, with
-the manifest last. Without a manifest a folder is no bundle, so one that is half replaced is
+the manifest last. Without a manifest a folder is not a bundle, so one that is half replaced is
 never taken for a whole one, and the old files are put back by the next export.
 """
 
@@ -121,7 +121,7 @@ def _refuse_foreign(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise BundleError(f"{folder} is no folder: choose another with -o or --export")
+        raise BundleError(f"{folder} is not a folder: choose another with -o or --export")
     stagings = {path.name for path in _stagings(folder)}
     names = {path.name for path in folder.iterdir()} - stagings
     foreign = sorted(
@@ -133,7 +133,7 @@ def _refuse_foreign(folder: Path) -> None:
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if foreign[5:] else "")
         raise BundleError(
-            f"{folder} exists and is no exported model alone, it holds {shown}: nothing was "
+            f"{folder} exists and is not an exported model alone, it holds {shown}: nothing was "
             "changed; choose another folder with -o or --export, or move that away"
         )
 

@@ -53,12 +53,12 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
         raise BundleError(url_refusal(path))
     if path.suffix not in FORMATS:
         raise BundleError(
-            f"{path}: the suffix names the format, and {path.suffix or 'none'!r} is none of "
+            f"{path}: the suffix names the format, and {path.suffix or 'none'!r} is not one of "
             f"{', '.join(FORMATS)}"
         )
     try:
         if os.path.lexists(path) and not (overwrite and path.is_file()):
-            kind = "is a file that is there already" if path.is_file() else "is there and no file"
+            kind = "exists already" if path.is_file() else "exists and is not a file"
             raise BundleError(
                 f"{path} {kind}: nothing was changed; choose another with -o"
                 + (", or replace it with --overwrite" if path.is_file() else "")

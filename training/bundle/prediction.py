@@ -106,7 +106,7 @@ def _check_targets(
             whose = "its image" if image in cases[name] else f"the image {image}"
             raise BundleError(f"the label map {target} would replace {whose}: choose another -o")
         if not target.is_file():
-            raise BundleError(f"{target} is there and is no file: choose another -o")
+            raise BundleError(f"{target} exists and is not a file: choose another -o")
         existing.append(target)
     if existing and not overwrite:
         others = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
@@ -158,7 +158,7 @@ def collect_cases(images: Sequence[Path], channels: int) -> dict[str, list[Path]
         channels: Channels of a case.
 
     Raises:
-        BundleError: if a path does not exist, is no NIfTI file, or two cases share a name.
+        BundleError: if a path does not exist, is not a NIfTI file, or two cases share a name.
     """
     try:
         return _collect(images, channels)
@@ -222,7 +222,7 @@ def _check_image(path: Path) -> None:
             if path.name.startswith(".")
             else "its name must end in .nii.gz or .nii"
         )
-        raise BundleError(f"{path} is no NIfTI file: {why}")
+        raise BundleError(f"{path} is not a NIfTI file: {why}")
 
 
 def _check_device(device: str) -> None:

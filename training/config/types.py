@@ -39,7 +39,7 @@ class NameIn:
 
     Attributes:
         registry: Its keys are the names.
-        others: Further names that are no entries.
+        others: Further names that are not entries.
     """
 
     registry: Registry

@@ -110,7 +110,7 @@ class SegmentationMetrics(_ClassMetric):
         """Add cases (or patches) with their predicted and true label maps.
 
         Raises:
-            ValueError: if the shapes differ or a label is no class.
+            ValueError: if the shapes differ or a label is not a class.
         """
         one, other = self._label_arrays(prediction, targets)
         overlap = overlap_scores(one, other, self.num_classes)
@@ -176,7 +176,7 @@ class SurfaceMetrics(_ClassMetric):
                 are in voxels.
 
         Raises:
-            ValueError: if the shapes differ, a label is no class, or the spacing is not one
+            ValueError: if the shapes differ, a label is not a class, or the spacing is not one
                 positive number an axis.
         """
         one, other = self._label_arrays(prediction, targets)

@@ -47,7 +47,7 @@ def model_params_problem(network: str, name: str, valid: Collection[str]) -> str
     near = difflib.get_close_matches(name, valid)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     takes = f"It takes {', '.join(sorted(valid))}" if valid else "It takes none"
-    return f"model_params.{name} is no parameter of {network}: {hint}{takes}"
+    return f"model_params.{name} is not a parameter of {network}: {hint}{takes}"
 
 
 def refuse_checkpointing(network: str, gradient_checkpointing: bool) -> None:

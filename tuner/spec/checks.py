@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import suggestion
 from tuner.spec.field_errors import FieldProblem, value_problems
+from tuner.spec.read_metrics import is_measured
 
 if TYPE_CHECKING:
     from tuner.spec.parser import SpecParser
@@ -103,6 +104,12 @@ def _check_search(spec: SpecValues, parser: SpecParser) -> None:
 def _check_confirmation(spec: SpecValues, parser: SpecParser) -> None:
     """Check that a confirmation has test cases to judge by."""
     base = spec.base_config()
+    if spec.confirm is not None and not is_measured(spec.metric):
+        parser.problem(
+            ("confirm",),
+            f"confirm cannot measure {spec.metric} on test cases, since only your Lightning module "
+            "logs it: leave confirm out, or make a metric of your own of it (my_metrics:function)",
+        )
     # whether a split file keeps test cases apart is seen where it is read
     if spec.confirm is not None and base.splits_file is None and not base.held_out_share:
         given = "fold" if base.test_fraction is None else "test_fraction"

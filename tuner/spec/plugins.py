@@ -12,6 +12,7 @@ from training.registry import FIELDS, METRICS, MODULES, Registry, is_plugin
 from tuner.errors import SpecError
 from tuner.spec.policies import OwnPolicySettings
 from tuner.spec.registry import POLICIES, SEARCHERS
+from tuner.spec.yaml_source import YamlPath, YamlSource
 
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
@@ -53,7 +54,7 @@ def import_plugins(spec: StudySpec) -> dict[str, Any]:
             if kind is POLICIES and isinstance(spec.policy, OwnPolicySettings):
                 spec.policy.check(found[path])
         except PluginError as error:
-            raise SpecError(f"{spec.source}: {field}: {error}") from error
+            raise SpecError(f"{_place(spec, path)}: {field}: {error}") from error
     return found
 
 
@@ -70,6 +71,27 @@ def look_for_modules(source: Path) -> None:
         if str(folder) not in sys.path:
             # last, so that no file of the user's hides a module of a library
             sys.path.append(str(folder))
+
+
+def _place(spec: StudySpec, path: str) -> str:
+    """Where an import path is written; the file where an option gave it."""
+    if not spec.source.name:
+        return "the search space"
+    source = YamlSource.parse(spec.source_text, str(spec.source))
+    written = (place for place, value in _leaves(source.data) if value == path)
+    return source.where(*next(written, ()))
+
+
+def _leaves(value: Any, place: YamlPath = ()) -> Iterator[tuple[YamlPath, Any]]:
+    """Every plain value of a search space with its path."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _leaves(part, (*place, key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _leaves(part, (*place, index))
+    else:
+        yield place, value
 
 
 def _named(spec: StudySpec) -> Iterator[tuple[str, Any, Registry]]:

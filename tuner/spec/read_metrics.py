@@ -14,6 +14,9 @@ from tuner.spec.yaml_source import YamlPath
 METRICS = ("val_dice", "val_nsd", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
 """Metrics that trials can be compared by; `val_dice_K` and `val_nsd_K` are those of class K."""
 
+OF_A_CLASS = r"val_(dice|nsd)_[1-9]\d*"
+"""Pattern of the metrics of one class."""
+
 COSTS = ("val_seconds_per_case", "parameters", "peak_memory")
 """Metrics that may stand after the first one: smaller is better of each."""
 
@@ -52,15 +55,18 @@ def _metric(parser: SpecParser, name: Any, index: int) -> tuple[str, Mode]:
                 "cheapest network is seldom the best; put e.g. val_dice before it",
             )
         return name, "min"
-    if isinstance(name, str) and (
-        name in METRICS or re.fullmatch(r"val_(dice|nsd)_[1-9]\d*", name)
-    ):
+    if isinstance(name, str) and (name in METRICS or re.fullmatch(OF_A_CLASS, name)):
         return name, "min" if name == "val_loss" else "max"
     if _is_own(parser, name):
         return name, _own_mode(parser, path, name, index)
     known = [*METRICS, "val_dice_1", *COSTS]
     parser.problem(path, f"unknown metric {name!r}{suggestion(name, known)}")
     return DEFAULT_METRIC, "max"
+
+
+def is_measured(name: str) -> bool:
+    """Whether a metric can be measured on any predicted case, not only logged by a module."""
+    return is_plugin(name) or name in METRICS or re.fullmatch(OF_A_CLASS, name) is not None
 
 
 def _is_own(parser: SpecParser, name: Any) -> bool:

@@ -110,8 +110,8 @@ def test_other_networks_are_written_too(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("network.h5", (), r"'\.h5' is none of \.pt2, \.ts, \.onnx"),
-        ("network", (), "'none' is none of"),
+        ("network.h5", (), r"'\.h5' is not one of \.pt2, \.ts, \.onnx"),
+        ("network", (), "'none' is not one of"),
         ("network.pt2", ("--size", "4", "0", "16"), r"\[4, 0, 16\] needs three voxel counts"),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked_to(
     (tmp_path / ".partial-network.pt2").write_text("mine")
     words = ["convert", str(folder), "-o", str(path)]
     assert main(words) == 2
-    assert "is there already: nothing was changed; choose another" in capsys.readouterr().err
+    assert "exists already: nothing was changed; choose another" in capsys.readouterr().err
     assert path.read_text() == "a network of the user's own"
     assert main([*words, "--overwrite"]) == 0
     assert run_file(path, torch.randn(1, 2, 4, 16, 16)).shape[0] == 1
@@ -173,7 +173,7 @@ def test_a_folder_is_never_replaced(folder: Path, tmp_path: Path) -> None:
     path.mkdir()
     (path / "mine.txt").touch()
     for overwrite in (False, True):
-        with pytest.raises(BundleError, match="is there and no file"):
+        with pytest.raises(BundleError, match="exists and is not a file"):
             network_export.check_target(path, overwrite=overwrite)
     assert (path / "mine.txt").is_file()
 
@@ -192,7 +192,7 @@ def test_a_file_that_comes_meanwhile_is_not_replaced(
 
     monkeypatch.setitem(network_export.FORMATS, ".pt2", (slow, lambda partial: None))
     monkeypatch.setattr(network_export, "_difference", no_difference)
-    with pytest.raises(BundleError, match="is there already"):
+    with pytest.raises(BundleError, match="exists already"):
         export_network(Bundle.load(folder, "cpu"), path, SIZE)
     assert {entry.name: entry.read_text() for entry in path.parent.iterdir()} == {
         "network.pt2": "mine"

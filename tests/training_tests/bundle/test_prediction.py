@@ -262,7 +262,7 @@ def test_where_nothing_can_be_written_nothing_is_segmented(
         predict(tmp_path, image, output="notes.txt")
     with pytest.raises(BundleError, match=r"no label map can be written to .*notes"):
         predict(tmp_path, image, output="notes.txt/deeper")
-    with pytest.raises(BundleError, match="is there and is no file"):
+    with pytest.raises(BundleError, match="exists and is not a file"):
         predict(tmp_path, image, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

@@ -147,7 +147,7 @@ def make_pipe(path: Path) -> None:
 CULPRITS = {
     "a broken link": (link_to_nothing, "is a broken link to moved_away.nii.gz"),
     "a folder": (make_folder, "is a folder, but must be a file"),
-    "a pipe": (make_pipe, "is no regular file"),
+    "a pipe": (make_pipe, "is not a regular file"),
 }
 
 

@@ -270,5 +270,5 @@ def test_loaders_of_a_config(folder: Path) -> None:
 def test_wrong_splits_and_folders_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no split 'validation': choose train, val, test"):
         get_dataloader(folder, "validation", 1, 0, False)
-    with pytest.raises(DatasetError, match="no preprocessed folder"):
+    with pytest.raises(DatasetError, match="not a preprocessed folder"):
         get_dataloader(tmp_path, "train", 1, 0, False)

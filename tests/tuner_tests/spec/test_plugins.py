@@ -105,10 +105,14 @@ def test_modules_beside_the_search_space_are_found(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("nets:TinyNet", "nets:TinyNett", "s.yaml: model_name: network .*did you mean 'TinyNet'"),
-        ("search:stop_odd", "search:stop_od", "s.yaml: policy: .*did you mean 'stop_odd'"),
-        ("search:first", "serch:first", "s.yaml: searcher: .*no module liver_lab.serch"),
-        ("metrics:volume_error", "metrics:volumes", "s.yaml: metric: .*has no 'volumes'"),
+        (
+            "nets:TinyNet",
+            "nets:TinyNett",
+            r"s.yaml:9:55: model_name: network .*did you mean 'TinyNet'",
+        ),
+        ("search:stop_odd", "search:stop_od", r"s.yaml:14:16: policy: .*did you mean 'stop_odd'"),
+        ("search:first", "serch:first", r"s.yaml:13:36: searcher: .*no module liver_lab.serch"),
+        ("metrics:volume_error", "metrics:volumes", r"s.yaml:1:10: metric: .*has no 'volumes'"),
     ],
 )
 def test_a_path_that_leads_nowhere_names_its_field(
@@ -137,6 +141,14 @@ def test_what_is_wrong_has_a_place(old: str, new: str, message: str) -> None:
         message = "unknown metric 'val_dicee'; did you mean 'val_dice'"
     with pytest.raises(SpecError, match=message):
         parse(text)
+
+
+def test_what_only_a_module_logs_cannot_be_confirmed() -> None:
+    logged = SPACE.replace("liver_lab.metrics:volume_error", "val_epochs_seen")
+    assert parse(logged).metric == "val_epochs_seen"
+    with pytest.raises(SpecError, match="confirm cannot measure val_epochs_seen on test cases"):
+        parse(f"{logged}confirm: {{top: 1}}\n")
+    assert parse(f"{SPACE}confirm: {{top: 1}}\n").confirm is not None
 
 
 def test_functions_become_names(lab: Path) -> None:

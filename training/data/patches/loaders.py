@@ -100,7 +100,7 @@ def get_dataloader(
         processes: Processes that train together, each with batches of its own.
 
     Raises:
-        DatasetError: if the folder is no preprocessed one, or the split has no case.
+        DatasetError: if the folder is not a preprocessed one, or the split has no case.
     """
     dataset = PreprocessedDataset.load(Path(data_dir))
     if split not in SPLITS:
@@ -142,7 +142,7 @@ def get_dataloaders(
     """Training, validation and test loader of a config; no test loader without test cases.
 
     Raises:
-        DatasetError: if `config.data_dir` is no preprocessed folder, or its cases have labels or
+        DatasetError: if `config.data_dir` is not a preprocessed folder, or its cases have labels or
             channels that the network of the config has no place for.
     """
     dataset = PreprocessedDataset.load(config.data_dir)

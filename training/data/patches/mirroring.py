@@ -16,7 +16,7 @@ _SIDES = {"left", "right", "lt", "rt", "lh", "rh"}
 _OTHER_SIDE = {"left": "right", "l": "r"}
 
 _LETTER = re.compile(r"(?<![a-z0-9])[lr](?![a-z0-9])(?!\W?\d)")
-"""L or R that stands alone, and is no lumbar vertebra (`L 1`)."""
+"""L or R that stands alone, and does not name a lumbar vertebra (`L 1`)."""
 
 
 def mirror_axes(config: ModelTrainingConfig, labels: Sequence[str]) -> list[MirrorAxis]:

@@ -92,13 +92,13 @@ class PreprocessedDataset(BaseModel):
             return cls(**{**values, "folder": folder})
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{folder} is no preprocessed folder (it has no {MANIFEST}): make one with "
+                f"{folder} is not a preprocessed folder (it has no {MANIFEST}): make one with "
                 "training.data.prepare_dataset(data_dir, config)"
             ) from error
         except (OSError, json.JSONDecodeError, ValidationError, TypeError) as error:
             raise DatasetError(
-                f"{folder} is no preprocessed folder: its {MANIFEST} cannot be read as one; make "
-                "one with training.data.prepare_dataset(data_dir, config)"
+                f"{folder} is not a preprocessed folder: its {MANIFEST} cannot be read as one; "
+                "make one with training.data.prepare_dataset(data_dir, config)"
             ) from error
 
     @property

@@ -63,7 +63,7 @@ def read_case_list(
     Args:
         description: What is in the file.
         path: The file.
-        problems: Told of entries that are no cases.
+        problems: Told of entries that are not cases.
     """
     given = description.get("training")
     if not given:

@@ -138,7 +138,7 @@ def load_nifti(path: Path) -> Any:
     """The image of a file, also where its ending is of mixed case, such as `.Nii.gz`.
 
     Raises:
-        Exception: of many types, if it is no readable NIfTI file.
+        Exception: of many types, if it is not a readable NIfTI file.
     """
     try:
         return nib.load(path)
@@ -159,7 +159,7 @@ def file_problem(path: Path) -> str | None:
     if path.is_dir():
         return "is a folder, but must be a file"
     if not path.is_file():
-        return "is no regular file"
+        return "is not a regular file"
     if not os.access(path, os.R_OK):
         return "cannot be read: permission denied"
     return None

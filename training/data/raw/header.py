@@ -61,7 +61,7 @@ def open_volume(path: Path) -> tuple[Any, VolumeHeader]:
         nibabel's image, and what its header says.
 
     Raises:
-        DatasetError: if there is no readable NIfTI file, its voxels are no plain numbers, or
+        DatasetError: if there is no readable NIfTI file, its voxels are not plain numbers, or
             its grid has no volume, no place or an implausible spacing.
     """
     if (problem := file_problem(path)) is not None:
@@ -80,7 +80,7 @@ def open_volume(path: Path) -> tuple[Any, VolumeHeader]:
             "with one number a voxel"
         )
     if stored.kind not in "iufb":
-        raise DatasetError(f"{path}: voxels of type {stored} are no intensities and no labels")
+        raise DatasetError(f"{path}: voxels of type {stored} are neither intensities nor labels")
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise DatasetError(f"{path}: a volume is needed, but this has shape {shape}")
     _check_affine(path, image, affine)

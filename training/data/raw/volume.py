@@ -114,7 +114,7 @@ def _whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
     if voxels.dtype.kind in "iu":
         return voxels
     whole = np.rint(voxels)
-    # NaN and infinite values are no whole numbers either
+    # NaN and infinite values are not whole numbers either
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(voxels - whole) <= ROUNDING)
     if wrong.any():
