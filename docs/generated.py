@@ -288,6 +288,7 @@ PUBLIC_MODULES = (
     "training.lr_schedules",
     "training.metrics",
     "training.bundle",
+    "training.testing",
 )
 """Modules whose public names the API pages list."""
 
@@ -356,7 +357,7 @@ def tuner_api() -> str:
     classes = [name for name in names if name not in functions]
     return (
         f"## Functions\n\n{_autodoc(tuner, functions)}\n\n"
-        f"## Classes\n\n{_autodoc(tuner, classes)}\n"
+        f"## Classes\n\n{_autodoc(tuner, classes)}\n\n{_documented('tuner.testing')}"
     )
 
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -243,16 +244,16 @@ def test_commands_in_the_documents_are_understood(text: str) -> None:
 
 
 def test_the_plug_ins_of_the_documentation_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     page = (DOCS / "how-to" / "plug-ins.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    code, checks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     (space,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "my_lab.py").write_text(code)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    request.addfinalizer(lambda: sys.modules.pop("my_lab", None))
     spec = parse_spec(space, source=tmp_path / "space.yaml")
     found = import_plugins(spec)
-    monkeypatch.delitem(sys.modules, "my_lab")
     assert set(found) == {
         f"my_lab:{name}" for name in ("TinyNet", "SmoothCrossEntropy", "volume_error", "first_draw")
     }
@@ -263,6 +264,9 @@ def test_the_plug_ins_of_the_documentation_are_found(
     assert found["my_lab:SmoothCrossEntropy"]()(logits.detach(), labels) > 0
     assert found["my_lab:volume_error"](torch.ones(3), torch.tensor([1, 0, 1])) == 0.5
     assert math.isnan(found["my_lab:volume_error"](labels, labels))
+    written: dict[str, Any] = {}
+    exec(compile(checks, "plug-ins.md", "exec"), written)
+    written["test_my_lab"]()
 
 
 @parametrised("python")
