@@ -25,6 +25,7 @@ from tuner.study.confirmation import is_finished
 from tuner.study.open import open_study
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
+from tuner.trial.messages import EpochReport, TrialRequest
 from tuner.trial.run import TrialRun
 
 ENDINGS = {
@@ -190,8 +191,11 @@ def test_a_trial_leaves_nothing_behind_in_its_process(
         return sum(type(held) is SegmentationLightningModule for held in gc.get_objects())
 
     for number in range(3):
-        run = TrialRun(context, spec, number, {"learning_rate": 1e-3, "optimizer": "adamw"})
-        assert run.next_report()["epoch"] == 1
+        values = {"learning_rate": 1e-3, "optimizer": "adamw"}
+        run = TrialRun(context, spec, TrialRequest(number, values))
+        report = run.next_report()
+        assert isinstance(report, EpochReport)
+        assert report.epoch == 1
         assert modules() == 1
         run.close()
         assert modules() == 0
