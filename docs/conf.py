@@ -38,6 +38,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 4
 
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
@@ -63,4 +64,4 @@ def setup(app: Sphinx) -> None:
     # before napoleon, which reads the sections of the docstring
     app.connect("autodoc-process-docstring", to_rst, priority=100)
     app.connect("autodoc-process-signature", hide_fields)
-    app.connect("autodoc-process-docstring", to_dashes, priority=900)
+    app.connect("doctree-read", to_dashes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from docutils import nodes
 from pydantic import BaseModel
 
 CODE = re.compile(r"(?<!`)`((?:[^`\n]|\n(?![ ]*\n))+)`(?!`)")
@@ -30,11 +31,11 @@ def to_rst(
     lines[:] = "".join(fences).splitlines()
 
 
-def to_dashes(
-    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
-) -> None:
-    """Replace the two hyphens that napoleon puts between a name and its text, in place."""
-    lines[:] = [line.replace(" -- ", " \N{EN DASH} ") for line in lines]
+def to_dashes(app: object, doctree: nodes.document) -> None:
+    """Replace the two hyphens that Sphinx puts between a name and its text, in place."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
 
 
 def hide_fields(

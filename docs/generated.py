@@ -241,7 +241,7 @@ def metric_conventions() -> str:
     from training import metrics as module
 
     text = inspect.cleandoc(module.__doc__ or "")
-    return re.sub(r"^# ", "## ", text, flags=re.MULTILINE)
+    return re.sub(r"^# ", "### ", text, flags=re.MULTILINE)
 
 
 def plugin_arguments() -> str:

@@ -1,4 +1,4 @@
-"""What is left of a study's data when its model is exported: files, cache, or the record alone."""
+"""Finds the data of a study at export: image files, the cache, or what the study recorded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportData:
-    """What a model needs of the data, and what of them is there to try it on.
+    """Data of a study at export: what a bundle needs of them, and cases to verify it on.
 
     Attributes:
         labels: Name of each label value, background first.
@@ -36,7 +36,7 @@ class ExportData:
         splits: Case names of `train`, `val` and `test`.
         dataset: The preprocessed data; None if they are gone.
         cases: Files of each case, where they are there.
-        notes: What is not as it was, for people.
+        notes: How the data differ from those of training, as sentences.
     """
 
     labels: list[str]
@@ -76,7 +76,7 @@ def find_data(
         cases = _checked_cases(study, data_dir, config, recorded["fingerprint"])
     elif dataset is not None and dataset.format_version != FORMAT_VERSION:
         # an older version's fingerprint is not known here
-        cases = _cases_there(dataset)
+        cases = _existing_cases(dataset)
     else:
         cases = {}
         source = Path(recorded["source"])
@@ -87,7 +87,7 @@ def find_data(
                 notes.append(str(error))
     if dataset is None and PREPARATION not in provenance:
         dataset = _prepared_again(study, data_dir or Path(recorded["source"]), config)
-        cases = cases or _cases_there(dataset)
+        cases = cases or _existing_cases(dataset)
     if dataset is not None:
         kept = dataset.model_dump(include={"labels", "channels", "splits"})
         return ExportData(
@@ -122,7 +122,7 @@ def _checked_cases(
     return cases
 
 
-def _cases_there(dataset: PreprocessedDataset) -> dict[str, RawCase]:
+def _existing_cases(dataset: PreprocessedDataset) -> dict[str, RawCase]:
     """Cases whose files are where they were read from."""
     return {
         name: RawCase(name, tuple(entry.images), entry.label)

@@ -1,4 +1,4 @@
-"""Which trial and which checkpoint of a study become the exported model."""
+"""Exports a checkpoint of a study as a bundle: chooses the trial, writes and verifies it."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def export_trial(
             channels=data.channels,
             metrics=clean_metrics(metrics),
             provenance={
-                **_told(provenance),
+                **_public_provenance(provenance),
                 "study": study.name,
                 "trial": chosen.name if chosen.trial is None else chosen.trial,
                 "seed": config.seed,
@@ -181,8 +181,8 @@ def export_trial(
     )
 
 
-def _told(provenance: dict[str, Any]) -> dict[str, Any]:
-    """What a bundle tells of where its study comes from: nothing of the machine's folders."""
+def _public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The provenance that a bundle keeps: without the folders of the machine."""
     left_out = {PREPARATION, RESUMED}
     told = {name: value for name, value in provenance.items() if name not in left_out}
     data = dict(told["data"])

@@ -1,1 +1,1 @@
-"""What people see of a study."""
+"""Shows a study to people: in a terminal or notebook, as a web page, tables and JSON."""

@@ -16,7 +16,7 @@ from tuner.study.trial_entry import TrialState
 if TYPE_CHECKING:
     from tuner.study.trial_entry import TrialEntry
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 346, 60, 20, 12, 46
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 362, 60, 20, 28, 46
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Axes:
             f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' width='100%' role='img'>"
             f"{''.join(parts)}{''.join(shapes)}"
             f"<text x='{WIDTH / 2}' y='{HEIGHT - 6}' text-anchor='middle'>{escape(x_name)}</text>"
-            f"<text x='{LEFT}' y='{TOP}' dx='4'>{escape(y_name)}</text></svg>"
+            f"<text x='{LEFT}' y='{TOP - 14}'>{escape(y_name)}</text></svg>"
         )
 
 

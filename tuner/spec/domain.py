@@ -143,3 +143,13 @@ class Domain(Protocol):
     def snapped(self, coordinates: Float[ndarray, "n w"]) -> Float[ndarray, "n w"]:
         """Coordinates as `to_unit` gives them of the values that lie there."""
         ...
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; a boolean is not one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def same_kind(one: Any, other: Any) -> bool:
+    """True and 1 are equal in Python, but not in a search space."""
+    return isinstance(one, bool) == isinstance(other, bool)

@@ -17,7 +17,7 @@ OLD_SECTIONS = ("scheduler", "asha", "pbt")
 
 
 def old_sections(data: Mapping[str, Any]) -> list[str]:
-    """Old sections that a file has; a `scheduler` that names a learning rate's is not one."""
+    """Old sections that a file has; `scheduler` is one if it names a policy."""
     return [
         name
         for name in OLD_SECTIONS

@@ -68,7 +68,7 @@ def is_field(parser: SpecParser, path: YamlPath, name: str) -> bool:
         return False
     if dot and (field not in {"model_params", "class_weights"} or not entry):
         parser.problem(
-            path, f"{name!r} is no field: only model_params and class_weights have parts"
+            path, f"{name!r} is not a field: only model_params and class_weights have parts"
         )
         return False
     if field in SET_ELSEWHERE:

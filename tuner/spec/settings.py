@@ -21,7 +21,7 @@ def seconds(value: Any) -> Any:
         except ValueError:
             pass
     if isinstance(value, str):
-        raise ValueError(f"{value!r} is no duration: write seconds, or 90s, 30m, 2h, 1d")
+        raise ValueError(f"{value!r} is not a duration: write seconds, or 90s, 30m, 2h, 1d")
     return value
 
 
@@ -175,7 +175,7 @@ def _count(value: Any) -> Any:
         try:
             return round(float(value[:-1]) * UNITS[value[-1:].upper()])
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{value!r} is no number: write e.g. 30000000 or 30M") from error
+            raise ValueError(f"{value!r} is not a number: write e.g. 30000000 or 30M") from error
     return value
 
 

@@ -7,7 +7,7 @@ from collections.abc import ItemsView, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuner.spec.domains import Domain, same_kind
+from tuner.spec.domain import Domain, same_kind
 
 Condition = Mapping[str, Sequence[Any]]
 """Accepted values of other fields; a field takes part only where all of them hold."""

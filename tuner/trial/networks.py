@@ -92,7 +92,8 @@ def check_networks(spec: StudySpec) -> Networks:
         except Exception as error:
             # MONAI's constructors refuse with whatever their code runs into
             raise SpecError(
-                f"{spec.source}: the network {drawn.describe()} cannot be built: {_reason(error)}"
+                f"{spec.source}: the network {drawn.config.model_name} cannot be built"
+                f"{drawn.settings()}: {_reason(error)}"
             ) from error
         costs.append(Cost.of(drawn.config))
     too_large = [cost for cost in costs if _above(cost, spec)]
@@ -127,7 +128,7 @@ def _check_that_one_fits(spec: StudySpec) -> None:
     """Look among more networks for one that is small enough."""
     counted = []
     for drawn in _drawn(spec):
-        counted.append((Cost.of(drawn.config), drawn.describe()))
+        counted.append((Cost.of(drawn.config), f"{drawn.config.model_name}{drawn.settings()}"))
         if not _above(counted[-1][0], spec):
             return
     cost, name = min(counted)
@@ -158,9 +159,10 @@ class _Drawn(NamedTuple):
     config: ModelTrainingConfig
     values: Mapping[str, Any]
 
-    def describe(self) -> str:
+    def settings(self) -> str:
+        """` with NAME=VALUE, ...` of what decides the network; empty for nothing."""
         settings = ", ".join(f"{name}={value}" for name, value in self.values.items())
-        return f"{self.config.model_name}{' with ' if settings else ''}{settings}"
+        return f"{' with ' if settings else ''}{settings}"
 
 
 def _drawn(spec: StudySpec) -> Iterator[_Drawn]:

@@ -28,7 +28,7 @@ def test_blas_has_one_thread_inside_and_as_many_as_before_after() -> None:
         assert blas_threads() == before
 
 
-def test_a_proposal_is_drawn_on_single_blas_thread() -> None:
+def test_a_proposal_is_drawn_on_one_thread() -> None:
     spec = parse_spec(
         "space: {learning_rate: {uniform: [0.1, 1]}}\nsearch: {default_first: false}\n",
         source="spec.yaml",

@@ -162,7 +162,7 @@ WRONG = [
     ("num_trials: 9", "num_trial: 9", "11:10: unknown name 'num_trial'; did you mean 'num_trials"),
     ("num_trials: 9", "num_trials: 0", "11:22: num_trials=0: input should be greater than or"),
     ("num_trials: 9", "searcher: tpee", "11:20: searcher='tpee' is not known; did you mean 'tpe"),
-    ("1.5h", "soon", "11:38: time_budget='soon': 'soon' is no duration"),
+    ("1.5h", "soon", "11:38: time_budget='soon': 'soon' is not a duration"),
     ("grace_period: 1", "grace_period: 30", "12:36: grace_period=30 must not be above max_epochs="),
     ("reduction_factor: 3", "reduction_factor: 1", "12:57: reduction_factor=1: input should be"),
     ("gpu: 0.5", "gpu: 2", "13:18: gpu=2: a trial uses one GPU or a fraction of one"),
