@@ -108,10 +108,10 @@ def test_modules_beside_the_search_space_are_found(
         (
             "nets:TinyNet",
             "nets:TinyNett",
-            r"s.yaml:9:55: model_name: network .*did you mean 'TinyNet'",
+            r"s.yaml:9:52: model_name: network .*did you mean 'TinyNet'",
         ),
-        ("search:stop_odd", "search:stop_od", r"s.yaml:14:16: policy: .*did you mean 'stop_odd'"),
-        ("search:first", "serch:first", r"s.yaml:13:36: searcher: .*no module liver_lab.serch"),
+        ("search:stop_odd", "search:stop_od", r"s.yaml:15:16: policy: .*did you mean 'stop_odd'"),
+        ("search:first", "serch:first", r"s.yaml:14:35: searcher: .*no module liver_lab.serch"),
         ("metrics:volume_error", "metrics:volumes", r"s.yaml:1:10: metric: .*has no 'volumes'"),
     ],
 )
