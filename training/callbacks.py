@@ -136,7 +136,7 @@ class BestScore(Callback):
     Args:
         monitor: The monitored metric.
         mode: Whether a greater ("max") or smaller ("min") value is better.
-        run: Name of the run. What a checkpoint of another run tells is not taken over.
+        run: Name of the run. The best score of another run's checkpoint is not used.
     """
 
     def __init__(self, monitor: str, mode: str, run: str) -> None:

@@ -36,7 +36,7 @@ __all__ = [
 
 
 class SegtuneError(ValueError):
-    """What a user can put right; the root of the tree."""
+    """An error that a user can fix; the root of the tree."""
 
 
 class DatasetError(SegtuneError):

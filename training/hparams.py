@@ -1,4 +1,4 @@
-"""What TensorBoard's HParams tab shows: hyperparameters of a run, and its best score."""
+"""TensorBoard's HParams tab: hyperparameters of a run, and its best score."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Number(hp.Domain):  # type: ignore[misc]
         return float
 
     def sample_uniform(self, rng: Any = None) -> float:
-        """There is nothing to draw."""
+        """Not used: nothing is sampled."""
         raise NotImplementedError
 
     def update_hparam_info(self, hparam_info: Any) -> None:

@@ -342,7 +342,7 @@ class SegmentationLightningModule(pl.LightningModule):
 
     @cached_property
     def _spacing(self) -> Sequence[float] | None:
-        """Size of a voxel in mm; None with loaders of one's own that do not tell it."""
+        """Size of a voxel in mm; None if the user's own loaders do not give it."""
         from training.data import PreprocessedDataset
         from training.errors import DatasetError
 

@@ -1,4 +1,4 @@
-"""What a config can name: networks, losses, optimizers and more, by a key or an import path.
+"""Names in a config: networks, losses, optimizers and more, by a key or an import path.
 
 A registry maps the names of what this package has to where it is, as text, so that to know the
 names nothing is imported. Something of ours is added as one function and one entry here: the
@@ -72,7 +72,7 @@ class Registry(dict[str, str]):
         self.kind = kind
 
     def resolve(self, name: str) -> Any:
-        """What a name stands for, imported.
+        """Import what a name stands for.
 
         Args:
             name: A key, or an import path.
@@ -222,13 +222,13 @@ def parameters_of(function: Callable[..., Any], name: str) -> Mapping[str, inspe
     """The parameters of what a name stands for.
 
     Raises:
-        PluginError: if Python cannot tell them.
+        PluginError: if its signature cannot be read.
     """
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
         raise PluginError(
-            f"{name}: Python cannot tell the parameters of {function!r}: wrap it in a function"
+            f"{name}: Python cannot read the parameters of {function!r}: wrap it in a function"
         ) from error
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 Tell = Callable[[str], None]
-"""Told a line, for people."""
+"""A callback that takes a line of text for the user."""
 
 
 def case_probabilities(
@@ -52,7 +52,7 @@ def probabilities_within_memory(
     Args:
         module: The network, on its device, in evaluation mode.
         image: The case.
-        tell: Told which way it takes, if not the first.
+        tell: Called with a line when it falls back to the CPU.
         whole: The first way; `case_probabilities` on the network's device by default.
 
     Raises:
@@ -96,7 +96,7 @@ def _out_of_gpu_memory(error: BaseException | None) -> bool:
     return error is not None and (
         isinstance(error, torch.OutOfMemoryError)
         or is_cuda_out_of_memory(error)
-        # how cuBLAS, cuDNN and their like tell of it
+        # how cuBLAS, cuDNN and the like report it
         or "ALLOC_FAILED" in str(error)
         # MONAI raises an error of its own where the map of weights did not fit
         or _out_of_gpu_memory(error.__cause__)

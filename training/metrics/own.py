@@ -45,7 +45,7 @@ def measure(
         num_classes: Classes, background included.
 
     Raises:
-        PluginError: if the import path leads to no function, or that returns no number.
+        PluginError: if the import path is not a function, or the function does not return a number.
     """
     value = call(
         METRICS.resolve(name),

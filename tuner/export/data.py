@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportData:
-    """Data of a study at export: what a bundle needs of them, and cases to verify it on.
+    """Data of a study at export: those that a bundle needs, and cases to verify it on.
 
     Attributes:
         labels: Name of each label value, background first.

@@ -41,7 +41,7 @@ svg text { font: 12px system-ui, sans-serif; fill: #475569 }
 
 
 def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedConfig] = ()) -> None:
-    """Write the report of a study to `path`, with what its confirmation says."""
+    """Write the report of a study to `path`, with its confirmation if there is one."""
     name, record, spec = study.name, study.record, study.spec
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     spent = epochs_spent(entries)
@@ -74,7 +74,7 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
 
 
 def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> str:
-    """Values that the best score was reached with; a column a trial that had a part in it."""
+    """Values that the best score was reached with; one column for each trial of its lineage."""
     stretches = schedule(record.entries, best.number, epoch) if best else []
     several = len(stretches) > 1
     names = dict.fromkeys(name for stretch in stretches for name in stretch.values)

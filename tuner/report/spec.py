@@ -1,4 +1,4 @@
-"""Prints a valid spec: its space, its search and what it may cost."""
+"""Prints a valid spec: its space, its search and its budget."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _grid(spec: StudySpec) -> Iterator[str]:
 
 
 def _goals(spec: StudySpec) -> Iterator[str]:
-    """Lines about what a study aims at and may spend, where the file says something of it."""
+    """Lines about metrics, budgets and constraints, where the file sets them."""
     search, limits = spec.search, spec.constraints
     budgets = [
         f"{search.epoch_budget} epochs" if search.epoch_budget is not None else "",

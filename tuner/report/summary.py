@@ -140,7 +140,7 @@ def _winning_schedule(record: StudyRecord, best: TrialEntry) -> list[str]:
 
 
 def next_commands(study: Study, *, driven: bool = False) -> list[str]:
-    """What a person would type next; nothing that is refused while another process runs it."""
+    """Commands to type next; none that is refused while another process runs the study."""
     folder, record, spec = study.folder, study.record, study.spec
     unfinished = record.unfinished() or len(record.entries) < planned_trials(spec)
     spent = spent_budget(study) is not None

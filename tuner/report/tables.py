@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tuner.study.trial_entry import TrialEntry
 
 SENTENCE = 40
-"""Characters above which a cell of a web page is given room beside many columns."""
+"""Characters above which a cell of a web page gets a minimum width."""
 
 
 def terminal_table(

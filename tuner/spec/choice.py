@@ -55,7 +55,7 @@ class Choice:
 
     @property
     def labels(self) -> list[Any]:
-        """What the searcher sees for each value."""
+        """The label of each value, which the searcher sees."""
         if self.names is not None:
             return list(self.names)
         return [value if _is_plain(value) else str(value) for value in self.values]
@@ -81,7 +81,7 @@ class Choice:
         for place, known in enumerate(self.values):
             if value == known and same_kind(value, known):
                 return place
-        raise ValueError(f"{value!r} is none of {self.describe()}")
+        raise ValueError(f"{value!r} is not one of {self.describe()}")
 
     def nearest(self, value: Any) -> Any:
         """`value` if it may be chosen, else the first option."""

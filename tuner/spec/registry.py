@@ -1,4 +1,4 @@
-"""What a search space can name beside a config: searchers and policies.
+"""Names of searchers and policies in a search space.
 
 As in `training.registry`, a name is a key of a registry, or the import path of a user's own. A
 searcher is called with a `SearchView` and returns a `Proposal`, or None for no more. A policy is

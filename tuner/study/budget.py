@@ -1,4 +1,4 @@
-"""What a search may spend in epochs and GPU-hours, over all its runs."""
+"""Budgets of a search in epochs and GPU-hours, over all its runs."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ IN_PROGRESS = (TrialState.RUNNING, TrialState.INTERRUPTED)
 """States of trials that train, or that were cut off and go on as soon as the study does."""
 
 FAILURES = (TrialState.FAILED, TrialState.OUT_OF_MEMORY)
-"""Endings by an exception, a lost worker or too little memory: no finding about a config, for it
-may do well elsewhere."""
+"""Endings by an exception, a lost worker or too little memory: they say nothing about a config,
+which may do well elsewhere."""
 
 BAD_CONFIGS = (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.INFEASIBLE)
 """Endings that are the config's fault in this study: as bad as a result can be."""
@@ -57,7 +57,7 @@ FORMER_NAMES = {"learning_rate": "lr"}
 
 @dataclass(frozen=True)
 class DecisionEntry:
-    """What was decided about a trial, and why.
+    """A decision about a trial, with its reason.
 
     Attributes:
         time: When, in seconds since 1970.
@@ -108,13 +108,13 @@ class TrialEntry:
 
     @property
     def lineage(self) -> list[Exploit]:
-        """What the trial took over from others, in the order of epochs."""
+        """The exploit steps of the trial (PBT), in the order of epochs."""
         return [Exploit(**step) for step in self.notes.get(LINEAGE, ())]
 
     @property
     def overridden(self) -> list[list[Any]]:
         """After which epochs which values were replaced, as the trial had run out of memory."""
-        # a record of an earlier version does not tell when
+        # a record of an earlier version does not have the epoch
         first = [[0, self.overrides]] if self.overrides else []
         return list(self.notes.get(OVERRIDDEN, first))
 

@@ -1,4 +1,4 @@
-"""What every policy must do."""
+"""Checks that every policy must pass."""
 
 from __future__ import annotations
 

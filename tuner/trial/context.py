@@ -1,4 +1,4 @@
-"""What a trial knows of its study: where sampled values meet fixed ones."""
+"""Context of a trial: settings of its study; combines sampled and fixed values."""
 
 from __future__ import annotations
 

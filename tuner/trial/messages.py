@@ -1,4 +1,4 @@
-"""What driver and worker tell each other: a trial's request, an epoch's report, a trial's end.
+"""Messages of driver and worker: a trial's request, an epoch's report, a trial's end.
 
 Ray Tune carries flat dicts: it would spread a mapping over many results, and keeps statistics of
 every number. So each message is one value under one key of its own, and these keys are known here

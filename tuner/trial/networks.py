@@ -30,7 +30,7 @@ DRAWS = 300
 
 @dataclass(frozen=True)
 class Networks:
-    """What came out when networks of a space were built.
+    """Result of building networks of a space.
 
     Attributes:
         costs: Parameters of each different one, and bytes that a step of its training takes.
@@ -57,7 +57,7 @@ class Networks:
 
 
 class Cost(NamedTuple):
-    """What a network takes: parameters, and bytes of memory in training, at least."""
+    """Lower bounds of a network's cost: parameters, and bytes of memory in training."""
 
     parameters: int
     bytes: int

@@ -49,7 +49,7 @@ LOCK_SECONDS = 120.0
 """How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
 
 HANG_DUMP_SHARE = 0.9
-"""Part of the hang timeout after which a trial writes down where it stands."""
+"""Share of the hang timeout after which a trial writes the stacks of its threads."""
 
 
 class TrialRun:
@@ -291,7 +291,7 @@ class TrialRun:
 
 
 class TrialClosed(BaseException):
-    """The trial is not to go on; not an `Exception`, so that no handler takes it for one."""
+    """Ends the training thread; not an `Exception`, so that no handler catches it."""
 
 
 @cache

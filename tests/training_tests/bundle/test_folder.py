@@ -58,7 +58,7 @@ def test_a_bundle_beside_foreign_files_is_not_replaced(tmp_path: Path, foreign: 
     path = tmp_path / foreign
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("mine")
-    with pytest.raises(BundleError, match=r"is not an exported model alone, it holds "):
+    with pytest.raises(BundleError, match=r"holds files that are not an exported model's \("):
         write(tmp_path, "new")
     assert path.read_text() == "mine"
     assert "old" in (tmp_path / "bundle.json").read_text()

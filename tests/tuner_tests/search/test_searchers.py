@@ -22,7 +22,7 @@ from tuner.search.encoding import SpaceEncoding
 from tuner.search.gaussian_process import GaussianProcess, _loss_and_gradient, _prior
 from tuner.search.policies import Policy, build_policy
 from tuner.search.searchers import SEARCHERS, SearchView
-from tuner.search.searchers.gp import _at_fault
+from tuner.search.searchers.gp import clustered_failures
 from tuner.search.searchers.ranks import ranks_by_rung
 from tuner.spec.grid import planned_trials
 from tuner.spec.load import parse_spec
@@ -396,7 +396,7 @@ def test_the_process_predicts_as_a_conditional_normal_does() -> None:
 def test_a_lone_diverged_trial_had_bad_luck() -> None:
     places = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 0.95, 1.0]
     encoded = {number: np.array([place]) for number, place in enumerate(places)}
-    assert _at_fault([2, 6, 7, 8], encoded) == [6, 7, 8]
+    assert clustered_failures([2, 6, 7, 8], encoded) == [6, 7, 8]
 
 
 def test_the_process_learns_that_late_scores_are_steadier() -> None:

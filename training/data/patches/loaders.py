@@ -20,7 +20,7 @@ from training.data.prepared.cache import PreprocessedDataset
 from training.data.prepared.split import SPLITS
 from training.errors import DatasetError
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """Loader processes that `num_workers: auto` starts at most."""
 
 
@@ -194,4 +194,4 @@ def _num_workers(config: ModelTrainingConfig) -> int:
         return 0
     # Ray sets the thread count to the cores of the trial
     cores = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
-    return min(cores, MOST_WORKERS)
+    return min(cores, MAX_WORKERS)

@@ -83,7 +83,7 @@ class PreprocessedDataset(BaseModel):
         """Open a preprocessed folder.
 
         Raises:
-            DatasetError: if the folder is none, or is damaged.
+            DatasetError: if it is not a preprocessed folder, or is damaged.
         """
         path = Path(folder) / MANIFEST
         try:

@@ -1,4 +1,4 @@
-"""A look at the headers of a whole dataset, before any voxel is read."""
+"""Reads the headers of a whole dataset, before any voxel is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Spacing = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class HeaderSurvey:
-    """What the headers of a dataset say.
+    """Summary of the headers of a dataset.
 
     Attributes:
         problems: What is wrong with a case, by case.

@@ -113,7 +113,7 @@ def read_layout(folder: Path) -> RawDataset:
 
 @dataclass(frozen=True)
 class _Found:
-    """Files that belong to one case, as far as names tell."""
+    """Files that belong to one case, judged by their names."""
 
     case_id: str
     images: CaseFiles
@@ -194,7 +194,7 @@ def _of_list(
         label = folder / item.label
         case_id = nifti_stem(label)
         if case_id is None:
-            problems.append(f"{folder / DATASET_JSON}: `training` lists {item.label}: no NIfTI")
+            problems.append(f"{folder / DATASET_JSON}: `training` lists {item.label}, not NIfTI")
             continue
         if case_id in found:
             problems.append(f"{folder / DATASET_JSON}: `training` lists {case_id} twice")

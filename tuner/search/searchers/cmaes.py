@@ -30,15 +30,15 @@ def cmaes(view: SearchView) -> Proposal:
     optimizer = CMA(mean=mean, sigma=SPREAD, bounds=bounds, seed=view.seed)
     generation = 1
     while True:
-        told = [
+        shown = [
             entry
             for number, entry in view.record.entries.items()
             if entry.generation == generation and number in ranks
         ][: optimizer.population_size]
-        if len(told) < optimizer.population_size:
+        if len(shown) < optimizer.population_size:
             break
         optimizer.tell(
-            [(view.encoding.encode(entry.values), -ranks[entry.number]) for entry in told]
+            [(view.encoding.encode(entry.values), -ranks[entry.number]) for entry in shown]
         )
         generation += 1
     drawn = sum(entry.generation == generation for entry in view.record.entries.values())
