@@ -79,7 +79,7 @@ class TrainingDivergedError(ArithmeticError):
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, or its kind."""
+    """The first line of an error's message, or its type."""
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, OSError) and error.strerror:

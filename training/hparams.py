@@ -53,7 +53,7 @@ class Hyperparameter:
     options: Sequence[Any] | None = None
 
     def column(self) -> hp.HParam:
-        """The column as TensorBoard knows it."""
+        """The column in TensorBoard's own type."""
         if self.options is None:
             return hp.HParam(self.name, _Number())
         return hp.HParam(self.name, hp.Discrete(list(dict.fromkeys(map(as_text, self.options)))))

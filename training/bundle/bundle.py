@@ -282,7 +282,7 @@ def write_bundle(
         try:
             return verify(new)
         except BundleError as error:
-            # that folder is gone when a person reads of it
+            # that folder no longer exists when the user reads the message
             raise BundleError(str(error).replace(str(new), str(folder))) from error
 
 

@@ -181,7 +181,7 @@ def _collect(images: Sequence[Path], channels: int) -> dict[str, list[Path]]:
 
 
 def _cases_of(images: Sequence[Path], channels: int) -> Iterator[tuple[str, CaseFiles]]:
-    """The cases of files and folders in the order given, also such as come again."""
+    """The cases of files and folders in the order given, duplicates included."""
     given: dict[Path, list[Path]] = {}
     for path in images:
         if not path.is_dir():

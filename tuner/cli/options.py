@@ -43,7 +43,7 @@ def study_names(prefix: str, parsed_args: argparse.Namespace, **_: object) -> li
 
 
 def add_studies_dir(parser: argparse.ArgumentParser) -> None:
-    """The option that says where the studies are."""
+    """The option for the folder of the studies."""
     parser.add_argument(
         "--studies-dir",
         type=Path,
@@ -141,7 +141,7 @@ def _positive(text: str) -> int:
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
-    """The required option that says what is written."""
+    """The required option for the output."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
 
 

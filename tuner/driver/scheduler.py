@@ -80,7 +80,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
-        """Record the result, then say whether the trial goes on."""
+        """Record the result, then decide whether the trial goes on."""
         number = TrialRequest.from_ray(trial.config).number
         report = EpochReport.from_ray(result)
         if report is None:

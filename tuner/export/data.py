@@ -132,7 +132,7 @@ def _existing_cases(dataset: PreprocessedDataset) -> dict[str, RawCase]:
 
 
 def _prepared_again(study: str, folder: Path, config: ModelTrainingConfig) -> PreprocessedDataset:
-    """The data of a study whose folder does not say how they were prepared, prepared again."""
+    """The data prepared again, for a study without preprocessing settings in its folder."""
     folder = resolve_data_dir(folder)
     if not folder.is_dir():
         raise ExportError(

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.durable_write import write_durably
 from tuner.report import numbers
 from tuner.report.confirmation import confirm_columns, confirm_rows
 from tuner.report.plots import front_plot, learning_curves, state_legend
@@ -70,7 +71,7 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
         _trials(entries, record.mode, spec),
         "</body></html>",
     ]
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_durably(path, "\n".join(parts))
 
 
 def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> str:

@@ -112,7 +112,7 @@ def studies_table(studies: Iterable[Study]) -> Table:
 
 
 def state_counts(study: Study) -> str:
-    """How many trials are in which state, and how many are still to come."""
+    """The number of trials in each state, and of those not started yet."""
     parts = [
         f"[{STYLES[state]}]{len(entries)} {state}[/]"
         for state in TrialState

@@ -30,7 +30,7 @@ def check_point(parser: SpecParser, spec: SpecValues, values: dict[str, Any]) ->
 
 
 def _place(problem: FieldProblem, spec: SpecValues, values: dict[str, Any]) -> YamlPath:
-    """Where the first value stands that a problem is about, of those that vary before others."""
+    """Path of the first value that a problem is about; values that vary come first."""
     for section, given in (("space", values), ("config", spec.config)):
         name = problem.name_in(given)
         if name is not None:

@@ -61,7 +61,7 @@ class Choice:
         return [value if _is_plain(value) else str(value) for value in self.values]
 
     def restored(self, stored: Any) -> Any:
-        """The value that a label stands for."""
+        """The value of a label."""
         return self.values[self.labels.index(stored)]
 
     def stored(self, value: Any) -> Any:

@@ -100,7 +100,7 @@ NUMBERS = ("int_parsing", "int_type", "float_parsing", "float_type", "decimal_pa
 
 
 def _described(field: str, value: Any, details: Sequence[Any]) -> FieldProblem:
-    """One problem of all that pydantic says about a value; a union says one a member."""
+    """One message for all errors of a value; pydantic has one for each member of a union."""
     subject = f"{field}={value!r}"
     known = [
         name

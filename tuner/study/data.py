@@ -114,7 +114,7 @@ def prepare_data(
 
 
 def shown_warnings(warnings: Sequence[str], where: str = "") -> list[str]:
-    """Warnings about data for people: each kind of them, and as many as can be read.
+    """Warnings about the data to print: some of each kind, up to a total.
 
     Args:
         warnings: All of them.

@@ -175,7 +175,7 @@ def _is_new_record(name: str) -> bool:
 
 
 def listed(names: set[str], most: int = 5) -> str:
-    """Names for people, not more than a few."""
+    """Names as text: the first ones, and the number of the others."""
     shown = ", ".join(sorted(names)[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
@@ -253,7 +253,7 @@ def write_errors_explained(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def driver_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a study: who has it runs the study, and alone writes into its folder.
+    """Hold the lock of a study: only its holder runs the study and writes into its folder.
 
     Raises:
         StudyError: if another process has it, or it cannot be made.

@@ -14,7 +14,7 @@ METRIC_NAMES = "study:metric_names"
 
 
 @dataclass(frozen=True)
-class StateInOptuna:
+class OptunaEntry:
     """State and final score of a trial in Optuna's tables.
 
     Attributes:
@@ -26,7 +26,7 @@ class StateInOptuna:
     score: float | None = None
 
     @classmethod
-    def of(cls, trial: FrozenTrial) -> StateInOptuna:
+    def of(cls, trial: FrozenTrial) -> OptunaEntry:
         """The current state in the tables."""
         return cls(trial.state, trial.values[0] if trial.values else None)
 
@@ -36,12 +36,12 @@ class StateInOptuna:
         return None if self.score is None else [self.score]
 
 
-RUNNING = StateInOptuna(OptunaState.RUNNING)
+RUNNING = OptunaEntry(OptunaState.RUNNING)
 
 
-def state_in_optuna(
+def optuna_entry(
     entry: TrialEntry, mode: str, *, over: bool = False, wins: bool = False
-) -> StateInOptuna:
+) -> OptunaEntry:
     """State and score that Optuna's tables should have for a trial.
 
     Optuna knows no trial that is paused or was cut off. While a study runs, such a trial counts
@@ -55,10 +55,10 @@ def state_in_optuna(
     """
     best = entry.best(mode)
     if not entry.state.usable:
-        return StateInOptuna(OptunaState.FAIL)
+        return OptunaEntry(OptunaState.FAIL)
     if not entry.state.finished and not over:
         return RUNNING
     if best is None:
-        return StateInOptuna(OptunaState.FAIL)
+        return OptunaEntry(OptunaState.FAIL)
     complete = wins or entry.state is TrialState.COMPLETED
-    return StateInOptuna(OptunaState.COMPLETE if complete else OptunaState.PRUNED, best[1])
+    return OptunaEntry(OptunaState.COMPLETE if complete else OptunaState.PRUNED, best[1])

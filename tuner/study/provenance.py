@@ -30,7 +30,7 @@ PACKAGES = ("segtune", "torch", "pytorch-lightning", "monai", "ray", "optuna", "
 
 
 def write_provenance(study: Study, data: StudyData) -> None:
-    """Write where the study comes from, or check that it still has the same data."""
+    """Write the provenance of a new study, or check that the data are unchanged."""
     path = study.folder / PROVENANCE
     first = study.provenance() if path.is_file() and study.record.entries else None
     if first is not None:

@@ -28,7 +28,7 @@ from tuner.errors import StudyError
 from tuner.spec.space import restored_values, stored_values
 from tuner.study.distributions import distribution_of
 from tuner.study.files import DATABASE
-from tuner.study.optuna_states import METRIC_NAMES, RUNNING, StateInOptuna, state_in_optuna
+from tuner.study.optuna_states import METRIC_NAMES, RUNNING, OptunaEntry, optuna_entry
 from tuner.study.storage import TransactionalStorage, refuse_lost_record, unreadable
 from tuner.study.trial_entry import (
     BEST_VALUES,
@@ -108,7 +108,7 @@ class StudyRecord:
             trial.number: self._entry_from(trial) for trial in frozen
         }
         self._trial_ids = {trial.number: trial._trial_id for trial in frozen}
-        self._in_optuna = {trial.number: StateInOptuna.of(trial) for trial in frozen}
+        self._in_optuna = {trial.number: OptunaEntry.of(trial) for trial in frozen}
         self._by_epoch: dict[int, dict[int, float]] = {}
         self._by_state: dict[TrialState, set[int]] = {state: set() for state in TrialState}
         for entry in self.entries.values():
@@ -189,7 +189,7 @@ class StudyRecord:
 
         Args:
             values: Its sampled values by field name.
-            proposed_by: What drew them, for a person to read.
+            proposed_by: Name of what drew them, as text.
             generation: Generation of a searcher that works in generations.
         """
         number = len(self.entries)
@@ -216,7 +216,7 @@ class StudyRecord:
             with self.transaction():
                 self.decide(number, "promoted" if promoted else "resumed", entry.reason)
                 self._note_state(entry, TrialState.RUNNING, "")
-                self._update_optuna(entry, RUNNING)
+                self._sync(entry, RUNNING)
 
     def report(
         self,
@@ -264,7 +264,7 @@ class StudyRecord:
                 state, reason = TrialState.FAILED, "it ended without reporting a score"
         with self.transaction():
             self._set_state(entry, state, reason)
-            self._update_optuna(entry, state_in_optuna(entry, self.mode))
+            self._sync(entry, optuna_entry(entry, self.mode))
 
     def retry(self, number: int, reason: str, overrides: Mapping[str, Any]) -> None:
         """Let a trial that failed go on from its last checkpoint.
@@ -330,8 +330,8 @@ class StudyRecord:
             winner = self.best()
             ended = {decision.trial: decision.time for decision in self.decisions}
             for number, entry in self.entries.items():
-                wanted = state_in_optuna(entry, self.mode, over=True, wins=entry is winner)
-                self._update_optuna(entry, wanted, ended=ended.get(number))
+                wanted = optuna_entry(entry, self.mode, over=True, wins=entry is winner)
+                self._sync(entry, wanted, ended=ended.get(number))
                 values = entry.best_values(self.mode)
                 if entry.notes.get(BEST_VALUES, entry.values) != values:
                     self.note(number, BEST_VALUES, values)
@@ -343,9 +343,7 @@ class StudyRecord:
             for name, value in attributes.items():
                 self._storage.set_study_user_attr(self._study_id, name, value)
 
-    def _update_optuna(
-        self, entry: TrialEntry, wanted: StateInOptuna, ended: float | None = None
-    ) -> None:
+    def _sync(self, entry: TrialEntry, wanted: OptunaEntry, ended: float | None = None) -> None:
         """Update the state of a trial in Optuna's tables, if it differs."""
         number = entry.number
         if self._in_optuna[number] == wanted:

@@ -1,4 +1,4 @@
-"""One trial, and one decision, as a study's record knows them."""
+"""Entries of a study's record: a trial, and a decision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class TrialState(StrEnum):
-    """How a trial stands; every trial ends in one of these, with a reason."""
+    """State of a trial; every trial ends in one of these, with a reason."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -64,7 +64,7 @@ class DecisionEntry:
         trial: The trial's number.
         epoch: The epoch that it had trained.
         action: What was decided, or the state that it ended in.
-        reason: Why, for a person to read.
+        reason: The reason as text.
     """
 
     time: float
@@ -76,13 +76,13 @@ class DecisionEntry:
 
 @dataclass
 class TrialEntry:
-    """One trial as the record knows it.
+    """One trial of the record.
 
     Attributes:
         number: Number of the trial in the study, from 0.
         values: Sampled values by field name.
         state: How the trial stands.
-        reason: Why it ended, for a person to read.
+        reason: Why it ended, as text.
         scores: Value of the study's metric by epoch, from 1.
         metrics: All metrics of the best epoch.
         seconds: Time spent on training, over all its runs.
@@ -206,7 +206,7 @@ class Exploit:
     explored: Mapping[str, Sequence[Any]]
 
     def describe(self) -> str:
-        """In one line, for a person to read."""
+        """The step as one line of text."""
         changes = ", ".join(
             f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in self.explored.items()
         )

@@ -47,7 +47,7 @@ class Imported:
     unlike: list[str]
 
     def describe(self) -> str:
-        """A line for a person to read."""
+        """The import as one line of text."""
         note = f"; they differ in {', '.join(self.unlike)}" if self.unlike else ""
         return f"{self.used} of {self.total} trials of {self.study} fit this space{note}"
 

@@ -44,7 +44,7 @@ class StudyContext:
     def trial_config(
         self, spec: StudySpec, number: int, values: Mapping[str, Any]
     ) -> ModelTrainingConfig:
-        """The config of one trial: where sampled values meet fixed ones."""
+        """The config of one trial, from its sampled values and the fixed ones."""
         config = spec.trial_config(values)
         folder = self.trial_folder(number)
         config.data_dir = self.data.preprocessed

@@ -74,7 +74,7 @@ class ClusterLostError(Exception):
 
 
 def classify(error: Exception) -> TrialEnd:
-    """How a trial ends by an error: its state, and the reason for a person to read."""
+    """How a trial ends by an error: its state, and the reason as text."""
     match error:
         case ConstraintBrokenError():
             return TrialEnd(TrialState.INFEASIBLE, str(error), {VIOLATION: error.violation})
@@ -111,7 +111,7 @@ def _classify_training(error: Exception) -> TrialEnd:
 
 
 def _summary(error: Exception) -> str:
-    """The type of an error and what it says, on one line."""
+    """Type and message of an error, on one line."""
     if isinstance(error, ValidationError):
         # its first line does no more than count
         words = "; ".join(problem.message for problem in value_problems(error))

@@ -41,7 +41,7 @@ class Networks:
     too_large: int
 
     def describe(self) -> list[str]:
-        """Lines for a person to read."""
+        """The result as lines of text."""
         line = f"networks  {len(self.costs)} different ones of this space can be built"
         if self.too_large:
             line += f"; {self.too_large} of them break a constraint, and would end as infeasible"

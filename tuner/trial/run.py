@@ -109,7 +109,7 @@ class TrialRun:
                     path.unlink()
 
     def close(self) -> None:
-        """End training where it stands and free what it held."""
+        """End training at once and free its memory."""
         self._closing = True
         self._turn.release()
         self._thread.join()
@@ -135,7 +135,7 @@ class TrialRun:
         if not math.isfinite(score):
             undefined = (
                 f"{self._spec.metric} is not defined: no validation case has what it measures, in "
-                "its label or in its prediction; the epoch counts for nothing"
+                "its label or in its prediction; the epoch is ignored"
             )
         note, self._note = self._note, ""
         self._reports.put(

@@ -151,7 +151,7 @@ def get_dataloaders(
         config.data_dir,
         "train",
         config.train_batch_size,
-        _num_workers(config),
+        resolve_num_workers(config),
         shuffle=True,
         patch_size=config.patch_size,
         foreground_fraction=config.foreground_fraction,
@@ -186,7 +186,7 @@ def _check_fits(config: ModelTrainingConfig, dataset: PreprocessedDataset) -> No
         raise DatasetError("\n  ".join(problems))
 
 
-def _num_workers(config: ModelTrainingConfig) -> int:
+def resolve_num_workers(config: ModelTrainingConfig) -> int:
     """Loader processes of a config, with `auto` resolved for this machine."""
     if config.num_workers != "auto":
         return config.num_workers

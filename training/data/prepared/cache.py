@@ -134,10 +134,6 @@ class PreprocessedDataset(BaseModel):
         with np.load(self.array_folder / f"{case_id}.foreground.npz") as stored:
             return {int(label): stored[label] for label in stored.files}
 
-    def image_paths(self, case_id: str) -> list[Path]:
-        """The files that a case was read from."""
-        return self.cases[case_id].images
-
     def is_complete(self) -> bool:
         """Whether every array is there with its full size."""
         return all(entry.is_complete(self.array_folder, case) for case, entry in self.cases.items())

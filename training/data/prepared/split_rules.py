@@ -73,7 +73,7 @@ def split_of_file(
 
 
 def rules_digest(config: ModelTrainingConfig) -> str:
-    """Name of what the rules say, for the identity of a split; empty where there are none.
+    """Digest of the rules, part of a split's name; empty where there are none.
 
     Raises:
         DatasetError: if a file of the rules cannot be read.

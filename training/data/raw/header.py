@@ -147,7 +147,7 @@ def _check_affine(path: Path, image: Any, affine: NDArray[np.float64]) -> None:
 
 
 def spacing_text(spacing: Any) -> str:
-    """A spacing for people, `0.7 x 0.7 x 5`."""
+    """A spacing as text, `0.7 x 0.7 x 5`."""
     return " x ".join(f"{size:.6g}" for size in spacing)
 
 

@@ -138,7 +138,7 @@ def _reason_for_parts(path: Path) -> str:
 
 
 def _shown(values: NDArray[Any]) -> str:
-    """The first values for people, with all their digits."""
+    """The first values as text, with all their digits."""
     different = np.unique(values)
     shown = [
         np.format_float_positional(value, trim="-") if value.dtype.kind == "f" else str(value)

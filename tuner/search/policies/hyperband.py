@@ -104,7 +104,7 @@ class Hyperband(Policy):
         return self._brackets[bracket % len(self._brackets)]
 
     def _round(self, number: int, epoch: int) -> _Round | None:
-        """The comparison that a trial meets at an epoch."""
+        """The comparison of a trial at an epoch."""
         bracket = self.bracket(number)
         compared = self._kind(bracket).milestones[:-1]
         return _Round(bracket, compared.index(epoch)) if epoch in compared else None

@@ -74,7 +74,7 @@ class PopulationTraining(Policy):
         return GO_ON
 
     def promote(self, *, last: bool = False) -> int | None:
-        """The paused trial that trained least; the record says first whose weights it copies."""
+        """The paused trial that trained least; first the record notes whose weights it copies."""
         paused = self._record.with_state(TrialState.PAUSED)
         # new trials go first: the population is to be complete
         if not paused or len(self._record.entries) < self._population:

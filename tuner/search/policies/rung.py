@@ -45,7 +45,7 @@ class Rung:
         self._waiting: list[Ranked] = []
 
     def __len__(self) -> int:
-        """How many trials have come here."""
+        """The number of trials at this rung."""
         return len(self.ranked)
 
     @property

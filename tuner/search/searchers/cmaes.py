@@ -18,7 +18,7 @@ SPREAD = 0.25
 
 
 def cmaes(view: SearchView) -> Proposal:
-    """A draw of the generation that the record has come to, the default at first its centre.
+    """A draw from the current generation; the first generation is centred on the default.
 
     Fields are searched in the unit cube; a choice is one coordinate an option, and the
     greatest counts. A generation is over when as many of its trials as it takes have a result;

@@ -46,7 +46,7 @@ def gp(view: SearchView) -> Proposal:
     needed = FIRST_PER_FIELD * len(view.space.domains)
     if len(ranks_by_rung(view)) < needed or view.number % EXPLORATION_INTERVAL == 0:
         return qmc(view)
-    points, budgets, values, pending = _observations(view)
+    points, budgets, values, pending = observations(view)
     drawn = view.rng().permutation(len(values))[:MAX_FITTED]
     process = GaussianProcess.fit(
         points[drawn], budgets[drawn], values[drawn], view.encoding.fields
@@ -64,7 +64,7 @@ def gp(view: SearchView) -> Proposal:
     return Proposal(_maximise(view, process, float(known.max()), known))
 
 
-def _observations(
+def observations(
     view: SearchView,
 ) -> tuple[
     Float[ndarray, "n d"], Float[ndarray, " n"], Float[ndarray, " n"], Float[ndarray, "m d"]
