@@ -1,9 +1,9 @@
 """Names in a config: networks, losses, optimizers and more, by a key or an import path.
 
-A registry maps the names of what this package has to where it is, as text, so that to know the
-names nothing is imported. Something of ours is added as one function and one entry here: the
-config's validation, its schema, the help and the tests of all entries follow. A user's own is
-named by its import path, `package.module:function`, and takes no entry (a plug-in).
+A registry maps each name to an import path, as text, so that reading the names imports nothing.
+Something of ours is added as one function and one entry here: the config's validation, its schema,
+the help and the tests of all entries follow. A user's own is named by its import path,
+`package.module:function`, and takes no entry (a plug-in).
 
 What a name stands for is called with keyword arguments, and takes those that it has parameters
 for (`call`):
@@ -87,7 +87,7 @@ class Registry(dict[str, str]):
         return load_function(name, self.kind)
 
     def name_of(self, value: Any) -> Any:
-        """The name of something that is given itself, in Python; any other value as it is.
+        """The name of a function or class given in Python; any other value unchanged.
 
         Raises:
             PluginError: if it cannot be imported by a name.

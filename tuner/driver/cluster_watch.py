@@ -52,7 +52,7 @@ def cluster_watch(on_lost: Callable[[str], None], ended: threading.Event) -> Ite
 
     Args:
         on_lost: Called once, in a thread of its own, with the process of Ray that is gone.
-        ended: Set when nobody needs to know any more; at the latest when the block ends.
+        ended: Set to end the watch; at the latest when the block ends.
     """
     own = _own_processes()
     watched, interval = (own, OWN_INTERVAL) if own else (_joined_processes(), JOINED_INTERVAL)
@@ -78,7 +78,7 @@ def wait_for_loss(
 
     Args:
         watched: The processes.
-        ended: Is set when nobody needs to know any more.
+        ended: Set to end the watch.
         interval: Seconds between two looks.
 
     Returns:

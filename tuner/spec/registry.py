@@ -46,7 +46,7 @@ POLICIES = Registry(
 
 
 def name_of(function: Any) -> str:
-    """The name of a function or class that is given itself: its key if it is ours, or its path.
+    """The name of a function or class given in Python: its key if it is ours, or its path.
 
     Raises:
         PluginError: if no other process could import it.

@@ -44,8 +44,8 @@ def optuna_entry(
 ) -> OptunaEntry:
     """State and score that Optuna's tables should have for a trial.
 
-    Optuna knows no trial that is paused or was cut off. While a study runs, such a trial counts
-    as running, for it may go on; when nobody runs the study, it is pruned, with its best score.
+    Optuna has no state for trials that are paused or were cut off. While a study runs, such a trial
+    counts as running, since it may go on; afterwards it is pruned, with its best score.
 
     Args:
         entry: The trial.

@@ -54,7 +54,7 @@ class Comparison:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the two can be told apart."""
+        """Whether the difference is significant, see `METHOD`."""
         return self.p_value < LEVEL and self.p_cases < LEVEL
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyContext:
-    """What every trial of a study needs to know.
+    """Settings of a study that every trial needs.
 
     Attributes:
         folder: The study folder, an absolute path that every node can write.

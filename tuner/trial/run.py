@@ -119,7 +119,7 @@ class TrialRun:
         """Hand over the metrics of an epoch and wait for the next turn.
 
         Raises:
-            TrialClosed: if the trial is not to go on.
+            TrialClosed: if the trial must end.
             ConstraintBrokenError: if the trial breaks a constraint of the study.
             PluginError: if the study's metric was not logged.
         """
@@ -155,7 +155,7 @@ class TrialRun:
         """Wait until Tune asks for the next report.
 
         Raises:
-            TrialClosed: if the trial is not to go on.
+            TrialClosed: if the trial must end.
         """
         self._turn.acquire()
         if self._closing:
@@ -257,7 +257,7 @@ class TrialRun:
 
         Raises:
             TimeoutError: if another process keeps the lock.
-            TrialClosed: if the trial is not to go on.
+            TrialClosed: if the trial must end.
         """
         lock = FileLock(folder / LOCK_FILE)
         deadline = time.monotonic() + LOCK_SECONDS
