@@ -52,6 +52,8 @@ def only_driver(study: Study) -> Iterator[None]:
             with suppress(TunerError):
                 close_records(study, DRIVER_FAILED)
             raise
+        finally:
+            study.record.close()
 
 
 def close_if_not_driven(study: Study) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -88,6 +89,23 @@ def test_a_study_without_trials_may_be_given_again(tmp_path: Path, metric: str) 
     assert opened.record.mode == ("min" if metric == "val_loss" else "max")
     assert len(opened.record.entries) == 1
     assert not (tmp_path / "s" / "provenance.json").exists()
+
+
+def test_a_study_that_is_looked_at_is_not_in_the_way_of_one_made_anew(tmp_path: Path) -> None:
+    """SQLite removes a log by its name when the last one who reads the file lets go of it."""
+    create_study(spec_of(), tmp_path, "s").record.close()
+    looked_at = open_study(tmp_path, "s")
+    again = create_study(spec_of(SPACE.replace("num_trials: 6", "num_trials: 9")), tmp_path, "s")
+    again.record.propose({"learning_rate": 1e-3}, "a test")
+    del looked_at
+    gc.collect()
+    assert len(open_study(tmp_path, "s").record.entries) == 1
+    # and one that was opened can be written still
+    opened = open_study(tmp_path, "s")
+    again.record.close()
+    opened.record.report(0, 1, 0.5, {}, 1.0)
+    opened.record.close()
+    assert open_study(tmp_path, "s").record.entries[0].scores == {1: 0.5}
 
 
 @pytest.mark.parametrize("fault", ["spec.resolved.yaml", "optuna.db"])
