@@ -69,7 +69,7 @@ def probabilities_within_memory(
             lambda: _on_the_cpu(module, image),
         ),
     )
-    found = _unless_out_of_memory(first)
+    found = _try_in_memory(first)
     for line, way in ways:
         if found is not None:
             return found
@@ -77,13 +77,13 @@ def probabilities_within_memory(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         tell(line)
-        found = _unless_out_of_memory(way)
+        found = _try_in_memory(way)
     if found is None:
         raise MemoryError("out of GPU memory in every way")
     return found
 
 
-def _unless_out_of_memory(way: Callable[[], Tensor]) -> Tensor | None:
+def _try_in_memory(way: Callable[[], Tensor]) -> Tensor | None:
     try:
         return way()
     except RuntimeError as error:

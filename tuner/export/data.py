@@ -86,7 +86,7 @@ def find_data(
             except (DatasetError, ExportError) as error:
                 notes.append(str(error))
     if dataset is None and PREPARATION not in provenance:
-        dataset = _prepared_again(study, data_dir or Path(recorded["source"]), config)
+        dataset = _prepare_again(study, data_dir or Path(recorded["source"]), config)
         cases = cases or _existing_cases(dataset)
     if dataset is not None:
         kept = dataset.model_dump(include={"labels", "channels", "splits"})
@@ -131,7 +131,7 @@ def _existing_cases(dataset: PreprocessedDataset) -> dict[str, RawCase]:
     }
 
 
-def _prepared_again(study: str, folder: Path, config: ModelTrainingConfig) -> PreprocessedDataset:
+def _prepare_again(study: str, folder: Path, config: ModelTrainingConfig) -> PreprocessedDataset:
     """The data prepared again, for a study without preprocessing settings in its folder."""
     folder = resolve_data_dir(folder)
     if not folder.is_dir():

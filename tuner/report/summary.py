@@ -105,7 +105,7 @@ def print_summary(
     for line in spending_lines(study):
         console.print(line, markup=False)
     console.print("best    " + best_line(study))
-    for line in _about_the_best(record):
+    for line in _best_value_lines(record):
         console.print(f"        {line}", markup=False)
     for table in goal_tables(study):
         console.print(table)
@@ -117,7 +117,7 @@ def print_summary(
         console.print(f"next    {step}", markup=False)
 
 
-def _about_the_best(record: StudyRecord) -> list[str]:
+def _best_value_lines(record: StudyRecord) -> list[str]:
     """The values that the best score was reached with, or why there is none."""
     best = record.best()
     if best is not None:

@@ -283,7 +283,7 @@ def _example_domain(name: str, options: list[_Option], default: Any) -> str:
         if option.base is bool:
             return f"{name}: {{choice: [true, false]}}"
         if option.base in (int, float) and default is None:
-            return f"{name}: {{choice: {{off: null, on: {as_yaml(_a_number(option))}}}}}"
+            return f"{name}: {{choice: {{off: null, on: {as_yaml(_example_number(option))}}}}}"
         if option.base in (int, float):
             return f"{name}: {_number_domain(option, default)}"
     if isinstance(default, dict):
@@ -297,7 +297,7 @@ def _upper(option: _Option) -> float | None:
     return option.limit("le") if strict is None else strict
 
 
-def _a_number(option: _Option) -> float:
+def _example_number(option: _Option) -> float:
     upper = _upper(option)
     return 10 if upper is None else 0.999 * upper
 

@@ -98,7 +98,7 @@ def check_networks(spec: StudySpec) -> Networks:
         costs.append(Cost.of(drawn.config))
     too_large = [cost for cost in costs if _above(cost, spec)]
     if costs and len(too_large) == len(costs):
-        _check_that_one_fits(spec)
+        _check_constraints(spec)
     return Networks(costs, len(too_large))
 
 
@@ -124,7 +124,7 @@ def check_some_network_builds(spec: StudySpec) -> None:
         )
 
 
-def _check_that_one_fits(spec: StudySpec) -> None:
+def _check_constraints(spec: StudySpec) -> None:
     """Look among more networks for one that is small enough."""
     counted = []
     for drawn in _drawn(spec):

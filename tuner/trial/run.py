@@ -209,7 +209,7 @@ class TrialRun:
         config = self._study.trial_config(self._spec, self._number, self._values)
         check_trial_gpu(self._study.gpus if config.gpus else 0)
         config.data_dir = self._study.data.on_this_node(config)
-        # `auto` depends on the labels, and an exported model has to tell how it was trained
+        # `auto` depends on the labels, and an exported model must record how it was trained
         labels = PreprocessedDataset.load(config.data_dir).labels
         config.mirror_axes = mirror_axes(config, labels)
         keep_changed_config(folder, config, folder / METRICS_FILE)

@@ -220,7 +220,7 @@ class _Preparation:
         self._arrays.mkdir(exist_ok=True)
         plan = _read(DatasetPlan, self._arrays / PLAN) or self._plan()
         splits = split_cases(plan.voxel_counts, self._config)
-        # said later; here it keeps what cannot be learnt from being preprocessed
+        # warnings come later; here it only refuses labels that cannot be learnt, before the work
         missing_classes(splits, plan.voxel_counts, dataset.labels, self._config.target_label)
         entries = self._entries(plan)
         of_cases = [warning for entry in entries.values() for warning in entry.warnings]

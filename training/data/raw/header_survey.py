@@ -62,7 +62,7 @@ def survey_headers(dataset: RawDataset) -> HeaderSurvey:
         except DatasetError as error:
             survey.problems[case.case_id] = str(error)
         except Exception as error:
-            # whatever nibabel makes of a damaged header, the other cases go on
+            # nibabel raises many kinds of errors for damaged headers; the other cases go on
             survey.problems[case.case_id] = str(unreadable(case.images[0], error))
         else:
             orientation = orientation_of(first.affine)

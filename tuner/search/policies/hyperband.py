@@ -166,6 +166,6 @@ class Hyperband(Policy):
     def _verdict(self, number: int, here: _Round, survivors: int) -> str:
         epoch = self._milestone(here)
         return (
-            f"{self._by(here)}: {self._its_score(number, epoch)} is not among the best {survivors} "
-            f"of its round{self._best_elsewhere(number, epoch)}"
+            f"{self._by(here)}: {self._judged_score(number, epoch)} is not among the best "
+            f"{survivors} of its round{self._better_epoch(number, epoch)}"
         )

@@ -73,13 +73,13 @@ class Policy:
         entry = self._record.entries[number]
         return f"paused after epoch {entry.epochs}: never promoted: {entry.reason}"
 
-    def _its_score(self, number: int, epoch: int) -> str:
+    def _judged_score(self, number: int, epoch: int) -> str:
         """The score that a trial is judged by, as text."""
         score = self._record.entries[number].scores[epoch]
         text = f"{score:.4g}" if math.isfinite(score) else "which is not defined"
         return f"its score there, {text},"
 
-    def _best_elsewhere(self, number: int, epoch: int) -> str:
+    def _better_epoch(self, number: int, epoch: int) -> str:
         """The best score of a trial if it is not that of the epoch that it is judged at."""
         best = self._record.entries[number].best(self._record.mode)
         if best is None or best[0] == epoch:
