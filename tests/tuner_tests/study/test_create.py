@@ -206,8 +206,8 @@ def test_damaged_studies_do_not_hide_the_others(
     assert "not valid YAML" in lines["yaml"]
     assert "optuna.db" in lines["record"]
     assert "it is not there" in lines["norecord"]
-    assert "is not a file, or a link to none" in lines["link"]
-    assert "is not a file, or a link to none" in lines["folder"]
+    assert "is not a file, or is a broken link" in lines["link"]
+    assert "is not a file, or is a broken link" in lines["folder"]
     # nobody runs them
     assert any(line.startswith("good ") and "1 interrupted" in line for line in lines)
     assert any(line.startswith("[red]odd") and "1 interrupted" in line for line in lines)
