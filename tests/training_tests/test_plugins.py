@@ -177,6 +177,14 @@ def test_model_params_are_checked_against_the_signature(tmp_path: Path, lab: Pat
     assert training_bytes(own_config(tmp_path)) > 0
 
 
+@pytest.mark.parametrize("name", ["os:system", "torch:os.system", "liver_lab.nets:torch.os.system"])
+def test_a_part_of_python_is_no_network(tmp_path: Path, lab: Path, name: str) -> None:
+    params = {"command": f"touch {tmp_path / 'ran'}"}
+    with pytest.raises(PluginError, match="is a part of Python itself"):
+        build_model(own_config(tmp_path, model_name=name, model_params=params))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_weights_of_a_network_of_ones_own_depend_on_the_seed_alone(
     tmp_path: Path, lab: Path
 ) -> None:

@@ -377,8 +377,9 @@ def _check_code(folder: Path, config: ModelTrainingConfig, *, trust_code: bool) 
     if not trust_code:
         raise BundleError(
             f"the exported model {folder} needs code that is not part of it: its network is "
-            f"{name}, so the module {module} of this machine would be imported and run; if you "
-            "know and trust that module, allow it with --trust-code (in Python: "
+            f"{name}, so the module {module} of this machine would be imported and run, and "
+            f"{name.rpartition(':')[2]} called with model_params={config.model_params}; if you "
+            "know and trust both, allow it with --trust-code (in Python: "
             "Bundle.load(folder, trust_code=True))"
         )
     found = code_file(name)
