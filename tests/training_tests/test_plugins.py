@@ -298,6 +298,30 @@ def test_code_in_a_bundle_is_never_run(
     assert not (tmp_path / "ran").exists()
 
 
+def test_what_a_trusted_module_imports_is_not_taken_from_the_bundle(
+    tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    own_bundle(bundle, tmp_path)
+    forget_package()
+    (bundle / "lab_blocks.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(bundle)
+    Bundle.load(bundle, trust_code=True)
+    assert sys.path[0] == str(bundle)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_network_that_was_changed_since_is_told(tmp_path: Path, lab: Path) -> None:
+    own_bundle(tmp_path / "bundle", tmp_path)
+    forget_package()
+    blocks = lab / "lab_blocks.py"
+    for old, new in (("width, 3", "width, 5"), ("nn.ReLU()", "nn.NoSuch()")):
+        forget_package()
+        blocks.write_text(blocks.read_text().replace(old, new))
+        with pytest.raises(BundleError, match="may be another version than it was trained with"):
+            Bundle.load(tmp_path / "bundle", trust_code=True)
+
+
 def test_a_converted_network_needs_no_code(tmp_path: Path, lab: Path) -> None:
     module = own_bundle(tmp_path / "bundle", tmp_path)
     bundle = Bundle.load(tmp_path / "bundle", "cpu", trust_code=True)
