@@ -171,6 +171,8 @@ def _package_folder(found: Path) -> Path:
 def _package_files(found: Path) -> list[Path]:
     """All files of a package, its data too, without those of studies that lie in it.
 
+    Of a folder without `__init__.py` it is the Python files alone.
+
     Raises:
         StudyError: if they are too large to be copied.
     """
@@ -185,7 +187,9 @@ def _package_files(found: Path) -> list[Path]:
             and not (Path(place) / name / RESOLVED_SPEC).is_file()
         )
         files += [Path(place) / name for name in sorted(names) if not name.startswith(".")]
-    files = [file for file in files if file.is_file() and file.suffix != ".pyc"]
+    # a folder without __init__.py may as well be one of data
+    whole = (folder / "__init__.py").is_file()
+    files = [file for file in files if file.is_file() and (whole or file.suffix == ".py")]
     sizes = {file: file.stat().st_size for file in files}
     if sum(sizes.values()) > MOST_BYTES:
         largest = max(files, key=lambda file: sizes[file])

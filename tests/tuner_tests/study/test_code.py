@@ -123,6 +123,17 @@ def test_a_package_is_kept_with_its_data(tmp_path: Path, lab: Path) -> None:
     assert not [name for name in kept if "studies" in name or ".git" in name]
 
 
+def test_of_a_folder_that_is_no_package_python_files_are_kept(tmp_path: Path, lab: Path) -> None:
+    (lab / "liver_lab" / "__init__.py").unlink()
+    (lab / "liver_lab" / "scan.bin").write_bytes(bytes(8))
+    study = tmp_path / "study"
+    study.mkdir()
+    keep_code(study, spec_of())
+    kept = json.loads((study / "code.json").read_text())
+    assert "liver_lab/nets.py" in kept
+    assert "liver_lab/scan.bin" not in kept
+
+
 def test_a_large_package_is_refused(
     tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
