@@ -229,6 +229,34 @@ def test_settings_of_an_optimizer_of_ones_own_hold_when_a_run_is_resumed(
     assert other.param_groups[0]["lr"] == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize("kind", ["liver_sched:decay", "cosine"])
+@pytest.mark.parametrize("before", ["liver_sched:decay", "cosine"])
+def test_a_schedule_of_torch_goes_on_with_the_rate_of_its_config(
+    tmp_path: Path, lab: Path, before: str, kind: str
+) -> None:
+    (lab / "liver_sched.py").write_text(
+        "import torch\n"
+        "def decay(optimizer):\n"
+        "    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)\n"
+    )
+
+    def rates(config: ModelTrainingConfig, state: Any = None, steps: int = 3) -> Any:
+        optimizer, schedule = get_optimizer(config, nn.Linear(2, 2))
+        assert schedule is not None
+        if state is not None:
+            schedule.load_state_dict(state)
+        for _ in range(steps):
+            optimizer.step()
+            schedule.step()
+        return float(optimizer.param_groups[0]["lr"]), schedule.state_dict()
+
+    first = own_config(tmp_path, scheduler=before, learning_rate=0.8, max_epochs=6)
+    # as in population based training: another learning rate, and maybe another schedule
+    other = own_config(tmp_path, scheduler=kind, learning_rate=0.4, max_epochs=6)
+    _, state = rates(first)
+    assert rates(other, state, 1)[0] == pytest.approx(rates(other, steps=4)[0])
+
+
 def own_bundle(folder: Path, tmp_path: Path) -> SegmentationLightningModule:
     config = own_config(tmp_path)
     module = SegmentationLightningModule(build_model(config), config).eval()
