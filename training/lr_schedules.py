@@ -57,7 +57,7 @@ class EpochSchedule(LambdaLR):
         super().__init__(optimizer, lambda step: factor(step / steps_per_epoch))
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch that comes next."""
+        """The next epoch."""
         return {"epoch": self.last_epoch / self.steps_per_epoch}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ class PlateauSchedule(ReduceLROnPlateau):
     def step(  # type: ignore[override]  # as torch's own is
         self, metrics: SupportsFloat, epoch: int | None = None
     ) -> None:
-        """End an epoch with its metric; one that is not defined says nothing of progress."""
+        """End an epoch with its metric; an undefined one is ignored."""
         if self.last_epoch < self.warmup_epochs or not math.isfinite(metrics):
             self.last_epoch += 1
         else:
@@ -102,7 +102,7 @@ class PlateauSchedule(ReduceLROnPlateau):
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch that comes next, and what has been seen."""
+        """The next epoch, the best metric, and the reductions so far."""
         return {
             "epoch": self.last_epoch,
             "best": self.best,
@@ -250,7 +250,7 @@ def cosine(config: ModelTrainingConfig, optimizer: Optimizer, steps_per_epoch: i
 
 
 def poly(config: ModelTrainingConfig, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
-    """The factor (1 - epoch / max_epochs) ** poly_power, as nnU-Net has it with 0.9."""
+    """The factor (1 - epoch / max_epochs) ** poly_power, as in nnU-Net with 0.9."""
     return _after_warmup(
         config,
         optimizer,

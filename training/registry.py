@@ -1,9 +1,9 @@
-"""What a config can name: networks, losses, optimizers and more, by a key or an import path.
+"""Names in a config: networks, losses, optimizers and more, by a key or an import path.
 
-A registry maps the names of what this package has to where it is, as text, so that to know the
-names nothing is imported. Something of ours is added as one function and one entry here: the
-config's validation, its schema, the help and the tests of all entries follow. A user's own is
-named by its import path, `package.module:function`, and takes no entry (a plug-in).
+A registry maps each name to an import path, as text, so that reading the names imports nothing.
+Something of ours is added as one function and one entry here: the config's validation, its schema,
+the help and the tests of all entries follow. A user's own is named by its import path,
+`package.module:function`, and takes no entry (a plug-in).
 
 What a name stands for is called with keyword arguments, and takes those that it has parameters
 for (`call`):
@@ -76,7 +76,7 @@ class Registry(dict[str, str]):
         self.given = given
 
     def resolve(self, name: str) -> Any:
-        """What a name stands for, imported.
+        """Import what a name stands for.
 
         Args:
             name: A key, or an import path.
@@ -100,7 +100,7 @@ class Registry(dict[str, str]):
             taken(function, f"{self.kind} {name}", dict.fromkeys(self.given))
 
     def name_of(self, value: Any) -> Any:
-        """The name of something that is given itself, in Python; any other value as it is.
+        """The name of a function or class given in Python; any other value unchanged.
 
         Raises:
             PluginError: if it cannot be imported by a name.
@@ -235,13 +235,13 @@ def parameters_of(function: Callable[..., Any], name: str) -> Mapping[str, inspe
     """The parameters of what a name stands for.
 
     Raises:
-        PluginError: if Python cannot tell them.
+        PluginError: if its signature cannot be read.
     """
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
         raise PluginError(
-            f"{name}: Python cannot tell the parameters of {function!r}: wrap it in a function"
+            f"{name}: Python cannot read the parameters of {function!r}: wrap it in a function"
         ) from error
 
 

@@ -40,7 +40,7 @@ READ_ERRORS = (OSError, RuntimeError, CheckpointError)
 
 
 class Manifest(BaseModel):
-    """What a bundle says of itself.
+    """The content of `bundle.json`.
 
     Attributes:
         format_version: Version of this layout.
@@ -69,7 +69,7 @@ class Bundle:
         preprocessing: How an image becomes the network's input, and back.
         manifest: Labels, channels, metrics and provenance.
         module: The network, on its device, in evaluation mode.
-        tell: Told a line, with the image, of what is doubtful about its header, and when a case
+        tell: Called with each warning about an image's header, and when a case
             is predicted on the CPU because memory runs out.
     """
 
@@ -270,20 +270,20 @@ def write_bundle(
         What `verify` returned, empty without it.
 
     Raises:
-        BundleError: if `folder` holds what is not of a bundle, or cannot be written.
+        BundleError: if `folder` holds other files than a bundle's, or cannot be written.
     """
-    told = manifest.model_copy(update={"provenance": without_paths(manifest.provenance)})
+    portable = manifest.model_copy(update={"provenance": without_paths(manifest.provenance)})
     with replaced_bundle(folder) as new:
         torch.save(module.model.state_dict(), new / WEIGHTS)
         (new / CONFIG).write_text(yaml.safe_dump(portable_config(config), sort_keys=False))
         (new / PREPROCESSING).write_text(preprocessing.model_dump_json(indent=2))
-        (new / MANIFEST).write_text(told.model_dump_json(indent=2))
+        (new / MANIFEST).write_text(portable.model_dump_json(indent=2))
         if verify is None:
             return ""
         try:
             return verify(new)
         except BundleError as error:
-            # that folder is gone when a person reads of it
+            # that folder no longer exists when the user reads the message
             raise BundleError(str(error).replace(str(new), str(folder))) from error
 
 

@@ -64,7 +64,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
     """
     with (
         only_driver(study),
-        _empty_study_removed(study),
+        _remove_empty_study(study),
         full_disk_explained(study),
         study_code(study.folder),
     ):
@@ -131,7 +131,7 @@ def _tell_edited_code(study: Study, console: Console | None) -> None:
 
 
 @contextmanager
-def _empty_study_removed(study: Study) -> Iterator[None]:
+def _remove_empty_study(study: Study) -> Iterator[None]:
     """Remove what this call made if an error keeps the study from its first trial."""
     before = study.before or FolderBefore.of(study.folder)
     try:

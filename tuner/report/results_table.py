@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def write_results_csv(path: Path, study: Study) -> None:
-    """Write every trial with its ending, its best score, and what that was reached with."""
+    """Write every trial with its ending, its best score, and the values of that score."""
     write_csv(path, *results_table(study))
 
 

@@ -27,7 +27,7 @@ MODULE_BASE = "training.lightning_module:SegmentationLightningModule"
 
 
 def trial_plugins(spec: StudySpec) -> dict[str, tuple[str, Registry]]:
-    """What the trials of a study use of the user's own: field and kind, by import path."""
+    """Code of the user's own that a study's trials use: field and kind, by import path."""
     return {path: (field, kind) for field, path, kind in _named(spec) if is_plugin(path)}
 
 

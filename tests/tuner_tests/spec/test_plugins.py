@@ -126,7 +126,7 @@ def test_a_path_that_leads_nowhere_names_its_field(
     ("old", "new", "message"),
     [
         ("mode: [min, max]\n", "", "s.yaml:1:10: whether a greater or a smaller liver_lab.metrics"),
-        ("[min, max]", "[least, max]", "must be said: write mode: max or mode: min"),
+        ("[min, max]", "[least, max]", "mode is needed, since"),
         ("[min, max]", "[min, min]", r"does not fit metric .*: write \[min, max\]"),
         (":TinyNet]", ":Tiny Net]", "is not an import path: write package.module:function"),
         ("val_dice]", "val_dicee]", ""),

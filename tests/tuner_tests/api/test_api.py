@@ -25,7 +25,7 @@ from tuner.study.create import create_study
 from tuner.study.files import METRICS_FILE, trial_folder
 from tuner.study.trial_entry import TrialState
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SPACE = """
 metric: [val_dice, val_accuracy]
