@@ -247,7 +247,14 @@ def metric_conventions() -> str:
 def plugin_arguments() -> str:
     """What a user's own code is called with, from the docstring of the registry."""
     text = inspect.cleandoc(registry.__doc__ or "")
-    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    fields = {"METRICS": "`metric`, `own_metrics`", "MODULES": "`lightning_module`"}
+    for field, kind in registry.FIELDS.items():
+        name = next(name for name, thing in vars(registry).items() if thing is kind)
+        fields[name] = code(field)
+    for name, field in fields.items():
+        rows = rows.replace(f"| {name} |", f"| {field} |")
+    return rows.replace("| Registry |", "| Field |")
 
 
 def trial_states() -> str:

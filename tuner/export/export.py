@@ -34,6 +34,7 @@ from training.errors import BundleError, DatasetError
 from tuner.errors import ExportError
 from tuner.export.data import ExportData, find_data
 from tuner.spec.plugins import import_plugins
+from tuner.study.code import study_code
 from tuner.study.commands import study_command
 from tuner.study.config_files import config_file
 from tuner.study.confirmation import SEED, confirmed_configs, is_finished, open_confirmation
@@ -125,7 +126,11 @@ def export_trial(
         DatasetError: if `data_dir` has not the layout of data.
     """
     check_bundle_folder(folder)
-    chosen = _chosen(study, number)
+    with study_code(study.folder):
+        return _export(study, folder, _chosen(study, number), data_dir)
+
+
+def _export(study: Study, folder: Path, chosen: _Chosen, data_dir: Path | None) -> Exported:
     entry = chosen.entry
     best = entry.best(study.record.mode)
     source = trial_folder(chosen.folder, entry.number)

@@ -106,8 +106,8 @@ def _row(entry: TrialEntry, mode: str, values: Mapping[str, Any]) -> dict[str, A
         "state": entry.state.value,
         "reason": entry.reason,
         "epochs": entry.epochs,
-        "best_epoch": best[0] if best else "",
-        "value": best[1] if best else "",
+        # without a score the cells are missing, in a data frame too
+        **({"best_epoch": best[0], "value": best[1]} if best else {}),
         "seconds": round(entry.seconds, 1),
         **params(values),
         **metrics(entry.metrics),

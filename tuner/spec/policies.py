@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from training.errors import PluginError
-from training.registry import is_plugin, parameters_of
+from training.registry import is_plugin, parameters_of, taken
 from tuner.errors import suggestion
 from tuner.spec.brackets import expected_epochs, hyperband_brackets
 from tuner.spec.settings import Number, Section, Whole
@@ -251,19 +251,20 @@ class OwnPolicySettings(PolicySettings):
         return dict(self.__pydantic_extra__ or {})
 
     def check(self, function: Callable[..., Any]) -> None:
-        """Check that the function has a parameter for each setting.
+        """Check that the function has a parameter for each setting, and needs no others.
 
         Raises:
-            PluginError: naming the setting and the nearest parameter.
+            PluginError: naming the setting and the nearest parameter, or what is missing.
         """
         parameters = parameters_of(function, f"policy {self.name}")
-        if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-            return
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
         known = [name for name in parameters if name not in {"record", "spec"}]
         for setting in self.settings:
-            if setting not in known:
+            if setting not in known and not takes_any:
                 near = suggestion(setting, known) if known else ": it takes none"
                 raise PluginError(f"policy {self.name} has no setting {setting!r}{near}")
+        given = dict.fromkeys(("record", "spec"))
+        taken(function, f"policy {self.name}", given, self.settings)
 
 
 POLICY_SETTINGS: dict[str, type[PolicySettings]] = {

@@ -143,6 +143,32 @@ def test_what_is_wrong_has_a_place(old: str, new: str, message: str) -> None:
         parse(text)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("liver_lab.training:Smooth", "liver_odd:Smooth", "loss liver_odd:.*argument 'size'"),
+        ("liver_lab.training:rms", "liver_odd:rms", "optimizer liver_odd:.*argument 'model'"),
+        ("liver_lab.training:halved", "liver_odd:halved", "schedule .*argument 'epochs'"),
+        ("liver_lab.metrics:volume", "liver_odd:volume", "metric .*argument 'label'"),
+        ("liver_lab.search:first", "liver_odd:first", "searcher .*must take one argument"),
+        ("liver_lab.search:stop", "liver_odd:stop", "policy .*argument 'fraction'"),
+        ("liver_lab.module:LabM", "liver_odd:LabM", "must be a subclass of training.lightning"),
+    ],
+)
+def test_what_cannot_be_called_is_refused(lab: Path, old: str, new: str, message: str) -> None:
+    (lab / "liver_odd.py").write_text(
+        "def SmoothCrossEntropy(size): ...\n"
+        "def rmsprop(model): ...\n"
+        "def halved(epochs): ...\n"
+        "def volume_error(label): ...\n"
+        "def first_draw(): ...\n"
+        "def stop_odd(fraction): ...\n"
+        "class LabModule: ...\n"
+    )
+    with pytest.raises(SpecError, match=message):
+        import_plugins(parse(SPACE.replace(old, new)))
+
+
 def test_what_only_a_module_logs_cannot_be_confirmed() -> None:
     logged = SPACE.replace("liver_lab.metrics:volume_error", "val_epochs_seen")
     assert parse(logged).metric == "val_epochs_seen"
