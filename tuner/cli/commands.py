@@ -122,10 +122,13 @@ def check(options: argparse.Namespace, out: Console) -> int:
     """`tune check`."""
     from tuner.report.spec import print_spec
     from tuner.spec.load import load_spec
+
+    spec = load_spec(options.space, overrides_of(options))
+    # these load torch: what is wrong with the file is said before
     from tuner.study.data import check_data
     from tuner.trial.networks import check_networks
 
-    spec, found = check_data(load_spec(options.space, overrides_of(options)))
+    spec, found = check_data(spec)
     networks = check_networks(spec)
     print_spec(out, spec)
     for line in (*found, *networks.describe()):

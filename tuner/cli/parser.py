@@ -120,7 +120,7 @@ def _fields_options(parser: argparse.ArgumentParser) -> None:
         "name",
         nargs="?",
         metavar="NAME",
-        help="a field, a section, or a setting such as search.num_trials (default: all)",
+        help="a field, a section, a policy, or a setting such as search.num_trials (default: all)",
     )
 
 

@@ -20,7 +20,7 @@ def check_point(parser: SpecParser, spec: SpecValues, values: dict[str, Any]) ->
     try:
         spec.trial_config(values)
     except ValueError as error:
-        problems = value_problems(error)
+        problems = value_problems(error, {**spec.config, **values})
     else:
         return True
     point = f"with {', '.join(f'{k}={v}' for k, v in values.items())}: " if values else ""

@@ -79,7 +79,7 @@ class Choice:
             ValueError: if the value may not be chosen.
         """
         for place, known in enumerate(self.values):
-            if value == known and same_kind(value, known):
+            if _same(value, known):
                 return place
         raise ValueError(f"{value!r} is not one of {self.describe()}")
 
@@ -89,7 +89,7 @@ class Choice:
 
     def contains(self, value: Any) -> bool:
         """Whether `value` may be chosen."""
-        return any(value == known and same_kind(value, known) for known in self.values)
+        return any(_same(value, known) for known in self.values)
 
     def sample(self, rng: random.Random) -> Any:
         """A value, each as likely as another."""
@@ -164,6 +164,11 @@ class Choice:
         """1 for the greatest coordinate, 0 for the others."""
         snapped: Float[ndarray, "n w"] = np.eye(self.width)[self.places(coordinates)]
         return snapped
+
+
+def _same(value: Any, known: Any) -> bool:
+    """Whether two values are one; NaN is itself, though it does not equal itself."""
+    return value is known or (value == known and same_kind(value, known))
 
 
 def _is_plain(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -55,8 +55,16 @@ def field_problem(name: str, value: Any) -> FieldProblem | None:
     return None
 
 
-def model_problems(error: ValidationError, model: type[BaseModel]) -> list[FieldProblem]:
-    """Everything that pydantic found wrong, one problem a field."""
+def model_problems(
+    error: ValidationError, model: type[BaseModel], given: Mapping[str, Any]
+) -> list[FieldProblem]:
+    """Everything that pydantic found wrong, one problem a field.
+
+    Args:
+        error: What it raised.
+        model: The model that was to be made.
+        given: The values by field, to show a list whole where one entry of it is wrong.
+    """
     by_field: dict[str, list[Any]] = {}
     problems = []
     for detail in error.errors(include_url=False):
@@ -69,14 +77,14 @@ def model_problems(error: ValidationError, model: type[BaseModel]) -> list[Field
             message = f"unknown name {field!r}{suggestion(field, model.model_fields)}"
             problems.append(FieldProblem((field,), message, is_name=True))
         else:
-            problems.append(_described(field, details[0]["input"], details))
+            problems.append(_described(field, given.get(field, details[0]["input"]), details))
     return problems
 
 
-def value_problems(error: ValueError) -> list[FieldProblem]:
-    """The errors of values that are not a valid config."""
+def value_problems(error: ValueError, given: Mapping[str, Any] | None = None) -> list[FieldProblem]:
+    """The errors of values that are not a valid config; see `model_problems`."""
     if isinstance(error, ValidationError):
-        return model_problems(error, ModelTrainingConfig)
+        return model_problems(error, ModelTrainingConfig, given or {})
     return [FieldProblem(error.fields if isinstance(error, FieldsError) else (), str(error))]
 
 

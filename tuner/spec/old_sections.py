@@ -30,16 +30,22 @@ def as_policy(data: Mapping[str, Any]) -> dict[str, Any]:
 
     Settings that the policy never read are left out.
     """
-    asha, pbt = data.get("asha", True), data.get("pbt")
-    default = "none" if asha is False else DEFAULT_POLICY
+    default = "none" if data.get("asha", True) is False else DEFAULT_POLICY
     scheduler = str(data.get("scheduler", default))
     name = scheduler if scheduler in POLICY_SETTINGS else default
     read = POLICY_SETTINGS[name].model_fields
-    given = {
-        **(asha if isinstance(asha, dict) else {}),
-        **(pbt if isinstance(pbt, dict) else {}),
-    }
+    given = {key.partition(".")[2]: value for key, value in _settings(data).items()}
     return {"name": name, **{key: value for key, value in given.items() if key in read}}
+
+
+def _settings(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in the old sections, by their dotted keys."""
+    return {
+        f"{section}.{key}": value
+        for section in ("asha", "pbt")
+        if isinstance(data.get(section), dict)
+        for key, value in data[section].items()
+    }
 
 
 def translate(data: dict[str, Any]) -> None:
@@ -59,7 +65,9 @@ def refusal(data: Mapping[str, Any]) -> str:
     value: Any = policy if len(policy) > 1 else policy["name"]
     written = yaml.safe_dump({"policy": value}, default_flow_style=True, sort_keys=False, width=999)
     sections, are = ("section", "is") if len(found) == 1 else ("sections", "are")
+    unread = [key for key in _settings(data) if key.partition(".")[2] not in policy]
+    left_out = f"; {policy['name']} does not read {', '.join(unread)}" if unread else ""
     return (
         f"the {sections} {', '.join(found)} {are} now one section, policy: write "
-        f"`{written.strip().removeprefix('{').removesuffix('}')}` instead"
+        f"`{written.strip().removeprefix('{').removesuffix('}')}` instead{left_out}"
     )

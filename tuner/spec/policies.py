@@ -50,6 +50,14 @@ class PolicySettings(Section):
             raise ValueError(f"unknown policy {name!r}{suggestion(name, POLICY_SETTINGS)}")
         return POLICY_SETTINGS[name]
 
+    @classmethod
+    def setting_names(cls) -> tuple[str, ...]:
+        """Settings of all policies; `name` alone would not say of what."""
+        names = dict.fromkeys(
+            name for kind in POLICY_SETTINGS.values() for name in kind.model_fields
+        )
+        return tuple(name for name in names if name != "name")
+
     stops_trials: ClassVar[bool] = False
     """Whether trials end early at epochs that are not known before."""
 

@@ -13,7 +13,7 @@ from tuner.spec.field_errors import field_problem, value_problems
 from tuner.spec.parser import SpecParser
 from tuner.spec.policies import POLICY_SETTINGS
 from tuner.spec.settings import EMBEDDED_DATA
-from tuner.spec.spec_values import assumed_classes
+from tuner.spec.spec_values import SECTION_OF, assumed_classes
 from tuner.spec.yaml_source import YamlPath
 
 SET_ELSEWHERE = {
@@ -36,7 +36,7 @@ def read_config(parser: SpecParser) -> dict[str, Any]:
     try:
         ModelTrainingConfig.from_flat({**assumed_classes(values), **values})
     except ValueError as error:
-        for problem in value_problems(error):
+        for problem in value_problems(error, values):
             message, name = problem.message, problem.name_in(values)
             if name == "scheduler" and values[name] in POLICY_SETTINGS:
                 message += f"; what stops trials is the section policy: policy={values[name]}"
@@ -64,7 +64,9 @@ def is_field(parser: SpecParser, path: YamlPath, name: str) -> bool:
     field, dot, entry = name.partition(".")
     fields = ModelTrainingConfig.model_fields
     if field not in fields:
-        parser.problem(path, f"unknown field {name!r}{suggestion(name, fields)}", key=True)
+        # an option may name a setting of a section, too
+        known = [*fields, *SECTION_OF] if path in parser.source.origins else fields
+        parser.problem(path, f"unknown field {name!r}{suggestion(name, known)}", key=True)
         return False
     if dot and (field not in {"model_params", "class_weights"} or not entry):
         parser.problem(

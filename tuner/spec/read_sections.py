@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from training.config import ModelTrainingConfig
-from tuner.errors import suggestion
+from tuner.errors import SpecError, suggestion
 from tuner.spec.field_errors import model_problems
 from tuner.spec.old_sections import old_sections, refusal
 from tuner.spec.parser import SpecParser
 from tuner.spec.settings import Section
-from tuner.spec.spec_values import PARTS, SECTIONS, may_be_off
+from tuner.spec.spec_values import PARTS, SECTION_OF, SECTIONS, may_be_off
 from tuner.spec.yaml_source import Override, YamlSource
 
 
@@ -26,13 +26,15 @@ def apply_overrides(source: YamlSource, overrides: Mapping[str, Override]) -> No
             section and no config field has.
 
     Raises:
-        SpecError: if a value is not valid YAML.
+        SpecError: if a value is not valid YAML, or a key names a part of what has none.
     """
     for key, override in overrides.items():
         section, _, name = key.partition(".")
         # `scheduler` alone is the field of the config
         if section not in {*PARTS, "asha", "pbt"}:
-            section, name = _section_of(key), key
+            section, name = SECTION_OF.get(key, "config"), key
+        if name and section in ("metric", "mode"):
+            raise SpecError(f"{override.origin}: {section} has no parts: write {section}=VALUE")
         if not name:
             source.replace((section,), override)
             continue
@@ -43,14 +45,6 @@ def apply_overrides(source: YamlSource, overrides: Mapping[str, Override]) -> No
             source.remove("space", name)
         elif section == "space":
             source.remove("config", name)
-
-
-def _section_of(name: str) -> str:
-    """The section of a setting that only one of them has; `config` for any other name."""
-    if name in ModelTrainingConfig.model_fields:
-        return "config"
-    having = [section for section, kind in SECTIONS.items() if name in kind.model_fields]
-    return having[0] if len(having) == 1 else "config"
 
 
 def check_parts(parser: SpecParser) -> None:
@@ -93,7 +87,9 @@ def read_section(parser: SpecParser, name: str) -> Section | None:
     try:
         return model(**settings)
     except ValidationError as error:
-        for found in model_problems(error, model):
-            chosen = f"{name}={settings['name']}: " if found.is_name and "name" in settings else ""
+        for found in model_problems(error, model, settings):
+            named = "name" in model.model_fields and found.is_name
+            kind = settings.get("name", model.model_fields["name"].default) if named else None
+            chosen = f"{name}={kind}: " if named else ""
             parser.problem((name, *found.fields[:1]), f"{chosen}{found.message}", key=found.is_name)
         return None

@@ -46,6 +46,14 @@ POLICY = "policy"
 OWN = "package.module:function"
 """How something of the user's own is named, where it can be."""
 
+AT_THE_TOP = {
+    "metric": "it stands at the top of the file, e.g. `metric: val_dice`, or a list of which the "
+    "first counts",
+    "mode": "it stands at the top of the file, `mode: max` or `mode: min`, and follows from the "
+    "metric where it is left out",
+}
+"""Keys of the file that are no sections, and what they hold."""
+
 NEVER_VARY = frozenset({"max_epochs"})
 """Fields that say how a network is trained, and are the same for all trials of a study."""
 
@@ -135,7 +143,10 @@ def all_fields() -> list[FieldHelp]:
 
 
 def find_fields(name: str) -> list[FieldHelp]:
-    """The rows that a name stands for: a field, `section.setting`, a setting, or a section.
+    """The rows that a name stands for.
+
+    A name is a field, `section.setting`, a setting, a section, a heading or a policy; `space` is
+    all that can vary.
 
     Raises:
         SpecError: if nothing has that name; says the nearest one.
@@ -146,11 +157,16 @@ def find_fields(name: str) -> list[FieldHelp]:
     """
     rows = all_fields()
     wanted = name.strip().removeprefix(f"{CONFIG}.")
-    found = [row for row in rows if row.key == wanted] or [
-        row for row in rows if wanted in (row.name, row.section, row.group.lower())
-    ]
+    found = (
+        [row for row in rows if row.key == wanted]
+        or [row for row in rows if wanted in (row.name, row.section)]
+        or [row for row in rows if wanted.lower() == row.group.lower() or wanted in row.read_by]
+        or [row for row in rows if wanted == "space" and row.domain]
+    )
     if not found and wanted.partition(".")[0] in ("model_params", "class_weights"):
         return [row for row in rows if row.key == wanted.partition(".")[0]]
+    if wanted in AT_THE_TOP:
+        raise SpecError(f"{wanted} is neither a field nor a setting: {AT_THE_TOP[wanted]}")
     if not found:
         known = list(dict.fromkeys([*(row.key for row in rows), *(row.name for row in rows)]))
         parts = [row.key for row in rows if len(wanted) > 2 and wanted in row.key]

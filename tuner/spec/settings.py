@@ -59,6 +59,11 @@ class Section(BaseModel):
         """
         return cls
 
+    @classmethod
+    def setting_names(cls) -> tuple[str, ...]:
+        """Settings that may be named without their section, if no other section has them."""
+        return tuple(cls.model_fields)
+
 
 SearcherName = Annotated[str, NameIn(SEARCHERS)]
 

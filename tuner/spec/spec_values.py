@@ -206,6 +206,22 @@ def _section_kinds() -> dict[str, type[Section]]:
 SECTIONS = _section_kinds()
 """Sections of settings by their names, in the order in which they are written."""
 
+
+def _sections_of_settings() -> dict[str, str]:
+    having: dict[str, list[str]] = {}
+    for section, kind in SECTIONS.items():
+        for name in kind.setting_names():
+            having.setdefault(name, []).append(section)
+    return {
+        name: found[0]
+        for name, found in having.items()
+        if len(found) == 1 and name not in ModelTrainingConfig.model_fields
+    }
+
+
+SECTION_OF = _sections_of_settings()
+"""The section of each setting whose name no other section and no config field has."""
+
 PARTS = ("metric", "mode", "config", "space", *SECTIONS)
 """All that a search space may have at its top."""
 

@@ -85,6 +85,7 @@ class YamlSource:
     marks: dict[YamlPath, tuple[int, int]] = field(default_factory=dict)
     key_marks: dict[YamlPath, tuple[int, int]] = field(default_factory=dict)
     origins: dict[YamlPath, str] = field(default_factory=dict)
+    _open: list[Node] = field(default_factory=list)
 
     @classmethod
     def parse(cls, text: str, name: str) -> YamlSource:
@@ -154,12 +155,18 @@ class YamlSource:
 
     def _construct(self, node: Node, path: YamlPath) -> Any:
         self.marks.setdefault(path, _position(node))
-        if isinstance(node, MappingNode):
-            return self._mapping(node, path)
-        if isinstance(node, SequenceNode):
+        if isinstance(node, ScalarNode):
+            return _scalar(node)
+        if any(node is around for around in self._open):
+            raise SpecError(f"{self.where(*path)}: a value must not contain itself")
+        self._open.append(node)
+        try:
+            if isinstance(node, MappingNode):
+                return self._mapping(node, path)
+            assert isinstance(node, SequenceNode)
             return [self._construct(item, (*path, i)) for i, item in enumerate(node.value)]
-        assert isinstance(node, ScalarNode)
-        return _scalar(node)
+        finally:
+            self._open.pop()
 
     def _mapping(self, node: MappingNode, path: YamlPath) -> dict[str, Any]:
         values: dict[str, Any] = {}

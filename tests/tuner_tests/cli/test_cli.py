@@ -79,6 +79,17 @@ def test_a_name_that_no_study_can_have_is_refused_before_ray_and_torch_are_loade
     assert not (tmp_path / "studies").exists()
 
 
+def test_a_mistake_in_a_file_is_told_before_torch_is_loaded(space: Path) -> None:
+    program = (
+        "import sys; from tuner.cli.main import main; code = main(sys.argv[1:]); "
+        "print(code, {'ray', 'torch'} & set(sys.modules))"
+    )
+    start = [sys.executable, "-c", program, "check", str(space), "--max-epochs", "0"]
+    result = subprocess.run(start, capture_output=True, text=True, check=False)
+    assert result.stdout == "2 set()\n"
+    assert result.stderr.startswith("error: --max-epochs 0: ")
+
+
 def test_check_prints_space_and_budget(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(space), "--max-epochs", "9", "--num-trials", "10"]) == 0
     printed = capsys.readouterr().out

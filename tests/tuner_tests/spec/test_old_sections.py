@@ -120,7 +120,13 @@ def test_a_study_of_an_earlier_version_opens_and_goes_on(
         (
             "scheduler: pbt\nasha: {grace_period: 2}\npbt: {perturbation_interval: 3}",
             "sections scheduler, asha, pbt are now one section, policy: write "
-            "`policy: {name: pbt, perturbation_interval: 3}` instead",
+            "`policy: {name: pbt, perturbation_interval: 3}` instead; pbt does not read "
+            "asha.grace_period",
+        ),
+        (
+            "asha: {grace_perod: 2, promotion: false}\npbt: {perturbation_interval: 3}",
+            "`policy: {name: asha, promotion: false}` instead; asha does not read "
+            "asha.grace_perod, pbt.perturbation_interval",
         ),
     ],
 )

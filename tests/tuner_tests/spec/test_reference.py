@@ -99,7 +99,10 @@ def test_names_are_found_with_and_without_their_section() -> None:
     assert [row.key for row in find_fields("seed")] == ["seed"]
     assert [row.key for row in find_fields("search.seed")] == ["search.seed"]
     assert find_fields("search") == section_fields("search")
-    assert {row.group for row in find_fields("optimisation")} == {"Optimisation"}
+    for heading in ("optimisation", "Optimisation"):
+        assert {row.group for row in find_fields(heading)} == {"Optimisation"}
+    assert [row.name for row in find_fields("median")] == ["grace_period"]
+    assert find_fields("space") == [row for row in config_fields() if row.domain]
     assert [row.key for row in find_fields("model_params.embed_dim")] == ["model_params"]
     assert find_fields("config.learning_rate") == [FIELDS["learning_rate"]]
 
@@ -107,6 +110,9 @@ def test_names_are_found_with_and_without_their_section() -> None:
 def test_a_wrong_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(SpecError, match="'learnin_rate'; did you mean 'learning_rate'"):
         find_fields("learnin_rate")
+    for key in ("metric", "mode"):
+        with pytest.raises(SpecError, match=f"top of the file.*`{key}: "):
+            find_fields(key)
     with pytest.raises(SpecError, match="`tune fields` lists all of them"):
         find_fields("zzzz")
 

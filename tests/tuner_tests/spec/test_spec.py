@@ -255,6 +255,51 @@ def test_the_policy_is_given_by_name_or_with_settings() -> None:
     assert "what stops trials is the section policy: policy=pasha" in found
 
 
+def test_a_setting_of_a_policy_needs_no_section() -> None:
+    plain = GOOD.replace(POLICY, "")
+    assert parse(plain, grace_period="2").policy == AshaSettings(grace_period=2)
+    assert parse(plain + "policy: pasha", grace_period="2").policy == PashaSettings(grace_period=2)
+    assert problems(GOOD, perturbation_interval="2") == [
+        "--set perturbation_interval=2: policy=asha: unknown name 'perturbation_interval'; choose "
+        "from name, grace_period, reduction_factor, brackets, promotion"
+    ]
+    # of what, a name by itself does not say
+    assert problems(GOOD, name="pbt")[0].startswith("--set name=pbt: unknown field 'name'")
+
+
+def test_the_nearest_name_of_an_option_may_be_a_setting() -> None:
+    assert problems(GOOD, num_trils="3") == [
+        "--set num_trils=3: unknown field 'num_trils'; did you mean 'num_trials'?"
+    ]
+
+
+def test_a_metric_has_no_parts() -> None:
+    assert problems(GOOD, metric__name="val_iou") == [
+        "--set metric__name=val_iou: metric has no parts: write metric=VALUE"
+    ]
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    assert problems("metric: &a [*a]\nspace: {}\n") == [
+        "s.yaml:1:9: a value must not contain itself"
+    ]
+    # the same values in two places are not that
+    domain = "&rate {uniform: [0.1, 0.2]}"
+    twice = f"space:\n  learning_rate: {domain}\n  weight_decay: *rate\n"
+    domains = parse(twice).space.domains
+    assert domains["weight_decay"] == domains["learning_rate"]
+
+
+def test_a_choice_of_no_number_is_found_at_its_place() -> None:
+    (found,) = problems("space:\n  learning_rate: {choice: [0.1, .nan]}\n")
+    assert found == "s.yaml:2:33: learning_rate=nan: input should be a finite number"
+
+
+def test_a_wrong_entry_is_shown_in_its_list() -> None:
+    (found,) = problems(GOOD, patch_size="[32, 0, 64]")
+    assert "patch_size=[32, 0, 64]: input should be greater than" in found
+
+
 def test_wrong_overrides_name_the_option() -> None:
     assert problems(GOOD, optimiser="sgd") == [
         "--set optimiser=sgd: unknown field 'optimiser'; did you mean 'optimizer'?"
