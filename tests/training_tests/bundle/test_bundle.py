@@ -210,7 +210,7 @@ def test_only_a_bundle_is_replaced(tmp_path: Path) -> None:
     make_bundle(tmp_path / "bundle")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
-    with pytest.raises(BundleError, match="exists and is not an exported model"):
+    with pytest.raises(BundleError, match="holds files that are not an exported model"):
         make_bundle(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
 
