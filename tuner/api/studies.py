@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuner.api.libraries import quiet_libraries
 from tuner.api.study import Study, StudyInterrupted
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    spec: StudySpec | str | Path,
+    spec: StudySpec | Mapping[str, Any] | str | Path,
     name: str | None = None,
     *,
     studies_dir: str | Path = "studies",
@@ -33,7 +33,8 @@ def run(
     for a study and ended with it, unless `address` names a cluster to join.
 
     Args:
-        spec: The search space: a `StudySpec`, or the path of a YAML file.
+        spec: The search space: a `StudySpec`, the path of a YAML file, or what stands in one as a
+            mapping.
         name: Name of the study; the file's name and the time by default.
         studies_dir: Folder of the studies.
         address: Ray cluster to join; RAY_ADDRESS without one, and without both a cluster of this
@@ -60,7 +61,9 @@ def run(
 
     if name is not None:
         check_new_name(name)
-    if not isinstance(spec, StudySpec):
+    if isinstance(spec, Mapping):
+        spec = StudySpec.from_dict(spec)
+    elif not isinstance(spec, StudySpec):
         spec = load_spec(Path(spec))
     _check_cluster(address)
     with quiet_libraries():

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pandas as pd
 import pytest
+import yaml
 
 import tuner
 from training.config import ModelTrainingConfig
@@ -34,6 +35,9 @@ space: {learning_rate: {loguniform: [1e-5, 1e-1]}}
 search: {num_trials: 3}
 policy: none
 """
+
+# PyYAML by itself reads 1e-5 as text
+SPACE_OF_VALUES = SPACE.replace("1e-5", "0.00001").replace("1e-1", "0.1")
 
 HISTORIES = [[0.5], [0.6, 0.8, 0.7], [math.nan]]
 
@@ -195,6 +199,8 @@ def test_a_finished_study_is_not_run_again(
     study = tuner.run("liver.yaml", "liver")
     assert study.finished
     assert capsys.readouterr().out == "the study liver has finished already\n"
+    # the same search space, given as values
+    assert tuner.run(yaml.safe_load(SPACE_OF_VALUES), "liver", progress=False).finished
     tuner.resume("liver", progress=False)
     assert capsys.readouterr().out == ""
     with pytest.raises(tuner.SpecError, match="num_trials=0"):
