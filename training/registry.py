@@ -10,7 +10,7 @@ for (`call`):
 
 | Registry | Is given | Returns |
 |---|---|---|
-| MODELS | config (a plug-in: see `training.models.build_model`) | the network |
+| MODELS | config (a plug-in: num_classes, input_channels, `model_params`, ...) | the network |
 | LOSSES | config, weight | a module, called with logits and targets |
 | OPTIMIZERS | config, groups | an optimizer of the parameter groups |
 | LR_SCHEDULES | config, optimizer, steps_per_epoch | a scheduler of torch, or None |
