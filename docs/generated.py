@@ -245,27 +245,16 @@ def metric_conventions() -> str:
 
 
 def plugin_arguments() -> str:
-    """What a user's own code is called with, from the docstring of the registry.
-
-    The registries are named by the fields that name an entry of them.
-    """
-    fields = {
-        **{_name_of(kind): field for field, kind in registry.FIELDS.items()},
-        "METRICS": "own_metrics",
-        "MODULES": "lightning_module",
-    }
+    """What a user's own code is called with, from the docstring of the registry."""
     text = inspect.cleandoc(registry.__doc__ or "")
-    head, rule, *rows = (line for line in text.splitlines() if line.startswith("|"))
-    named = []
-    for row in rows:
-        name = row.split("|")[1].strip()
-        named.append(row.replace(name, code(fields[name]), 1))
-    return "\n".join([head.replace("Registry", "Named by"), rule, *named])
-
-
-def _name_of(kind: registry.Registry) -> str:
-    """The name that a registry has in its module."""
-    return next(name for name, value in vars(registry).items() if value is kind)
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    fields = {"METRICS": "`metric`, `own_metrics`", "MODULES": "`lightning_module`"}
+    for field, kind in registry.FIELDS.items():
+        name = next(name for name, thing in vars(registry).items() if thing is kind)
+        fields[name] = code(field)
+    for name, field in fields.items():
+        rows = rows.replace(f"| {name} |", f"| {field} |")
+    return rows.replace("| Registry |", "| Field |")
 
 
 def trial_states() -> str:

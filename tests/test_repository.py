@@ -51,7 +51,7 @@ DOCUMENTS = (
 def committed() -> list[Path]:
     """Files of the checkout that git knows."""
     if not (ROOT / ".git").exists():
-        message = f"{ROOT} is no git checkout: what is committed cannot be told"
+        message = f"{ROOT} is not a git checkout: the committed files are not known"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)

@@ -65,14 +65,14 @@ class StopOnDivergence(Callback):
                 )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the validation loss of an epoch, and say if its score is not defined."""
+        """Check the validation loss of an epoch, and log if its score is not defined."""
         loss = trainer.callback_metrics.get("val_loss")
         if loss is not None and not math.isfinite(loss):
             raise TrainingDivergedError(f"val_loss is {float(loss)} at epoch {_epoch(trainer)}")
         if score_is_undefined(trainer, self.monitor):
             logger.warning(
                 "%s is not defined at epoch %d: no validation case has what it measures, in its "
-                "label or in its prediction; the epoch counts for nothing, and training goes on",
+                "label or in its prediction; the epoch is ignored, and training goes on",
                 self.monitor,
                 _epoch(trainer),
             )
@@ -136,7 +136,7 @@ class BestScore(Callback):
     Args:
         monitor: The monitored metric.
         mode: Whether a greater ("max") or smaller ("min") value is better.
-        run: Name of the run. What a checkpoint of another run tells is not taken over.
+        run: Name of the run. The best score of another run's checkpoint is not used.
     """
 
     def __init__(self, monitor: str, mode: str, run: str) -> None:

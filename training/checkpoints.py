@@ -1,4 +1,4 @@
-"""How checkpoints are written and read."""
+"""Writes and reads checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNREADABLE = (
     *(OSError, RuntimeError, ValueError, KeyError, EOFError),
     *(zipfile.BadZipFile, pickle.UnpicklingError),
 )
-"""What reading a damaged checkpoint raises."""
+"""Exceptions that reading a damaged checkpoint raises."""
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -135,6 +135,6 @@ class EpochCheckpoint(ModelCheckpoint):
 
 
 def score_is_undefined(trainer: Trainer, monitor: str) -> bool:
-    """Whether an epoch's monitored score is there, but no number."""
+    """Whether an epoch's monitored score was logged, but is not finite."""
     value = trainer.callback_metrics.get(monitor)
     return value is not None and not math.isfinite(value)

@@ -7,8 +7,8 @@ With n_c voxels of class c, N voxels in all, and f_c = n_c / N:
 - `median_frequency` (Eigen and Fergus, 2015): median(f) / f_c, where f_c is the share of class c
   in the cases that hold it. A class of median frequency has weight 1.
 - `effective_number` (Cui et al., 2019): (1 - beta) / (1 - beta^n_c), scaled to a mean of 1. It is
-  counted in voxels, so only classes with fewer than a few times 1 / (1 - beta) voxels are told
-  apart: beta = 0.9999 knows classes up to about 10^5 voxels, larger ones want a larger beta.
+  counted in voxels, so only classes with fewer than a few times 1 / (1 - beta) voxels differ:
+  beta = 0.9999 distinguishes classes up to about 10^5 voxels; larger ones need a larger beta.
 
 A class without voxels has weight 0 and does not count in mean or median. With a target label
 there are two classes, all else and the target.

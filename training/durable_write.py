@@ -1,4 +1,4 @@
-"""Files that are on the disk in full or not at all, whatever ends the process or the machine."""
+"""Writes files atomically and durably, also if the process or the machine is stopped."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL = ".partial"
-"""What the name of a file ends in while it is written."""
+"""Suffix of the name of a file that is still being written."""
 
 DAMAGED = ".damaged"
-"""What the name of a file that cannot be used is made to end in."""
+"""Suffix that is added to the name of a damaged file."""
 
 
 @contextmanager

@@ -36,7 +36,7 @@ __all__ = [
 
 
 class SegtuneError(ValueError):
-    """What a user can put right; the root of the tree."""
+    """An error that a user can fix; the root of the tree."""
 
 
 class DatasetError(SegtuneError):
@@ -79,7 +79,7 @@ class TrainingDivergedError(ArithmeticError):
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, or its kind."""
+    """The first line of an error's message, or its type."""
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, OSError) and error.strerror:

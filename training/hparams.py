@@ -1,4 +1,4 @@
-"""What TensorBoard's HParams tab shows: hyperparameters of a run, and its best score."""
+"""TensorBoard's HParams tab: hyperparameters of a run, and its best score."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Number(hp.Domain):  # type: ignore[misc]
         return float
 
     def sample_uniform(self, rng: Any = None) -> float:
-        """There is nothing to draw."""
+        """Not used: nothing is sampled."""
         raise NotImplementedError
 
     def update_hparam_info(self, hparam_info: Any) -> None:
@@ -53,7 +53,7 @@ class Hyperparameter:
     options: Sequence[Any] | None = None
 
     def column(self) -> hp.HParam:
-        """The column as TensorBoard knows it."""
+        """The column in TensorBoard's own type."""
         if self.options is None:
             return hp.HParam(self.name, _Number())
         return hp.HParam(self.name, hp.Discrete(list(dict.fromkeys(map(as_text, self.options)))))

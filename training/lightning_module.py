@@ -24,9 +24,9 @@ from training.logged_names import EPOCH, check_logged_name
 from training.losses import DeepSupervisionLoss, build_loss
 from training.lr_schedules import is_stepped_each_step
 from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
-from training.metrics.own import measure
+from training.metrics.own import measure, own_metrics
 from training.optimizers import get_optimizer
-from training.registry import MODULES, is_plugin
+from training.registry import MODULES
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +52,9 @@ class SegmentationLightningModule(pl.LightningModule):
     out where the size of a voxel is not known. `val_nsd` and `val_nsd_{class}` are logged where
     `config.monitor` is one of them. A score is nan where it is not defined in any case.
 
-    Metrics of the user's own (`config.own_metrics`, and `config.monitor` where it is an import
-    path) are logged of validation cases under their import path, of test cases with `test_` before
-    it.
-
-    What is logged once an epoch has the epoch as its x axis, counted from 1.
+    Metrics of the user's own (`config.own_metrics`, and `config.monitor` if it is an import path)
+    are logged under their import path, for test cases with `test_` before it. The x axis of all
+    that is logged once an epoch is the epoch, counted from 1.
 
     To extend it, override a step, call the inherited one, and `self.log` what you add, under
     names that no field of the config has.
@@ -186,7 +184,8 @@ class SegmentationLightningModule(pl.LightningModule):
         return predict_labels(logits) * (self.config.target_label or 1)
 
     def _evaluation_step(self, stage: Stage, batch: Batch | list[Batch]) -> None:
-        cases = batch if isinstance(batch, list) and _holds_batches(batch) else [batch]
+        several = isinstance(batch, list) and batch and not isinstance(batch[0], Tensor)
+        cases = batch if several else [batch]
         for case in cases:
             image, label = _image_and_label(case)
             started = _now(image)
@@ -342,7 +341,7 @@ class SegmentationLightningModule(pl.LightningModule):
 
     @cached_property
     def _spacing(self) -> Sequence[float] | None:
-        """Size of a voxel in mm; None with loaders of one's own that do not tell it."""
+        """Size of a voxel in mm; None if the user's own loaders do not give it."""
         from training.data import PreprocessedDataset
         from training.errors import DatasetError
 
@@ -363,12 +362,6 @@ class SegmentationLightningModule(pl.LightningModule):
         if self.config.target_label is None:
             return label
         return (label == self.config.target_label).to(label.dtype)
-
-
-def own_metrics(config: ModelTrainingConfig) -> list[str]:
-    """Import paths of the metrics of the user's own that a config asks for."""
-    monitored = [config.monitor] if is_plugin(config.monitor) else []
-    return list(dict.fromkeys([*monitored, *config.own_metrics]))
 
 
 def build_module(
@@ -398,10 +391,6 @@ def _now(image: Tensor) -> float:
     if image.is_cuda:
         torch.cuda.synchronize(image.device)
     return time.perf_counter()
-
-
-def _holds_batches(batch: list[Any]) -> bool:
-    return bool(batch) and not isinstance(batch[0], Tensor)
 
 
 def _image_and_label(batch: Any) -> tuple[Tensor, Tensor]:

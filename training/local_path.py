@@ -1,4 +1,4 @@
-"""Which paths are none of this machine: addresses such as `s3://bucket/folder`."""
+"""Recognises addresses such as `s3://bucket/folder`, which are not local paths."""
 
 from __future__ import annotations
 

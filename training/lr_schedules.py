@@ -12,6 +12,7 @@ learning rate that its config gives for that epoch, also when `learning_rate`, `
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
@@ -56,7 +57,7 @@ class EpochSchedule(LambdaLR):
         super().__init__(optimizer, lambda step: factor(step / steps_per_epoch))
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch that comes next."""
+        """The next epoch."""
         return {"epoch": self.last_epoch / self.steps_per_epoch}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -93,7 +94,7 @@ class PlateauSchedule(ReduceLROnPlateau):
     def step(  # type: ignore[override]  # as torch's own is
         self, metrics: SupportsFloat, epoch: int | None = None
     ) -> None:
-        """End an epoch with its metric; one that is not defined says nothing of progress."""
+        """End an epoch with its metric; an undefined one is ignored."""
         if self.last_epoch < self.warmup_epochs or not math.isfinite(metrics):
             self.last_epoch += 1
         else:
@@ -101,7 +102,7 @@ class PlateauSchedule(ReduceLROnPlateau):
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch that comes next, and what has been seen."""
+        """The next epoch, the best metric, and the reductions so far."""
         return {
             "epoch": self.last_epoch,
             "best": self.best,
@@ -125,6 +126,55 @@ class PlateauSchedule(ReduceLROnPlateau):
         factor = warm * self.factor**self.reductions
         self._last_lr = [rate * factor for rate in self.base_rates]
         _set_rates(self.optimizer, self._last_lr)
+
+
+class _OwnRates(LRScheduler):
+    """A scheduler of torch's in a plug-in, which goes on with the learning rate of its config.
+
+    Many of torch's multiply the rate that they find in the optimizer, and a resumed optimizer has
+    the rate of its config.
+    """
+
+    steps_per_epoch: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """Torch's state, and the epoch that comes next, for schedules of ours."""
+        return {**super().state_dict(), "epoch": self.last_epoch / self.steps_per_epoch}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; of another schedule it has the epoch alone."""
+        rates = list(getattr(self, "base_lrs", []))
+        if "_last_lr" not in state_dict:
+            if isinstance(self, ReduceLROnPlateau):
+                # it has seen no metric
+                return
+            with warnings.catch_warnings():
+                # that the optimizer has made no step
+                warnings.simplefilter("ignore", UserWarning)
+                for _ in range(round(state_dict["epoch"] * self.steps_per_epoch)):
+                    self.step()
+            return
+        steps = self.steps_per_epoch
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "epoch"})
+        self.steps_per_epoch = steps
+        if rates:
+            shares = [
+                own / saved if saved else 1.0
+                for own, saved in zip(rates, self.base_lrs, strict=True)
+            ]
+            self._last_lr = [s * rate for s, rate in zip(shares, self._last_lr, strict=True)]
+            self.base_lrs = rates
+        _set_rates(self.optimizer, self._last_lr)
+
+
+def _with_own_rates(scheduler: Scheduler | None, steps_per_epoch: int) -> None:
+    """Let a scheduler that resumes as torch's do go on with the learning rate of its config."""
+    if not isinstance(scheduler, LRScheduler):
+        return
+    kind = type(scheduler)
+    if kind.load_state_dict.__module__.startswith("torch."):
+        scheduler.__class__ = type(kind.__name__, (_OwnRates, kind), {})
+        scheduler.steps_per_epoch = steps_per_epoch  # type: ignore[attr-defined]
 
 
 def _set_rates(optimizer: Optimizer, rates: list[Any]) -> None:
@@ -200,7 +250,7 @@ def cosine(config: ModelTrainingConfig, optimizer: Optimizer, steps_per_epoch: i
 
 
 def poly(config: ModelTrainingConfig, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
-    """The factor (1 - epoch / max_epochs) ** poly_power, as nnU-Net has it with 0.9."""
+    """The factor (1 - epoch / max_epochs) ** poly_power, as in nnU-Net with 0.9."""
     return _after_warmup(
         config,
         optimizer,
@@ -264,4 +314,5 @@ def get_scheduler(
         optimizer=optimizer,
         steps_per_epoch=steps_per_epoch,
     )
+    _with_own_rates(scheduler, steps_per_epoch if is_stepped_each_step(config.scheduler) else 1)
     return scheduler

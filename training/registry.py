@@ -1,16 +1,16 @@
-"""What a config can name: networks, losses, optimizers and more, by a key or an import path.
+"""Names in a config: networks, losses, optimizers and more, by a key or an import path.
 
-A registry maps the names of what this package has to where it is, as text, so that to know the
-names nothing is imported. Something of ours is added as one function and one entry here: the
-config's validation, its schema, the help and the tests of all entries follow. A user's own is
-named by its import path, `package.module:function`, and takes no entry (a plug-in).
+A registry maps each name to an import path, as text, so that reading the names imports nothing.
+Something of ours is added as one function and one entry here: the config's validation, its schema,
+the help and the tests of all entries follow. A user's own is named by its import path,
+`package.module:function`, and takes no entry (a plug-in).
 
 What a name stands for is called with keyword arguments, and takes those that it has parameters
 for (`call`):
 
 | Registry | Is given | Returns |
 |---|---|---|
-| MODELS | config (a plug-in: num_classes, input_channels, `model_params`, ...) | the network |
+| MODELS | config; a plug-in num_classes, input_channels, patch_size, too | the network |
 | LOSSES | config, weight | a module, called with logits and targets |
 | OPTIMIZERS | config, groups | an optimizer of the parameter groups |
 | LR_SCHEDULES | config, optimizer, steps_per_epoch | a scheduler of torch, or None |
@@ -65,14 +65,18 @@ class Registry(dict[str, str]):
     Args:
         kind: What the names stand for, for messages.
         entries: Import paths by name.
+        given: What the functions can be given; None where that is checked elsewhere.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+    def __init__(
+        self, kind: str, entries: Mapping[str, str], given: tuple[str, ...] | None = None
+    ) -> None:
         super().__init__(entries)
         self.kind = kind
+        self.given = given
 
     def resolve(self, name: str) -> Any:
-        """What a name stands for, imported.
+        """Import what a name stands for.
 
         Args:
             name: A key, or an import path.
@@ -86,8 +90,17 @@ class Registry(dict[str, str]):
             raise PluginError(f"there is no {self.kind} {name!r}{suggestion(name, self)}")
         return load_function(name, self.kind)
 
+    def check(self, name: str, function: Callable[..., Any]) -> None:
+        """Check that what a name stands for can be called with what there is.
+
+        Raises:
+            PluginError: if it needs another argument.
+        """
+        if self.given is not None:
+            taken(function, f"{self.kind} {name}", dict.fromkeys(self.given))
+
     def name_of(self, value: Any) -> Any:
-        """The name of something that is given itself, in Python; any other value as it is.
+        """The name of a function or class given in Python; any other value unchanged.
 
         Raises:
             PluginError: if it cannot be imported by a name.
@@ -222,13 +235,13 @@ def parameters_of(function: Callable[..., Any], name: str) -> Mapping[str, inspe
     """The parameters of what a name stands for.
 
     Raises:
-        PluginError: if Python cannot tell them.
+        PluginError: if its signature cannot be read.
     """
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
         raise PluginError(
-            f"{name}: Python cannot tell the parameters of {function!r}: wrap it in a function"
+            f"{name}: Python cannot read the parameters of {function!r}: wrap it in a function"
         ) from error
 
 
@@ -258,8 +271,8 @@ def _import(module_name: str, subject: str) -> Any:
                 f"{subject}: {module_name} imports {missing}, which is not installed here"
             ) from error
         raise PluginError(_no_module(subject, module_name, missing)) from error
-    except Exception as error:
-        # whatever a user's module does while it is imported
+    except (Exception, SystemExit) as error:
+        # whatever a user's module does while it is imported; a script may end itself
         raise PluginError(
             f"{subject}: importing {module_name} raised {type(error).__name__}: {reason_of(error)}"
         ) from error
@@ -308,6 +321,7 @@ LOSSES = Registry(
         "focal": "training.losses:focal",
         "tversky": "training.losses:tversky",
     },
+    ("config", "weight"),
 )
 """Training losses, see `training.losses`."""
 
@@ -318,6 +332,7 @@ CLASS_WEIGHTS = Registry(
         "median_frequency": "training.class_weights:median_frequency",
         "effective_number": "training.class_weights:effective_number",
     },
+    ("config", "counts"),
 )
 """Class weights that are computed from the labels; `uniform` needs none, and is not an entry."""
 
@@ -328,6 +343,7 @@ OPTIMIZERS = Registry(
         "adamw": "training.optimizers:adamw",
         "sgd": "training.optimizers:sgd",
     },
+    ("config", "groups"),
 )
 """Optimizers, see `training.optimizers`."""
 
@@ -342,6 +358,7 @@ LR_SCHEDULES = Registry(
         "poly": "training.lr_schedules:poly",
         "one_cycle": "training.lr_schedules:one_cycle",
     },
+    ("config", "optimizer", "steps_per_epoch"),
 )
 """Learning-rate schedules, the field `scheduler`, see `training.lr_schedules`."""
 
@@ -353,6 +370,7 @@ AUGMENTATIONS = Registry(
         "default": "training.data.patches.augmentation:DEFAULT",
         "nnunet": "training.data.patches.augmentation:NNUNET",
     },
+    ("image", "label", "rng", "strength"),
 )
 """Augmentations of training patches, see `training.data.patches.augmentation`."""
 
@@ -366,8 +384,8 @@ FIELDS = {
 }
 """Registry of each config field that names an entry of one."""
 
-METRICS = Registry("metric", {})
+METRICS = Registry("metric", {}, ("prediction", "target", "spacing", "num_classes"))
 """Metrics by import path, see `training.metrics.own`; ours are logged without being asked for."""
 
-MODULES = Registry("Lightning module", {})
+MODULES = Registry("Lightning module", {}, ("model", "config"))
 """Lightning modules by import path, subclasses of `SegmentationLightningModule`."""

@@ -4,7 +4,7 @@
 SegtuneError           the root, in `training.errors`
 └── TunerError
     ├── SpecError      a search space file or an option is wrong
-    ├── StudyError     a study cannot be made, opened or gone on with
+    ├── StudyError     a study cannot be made, opened or resumed
     ├── ResourceError  no node can hold a trial, or the cluster cannot be reached
     └── ExportError    a trial cannot be exported
 ```
@@ -26,7 +26,7 @@ class SpecError(TunerError):
 
 
 class StudyError(TunerError):
-    """A study cannot be made, opened or gone on with."""
+    """A study cannot be made, opened or resumed."""
 
 
 class ResourceError(TunerError):

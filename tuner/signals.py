@@ -1,4 +1,4 @@
-"""Signals that end a command: SIGTERM as Ctrl-C, and what is one wish sent twice."""
+"""Signals that end a command: SIGTERM acts as Ctrl-C, and a quick repeat is ignored."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 ECHO_SECONDS = 1.0
-"""A signal within this time of the first one is the same wish: `timeout`, SLURM and launchers
-send it to a process and to its whole group."""
+"""A signal within this time of the first one counts as a repeat of it: `timeout`, SLURM and
+launchers send it to a process and to its whole group."""
 
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
     """Let SIGTERM raise `KeyboardInterrupt`, as Ctrl-C does; once, when it comes twice.
 
-    Without it, SIGTERM ends a process where it stands: no file is closed, nothing is said.
+    Without it, SIGTERM ends a process where it stands: no file is closed, no message is printed.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

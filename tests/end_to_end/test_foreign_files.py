@@ -126,7 +126,7 @@ def test_a_refusal_names_what_is_there(
     user_data(tmp_path, space)
     assert main(["run", str(space), "--name", "s", "--studies-dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "holds what is not of a study (imagesTr, labelsTr, notes.txt)" in error
+    assert "holds files that are not a study's (imagesTr, labelsTr, notes.txt)" in error
     assert "choose another --name or another --studies-dir" in error
 
 
@@ -244,5 +244,5 @@ def test_a_folder_of_the_users_in_the_way_of_the_confirmation(
     assert main(["status", "s", *where]) == 0
     capsys.readouterr()
     assert main(["run", str(confirmed), "--name", "s", *where]) == 2
-    assert "confirm holds what is not of a confirmation (mine.txt)" in capsys.readouterr().err
+    assert "confirm holds files that are not a confirmation's (mine.txt)" in capsys.readouterr().err
     assert contents(tmp_path) == before

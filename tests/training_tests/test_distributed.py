@@ -16,7 +16,7 @@ from training.data import PreprocessedDataset, generate_phantom, get_dataloaders
 from training.models import build_model
 from training.trainer import SegmentationTrainer
 
-SCRIPT = Path(__file__).with_name("training_process.py")
+SCRIPT = Path(__file__).parents[1] / "helpers/training_process.py"
 
 
 @pytest.fixture(scope="module")

@@ -177,6 +177,14 @@ def test_model_params_are_checked_against_the_signature(tmp_path: Path, lab: Pat
     assert training_bytes(own_config(tmp_path)) > 0
 
 
+@pytest.mark.parametrize("name", ["os:system", "torch:os.system", "liver_lab.nets:torch.os.system"])
+def test_a_part_of_python_is_no_network(tmp_path: Path, lab: Path, name: str) -> None:
+    params = {"command": f"touch {tmp_path / 'ran'}"}
+    with pytest.raises(PluginError, match="is a part of Python itself"):
+        build_model(own_config(tmp_path, model_name=name, model_params=params))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_weights_of_a_network_of_ones_own_depend_on_the_seed_alone(
     tmp_path: Path, lab: Path
 ) -> None:
@@ -219,6 +227,34 @@ def test_settings_of_an_optimizer_of_ones_own_hold_when_a_run_is_resumed(
     other, _ = get_optimizer(slower, nn.Linear(2, 2))
     other.load_state_dict(optimizer.state_dict())
     assert other.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("kind", ["liver_sched:decay", "cosine"])
+@pytest.mark.parametrize("before", ["liver_sched:decay", "cosine"])
+def test_a_schedule_of_torch_goes_on_with_the_rate_of_its_config(
+    tmp_path: Path, lab: Path, before: str, kind: str
+) -> None:
+    (lab / "liver_sched.py").write_text(
+        "import torch\n"
+        "def decay(optimizer):\n"
+        "    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)\n"
+    )
+
+    def rates(config: ModelTrainingConfig, state: Any = None, steps: int = 3) -> Any:
+        optimizer, schedule = get_optimizer(config, nn.Linear(2, 2))
+        assert schedule is not None
+        if state is not None:
+            schedule.load_state_dict(state)
+        for _ in range(steps):
+            optimizer.step()
+            schedule.step()
+        return float(optimizer.param_groups[0]["lr"]), schedule.state_dict()
+
+    first = own_config(tmp_path, scheduler=before, learning_rate=0.8, max_epochs=6)
+    # as in population based training: another learning rate, and maybe another schedule
+    other = own_config(tmp_path, scheduler=kind, learning_rate=0.4, max_epochs=6)
+    _, state = rates(first)
+    assert rates(other, state, 1)[0] == pytest.approx(rates(other, steps=4)[0])
 
 
 def own_bundle(folder: Path, tmp_path: Path) -> SegmentationLightningModule:
@@ -288,6 +324,30 @@ def test_code_in_a_bundle_is_never_run(
     with pytest.raises(BundleError, match="inside the model's own folder"):
         Bundle.load(bundle, trust_code=True)
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_trusted_module_imports_is_not_taken_from_the_bundle(
+    tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    own_bundle(bundle, tmp_path)
+    forget_package()
+    (bundle / "lab_blocks.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(bundle)
+    Bundle.load(bundle, trust_code=True)
+    assert sys.path[0] == str(bundle)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_network_that_was_changed_since_is_told(tmp_path: Path, lab: Path) -> None:
+    own_bundle(tmp_path / "bundle", tmp_path)
+    forget_package()
+    blocks = lab / "lab_blocks.py"
+    for old, new in (("width, 3", "width, 5"), ("nn.ReLU()", "nn.NoSuch()")):
+        forget_package()
+        blocks.write_text(blocks.read_text().replace(old, new))
+        with pytest.raises(BundleError, match="may be another version than it was trained with"):
+            Bundle.load(tmp_path / "bundle", trust_code=True)
 
 
 def test_a_converted_network_needs_no_code(tmp_path: Path, lab: Path) -> None:

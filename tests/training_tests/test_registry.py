@@ -125,6 +125,12 @@ def test_a_path_that_leads_nowhere_says_why(lab: Path, path: str, message: str) 
         MODELS.resolve(path)
 
 
+def test_a_script_that_ends_itself_is_told(lab: Path) -> None:
+    (lab / "liver_lab" / "script.py").write_text("raise SystemExit(3)")
+    with pytest.raises(PluginError, match=r"importing liver_lab\.script raised SystemExit: 3"):
+        MODELS.resolve("liver_lab.script:build")
+
+
 def test_arguments_are_given_by_name() -> None:
     def some(b: int, *rest: int, c: int = 5) -> tuple[int, int]:
         return b, c

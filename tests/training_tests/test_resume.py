@@ -15,7 +15,7 @@ import pytest
 from training.config import ModelTrainingConfig
 from training.data import generate_phantom, prepare_dataset
 
-SCRIPT = Path(__file__).with_name("training_process.py")
+SCRIPT = Path(__file__).parents[1] / "helpers/training_process.py"
 STEPS, EPOCHS = 3, 4
 
 

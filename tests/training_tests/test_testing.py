@@ -55,8 +55,28 @@ def uphill(groups, config):
     return torch.optim.SGD(groups, lr=config.learning_rate, maximize=True)
 
 def forgetful(optimizer):
-    # torch's own knows the epoch of the checkpoint, and multiplies the rate that it finds
+    return Forgetful(optimizer, 0.5)
+
+class Forgetful(torch.optim.lr_scheduler.ExponentialLR):
+    def load_state_dict(self, state):
+        pass
+
+def exponential(optimizer):
     return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+def cosine(optimizer):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+
+def one_cycle(optimizer, config, steps_per_epoch):
+    steps = config.max_epochs * steps_per_epoch
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps + 1)
+
+one_cycle.each_step = True
+
+def sequence(optimizer):
+    kinds = torch.optim.lr_scheduler
+    warm = kinds.LinearLR(optimizer, 0.25, total_iters=2)
+    return kinds.SequentialLR(optimizer, [warm, kinds.StepLR(optimizer, 2)], [3])
 
 def negative(optimizer):
     return EpochSchedule(optimizer, lambda epoch: 1 - epoch)
@@ -109,6 +129,9 @@ def test_a_foreign_package_passes() -> None:
     check_optimizer("liver_lab.training:rmsprop", learning_rate=0.01)
     check_schedule("liver_lab.training:halved")
     check_schedule("liver_lab.training:halved_each_step")
+    # torch's own, some of which multiply the rate that they find
+    for name in ("exponential", "cosine", "one_cycle", "sequence"):
+        check_schedule(f"faulty_parts:{name}")
     check_augmentation("liver_lab.training:brighter")
     check_metric("liver_lab.metrics:volume_error")
 

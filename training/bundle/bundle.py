@@ -7,7 +7,9 @@ channels, metrics, provenance).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -26,7 +28,7 @@ from training.bundle.portable import portable_config, without_paths
 from training.checkpoints import read_checkpoint
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
-from training.errors import BundleError, CheckpointError
+from training.errors import BundleError, CheckpointError, PluginError
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
 from training.registry import code_file, is_plugin
@@ -38,7 +40,7 @@ READ_ERRORS = (OSError, RuntimeError, CheckpointError)
 
 
 class Manifest(BaseModel):
-    """What a bundle says of itself.
+    """The content of `bundle.json`.
 
     Attributes:
         format_version: Version of this layout.
@@ -67,7 +69,7 @@ class Bundle:
         preprocessing: How an image becomes the network's input, and back.
         manifest: Labels, channels, metrics and provenance.
         module: The network, on its device, in evaluation mode.
-        tell: Told a line, with the image, of what is doubtful about its header, and when a case
+        tell: Called with each warning about an image's header, and when a case
             is predicted on the CPU because memory runs out.
     """
 
@@ -121,8 +123,7 @@ class Bundle:
             manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
             state = read_checkpoint(folder / WEIGHTS)
             _check_code(folder, config, trust_code=trust_code)
-            module = _module_of_network(config)
-            module.model.load_state_dict(state)
+            module = _trained_network(folder, config, state)
         except (ValidationError, yaml.YAMLError, TypeError, *READ_ERRORS) as error:
             raise BundleError(
                 f"the exported model {folder} is damaged: {_first_line(error)}; export it again"
@@ -269,20 +270,20 @@ def write_bundle(
         What `verify` returned, empty without it.
 
     Raises:
-        BundleError: if `folder` holds what is not of a bundle, or cannot be written.
+        BundleError: if `folder` holds other files than a bundle's, or cannot be written.
     """
-    told = manifest.model_copy(update={"provenance": without_paths(manifest.provenance)})
+    portable = manifest.model_copy(update={"provenance": without_paths(manifest.provenance)})
     with replaced_bundle(folder) as new:
         torch.save(module.model.state_dict(), new / WEIGHTS)
         (new / CONFIG).write_text(yaml.safe_dump(portable_config(config), sort_keys=False))
         (new / PREPROCESSING).write_text(preprocessing.model_dump_json(indent=2))
-        (new / MANIFEST).write_text(told.model_dump_json(indent=2))
+        (new / MANIFEST).write_text(portable.model_dump_json(indent=2))
         if verify is None:
             return ""
         try:
             return verify(new)
         except BundleError as error:
-            # that folder is gone when a person reads of it
+            # that folder no longer exists when the user reads the message
             raise BundleError(str(error).replace(str(new), str(folder))) from error
 
 
@@ -368,6 +369,41 @@ def _module_of_network(config: ModelTrainingConfig) -> SegmentationLightningModu
     return _module(config.model_copy(update=trained_with))
 
 
+def _trained_network(
+    folder: Path, config: ModelTrainingConfig, state: Mapping[str, Any]
+) -> SegmentationLightningModule:
+    """The module of a bundle's network, with its weights."""
+    if not is_plugin(config.model_name):
+        module = _module_of_network(config)
+        module.model.load_state_dict(state)
+        return module
+    try:
+        with _path_without(folder):
+            module = _module_of_network(config)
+        module.model.load_state_dict(state)
+    except PluginError:
+        raise
+    except Exception as error:
+        # whatever a user's code does
+        raise BundleError(
+            f"the exported model {folder} does not fit {config.model_name} of this machine, which "
+            f"may be another version than it was trained with: {_first_line(error)}"
+        ) from error
+    return module
+
+
+@contextmanager
+def _path_without(folder: Path) -> Iterator[None]:
+    """Let no module be imported from a folder, as when a command is typed in it."""
+    before = list(sys.path)
+    inside = [place for place in before if Path(place).resolve().is_relative_to(folder.resolve())]
+    sys.path[:] = [place for place in before if place not in inside]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 def _check_code(folder: Path, config: ModelTrainingConfig, *, trust_code: bool) -> None:
     """Refuse a network of somebody's own where it is not allowed, or lies in the bundle."""
     name = config.model_name
@@ -377,8 +413,9 @@ def _check_code(folder: Path, config: ModelTrainingConfig, *, trust_code: bool) 
     if not trust_code:
         raise BundleError(
             f"the exported model {folder} needs code that is not part of it: its network is "
-            f"{name}, so the module {module} of this machine would be imported and run; if you "
-            "know and trust that module, allow it with --trust-code (in Python: "
+            f"{name}, so the module {module} of this machine would be imported and run, and "
+            f"{name.rpartition(':')[2]} called with model_params={config.model_params}; if you "
+            "know and trust both, allow it with --trust-code (in Python: "
             "Bundle.load(folder, trust_code=True))"
         )
     found = code_file(name)

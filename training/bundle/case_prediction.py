@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 Tell = Callable[[str], None]
-"""Told a line, for people."""
+"""A callback that takes a line of text for the user."""
 
 
 def case_probabilities(
@@ -52,7 +52,7 @@ def probabilities_within_memory(
     Args:
         module: The network, on its device, in evaluation mode.
         image: The case.
-        tell: Told which way it takes, if not the first.
+        tell: Called with a line when it falls back to the CPU.
         whole: The first way; `case_probabilities` on the network's device by default.
 
     Raises:
@@ -69,7 +69,7 @@ def probabilities_within_memory(
             lambda: _on_the_cpu(module, image),
         ),
     )
-    found = _unless_out_of_memory(first)
+    found = _try_in_memory(first)
     for line, way in ways:
         if found is not None:
             return found
@@ -77,13 +77,13 @@ def probabilities_within_memory(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         tell(line)
-        found = _unless_out_of_memory(way)
+        found = _try_in_memory(way)
     if found is None:
         raise MemoryError("out of GPU memory in every way")
     return found
 
 
-def _unless_out_of_memory(way: Callable[[], Tensor]) -> Tensor | None:
+def _try_in_memory(way: Callable[[], Tensor]) -> Tensor | None:
     try:
         return way()
     except RuntimeError as error:
@@ -96,7 +96,7 @@ def _out_of_gpu_memory(error: BaseException | None) -> bool:
     return error is not None and (
         isinstance(error, torch.OutOfMemoryError)
         or is_cuda_out_of_memory(error)
-        # how cuBLAS, cuDNN and their like tell of it
+        # how cuBLAS, cuDNN and the like report it
         or "ALLOC_FAILED" in str(error)
         # MONAI raises an error of its own where the map of weights did not fit
         or _out_of_gpu_memory(error.__cause__)

@@ -89,7 +89,7 @@ def on_file_grid(
         module: The network, on its device, in evaluation mode.
         preprocessing: How an image becomes the network's input, and back.
         cases: The cases.
-        tell: Told when a case is predicted on the CPU because GPU memory runs out.
+        tell: Called when a case is predicted on the CPU because GPU memory runs out.
 
     Raises:
         DatasetError: if a file cannot be read, or image and label differ in shape.
@@ -124,7 +124,7 @@ def on_preprocessed_grid(
         module: The network, on its device, in evaluation mode.
         dataset: The preprocessed data.
         split: `val` or `test`.
-        tell: Told when a case is predicted on the CPU because GPU memory runs out.
+        tell: Called when a case is predicted on the CPU because GPU memory runs out.
 
     Raises:
         DatasetError: if an array is damaged or missing.

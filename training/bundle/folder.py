@@ -26,19 +26,19 @@ PREPROCESSING = "preprocessing.json"
 MANIFEST = "bundle.json"
 
 BUNDLE_FILES = (WEIGHTS, CONFIG, PREPROCESSING, MANIFEST)
-"""All that a bundle has; the manifest comes last and goes first."""
+"""All files of a bundle; the manifest is written last and removed first."""
 
 STAGING = ".segtune-export-"
-"""What the name of the hidden folder begins with."""
+"""Prefix of the name of the hidden folder."""
 
 NEW, OLD = "new", "old"
 
 
 def check_bundle_folder(folder: Path) -> None:
-    """Check that a bundle can be written to a folder, before hours are spent; nothing stays.
+    """Check that a bundle can be written to a folder, before hours are spent; leaves no file.
 
     Raises:
-        BundleError: if the folder holds what is not of a bundle, cannot be written, or is none.
+        BundleError: if it is not a folder, holds other files than a bundle's, or cannot be written.
     """
     if is_url(folder):
         raise BundleError(url_refusal(folder))
@@ -56,7 +56,7 @@ def replaced_bundle(folder: Path) -> Iterator[Path]:
     If the block raises, `folder` is as it was.
 
     Raises:
-        BundleError: if `folder` holds what is not of a bundle, cannot be written, or another
+        BundleError: if `folder` holds other files than a bundle's, cannot be written, or another
             process exports to it now.
     """
     check_bundle_folder(folder)
@@ -133,7 +133,7 @@ def _refuse_foreign(folder: Path) -> None:
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if foreign[5:] else "")
         raise BundleError(
-            f"{folder} exists and is not an exported model alone, it holds {shown}: nothing was "
+            f"{folder} holds files that are not an exported model's ({shown}): nothing was "
             "changed; choose another folder with -o or --export, or move that away"
         )
 
@@ -148,7 +148,7 @@ def _is_manifest(path: Path) -> bool:
 
 
 def _stagings(folder: Path) -> list[Path]:
-    """Hidden folders that exports left behind when they were killed, and nothing foreign in."""
+    """Hidden folders that killed exports left behind, without other files in them."""
     return [path for path in folder.glob(f"{STAGING}*") if _is_staging(path)]
 
 

@@ -1,4 +1,4 @@
-"""Label maps written as NIfTI: the geometry of an image, and nothing else of it."""
+"""Writes label maps as NIfTI, with the geometry of an image and no other header field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLACE = (
     *("qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z"),
 )
-"""Fields of a NIfTI header that say where voxels are."""
+"""Fields of a NIfTI header that place the voxels."""
 
 SPATIAL_UNIT = 0x07
 """Bits of `xyzt_units` that are the unit of length; the others are that of time."""

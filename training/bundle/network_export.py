@@ -3,8 +3,8 @@
 Three formats, by suffix: `.pt2` (`torch.export`), `.ts` (TorchScript) and `.onnx`. Each takes
 preprocessed patches (batch, channels, depth, height, width) and gives logits of the same size.
 The batch is free; the patch size is the one that was asked for, since D-Former cuts its token
-grid into groups by the size it sees, and each format refuses another size by itself. None of the
-files tells of the folders of the machine that wrote it.
+grid into groups by the size it sees, and each format refuses another size by itself. No file
+contains folder names of the machine that wrote it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PARITY = 1e-4
 """How far logits may be from the network's own, as a part of the largest (at least 1)."""
 
 PARTIAL = ".segtune-convert-"
-"""What the name of the hidden folder begins with in which a file is written."""
+"""Prefix of the hidden folder in which a file is written."""
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
@@ -128,7 +128,7 @@ def _write_checked(bundle: Bundle, path: Path, size: Sequence[int]) -> float:
 
 
 def _place(partial: Path, path: Path, *, overwrite: bool) -> None:
-    """Give a finished file its name; one that has come meanwhile is not replaced unasked."""
+    """Rename a finished file; an existing file is replaced only if that is asked for."""
     if overwrite:
         partial.replace(path)
         return
@@ -201,7 +201,7 @@ def _write_torchscript(network: nn.Module, image: Tensor, path: Path) -> None:
     scripted = torch.jit.script(_OneSize(traced, list(image.shape[1:])))
     buffer = io.BytesIO()
     torch.jit.save(scripted, buffer)
-    # debug files tell where in this machine's files each line of code was
+    # debug files hold the path on this machine of each line of code
     with zipfile.ZipFile(buffer) as whole, zipfile.ZipFile(path, "w") as kept:
         for member in whole.infolist():
             if not member.filename.endswith(".debug_pkl"):
@@ -260,7 +260,7 @@ FORMATS: dict[str, tuple[Writer, Reader]] = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the exporters say of their own workings."""
+    """Silence the exporters' own log lines and warnings."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""What an exported model may say of the machine that made it: no path, no name of a user."""
+"""Removes paths and user names of this machine from what an exported model holds."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def predict_images(
 ) -> list[str]:
     """Segment images and write one label map a case.
 
-    Whatever goes wrong with a case is said with its file, and the others go on. A label map is
+    A failed case is reported with its file, and the others go on. A label map is
     written in full or not at all.
 
     Args:
@@ -49,7 +49,7 @@ def predict_images(
         overwrite: Whether files that are there already may be replaced; images never are.
         trust_code: Whether a network that is not of this package may be imported, see
             `Bundle.load`.
-        on_case: Told a line about each case, and of several how many failed.
+        on_case: Called with a line about each case, and with the number of failed cases of several.
 
     Returns:
         Cases that could not be segmented; the others were.
@@ -70,10 +70,10 @@ def predict_images(
             bundle.predict(files, targets[name])
         except Exception as error:
             failed.append(name)
-            told = f"{name}: not segmented: {_reason(error, files)}"
+            line = f"{name}: not segmented: {_reason(error, files)}"
         else:
-            told = f"{name}: {targets[name]}"
-        on_case(told)
+            line = f"{name}: {targets[name]}"
+        on_case(line)
     if failed and len(cases) > 1:
         on_case(f"{len(failed)} of {len(cases)} cases could not be segmented")
     return failed
@@ -119,7 +119,7 @@ def _check_targets(
 
 
 def _identity(path: Path) -> object:
-    """What two names of one file have in common: links, and file systems that ignore case."""
+    """A key that is equal for two names of one file (links, case-insensitive file systems)."""
     try:
         status = path.stat()
     except OSError:
@@ -181,7 +181,7 @@ def _collect(images: Sequence[Path], channels: int) -> dict[str, list[Path]]:
 
 
 def _cases_of(images: Sequence[Path], channels: int) -> Iterator[tuple[str, CaseFiles]]:
-    """The cases of files and folders in the order given, also such as come again."""
+    """The cases of files and folders in the order given, duplicates included."""
     given: dict[Path, list[Path]] = {}
     for path in images:
         if not path.is_dir():

@@ -37,7 +37,7 @@ result does not depend on batches, and ranks add up.
 So a class that is in neither prediction nor label of any validation case is left out of the mean
 over classes. Where no class is left, the score of the epoch is nan: healthy controls, in which
 the network rightly finds nothing, say no more than that. It is not a divergence (the loss and the
-weights alone tell that), and the epoch counts for nothing: it is never the best, it is neither
+weights alone show that), and the epoch is ignored: it is never the best, it is neither
 progress nor standstill for early stopping and the plateau scheduler, and a search does not
 compare it with others.
 

@@ -23,14 +23,14 @@ from training.metrics.labels import (
     reduce_scores,
 )
 
-MOST_OFFSETS = 500
+MAX_OFFSETS = 500
 """Offsets of the box around the tolerance up to which each is looked up for all classes."""
 
-MANY = 0.05
+DENSE_SHARE = 0.05
 """Share of boundary voxels in an image above which whole images are compared, not voxels."""
 
-NEAREST = 7
-"""Offsets that are compared so: most voxels have found their match then."""
+NEAREST_OFFSETS = 7
+"""Number of nearest offsets compared in this way: most voxels have a match by then."""
 
 
 def boundary_f1_score(
@@ -88,7 +88,7 @@ def boundary_scores(
     """Boundary F1 of label maps `(b, *spatial)`; nan for the background unless asked for."""
     sizes = check_spacing(spacing, target.ndim - 1)
     box = box_of_ball(check_tolerance(tolerance), sizes)
-    near = math.prod(2 * steps + 1 for steps in box) <= MOST_OFFSETS
+    near = math.prod(2 * steps + 1 for steps in box) <= MAX_OFFSETS
     offsets = ball(tolerance, sizes) if near else np.empty((0, len(sizes)), dtype=np.int64)
     reach = np.abs(offsets).max(axis=0, initial=1)
     scores = np.full((len(target), num_classes), np.nan)
@@ -155,9 +155,9 @@ class _Boundary:
         fits = (np.abs(offsets) <= self._reach).all(axis=1)
         steps = offsets[fits] @ self._strides
         places, classes = self._places, self._classes
-        if len(places) > MANY * self._map.size:
-            places = self._unmatched(other, steps[:NEAREST])
-            steps, classes = steps[NEAREST:], self._map[places]
+        if len(places) > DENSE_SHARE * self._map.size:
+            places = self._unmatched(other, steps[:NEAREST_OFFSETS])
+            steps, classes = steps[NEAREST_OFFSETS:], self._map[places]
         for offset in steps:
             # offsets come by length, and most voxels find their match early
             open_ = other._map[places + offset] != classes

@@ -16,15 +16,19 @@ package, such a case is left out of the mean over cases, and the mean is nan if 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from training.errors import PluginError
-from training.registry import METRICS, call
+from training.registry import METRICS, call, is_plugin
 
-__all__ = ["measure"]
+if TYPE_CHECKING:
+    from training.config import ModelTrainingConfig
+
+__all__ = ["measure", "own_metrics"]
 
 
 def measure(
@@ -45,7 +49,7 @@ def measure(
         num_classes: Classes, background included.
 
     Raises:
-        PluginError: if the import path leads to no function, or that returns no number.
+        PluginError: if the import path is not a function, or the function does not return a number.
     """
     value = call(
         METRICS.resolve(name),
@@ -62,3 +66,9 @@ def measure(
             f"metric {name} returned {value!r} for a case: it must be one number, or nan where it "
             "is not defined"
         ) from error
+
+
+def own_metrics(config: ModelTrainingConfig) -> list[str]:
+    """Import paths of the metrics of the user's own that a config asks for."""
+    monitored = [config.monitor] if is_plugin(config.monitor) else []
+    return list(dict.fromkeys([*monitored, *config.own_metrics]))

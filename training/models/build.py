@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from typing import Any
 
 import torch
@@ -70,6 +72,11 @@ def build_model(config: ModelTrainingConfig) -> nn.Module:
 def _plugin_arguments(builder: Any, config: ModelTrainingConfig) -> dict[str, Any]:
     """Arguments of a user's own network; `model_params` are checked against its signature."""
     name = config.model_name
+    module = getattr(builder, "__module__", None) or ""
+    named = inspect.isroutine(builder) or inspect.isclass(builder)
+    if named and module.partition(".")[0] in sys.stdlib_module_names:
+        # os:system, say, which a bundle of somebody else's may name with a command
+        raise PluginError(f"model_name={name} is a part of Python itself, not a network")
     given = {field: getattr(config, field) for field in FIELDS_OF_PLUGINS} | {"config": config}
     parameters = parameters_of(builder, name)
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())

@@ -23,7 +23,7 @@ from training.models.parameters import (
 MIN_GRID = 4
 """Voxels that nnU-Net leaves of an axis in the coarsest grid."""
 
-FIRST_FILTERS, MOST_FILTERS = 32, 320
+FIRST_FILTERS, MAX_FILTERS = 32, 320
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ class UNetPlan:
             for axis in halved:
                 size[axis], voxel[axis] = -(-size[axis] // 2), voxel[axis] * 2
         kernels.append((3,) * len(size))
-        filters = tuple(
-            min(FIRST_FILTERS * 2**stage, MOST_FILTERS) for stage in range(len(strides))
-        )
+        filters = tuple(min(FIRST_FILTERS * 2**stage, MAX_FILTERS) for stage in range(len(strides)))
         return cls(tuple(kernels), tuple(strides), filters)
 
 

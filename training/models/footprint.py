@@ -1,4 +1,4 @@
-"""How much memory a training step takes, told without taking it."""
+"""Estimates the memory of a training step without allocating it."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class _LinspaceOnCpu(TorchFunctionMode):
 
 
 def build_unet3d(config: ModelTrainingConfig) -> nn.Module:
-    """Residual U-Net; its five levels have 16 to 256 channels unless told otherwise."""
+    """Residual U-Net; its five levels have 16 to 256 channels unless set otherwise."""
     from monai.networks.nets import UNet
 
     refuse_checkpointing("unet3d", config.gradient_checkpointing)
@@ -98,7 +98,7 @@ def build_vnet(config: ModelTrainingConfig) -> nn.Module:
 
 
 def build_segresnet(config: ModelTrainingConfig) -> nn.Module:
-    """SegResNet (Myronenko, 2018); its first level has 16 filters unless told otherwise."""
+    """SegResNet (Myronenko, 2018); its first level has 16 filters unless set otherwise."""
     from monai.networks.nets import SegResNet
 
     refuse_checkpointing("segresnet", config.gradient_checkpointing)
@@ -136,7 +136,7 @@ def build_segresnet_ds(config: ModelTrainingConfig) -> nn.Module:
 
 
 def build_mednext(config: ModelTrainingConfig) -> nn.Module:
-    """MedNeXt (Roy et al., 2023), its small form with kernels of 3 unless told otherwise."""
+    """MedNeXt (Roy et al., 2023), its small form with kernels of 3 unless set otherwise."""
     from monai.networks.nets import MedNeXt
 
     refuse_checkpointing("mednext", config.gradient_checkpointing)
@@ -154,7 +154,7 @@ def build_mednext(config: ModelTrainingConfig) -> nn.Module:
 
 
 def build_swin_unetr(config: ModelTrainingConfig) -> nn.Module:
-    """SwinUNETR (Hatamizadeh et al., 2022); its first stage is 24 wide unless told otherwise."""
+    """SwinUNETR (Hatamizadeh et al., 2022); its first stage is 24 wide unless set otherwise."""
     from monai.networks.nets import SwinUNETR
 
     fixed = (*SHAPE_ARGUMENTS, "use_checkpoint")

@@ -41,7 +41,7 @@ def check_model_params(
 
 
 def model_params_problem(network: str, name: str, valid: Collection[str]) -> str | None:
-    """What is wrong with the name of a parameter of a network; None if it is valid."""
+    """The error of the name of a network parameter; None if it is valid."""
     if name in valid:
         return None
     near = difflib.get_close_matches(name, valid)

@@ -1,4 +1,4 @@
-"""What autocast means for a tensor, also on devices that have none (meta)."""
+"""The compute type under autocast, also on devices without autocast (meta)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps advice of libraries meant for programmers away from people who run a study."""
+"""Hides warnings and log lines of libraries that are meant for programmers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def quiet_libraries() -> Iterator[None]:
     # our own error names the file whose header is wrong
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     # Tune counts a trial that goes on after a failure as lost, since it is a new one to Tune
-    logging.getLogger("ray.tune.tune").addFilter(_is_no_count_of_trials)
+    logging.getLogger("ray.tune.tune").addFilter(_is_not_trial_count)
     with warnings.catch_warnings():
         for library in LIBRARIES:
             warnings.filterwarnings("ignore", module=library)
         yield
 
 
-def _is_no_count_of_trials(record: logging.LogRecord) -> bool:
+def _is_not_trial_count(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Trials did not complete")

@@ -317,7 +317,7 @@ class Study:
 
 
 def _overrides(budgets: Mapping[str, Any]) -> dict[str, Override]:
-    """Budgets as overrides of a spec, which name where a wrong value comes from."""
+    """Budgets as overrides of a spec, with the argument's name for error messages."""
     from tuner.spec.yaml_source import Override
 
     return {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from training.config import ModelTrainingConfig
+from tuner.report import numbers
 from tuner.study.config_files import config_file
 from tuner.study.files import BEST_FILE, METRICS_FILE, trial_folder
 
@@ -47,7 +48,7 @@ class Trial:
 
     @property
     def state(self) -> TrialState:
-        """How the trial stands or ended, e.g. `"completed"`; a string enumeration."""
+        """The state of the trial, e.g. `"completed"`; a string enumeration."""
         return self._entry.state
 
     @property
@@ -131,6 +132,8 @@ class Trial:
         return self._entry.lineage
 
     def __repr__(self) -> str:
-        metric = self._study.spec.metric
-        score = f"{metric} {self.score:.4f} at epoch {self.epoch}" if self._best else "no score"
+        score = "no score"
+        if self._best:
+            epoch, best = self._best
+            score = f"{self._study.spec.metric} {numbers.score(best)} at epoch {epoch}"
         return f"<Trial {self.number}: {self.state}, {score}>"

@@ -1,4 +1,4 @@
-"""What each command does: it parses options, calls the Python API, prints, gives the exit code."""
+"""The function of each command: calls the Python API, prints, and returns the exit code."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def shell_code(shell: str) -> str:
-    """What a shell has to run to complete our commands.
+    """Code that a shell runs to complete our commands.
 
     Args:
         shell: One of `SHELLS`.

@@ -1,4 +1,4 @@
-"""The command `tune`: parses the arguments, calls what they name, chooses the exit code.
+"""The command `tune`: parses the arguments, runs the command, returns the exit code.
 
 Exit codes: 0 done, 1 no usable result or most trials failed, 2 a mistake in the input,
 130 interrupted.
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 PLAIN_CHARACTERS = {"·": "-", "×": "x", "…": "..."}
-"""What stands for a character that a terminal's encoding lacks; `?` for all others."""
+"""Replacements of characters that a terminal's encoding lacks; all others become `?`."""
 
 
 def _write_plainly(error: UnicodeError) -> tuple[str, int]:
@@ -62,7 +62,7 @@ def _write_plainly(error: UnicodeError) -> tuple[str, int]:
 
 
 def _replace_unencodable_characters() -> None:
-    """Write something else where a terminal's encoding (ASCII, say) lacks a character."""
+    """Replace characters that a terminal's encoding (e.g. ASCII) lacks."""
     codecs.register_error("segtune.plain", _write_plainly)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they say as overrides of a search space."""
+"""Options that several commands share, and their translation to overrides of a search space."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMED_OPTIONS: dict[str, str] = {
 """Options that are short for `--set KEY=VALUE`, and their keys."""
 
 POSITIONAL = ("space", "bundle", "images")
-"""Paths that are arguments without an option's name."""
+"""Paths that are positional arguments."""
 
 
 def add_study_name(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def field_names(prefix: str, **_: object) -> list[str]:
 
 
 def add_studies_dir(parser: argparse.ArgumentParser) -> None:
-    """The option that says where the studies are."""
+    """The option for the folder of the studies."""
     parser.add_argument(
         "--studies-dir",
         type=Path,
@@ -71,7 +71,7 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 
 def add_budget_options(parser: argparse.ArgumentParser) -> None:
-    """Budgets, which may also change while a study is under way."""
+    """Options for the budgets, which `tune resume` may change as well."""
     add = parser.add_argument
     add("--num-trials", metavar="N", help="trials of the study (default: as in the space)")
     add(
@@ -92,7 +92,7 @@ def add_budget_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_space_options(parser: argparse.ArgumentParser) -> None:
-    """What a command line may change in a search space."""
+    """Options that change values of a search space."""
     add = parser.add_argument
     add("space", type=Path, metavar="SPACE.yaml", help="the search space")
     add("--data-dir", metavar="DIR", help="folder of the data (default: as in the space)")
@@ -148,7 +148,7 @@ def _positive(text: str) -> int:
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
-    """The required option that says what is written."""
+    """The required option for the output."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
 
 

@@ -1,4 +1,4 @@
-"""The commands of `tune`: what each is called, takes and does.
+"""The commands of `tune`: their names, options and functions.
 
 A command is one entry of `COMMANDS`: its name, what it does in one line, examples, the function
 that adds its options and the function that runs it.
@@ -53,8 +53,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows the default of every option that has one, and leaves examples as they are."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.default is None or isinstance(action.default, bool | list)
-        return action.help if told else super()._get_help_string(action)
+        complete = action.default is None or isinstance(action.default, bool | list)
+        return action.help if complete else super()._get_help_string(action)
 
 
 def build_parser() -> argparse.ArgumentParser:

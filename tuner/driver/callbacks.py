@@ -49,7 +49,7 @@ class ViewCallback(Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """Announce an epoch, and what the trial noted."""
+        """Announce an epoch, and the trial's messages."""
         report = EpochReport.from_ray(result)
         if report is None:
             return

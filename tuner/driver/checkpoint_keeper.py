@@ -1,4 +1,4 @@
-"""Which checkpoints of a study stay on the disk.
+"""Removes the checkpoints that a study no longer needs.
 
 A trial that may go on keeps its best and its last checkpoint. Of those that have ended, the best
 `keep` trials do; the others lost, and theirs are removed as soon as the record says so. Above
@@ -59,7 +59,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self._seen: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray pickles its callbacks; the record has all that there is to know."""
+        """Ray pickles its callbacks; all of the state is in the record."""
         return {}
 
     def on_trial_complete(
@@ -76,7 +76,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self.on_trial_complete(iteration, trials, trial)
 
     def prune(self) -> None:
-        """Remove all checkpoints that need not stay, as the record has it."""
+        """Remove all checkpoints that are no longer needed, by the record."""
         self._prune(self._record.entries.values())
         self._remove_snapshots()
 
@@ -107,7 +107,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
                 self._remove(place[1], CHECKPOINT_FILES)
 
     def _front(self) -> set[int]:
-        """Ended trials of the Pareto front, each of which may be the one that a person wants."""
+        """Ended trials of the Pareto front: the user may export any of them."""
         if len(self._objectives) < 2:
             return set()
         ended = [entry for entry in self._record.entries.values() if entry.state.finished]
@@ -135,13 +135,13 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
             )
 
     def _remove_snapshots(self) -> None:
-        """Remove those of epochs that no trial has to reach any more."""
+        """Remove snapshots of epochs that every trial has passed."""
         spec = self._study.spec
         if not spec.population:
             return
         entries = self._record.entries
         going = [entry.epochs for entry in entries.values() if not entry.state.finished]
-        # a trial that has just been told to take one over has not trained on yet
+        # a trial that is about to copy one has not trained on yet
         needed = min(going, default=math.inf) if len(entries) >= planned_trials(spec) else 0
         for number in entries:
             for path in own_checkpoints(self._folder, number, (SNAPSHOT_PATTERN,)):

@@ -23,9 +23,9 @@ RAY_SETTINGS = {
     # a study goes on from its record: Tune's own state, which it would write anew every 10 s with
     # all trials in it, is never read
     "TUNE_GLOBAL_CHECKPOINT_S": str(10 * 365 * 24 * 3600),
-    # the view tells how a trial failed, and its error.txt has the traceback
+    # the view shows how a trial failed, and its error.txt has the traceback
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    # Ctrl-C is handled here, where it can be told apart from the end of the study
+    # Ctrl-C is handled here, where it can be distinguished from the end of the study
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 

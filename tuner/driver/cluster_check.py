@@ -1,7 +1,7 @@
-"""Whether a study's Ray cluster can be joined or started, asked before anything is prepared.
+"""Checks that a study's Ray cluster can be joined or started, before data are prepared.
 
 Ray itself finds out late: it waits for over a minute for an address where nothing answers, and
-tells of a wrong token or a temporary folder that will not do in C++ lines and tracebacks.
+reports a wrong token or an unusable temporary folder in C++ log lines and tracebacks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SESSION_PATH = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path of a socket that Ray makes in its temporary folder."""
 
 JOINABLE: set[tuple[str, str]] = set()
-"""Clusters that answered this process: they are not asked twice."""
+"""Addresses that passed the check in this process: they are not checked again."""
 
 OWN_CLUSTER = "leave --address out to use this machine alone"
 
@@ -77,7 +77,7 @@ def starts_own_cluster(address: str | None) -> bool:
 
 
 def _where(address: str | None) -> tuple[str | None, str, str]:
-    """The address that counts, where it was given, and how to do without it."""
+    """The address in use, what set it, and how to run without a cluster to join."""
     variable = os.environ.get("RAY_ADDRESS") or None
     if variable is not None and address in {None, "auto"}:
         return variable, f"RAY_ADDRESS={variable}", "unset RAY_ADDRESS to use this machine alone"
@@ -108,7 +108,7 @@ def _host_and_port(given: str, source: str, way_out: str) -> tuple[str, int]:
 
 
 def _connect(host: str, port: int, source: str, way_out: str) -> None:
-    """Check that something listens."""
+    """Check that the address accepts a connection."""
     try:
         with closing(socket.create_connection((host, port), timeout=CONNECT_SECONDS)):
             return
@@ -150,7 +150,7 @@ def _probe(address: str, given: str) -> dict[str, str]:
 
 
 def _line(descriptor: int, seconds: float) -> bytes:
-    """The next line of a pipe; nothing if it does not come in time."""
+    """The next line of a pipe; empty if it does not come in time."""
     deadline = time.monotonic() + seconds
     line = b""
     while not line.endswith(b"\n"):

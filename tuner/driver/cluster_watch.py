@@ -19,21 +19,21 @@ import ray
 from tuner.driver.ray_internals import own_daemons
 
 OWN_INTERVAL = 0.05
-"""Seconds between two looks at the processes of a cluster of our own."""
+"""Seconds between two checks of the processes of our own cluster."""
 
 JOINED_INTERVAL = 1.0
-"""Seconds between two calls at the processes of a joined cluster."""
+"""Seconds between two connections to the processes of a joined cluster."""
 
 CALL_TIMEOUT = 5.0
 """Seconds that a process of a joined cluster may take to accept a connection."""
 
 GCS_TIMEOUT = 20.0
-"""Seconds that the GCS of a joined cluster may be away: a cluster may restart it."""
+"""Seconds that the GCS of a joined cluster may be unreachable: a cluster may restart it."""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A process of Ray without which no study goes on.
+    """A process of Ray that every study needs.
 
     Attributes:
         name: What Ray calls it.
@@ -51,8 +51,8 @@ def cluster_watch(on_lost: Callable[[str], None], ended: threading.Event) -> Ite
     """Watch the cluster that this process is connected to.
 
     Args:
-        on_lost: Is told once, in a thread of its own, which process of Ray is gone.
-        ended: Set when nobody needs to know any more; at the latest when the block ends.
+        on_lost: Called once, in a thread of its own, with the process of Ray that is gone.
+        ended: Set to end the watch; at the latest when the block ends.
     """
     own = _own_processes()
     watched, interval = (own, OWN_INTERVAL) if own else (_joined_processes(), JOINED_INTERVAL)
@@ -78,7 +78,7 @@ def wait_for_loss(
 
     Args:
         watched: The processes.
-        ended: Is set when nobody needs to know any more.
+        ended: Set to end the watch.
         interval: Seconds between two looks.
 
     Returns:

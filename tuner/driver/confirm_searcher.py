@@ -1,4 +1,4 @@
-"""Tune's view of a confirmation: what of it is still to train."""
+"""Ray Tune searcher of a confirmation: proposes the trials that are still missing."""
 
 from __future__ import annotations
 

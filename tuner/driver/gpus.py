@@ -16,7 +16,7 @@ def check_own_gpus(settings: ResourceSettings) -> str | None:
     """Check, before the data are prepared, the GPUs that trials on this machine ask for.
 
     Returns:
-        What a user should know of this machine's GPUs, None if there is nothing to say.
+        A hint about GPUs of this machine that trials cannot use; None if there is none.
 
     Raises:
         ResourceError: if this machine has not got them, or torch cannot use them.

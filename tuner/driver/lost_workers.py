@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from tuner.study.study import Study
 
 SHUTDOWN_SECONDS = 2.0
-"""How long after a worker died its cluster is watched, to tell whether all of it ends."""
+"""Seconds for which the cluster is watched after a worker died: all of it may be shutting down."""
 
 HEAD_TIMEOUT = 5.0
 """How long the head node of a cluster may take to answer before the cluster counts as lost."""
 
 
 class LostWorkers(Callback):  # type: ignore[misc]
-    """Ends the workers of trials that hang, and tells why a worker is lost.
+    """Ends the workers of trials that hang, and finds out why a worker is lost.
 
     A trial whose worker died is tried again, as `failures` of the spec says. When the whole
     cluster is gone, none can be: trials are interrupted, and the study ends, to be resumed.

@@ -1,4 +1,4 @@
-"""The private parts of Ray (2.60) that the program relies on, and what it counts on of each.
+"""The private parts of Ray (2.60) that the program relies on.
 
 Nothing else imports from `ray._private` and the like. An upgrade of Ray that breaks one of these
 fails in `tests/tuner_tests/driver/test_ray_internals.py`, by name.
@@ -111,7 +111,7 @@ def own_daemons() -> list[tuple[str, Popen[bytes]]]:
 
 
 class _LostWorkerError(RayActorError):  # type: ignore[misc]
-    """What a trial's worker returned is lost, as a rule together with its node."""
+    """The result of a trial's worker is lost, usually together with its node."""
 
     def __init__(self, message: str) -> None:
         super().__init__(error_msg=message)
@@ -127,7 +127,7 @@ class _KilledForMemoryError(_LostWorkerError):
 
 @contextmanager
 def lost_worker_ends_one_trial() -> Iterator[None]:
-    """Let Tune take every way in which Ray loses a worker for a worker that died.
+    """Make Tune handle every loss of a worker as the failure of that one trial.
 
     Ray's `OutOfMemoryError` and the errors of lost objects are not a `RayActorError`, and Tune
     ends the whole study with "Caught unexpected exception" when it meets one.
@@ -156,7 +156,7 @@ def lost_worker_ends_one_trial() -> Iterator[None]:
 
 
 def lost_worker_error(trial: Trial) -> WorkerLostError:
-    """Why the worker of a trial is lost, from the file that Tune left of it."""
+    """Why the worker of a trial is lost, from the error file that Tune wrote."""
     from tuner.trial.failures import WorkerLostError, WorkerOutOfMemoryError
 
     error_file = trial.pickled_error_file
@@ -178,7 +178,7 @@ def actor_of(trial: Trial) -> Any:
 
 
 def gcs_of(address: str, *, token_of_this_machine: bool, timeout: float) -> tuple[Any, Any]:
-    """A client of the GCS of a cluster, and what the cluster tells of itself.
+    """A client of the GCS of a cluster, and the cluster's metadata.
 
     Args:
         address: HOST:PORT of the GCS.
@@ -203,7 +203,7 @@ def check_versions(metadata: Any) -> None:
     """Check that a cluster has the versions of Ray and Python of this process.
 
     Args:
-        metadata: What the cluster tells of itself, see `gcs_of`.
+        metadata: Metadata of the cluster, see `gcs_of`.
 
     Raises:
         RuntimeError: if not.

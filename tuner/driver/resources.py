@@ -57,7 +57,7 @@ def nodes_of(ray_nodes: Sequence[dict[str, Any]]) -> list[Node]:
 def plan_resources(
     settings: ResourceSettings, nodes: Sequence[Node], num_trials: int
 ) -> TrialResources:
-    """Resources of each trial: what the settings say, `auto` decided by what the nodes have.
+    """Resources of each trial by the settings, with `auto` resolved from the nodes.
 
     By default a trial gets one GPU where there are GPUs, with that GPU's share of its
     node's cores. Without GPUs as many trials run at once as there are cores and memory

@@ -30,7 +30,8 @@ from tuner.report.files import write_results
 from tuner.report.live import StudyView
 from tuner.report.preparation import preparation_view
 from tuner.spec.grid import planned_trials
-from tuner.spec.plugins import import_plugins
+from tuner.spec.plugins import CODE_FOLDER, import_plugins
+from tuner.study.code import edited_code, study_code
 from tuner.study.data import prepare_data
 from tuner.study.driver import only_driver
 from tuner.study.folder import FolderBefore, refuse_foreign_confirmation
@@ -63,8 +64,9 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
     """
     with (
         only_driver(study),
-        _empty_study_removed(study),
+        _remove_empty_study(study),
         full_disk_explained(study),
+        study_code(study.folder),
     ):
         if study.spec.confirm is not None:
             refuse_foreign_confirmation(study.folder)
@@ -72,6 +74,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         check_comparable(earlier, study.spec)
         check_cluster(address)
         import_plugins(study.spec)
+        _tell_edited_code(study, console)
         if starts_own_cluster(address):
             note = check_own_gpus(study.spec.resources)
             if note is not None and console is not None:
@@ -117,8 +120,18 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         return stopper.interrupted
 
 
+def _tell_edited_code(study: Study, console: Console | None) -> None:
+    edited = edited_code(study.folder)
+    if edited and console is not None:
+        console.print(
+            f"{', '.join(edited)}: edited since the study began; it goes on with its own copy in "
+            f"{study.folder / CODE_FOLDER}",
+            markup=False,
+        )
+
+
 @contextmanager
-def _empty_study_removed(study: Study) -> Iterator[None]:
+def _remove_empty_study(study: Study) -> Iterator[None]:
     """Remove what this call made if an error keeps the study from its first trial."""
     before = study.before or FolderBefore.of(study.folder)
     try:

@@ -1,4 +1,4 @@
-"""Tune's view of a policy: scores go to the record, decisions take effect after that."""
+"""Ray Tune scheduler that follows a policy: records a score, then applies the decision."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORKER_STARTS_WITHIN = 60.0
 
 
 class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Writes each score to the record before anything else, then does what the policy says.
+    """Writes each score to the record first, then applies the decision of the policy.
 
     A trial that pauses ends for Tune, whose worker is free at once; when it is promoted, the
     searcher proposes it again, and it goes on from its last checkpoint.
@@ -80,7 +80,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
-        """Record the result, then say whether the trial goes on."""
+        """Record the result, then decide whether the trial goes on."""
         number = TrialRequest.from_ray(trial.config).number
         report = EpochReport.from_ray(result)
         if report is None:

@@ -1,4 +1,4 @@
-"""Tune's view of a searcher: what runs next, by the record."""
+"""Ray Tune searcher that chooses the next trial by the record and a searcher of ours."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 class Promotes(Protocol):
-    """What knows which paused trial goes on next."""
+    """Protocol of what chooses the paused trial to continue."""
 
     def promote(self, *, last: bool = False) -> int | None:
         """Number of that trial, None if none does."""
         ...
 
     def never_promoted(self, number: int) -> str:
-        """Why a paused trial ends when the study does."""
+        """The reason of a trial that is still paused when the study ends."""
         ...
 
 
 class RecordSearcher(Searcher):  # type: ignore[misc]
-    """Says what runs next: trials that were cut off, then promoted ones, then new ones.
+    """Chooses the next trial: those that were cut off, then promoted ones, then new ones.
 
     What it proposes depends on the record alone: each proposal is drawn with the study's seed
     and the trial's number, so a resumed study goes on as it would have.
@@ -112,13 +112,13 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
             self._to_resume.append(number)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the record is written as things happen."""
+        """Do nothing: the record has been written already."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the record is the state."""
+        """Do nothing: the state is in the record."""
 
     def _values(self, entry: TrialEntry) -> dict[str, Any]:
-        """What the trial trains with."""
+        """The values that the trial trains with."""
         return entry.trained_values
 
     def _next(self) -> TrialEntry | None:

@@ -1,4 +1,4 @@
-"""What ends a study before its trials are done: the user, its time, a full disk."""
+"""Ends a study early: on a signal, by its time budget, or when its disk or cluster fails."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from tuner.study.study import Study
 
 SHUTDOWN_TIMEOUT = 3.0
-"""How long trials may take to end after the first signal. What is in the middle of an epoch then
-is cut off there: who sent the signal may kill us after ten seconds (`docker stop`)."""
+"""Seconds that trials may take to end after the first signal. Epochs that still run then are cut
+off, since `docker stop` and the like kill the process after ten seconds."""
 
 RAY_CALL_TIMEOUT = 8.0
-"""How long a call of Ray may take to come back after its cluster went; Ray itself would end the
-process after a minute, with the record as it is."""
+"""Seconds that a call of Ray may take to return after its cluster was lost. After a minute Ray
+would end the process without closing the record."""
 
 CLUSTER_LOST_CODE = 2
-"""Exit code of a process whose cluster was lost: that of all errors a user can fix."""
+"""Exit code of a process whose cluster was lost: that of all errors that a user can fix."""
 
 
 class StudyStopper(Stopper):  # type: ignore[misc]
-    """Ends the study when its time is over or the user says so.
+    """Ends the study when its time budget is spent or a signal arrives.
 
     Args:
         time_budget: Seconds that the study may take, None for no limit.
@@ -55,7 +55,7 @@ class StudyStopper(Stopper):  # type: ignore[misc]
         return False
 
     def lift_time_budget(self) -> None:
-        """Let what comes after the search take its time."""
+        """Remove the time limit: it does not apply to what follows the search."""
         self._deadline = math.inf
 
     def stop_all(self) -> bool:
@@ -64,21 +64,21 @@ class StudyStopper(Stopper):  # type: ignore[misc]
 
     @property
     def overdue(self) -> bool:
-        """Whether the study is still not over although the user said so."""
+        """Whether the study still runs `SHUTDOWN_TIMEOUT` after a signal."""
         return self.interrupted and time.monotonic() - self._interrupted_at > SHUTDOWN_TIMEOUT
 
     def give_up(self, thread: threading.Thread) -> None:
-        """Get a thread out of what it waits for, if it is the one that takes signals."""
+        """Interrupt a thread that waits, if it is the main thread, which receives signals."""
         self.gave_up = True
         if thread is threading.main_thread() and thread.ident is not None:
             # a signal gets it out of a call into Ray
             signal.pthread_kill(thread.ident, signal.SIGTERM)
 
     def signal(self) -> None:
-        """Take a signal: the first one ends the study in order, a later one at once.
+        """Handle a signal: the first one ends the study in order, a later one at once.
 
         Raises:
-            KeyboardInterrupt: if the user has said so before, or there is nothing to wait for.
+            KeyboardInterrupt: if it is not the first signal, or there is nothing to wait for.
                 (Ray's calls pass on no other exception of a signal.)
         """
         if self.gave_up:
@@ -133,7 +133,7 @@ def signals_stop(stopper: StudyStopper) -> Iterator[None]:
 
 @contextmanager
 def leave_when_stuck(stopper: StudyStopper, record: StudyRecord) -> Iterator[None]:
-    """Get out of Tune when its cluster is gone, or its trials do not end; in `signals_stop`.
+    """Leave Tune when its cluster is lost or its trials do not end; used in `signals_stop`.
 
     When the cluster is gone, the study of the record is halted. A call into Ray that does not
     come back then (it can last for a minute, after which Ray ends the process) ends with the
@@ -167,7 +167,7 @@ def leave_when_stuck(stopper: StudyStopper, record: StudyRecord) -> Iterator[Non
 def _leave_when_overdue(
     stopper: StudyStopper, thread: threading.Thread, ended: threading.Event
 ) -> Iterator[None]:
-    """Give up when a study is not over some time after the user said so."""
+    """Leave Tune when a study still runs some time after a signal."""
 
     def watch() -> None:
         while not ended.wait(0.1):
@@ -185,7 +185,7 @@ def _leave_when_overdue(
 
 
 def _end_process(record: StudyRecord, reason: str) -> None:
-    """Close the record of a study whose main thread is lost in Ray, and end the process."""
+    """Close the record of a study whose main thread is stuck in Ray, and end the process."""
     try:
         afresh = type(record)(record.folder, record.space, record.mode)
         afresh.close_running(reason)
@@ -198,7 +198,7 @@ def _end_process(record: StudyRecord, reason: str) -> None:
 
 
 class BudgetStopper(Stopper):  # type: ignore[misc]
-    """Ends the search when a budget is spent; what runs is cut off, and can go on later.
+    """Ends the search when a budget is spent; running trials are cut off, and can be resumed.
 
     Args:
         study: The study.

@@ -82,7 +82,7 @@ def run_tune(
     stopper: Stopper,
     chosen: list[Candidate] | None = None,
 ) -> None:
-    """Let Tune run the search; or with candidates, their confirmation."""
+    """Run the search with Ray Tune, or with candidates their confirmation."""
     # nothing is read back from it, and Tune would stumble over a partly written file
     remove_ray_files(study.folder / RAY_FOLDER)
     context = StudyContext(

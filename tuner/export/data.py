@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportData:
-    """Data of a study at export: what a bundle needs of them, and cases to verify it on.
+    """Data of a study at export: those that a bundle needs, and cases to verify it on.
 
     Attributes:
         labels: Name of each label value, background first.
@@ -86,7 +86,7 @@ def find_data(
             except (DatasetError, ExportError) as error:
                 notes.append(str(error))
     if dataset is None and PREPARATION not in provenance:
-        dataset = _prepared_again(study, data_dir or Path(recorded["source"]), config)
+        dataset = _prepare_again(study, data_dir or Path(recorded["source"]), config)
         cases = cases or _existing_cases(dataset)
     if dataset is not None:
         kept = dataset.model_dump(include={"labels", "channels", "splits"})
@@ -131,8 +131,8 @@ def _existing_cases(dataset: PreprocessedDataset) -> dict[str, RawCase]:
     }
 
 
-def _prepared_again(study: str, folder: Path, config: ModelTrainingConfig) -> PreprocessedDataset:
-    """The data of a study whose folder does not say how they were prepared, prepared again."""
+def _prepare_again(study: str, folder: Path, config: ModelTrainingConfig) -> PreprocessedDataset:
+    """The data prepared again, for a study without preprocessing settings in its folder."""
     folder = resolve_data_dir(folder)
     if not folder.is_dir():
         raise ExportError(

@@ -34,6 +34,7 @@ from training.errors import BundleError, DatasetError
 from tuner.errors import ExportError
 from tuner.export.data import ExportData, find_data
 from tuner.spec.plugins import import_plugins
+from tuner.study.code import study_code
 from tuner.study.commands import study_command
 from tuner.study.config_files import config_file
 from tuner.study.confirmation import SEED, confirmed_configs, is_finished, open_confirmation
@@ -52,7 +53,7 @@ WAY_OUT = "--data-dir DIR says where they are now"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was exported.
+    """The result of an export.
 
     Attributes:
         folder: The bundle.
@@ -125,7 +126,11 @@ def export_trial(
         DatasetError: if `data_dir` has not the layout of data.
     """
     check_bundle_folder(folder)
-    chosen = _chosen(study, number)
+    with study_code(study.folder):
+        return _export(study, folder, _chosen(study, number), data_dir)
+
+
+def _export(study: Study, folder: Path, chosen: _Chosen, data_dir: Path | None) -> Exported:
     entry = chosen.entry
     best = entry.best(study.record.mode)
     source = trial_folder(chosen.folder, entry.number)
@@ -184,15 +189,15 @@ def export_trial(
 def _public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
     """The provenance that a bundle keeps: without the folders of the machine."""
     left_out = {PREPARATION, RESUMED}
-    told = {name: value for name, value in provenance.items() if name not in left_out}
-    data = dict(told["data"])
+    public = {name: value for name, value in provenance.items() if name not in left_out}
+    data = dict(public["data"])
     # of the cache there is nothing to say elsewhere
     data.pop("preprocessed", None)
     data["source"] = Path(data["source"]).name
-    told["data"] = data
+    public["data"] = data
     # relative paths may name folders of a user as well
-    told["command"] = [argument.rpartition("/")[2] for argument in told.get("command", [])]
-    return told
+    public["command"] = [argument.rpartition("/")[2] for argument in public.get("command", [])]
+    return public
 
 
 def _schedule(entries: Mapping[int, TrialEntry], number: int, epoch: int) -> dict[str, Any]:
@@ -288,7 +293,7 @@ def _config(path: Path, source: Path, provenance: dict[str, Any]) -> ModelTraini
 
 
 def _verify(folder: Path, module: SegmentationLightningModule, data: ExportData) -> str:
-    """Compare the written bundle with the trial's model on what is left of the data.
+    """Compare the written bundle with the trial's model, on the data that are still available.
 
     Returns:
         On what it was compared, in words.
@@ -324,7 +329,7 @@ def _verify(folder: Path, module: SegmentationLightningModule, data: ExportData)
         "compared with "
         f"the trial's on random voxels alone, on no case; {WAY_OUT}"
     )
-    return "it was not tried on a case"
+    return "it was not verified on a case"
 
 
 def _test_metrics(

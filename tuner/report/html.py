@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.durable_write import write_durably
 from tuner.report import numbers
 from tuner.report.confirmation import confirm_columns, confirm_rows
 from tuner.report.plots import front_plot, learning_curves, state_legend
@@ -41,7 +42,7 @@ svg text { font: 12px system-ui, sans-serif; fill: #475569 }
 
 
 def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedConfig] = ()) -> None:
-    """Write the report of a study to `path`, with what its confirmation says."""
+    """Write the report of a study to `path`, with its confirmation if there is one."""
     name, record, spec = study.name, study.record, study.spec
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     spent = epochs_spent(entries)
@@ -70,11 +71,11 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
         _trials(entries, record.mode, spec),
         "</body></html>",
     ]
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_durably(path, "\n".join(parts))
 
 
 def _best_config(record: StudyRecord, best: TrialEntry | None, epoch: int) -> str:
-    """Values that the best score was reached with; a column a trial that had a part in it."""
+    """Values that the best score was reached with; one column for each trial of its lineage."""
     stretches = schedule(record.entries, best.number, epoch) if best else []
     several = len(stretches) > 1
     names = dict.fromkeys(name for stretch in stretches for name in stretch.values)

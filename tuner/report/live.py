@@ -55,7 +55,7 @@ class StudyView:
         self._picture: Picture | None = None
 
     def __enter__(self) -> Self:
-        """Say where to look, and start the live picture."""
+        """Print the folder and the dashboard of the study, and start the live picture."""
         share = self._resources
         dashboard = f"http://{self._dashboard}" if self._dashboard else "of the joined cluster"
         self._console.print(f"study          {self._study.folder}", markup=False)
@@ -99,7 +99,7 @@ class StudyView:
             self._line(self._record.entries[number], line)
 
     def trial_noted(self, number: int, note: str) -> None:
-        """Announce what a trial had to say."""
+        """Announce a message of a trial."""
         self._line(self._record.entries[number], note, always=True)
 
     def trial_ended(self, number: int) -> None:
@@ -153,7 +153,7 @@ class StudyView:
         ]
 
     def _time_left(self, spent: int) -> str:
-        """A guess from the epochs so far and what early stopping is expected to save."""
+        """An estimate from the epochs so far and the expected savings of early stopping."""
         trained = spent - self._epochs_before
         if not trained:
             return "time left not known yet"

@@ -21,7 +21,7 @@ STUDY_KEYS: dict[str, Callable[[Study], Any]] = {
     "epochs": lambda study: epochs_spent(study.record.entries.values()),
     "score": lambda study: _rank_of_best(study),
 }
-"""What studies can be sorted by; scores come best first."""
+"""Sort keys of studies; scores come best first."""
 
 
 def sorted_trials(study: Study, key: str | None = None, top: int | None = None) -> list[TrialEntry]:
@@ -54,7 +54,7 @@ def sorted_studies(
 
 
 def trial_keys(study: Study) -> dict[str, Callable[[TrialEntry], Any]]:
-    """What the trials of a study can be sorted by: facts, fields that vary and metrics."""
+    """Sort keys of the trials of a study: facts, fields that vary and metrics."""
     mode, modes = study.record.mode, dict(study.spec.objectives)
     metrics = {name for entry in study.record.entries.values() for name in entry.metrics}
 
@@ -95,7 +95,7 @@ def _ordered(
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """Numbers before texts, and what has no value last."""
+    """Sort key: numbers, then texts, then missing values."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return 2, 0
     return (0, value) if isinstance(value, int | float) else (1, str(value))

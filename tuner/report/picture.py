@@ -76,13 +76,13 @@ def open_picture(console: Console) -> Picture | None:
 
 
 class Pace:
-    """Says when it is time to draw again."""
+    """Limits how often a picture is drawn."""
 
     def __init__(self) -> None:
         self._drawn = 0.0
 
     def due(self) -> bool:
-        """Whether the last drawing is long enough ago; counts as one if so."""
+        """Whether it is time to draw again; if so, the interval starts anew."""
         now = time.monotonic()
         if now - self._drawn <= REFRESH_SECONDS:
             return False

@@ -56,7 +56,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Axes:
-    """Turns values into places of a picture, and draws the lines and numbers around them.
+    """Maps values to pixels, and draws the axes with their numbers.
 
     Attributes:
         x: Values to the right.
@@ -178,13 +178,13 @@ def learning_curves(entries: Sequence[TrialEntry], best: TrialEntry | None, name
 
 
 def _epoch_ticks(last: int) -> list[int]:
-    """Epochs to name: none so close to the last one that their numbers would touch."""
+    """Epochs to label on the axis, without those whose numbers would touch the last one."""
     step = max(1, last // 8)
     return sorted({1, *range(step, last - step // 2, step), last})
 
 
 def state_legend(entries: Sequence[TrialEntry]) -> str:
-    """Which colour stands for which state of a trial."""
+    """Legend: the colour of each trial state."""
     states = [state for state in TrialState if any(entry.state is state for entry in entries)]
     return (
         "<p>"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def write_results_csv(path: Path, study: Study) -> None:
-    """Write every trial with its ending, its best score, and what that was reached with."""
+    """Write every trial with its ending, its best score, and the values of that score."""
     write_csv(path, *results_table(study))
 
 
@@ -106,8 +106,8 @@ def _row(entry: TrialEntry, mode: str, values: Mapping[str, Any]) -> dict[str, A
         "state": entry.state.value,
         "reason": entry.reason,
         "epochs": entry.epochs,
-        "best_epoch": best[0] if best else "",
-        "value": best[1] if best else "",
+        # without a score the cells are missing, in a data frame too
+        **({"best_epoch": best[0], "value": best[1]} if best else {}),
         "seconds": round(entry.seconds, 1),
         **params(values),
         **metrics(entry.metrics),

@@ -1,4 +1,4 @@
-"""Prints a valid spec: its space, its search and what it may cost."""
+"""Prints a valid spec: its space, its search and its budget."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def print_spec(console: Console, spec: StudySpec) -> None:
         f"seed {spec.search.seed}",
         markup=False,
     )
-    for line in (*_grid(spec), *_goals(spec)):
+    for line in (*_grid_lines(spec), *_target_lines(spec)):
         console.print(line, markup=False)
     decides = spec.policy.describe(spec.max_epochs)
     if decides:
@@ -55,7 +55,7 @@ def _planned(spec: StudySpec) -> int:
     return planned_trials(spec)
 
 
-def _grid(spec: StudySpec) -> Iterator[str]:
+def _grid_lines(spec: StudySpec) -> Iterator[str]:
     """A line about the size of a grid."""
     if spec.search.searcher != "grid":
         return
@@ -70,8 +70,8 @@ def _grid(spec: StudySpec) -> Iterator[str]:
     yield f"grid      {points} points{beside}: {end}"
 
 
-def _goals(spec: StudySpec) -> Iterator[str]:
-    """Lines about what a study aims at and may spend, where the file says something of it."""
+def _target_lines(spec: StudySpec) -> Iterator[str]:
+    """Lines about metrics, budgets and constraints, where the file sets them."""
     search, limits = spec.search, spec.constraints
     budgets = [
         f"{search.epoch_budget} epochs" if search.epoch_budget is not None else "",

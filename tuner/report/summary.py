@@ -105,7 +105,7 @@ def print_summary(
     for line in spending_lines(study):
         console.print(line, markup=False)
     console.print("best    " + best_line(study))
-    for line in _about_the_best(record):
+    for line in _best_value_lines(record):
         console.print(f"        {line}", markup=False)
     for table in goal_tables(study):
         console.print(table)
@@ -117,7 +117,7 @@ def print_summary(
         console.print(f"next    {step}", markup=False)
 
 
-def _about_the_best(record: StudyRecord) -> list[str]:
+def _best_value_lines(record: StudyRecord) -> list[str]:
     """The values that the best score was reached with, or why there is none."""
     best = record.best()
     if best is not None:
@@ -140,7 +140,7 @@ def _winning_schedule(record: StudyRecord, best: TrialEntry) -> list[str]:
 
 
 def next_commands(study: Study, *, driven: bool = False) -> list[str]:
-    """What a person would type next; nothing that is refused while another process runs it."""
+    """Commands to type next; none that is refused while another process runs the study."""
     folder, record, spec = study.folder, study.record, study.spec
     unfinished = record.unfinished() or len(record.entries) < planned_trials(spec)
     spent = spent_budget(study) is not None

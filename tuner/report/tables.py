@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tuner.study.trial_entry import TrialEntry
 
 SENTENCE = 40
-"""Characters above which a cell of a web page is given room beside many columns."""
+"""Characters above which a cell of a web page gets a minimum width."""
 
 
 def terminal_table(
@@ -112,7 +112,7 @@ def studies_table(studies: Iterable[Study]) -> Table:
 
 
 def state_counts(study: Study) -> str:
-    """How many trials are in which state, and how many are still to come."""
+    """The number of trials in each state, and of those not started yet."""
     parts = [
         f"[{STYLES[state]}]{len(entries)} {state}[/]"
         for state in TrialState

@@ -1,1 +1,1 @@
-"""What decides: which configuration comes next, and which trial goes on."""
+"""Searchers propose configurations; policies decide which trials go on."""

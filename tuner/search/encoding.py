@@ -67,7 +67,7 @@ class SpaceEncoding:
         return values
 
     def snapped(self, vectors: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:
-        """Vectors as `encode` gives them: of options and steps, and of fields that take part."""
+        """Vectors rounded to points of the space, as `encode` gives them."""
         snapped: Float[ndarray, "n d"] = np.empty_like(vectors)
         places: dict[str, Any] = {}
         takes_part: dict[str, Any] = {}
@@ -105,7 +105,7 @@ class SpaceEncoding:
 
 
 def _reflect(coordinates: Float[ndarray, "..."]) -> Float[ndarray, "..."]:
-    """Coordinates thrown back into [0, 1] at its walls."""
+    """Coordinates reflected at 0 and 1 into the interval between."""
     folded: Float[ndarray, "..."] = np.mod(coordinates, 2.0)
     folded[folded > 1.0] = 2.0 - folded[folded > 1.0]
     return folded

@@ -71,7 +71,7 @@ class GaussianProcess:
             fields: Index of the field that each coordinate belongs to.
             iterations: Steps of L-BFGS-B at most.
         """
-        means, spreads = _prior(int(fields.max()) + 1)
+        means, spreads = hyperparameter_prior(int(fields.max()) + 1)
         squares = np.stack(
             [
                 ((points[:, None, fields == field] - points[None, :, fields == field]) ** 2).sum(-1)
@@ -79,7 +79,7 @@ class GaussianProcess:
             ]
         )
         found = minimize(
-            _loss_and_gradient,
+            loss_and_gradient,
             means,
             args=(squares, budgets, values, means, spreads),
             jac=True,
@@ -122,7 +122,7 @@ class GaussianProcess:
         return cross.T @ self.weights, np.sqrt(np.maximum(variance, 1e-12))
 
 
-def _prior(num_fields: int) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"]]:
+def hyperparameter_prior(num_fields: int) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"]]:
     """Mean and standard deviation of the normal priors of the logarithms.
 
     Length scales grow with the root of the number of fields (Hvarfner et al., 2024).
@@ -176,7 +176,7 @@ def _covariance(
     return covariance
 
 
-def _loss_and_gradient(
+def loss_and_gradient(
     logs: Float[ndarray, " p"],
     squares: Float[ndarray, "f n n"],
     budgets: Float[ndarray, " n"],

@@ -30,7 +30,7 @@ def check_point(parser: SpecParser, spec: SpecValues, values: dict[str, Any]) ->
 
 
 def _place(problem: FieldProblem, spec: SpecValues, values: dict[str, Any]) -> YamlPath:
-    """Where the first value stands that a problem is about, of those that vary before others."""
+    """Path of the first value that a problem is about; values that vary come first."""
     for section, given in (("space", values), ("config", spec.config)):
         name = problem.name_in(given)
         if name is not None:
@@ -125,7 +125,7 @@ NETWORK_FIELDS = frozenset({"model_name", "model_params", "patch_size"})
 
 
 def _check_population(spec: SpecValues, parser: SpecParser) -> None:
-    """Note what keeps trials from taking over each other's weights, or what makes it idle."""
+    """Note settings with which trials cannot copy each other's weights, or never would."""
     for name, _ in spec.space.items():
         if name.partition(".")[0] in NETWORK_FIELDS:
             parser.problem(
@@ -149,7 +149,7 @@ def _check_population(spec: SpecValues, parser: SpecParser) -> None:
     if spec.search.num_trials < 2:
         parser.problem(
             ("search", "num_trials"),
-            f"num_trials={spec.search.num_trials} is no population: policy={spec.policy.name} "
+            f"num_trials={spec.search.num_trials} is not a population: policy={spec.policy.name} "
             "compares trials with each other and needs 2, better 8 or more",
         )
 

@@ -55,13 +55,13 @@ class Choice:
 
     @property
     def labels(self) -> list[Any]:
-        """What the searcher sees for each value."""
+        """The label of each value, which the searcher sees."""
         if self.names is not None:
             return list(self.names)
         return [value if _is_plain(value) else str(value) for value in self.values]
 
     def restored(self, stored: Any) -> Any:
-        """The value that a label stands for."""
+        """The value of a label."""
         return self.values[self.labels.index(stored)]
 
     def stored(self, value: Any) -> Any:
@@ -81,7 +81,7 @@ class Choice:
         for place, known in enumerate(self.values):
             if _same(value, known):
                 return place
-        raise ValueError(f"{value!r} is none of {self.describe()}")
+        raise ValueError(f"{value!r} is not one of {self.describe()}")
 
     def nearest(self, value: Any) -> Any:
         """`value` if it may be chosen, else the first option."""

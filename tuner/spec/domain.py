@@ -1,4 +1,4 @@
-"""What a domain of a search space can do: the one interface that the rest of the search asks.
+"""The interface of a domain of a search space, which the rest of the search uses.
 
 A new domain of ours is a class with these members and one entry in `tuner.spec.domains.DOMAINS`.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distribution:
-    """How a domain is sampled, as an outside sampler has to know it.
+    """How a domain is sampled, for samplers such as Optuna's.
 
     Attributes:
         choices: Stored values of a choice, None for numbers from `low` to `high`.

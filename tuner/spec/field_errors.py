@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, in words that name the field, the value and the way out."""
+"""Turns pydantic's errors into messages that name the field, the value and the way out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuner.errors import suggestion
 
 @dataclass(frozen=True)
 class FieldProblem:
-    """What is wrong with one field of a model, or with several together.
+    """An error of one field of a model, or of several together.
 
     Attributes:
         fields: The fields that it is about, the first one to change first; empty if it does not
@@ -42,7 +42,7 @@ class FieldProblem:
 
 
 def field_problem(name: str, value: Any) -> FieldProblem | None:
-    """What is wrong with a value for a config field by itself; None if nothing."""
+    """The error of a value for one config field; None if it is valid."""
     field, dot, _ = name.partition(".")
     if dot:
         if field == "class_weights":
@@ -82,7 +82,7 @@ def model_problems(
 
 
 def value_problems(error: ValueError, given: Mapping[str, Any] | None = None) -> list[FieldProblem]:
-    """What is wrong with the values that no config could be made of; see `model_problems`."""
+    """The errors of values that are not a valid config; see `model_problems`."""
     if isinstance(error, ValidationError):
         return model_problems(error, ModelTrainingConfig, given or {})
     return [FieldProblem(error.fields if isinstance(error, FieldsError) else (), str(error))]
@@ -108,7 +108,7 @@ NUMBERS = ("int_parsing", "int_type", "float_parsing", "float_type", "decimal_pa
 
 
 def _described(field: str, value: Any, details: Sequence[Any]) -> FieldProblem:
-    """One problem of all that pydantic says about a value; a union says one a member."""
+    """One message for all errors of a value; pydantic has one for each member of a union."""
     subject = f"{field}={value!r}"
     known = [
         name
@@ -128,9 +128,9 @@ def _described(field: str, value: Any, details: Sequence[Any]) -> FieldProblem:
         message = f"{subject} has {len(value)} entries, but needs another number of them"
         return FieldProblem((field,), message)
     others = others or list(details)
-    said = "; or ".join(dict.fromkeys(_sentence(detail) for detail in others))
+    accepted = "; or ".join(dict.fromkeys(_sentence(detail) for detail in others))
     fraction = any(detail["type"] == "int_from_float" for detail in others)
-    return FieldProblem((field,), f"{subject}: {said}", is_fraction=fraction)
+    return FieldProblem((field,), f"{subject}: {accepted}", is_fraction=fraction)
 
 
 def _sentence(detail: Any) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
 
 
-MOST_POINTS = 10_000
+MAX_POINTS = 10_000
 
 POINTS = 5
 """Points along a continuous field, and at most along a stepped one."""
@@ -50,7 +50,7 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
     """All points of the grid of a space.
 
     Raises:
-        SpecError: if there are more than `MOST_POINTS`.
+        SpecError: if there are more than `MAX_POINTS`.
     """
     points: list[dict[str, Any]] = [{}]
     for name, domain in space.items():
@@ -64,9 +64,9 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
                 else [point]
             )
         ]
-        if len(points) > MOST_POINTS:
+        if len(points) > MAX_POINTS:
             raise SpecError(
-                f"searcher=grid would have more than {MOST_POINTS} points in this space: leave "
+                f"searcher=grid would have more than {MAX_POINTS} points in this space: leave "
                 "some fields out of `space`, or choose another searcher"
             )
     return points

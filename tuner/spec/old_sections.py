@@ -26,7 +26,7 @@ def old_sections(data: Mapping[str, Any]) -> list[str]:
 
 
 def as_policy(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `policy` that says what the old sections of a file say.
+    """The section `policy` that is equivalent to the old sections of a file.
 
     Settings that the policy never read are left out.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,12 @@ CODE_FOLDER = "code"
 """Folder in which a study keeps the code of the user's own that it uses."""
 
 
+MODULE_BASE = "training.lightning_module:SegmentationLightningModule"
+"""Class that a Lightning module of the user's own inherits from."""
+
+
 def trial_plugins(spec: StudySpec) -> dict[str, tuple[str, Registry]]:
-    """What the trials of a study use of the user's own: field and kind, by import path."""
+    """Code of the user's own that a study's trials use: field and kind, by import path."""
     return {path: (field, kind) for field, path, kind in _named(spec) if is_plugin(path)}
 
 
@@ -51,11 +56,34 @@ def import_plugins(spec: StudySpec) -> dict[str, Any]:
     for path, (field, kind) in named.items():
         try:
             found[path] = kind.resolve(path)
+            kind.check(path, found[path])
+            if kind is SEARCHERS:
+                _check_searcher(path, found[path])
+            if kind is MODULES:
+                _check_module(path, found[path])
             if kind is POLICIES and isinstance(spec.policy, OwnPolicySettings):
                 spec.policy.check(found[path])
         except PluginError as error:
             raise SpecError(f"{_place(spec, path)}: {field}: {error}") from error
     return found
+
+
+def _check_searcher(path: str, function: Any) -> None:
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError) as error:
+        raise PluginError(
+            f"searcher {path} must take one argument, the SearchView: {error}"
+        ) from error
+
+
+def _check_module(path: str, module: Any) -> None:
+    # by name, since torch is not imported to read a search space
+    bases = {f"{base.__module__}:{base.__qualname__}" for base in getattr(module, "__mro__", ())}
+    if MODULE_BASE not in bases:
+        raise PluginError(
+            f"lightning_module={path} must be a subclass of {MODULE_BASE.replace(':', '.')}"
+        )
 
 
 def look_for_modules(source: Path) -> None:

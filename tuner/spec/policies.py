@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from training.errors import PluginError
-from training.registry import is_plugin, parameters_of
+from training.registry import is_plugin, parameters_of, taken
 from tuner.errors import suggestion
 from tuner.spec.brackets import expected_epochs, hyperband_brackets
 from tuner.spec.settings import Number, Section, Whole
@@ -62,7 +62,7 @@ class PolicySettings(Section):
     """Whether trials end early at epochs that are not known before."""
 
     def describe(self, max_epochs: int) -> str:
-        """What it does, for a person to read; empty for nothing."""
+        """A line on what the policy does; empty for nothing."""
         return ""
 
     def rungs(self, max_epochs: int) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ class PolicySettings(Section):
         return max_epochs + 1
 
     def problems(self, max_epochs: int) -> Iterator[tuple[str, str]]:
-        """Settings that the full budget leaves no room for, and why."""
+        """Settings that do not fit the full budget, each with the reason."""
         return iter(())
 
 
@@ -89,7 +89,7 @@ class NoPolicy(PolicySettings):
 
 
 def _comparisons(rungs: tuple[int, ...], reduction_factor: int) -> str:
-    """When trials are compared at rungs, for a person to read; empty without rungs."""
+    """A line on the rungs and how many trials go on; empty without rungs."""
     if not rungs:
         return ""
     epochs = ", ".join(str(rung) for rung in rungs)
@@ -103,7 +103,7 @@ class _GracePeriod(PolicySettings):
     """Epochs that every trial trains; the first rung, where there are rungs."""
 
     def problems(self, max_epochs: int) -> Iterator[tuple[str, str]]:
-        """A grace period that no trial outlives."""
+        """Refuses a grace period that is longer than the full budget."""
         if self.grace_period > max_epochs:
             yield (
                 "grace_period",
@@ -122,7 +122,7 @@ class _Rungs(_GracePeriod):
     """Ladders of rungs (Hyperband): each leaves out one more of the lowest rungs."""
 
     def describe(self, max_epochs: int) -> str:
-        """The rungs, for a person to read."""
+        """A line on the rungs."""
         return _comparisons(self.rungs(max_epochs), self.reduction_factor)
 
     def rungs(self, max_epochs: int) -> tuple[int, ...]:
@@ -169,7 +169,7 @@ class HyperbandSettings(PolicySettings):
     """One of so many trials survives a round; rounds are apart by this factor."""
 
     def describe(self, max_epochs: int) -> str:
-        """The milestones, for a person to read."""
+        """A line on the milestones."""
         return _comparisons(self.rungs(max_epochs), self.reduction_factor)
 
     def rungs(self, max_epochs: int) -> tuple[int, ...]:
@@ -191,7 +191,7 @@ class MedianSettings(_GracePeriod):
     stops_trials: ClassVar[bool] = True
 
     def describe(self, max_epochs: int) -> str:
-        """What a trial is compared with, for a person to read."""
+        """A line on what a trial is compared with."""
         return (
             "stops a trial whose best is below the median of the others' averages, from epoch "
             f"{self.grace_period} on"
@@ -222,7 +222,7 @@ class PbtSettings(PolicySettings):
     waits, but what is decided depends on who is fast, and the fastest never changes."""
 
     def describe(self, max_epochs: int) -> str:
-        """How often trials are compared, for a person to read."""
+        """A line on how often trials are compared."""
         return (
             f"compares every {self.perturbation_interval} epochs; about "
             f"{self.quantile_fraction:.0%} of the trials copy the weights of a better one"
@@ -233,7 +233,7 @@ class PbtSettings(PolicySettings):
         return self.perturbation_interval
 
     def problems(self, max_epochs: int) -> Iterator[tuple[str, str]]:
-        """An interval that no trial comes to."""
+        """Refuses an interval that is not shorter than the full budget."""
         if self.perturbation_interval >= max_epochs:
             yield (
                 "perturbation_interval",
@@ -259,19 +259,20 @@ class OwnPolicySettings(PolicySettings):
         return dict(self.__pydantic_extra__ or {})
 
     def check(self, function: Callable[..., Any]) -> None:
-        """Check that the function has a parameter for each setting.
+        """Check that the function has a parameter for each setting, and needs no others.
 
         Raises:
-            PluginError: naming the setting and the nearest parameter.
+            PluginError: naming the setting and the nearest parameter, or what is missing.
         """
         parameters = parameters_of(function, f"policy {self.name}")
-        if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-            return
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
         known = [name for name in parameters if name not in {"record", "spec"}]
         for setting in self.settings:
-            if setting not in known:
+            if setting not in known and not takes_any:
                 near = suggestion(setting, known) if known else ": it takes none"
                 raise PluginError(f"policy {self.name} has no setting {setting!r}{near}")
+        given = dict.fromkeys(("record", "spec"))
+        taken(function, f"policy {self.name}", given, self.settings)
 
 
 POLICY_SETTINGS: dict[str, type[PolicySettings]] = {

@@ -1,4 +1,4 @@
-"""Reads the fixed values of a search space, and says which config fields may be given."""
+"""Reads the fixed values of a search space, and checks which config fields may be given."""
 
 from __future__ import annotations
 

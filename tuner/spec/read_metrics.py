@@ -38,7 +38,7 @@ def read_metrics(parser: SpecParser) -> list[tuple[str, Mode]]:
             f"mode={modes!r} does not fit metric {shown}: write {wanted}, or leave out",
         )
     if not found:
-        parser.problem(("metric",), "metric names none: leave it out for val_dice")
+        parser.problem(("metric",), "metric is empty: name one, or leave it out for val_dice")
     return found or [(DEFAULT_METRIC, "max")]
 
 
@@ -77,7 +77,7 @@ def _is_own(parser: SpecParser, name: Any) -> bool:
 
 
 def _own_mode(parser: SpecParser, path: YamlPath, name: str, index: int) -> Mode:
-    """The mode of a metric of the user's own, which nothing else tells."""
+    """The mode of a metric of the user's own, which must be given."""
     modes = parser.data.get("mode")
     given = modes[index : index + 1] if isinstance(modes, list) else [modes]
     if given == ["min"]:
@@ -85,7 +85,7 @@ def _own_mode(parser: SpecParser, path: YamlPath, name: str, index: int) -> Mode
     if given != ["max"]:
         parser.problem(
             path,
-            f"whether a greater or a smaller {name} is better must be said: write mode: max "
+            f"mode is needed, since {name} is a metric of your own: write mode: max "
             "or mode: min (of several metrics a list, one entry each)",
         )
     return "max"

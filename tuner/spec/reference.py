@@ -60,7 +60,7 @@ NEVER_VARY = frozenset({"max_epochs"})
 
 @dataclass(frozen=True)
 class FieldHelp:
-    """What is known of one field or setting.
+    """Help for one field or setting.
 
     Attributes:
         name: Its key inside the section.
@@ -70,7 +70,7 @@ class FieldHelp:
         default: The default, as YAML.
         text: Its docstring.
         domain: An example of a domain to search it over, as YAML; empty where it cannot vary.
-        read_by: The policies that have this setting; empty where it is no setting of a policy.
+        read_by: The policies that have this setting; empty where it is not a setting of a policy.
     """
 
     name: str
@@ -228,10 +228,10 @@ WORDS: dict[Any, str] = {
     ByteSize: "size, e.g. 500MB or 20GB",
     type(None): "null",
 }
-"""Types as a person says them."""
+"""Names of types in the help."""
 
 LIMITS = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
-"""Attributes of pydantic's constraints, and how they are said."""
+"""Attributes of pydantic's constraints, and their wording."""
 
 
 @dataclass(frozen=True)
@@ -264,12 +264,12 @@ class _Option:
         if origin is list:
             return f"list, each: {_kind(arguments[0])}"
         word = WORDS.get(origin or self.base, "any value")
-        said = [
+        limits = [
             words.format(limit)
             for attribute, words in LIMITS.items()
             if self.base in (int, float) and (limit := self.limit(attribute)) is not None
         ]
-        return f"{word} ({' and '.join(said)})" if said else word
+        return f"{word} ({' and '.join(limits)})" if limits else word
 
 
 def _options(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[_Option]:
@@ -299,7 +299,7 @@ def _example_domain(name: str, options: list[_Option], default: Any) -> str:
         if option.base is bool:
             return f"{name}: {{choice: [true, false]}}"
         if option.base in (int, float) and default is None:
-            return f"{name}: {{choice: {{off: null, on: {as_yaml(_a_number(option))}}}}}"
+            return f"{name}: {{choice: {{off: null, on: {as_yaml(_example_number(option))}}}}}"
         if option.base in (int, float):
             return f"{name}: {_number_domain(option, default)}"
     if isinstance(default, dict):
@@ -313,7 +313,7 @@ def _upper(option: _Option) -> float | None:
     return option.limit("le") if strict is None else strict
 
 
-def _a_number(option: _Option) -> float:
+def _example_number(option: _Option) -> float:
     upper = _upper(option)
     return 10 if upper is None else 0.999 * upper
 

@@ -1,4 +1,4 @@
-"""What a search space can name beside a config: searchers and policies.
+"""Names of searchers and policies in a search space.
 
 As in `training.registry`, a name is a key of a registry, or the import path of a user's own. A
 searcher is called with a `SearchView` and returns a `Proposal`, or None for no more. A policy is
@@ -46,7 +46,7 @@ POLICIES = Registry(
 
 
 def name_of(function: Any) -> str:
-    """The name of a function or class that is given itself: its key if it is ours, or its path.
+    """The name of a function or class given in Python: its key if it is ours, or its path.
 
     Raises:
         PluginError: if no other process could import it.

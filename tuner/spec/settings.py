@@ -85,7 +85,7 @@ class SearchSettings(Section):
     have their default."""
 
     warm_start: list[str] = Field(default_factory=list)
-    """Earlier studies whose trials the searcher learns from; they are no trials of this study."""
+    """Earlier studies whose trials the searcher learns from; they are not trials of this study."""
 
     num_trials: Annotated[Whole, Field(ge=1)] = 20
     """Trials of the study. The search ends with the first of its budgets that is spent."""
@@ -105,7 +105,7 @@ class SearchSettings(Section):
 
 
 class FailureSettings(Section):
-    """The section `failures`: what follows when a trial fails."""
+    """The section `failures`: how failed trials are retried."""
 
     max_failures: Annotated[Whole, Field(ge=0)] = 2
     """How often a trial that failed is tried again, from its last checkpoint: after an

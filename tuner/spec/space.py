@@ -64,7 +64,7 @@ class Space:
         return values
 
     def describe(self) -> list[tuple[str, str, str]]:
-        """Field, domain and condition of each field, for a person to read."""
+        """One line for each field: name, domain and condition."""
         return [
             (
                 name,

@@ -1,4 +1,4 @@
-"""The values of a search space, and what follows from them."""
+"""The values of a search space, and the values derived from them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SpecValues(BaseModel):
         search: What proposes trials.
         policy: What stops, pauses or changes trials.
         resources: Share of a trial.
-        failures: What follows when a trial fails.
+        failures: Retry policy for failed trials.
         checkpoints: Which checkpoints are kept.
         constraints: What a trial must keep to.
         confirm: How the best trials are confirmed, None for not at all.

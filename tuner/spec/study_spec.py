@@ -127,7 +127,7 @@ class StudySpec(SpecValues):
         return spec
 
     def _parser(self) -> SpecParser:
-        """Where the values were written, to say what is wrong with them now."""
+        """A parser of the spec's values with their places, for new error messages."""
         if self.source == Path():
             return SpecParser(YamlSource.of_values(self.to_dict()))
         return SpecParser(YamlSource.parse(self.source_text, str(self.source)))

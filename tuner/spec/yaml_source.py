@@ -1,4 +1,4 @@
-"""YAML text whose every value knows where it was written.
+"""YAML text with the line and column of every value.
 
 Numbers and booleans follow YAML 1.2: `1e-5` is a number and `no` is text, which PyYAML by
 itself, following YAML 1.1, has the other way round. A key that comes twice is an error.

@@ -1,1 +1,1 @@
-"""What a study is and knows: its folder, its spec and its record."""
+"""A study: its folder, its spec and its record."""

@@ -1,4 +1,4 @@
-"""What a search may spend in epochs and GPU-hours, over all its runs."""
+"""Budgets of a search in epochs and GPU-hours, over all its runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def gpu_hours_spent(entries: Iterable[TrialEntry]) -> float:
 
 
 def spent_budget(study: Study) -> str | None:
-    """The budget that is spent, for a person to read; None while none is."""
+    """The budget that is spent, as text; None while none is."""
     entries, search = study.record.entries.values(), study.spec.search
     limit = search.epoch_budget
     if limit is not None and epochs_spent(entries) >= limit:

@@ -2,9 +2,9 @@
 
 A module that a search space names is copied, with the modules beside it that it imports, into
 `code/`, which every trial puts on its Python path. So other nodes need no copy of their own, and a
-study goes on with the code that it began with. What is installed (site-packages) is not copied:
-it must be installed on each node. `code.json` lists the copied files; no other file in `code/` is
-ever replaced or removed.
+study goes on with the code that it began with. A package is copied with all its files, a module
+alone. What is installed (site-packages) is not copied: it must be installed on each node.
+`code.json` lists the copied files; no other file in `code/` is ever replaced or removed.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from importlib import invalidate_caches
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from training.durable_write import write_durably
 from training.registry import code_file
 from tuner.errors import StudyError
 from tuner.spec.plugins import CODE_FOLDER, import_plugins
+from tuner.study.files import RESOLVED_SPEC
 
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
@@ -32,12 +36,16 @@ CODE_LIST = "code.json"
 """File that lists what the program copied into `code/`, with checksums."""
 
 
+MOST_BYTES = 64 * 2**20
+"""Size of the files of a package that are copied at most."""
+
+
 def keep_code(folder: Path, spec: StudySpec) -> None:
     """Copy the code that a study names into its folder; its lock is held.
 
     Raises:
         SpecError: if an import path leads nowhere.
-        StudyError: if a file that is not the program's is in the way.
+        StudyError: if a file that is not the program's is in the way, or a package is too large.
     """
     paths = import_plugins(spec)
     copies = dict(_copies(paths))
@@ -81,6 +89,55 @@ def code_folder(study_folder: Path) -> Path | None:
     return None
 
 
+@contextmanager
+def study_code(folder: Path) -> Iterator[None]:
+    """Let this process import a study's own copy of its code, and nothing else of these names.
+
+    What was imported before under these names (from another study, or by a notebook) is put aside,
+    and is back afterwards.
+    """
+    kept = code_folder(folder)
+    if kept is None:
+        yield
+        return
+    names = {Path(name).parts[0].removesuffix(".py") for name in _listed(kept)}
+    before = _take_modules(names)
+    sys.path.insert(0, str(kept))
+    invalidate_caches()
+    try:
+        yield
+    finally:
+        _take_modules(names)
+        sys.modules.update(before)
+        sys.path.remove(str(kept))
+
+
+def edited_code(folder: Path) -> list[str]:
+    """Files of a study's code that are found elsewhere on the Python path with another content."""
+    kept = code_folder(folder)
+    if kept is None:
+        return []
+    places = [place for place in (Path.cwd(), *map(Path, sys.path)) if place != kept]
+    edited = []
+    for name, checksum in _listed(kept).items():
+        file = next((place / name for place in places if (place / name).is_file()), None)
+        if file is not None and hashlib.sha256(file.read_bytes()).hexdigest() != checksum:
+            edited.append(name)
+    return edited
+
+
+def _listed(kept: Path) -> dict[str, str]:
+    """Checksums of the files that the program copied, by name."""
+    listed: dict[str, str] = json.loads((kept.parent / CODE_LIST).read_text())
+    return listed
+
+
+def _take_modules(names: set[str]) -> dict[str, ModuleType]:
+    """Forget imported modules, and return them."""
+    found = [name for name in sys.modules if _top_level(name) in names]
+    return {name: sys.modules.pop(name) for name in found}
+
+
 def _copies(paths: Iterable[str]) -> Iterator[tuple[str, Path]]:
     """Files to copy, by their name in the study's code: of modules, and of what they import."""
     waiting = [_top_level(path.partition(":")[0]) for path in paths]
@@ -112,18 +169,49 @@ def _package_folder(found: Path) -> Path:
 
 
 def _package_files(found: Path) -> list[Path]:
+    """All files of a package, its data too, without those of studies that lie in it.
+
+    Of a folder without `__init__.py` it is the Python files alone.
+
+    Raises:
+        StudyError: if they are too large to be copied.
+    """
     folder = _package_folder(found)
-    return [
-        path
-        for path in sorted(folder.rglob("*.py"))
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name != "__pycache__"
+            and not (Path(place) / name / RESOLVED_SPEC).is_file()
+        )
+        files += [Path(place) / name for name in sorted(names) if not name.startswith(".")]
+    # a folder without __init__.py may as well be one of data
+    whole = (folder / "__init__.py").is_file()
+    files = [file for file in files if file.is_file() and (whole or file.suffix == ".py")]
+    sizes = {file: file.stat().st_size for file in files}
+    if sum(sizes.values()) > MOST_BYTES:
+        largest = max(files, key=lambda file: sizes[file])
+        raise StudyError(
+            f"the package {folder} holds more than {MOST_BYTES // 2**20} MB of files, the largest "
+            f"{largest}: the study would keep a copy of them; keep data outside the package, or "
+            "install it on each node"
+        )
+    return files
 
 
 def _imported(file: Path) -> set[str]:
     """Outermost packages that a Python file imports, wherever it does."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    if file.suffix != ".py":
+        return names
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        # a template, or for another Python: what the study names was imported already
+        return names
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {_top_level(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:

@@ -1,4 +1,4 @@
-"""Commands on a study, written out as they can be typed where the user is."""
+"""Command lines for a study, ready to be typed in the working folder."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def keep_changed_config(folder: Path, config: ModelTrainingConfig, metrics_file:
 def log_folder(folder: Path) -> Path:
     """Where TensorBoard events go: epochs trained with other values are a run of their own.
 
-    TensorBoard knows one set of values a run, the first one that it reads.
+    TensorBoard keeps one set of values for each run, the first one that it reads.
     """
     earlier = _earlier_configs(folder)
     return folder / f"from-{_until(earlier[-1]) + 1:05d}" if earlier else folder

@@ -31,7 +31,7 @@ SEED = "seed"
 """Note of a confirmation trial: the seed that it trains with."""
 
 PREPROCESSED = "preprocessed"
-"""The grid of trials that do not say: until there was another."""
+"""Grid of trials without a note of it, which earlier versions recorded."""
 
 DEFAULT = "default"
 """Name of the default config."""
@@ -93,7 +93,7 @@ def candidates(study: Study) -> list[Candidate]:
 
 
 def seeds(spec: StudySpec) -> list[int]:
-    """The seeds that each candidate is trained with: none of them is the search's own."""
+    """The seeds that each candidate is trained with: all of them differ from the search's own."""
     assert spec.confirm is not None
     first = spec.base_config().seed + 1
     return [(first + offset) % 2**32 for offset in range(spec.confirm.seeds)]
@@ -129,7 +129,7 @@ def is_confirmed(study: Study, confirmation: Study | None) -> bool:
 
 @dataclass(frozen=True)
 class ConfirmedConfig:
-    """What the confirmation says of a candidate.
+    """Result of the confirmation for one candidate.
 
     Attributes:
         candidate: The config.
@@ -157,7 +157,7 @@ class ConfirmedConfig:
 
 
 def confirmed_configs(study: Study, confirmation: Study | None) -> list[ConfirmedConfig]:
-    """What the confirmation says so far, the winner first."""
+    """Results of the confirmation so far, the winner first."""
     if study.spec.confirm is None or confirmation is None:
         return []
     found = [_judged(candidate, confirmation.record) for candidate in candidates(study)]
@@ -169,7 +169,7 @@ def confirmed_configs(study: Study, confirmation: Study | None) -> list[Confirme
 
 
 def verdict(configs: Sequence[ConfirmedConfig]) -> str:
-    """What a person should make of the winner."""
+    """One sentence: how the winner compares with the default config."""
     if not configs:
         return "nothing is confirmed yet"
     winner = configs[0]

@@ -1,4 +1,4 @@
-"""Making a study: its folder and first files, or the reason why not."""
+"""Creates a study: its folder and first files."""
 
 from __future__ import annotations
 

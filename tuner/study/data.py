@@ -52,7 +52,7 @@ class StudyData:
 
     @property
     def for_trials(self) -> DataSource:
-        """What a trial needs to find the data, on whatever node it runs."""
+        """Where a trial finds the data, on any node."""
         given = self.spec.base_config().data_dir
         raw = given if str(given) == PHANTOM else self.source.absolute()
         return DataSource(self.preprocessed, raw, self.fingerprint)
@@ -68,8 +68,8 @@ def prepare_data(
 
     Args:
         spec: The study's spec.
-        on_progress: Told a line about each step, and what is doubtful about the data.
-        on_case: Told the step and how far it is, after each case.
+        on_progress: Called with a line about each step, and with each warning about the data.
+        on_case: Called with the step and its progress, after each case.
         check: Given the completed spec before any volume is read; raises what is wrong with it.
 
     Raises:
@@ -77,7 +77,7 @@ def prepare_data(
             says against them.
         StudyError: if the space does not fit the data.
     """
-    tell = on_progress or (lambda line: None)
+    report = on_progress or (lambda line: None)
     source = resolve_data_dir(spec.base_config().data_dir)
     completed = complete_spec(spec, read_layout(source.absolute()))
     if check is not None:
@@ -86,19 +86,19 @@ def prepare_data(
     preprocessed = prepare_dataset(
         source,
         completed.base_config(),
-        on_progress=tell,
+        on_progress=report,
         on_case=on_case,
         on_warning=warnings.append,
     )
     for line in shown_warnings(warnings, f", see `warnings` in {preprocessed / MANIFEST}"):
-        tell(line)
+        report(line)
     dataset = PreprocessedDataset.load(preprocessed)
     if not dataset.splits["val"]:
         raise StudyError(f"the data in {source} have no case left for validation")
     splits = {name: len(cases) for name, cases in dataset.splits.items()}
     mirroring = mirroring_line(completed, dataset.labels)
     if mirroring:
-        tell(mirroring)
+        report(mirroring)
     summary = (
         f"{dataset.name}: {dataset.modality}, {splits['train']} training, "
         f"{splits['val']} validation and {splits['test']} test cases; "
@@ -114,7 +114,7 @@ def prepare_data(
 
 
 def shown_warnings(warnings: Sequence[str], where: str = "") -> list[str]:
-    """Warnings about data for people: each kind of them, and as many as can be read.
+    """Warnings about the data to print: some of each kind, up to a total.
 
     Args:
         warnings: All of them.
@@ -167,7 +167,7 @@ def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
 
 
 def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
-    """What a study does about left and right; empty where no label names a side."""
+    """A line on mirroring from left to right; empty where no label names a side."""
     config = spec.base_config()
     sided = sided_labels(labels)
     domains = spec.space.domains

@@ -1,4 +1,4 @@
-"""Domains and values of a space as Optuna knows them."""
+"""Converts domains of a space to Optuna's distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def distribution_of(domain: Domain) -> BaseDistribution:
-    """The domain as Optuna knows it."""
+    """The domain as a distribution of Optuna."""
     given = domain.distribution
     if given.choices is not None:
         return CategoricalDistribution(given.choices)

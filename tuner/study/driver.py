@@ -1,4 +1,4 @@
-"""What the one process that drives a study may do: hold its lock, close its record."""
+"""What only the driver of a study may do: hold its lock, close its record."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tuner.study.folder import driver_lock
 from tuner.study.spec_changes import spec_changes
 from tuner.study.study import Study
 
-DRIVER_GONE = "cut off: the process that ran the study ended without a word"
+DRIVER_GONE = "cut off: the process that ran the study ended unexpectedly"
 """Reason of trials that a driver left running."""
 
 DRIVER_FAILED = "cut off: the study ended by an error, or was ended at once"
-"""Reason of trials that ran when it did."""
+"""Reason of trials that were running when the driver failed."""
 
 
 def close_records(study: Study, reason: str) -> None:
@@ -52,6 +52,8 @@ def only_driver(study: Study) -> Iterator[None]:
             with suppress(TunerError):
                 close_records(study, DRIVER_FAILED)
             raise
+        finally:
+            study.record.close()
 
 
 def close_if_not_driven(study: Study) -> bool:

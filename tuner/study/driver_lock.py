@@ -14,7 +14,7 @@ def driver_is_running(folder: Path) -> bool:
     """Whether a process drives the study of a folder.
 
     It asks for a share of the lock and gives it back at once, which needs no right to write. Where
-    the file system knows no locks, a driver is taken to run, as the record says.
+    the file system has no locks, a driver is assumed to run, as in the record.
 
     Args:
         folder: The study folder.

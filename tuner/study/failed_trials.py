@@ -1,4 +1,4 @@
-"""Trials that failed: how many, why, and whether a study is worth its name with so many."""
+"""Counts failed trials, and groups them by reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REASONS_SHOWN = 3
 def most_failed(record: StudyRecord) -> bool:
     """Whether more than half of the trials that have ended, or pause, failed.
 
-    Diverged trials are none of them: that values diverge is what a search finds out.
+    Diverged trials do not count as failed: divergence is a finding about the config.
     """
     judged = [entry for entry in record.entries.values() if entry.state not in IN_PROGRESS]
     return 2 * len(record.with_state(*FAILURES)) > len(judged)
@@ -34,7 +34,7 @@ def failure_lines(record: StudyRecord) -> list[str]:
             lines.append(f"{len(entries)} of {total} trials {word}:")
             lines += _reasons(entries)
     if most_failed(record) and record.best() is not None:
-        lines.append("most trials failed: mind the reasons before the best of the others")
+        lines.append("most trials failed: read the reasons before you use the best of the others")
     return lines
 
 

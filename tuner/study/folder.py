@@ -56,7 +56,7 @@ RAY_FILES = (
 """Files that Ray Tune writes into its folder."""
 
 LOCK_TIMEOUT = 1.0
-"""How long to wait for the lock of a study: who only looks at it has it for a moment."""
+"""Seconds to wait for the lock of a study: commands that only read it hold it for a moment."""
 
 
 def study_path(studies_dir: Path, name: str) -> Path:
@@ -119,7 +119,7 @@ def holds_study(folder: Path) -> bool:
 
 
 def spec_time(folder: Path) -> float | None:
-    """When the spec of a study was written, None if the folder has none, 0 if nobody can tell."""
+    """When the spec of a study was written; None if there is none, 0 if that cannot be read."""
     try:
         return (folder / RESOLVED_SPEC).lstat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
@@ -146,8 +146,8 @@ def refuse_foreign(folder: Path) -> None:
         names = {name for name in names - own if not _is_new_record(name)}
     if names:
         raise StudyError(
-            f"the folder {folder} holds what is not of a study ({listed(names)}): nothing was "
-            "changed; choose another --name or another --studies-dir"
+            f"the folder {folder} holds files that are not a study's ({listed(names)}): nothing "
+            "was changed; choose another --name or another --studies-dir"
         )
 
 
@@ -164,8 +164,8 @@ def refuse_foreign_confirmation(folder: Path) -> None:
     names = {name for name in names if not _is_new_record(name)}
     if names:
         raise StudyError(
-            f"{confirm} holds what is not of a confirmation ({listed(names)}): move it away, "
-            f"then go on with `{study_command('resume', folder)}`"
+            f"{confirm} holds files that are not a confirmation's ({listed(names)}): move them "
+            f"away, then go on with `{study_command('resume', folder)}`"
         )
 
 
@@ -175,14 +175,14 @@ def _is_new_record(name: str) -> bool:
 
 
 def listed(names: set[str], most: int = 5) -> str:
-    """Names for people, not more than a few."""
+    """Names as text: the first ones, and the number of the others."""
     shown = ", ".join(sorted(names)[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 @dataclass(frozen=True)
 class FolderBefore:
-    """What there was of a study folder before a call wrote into it.
+    """The content of a study folder before a call wrote into it.
 
     Attributes:
         folder: The folder.
@@ -223,7 +223,7 @@ class FolderBefore:
 
 
 def remove_ray_files(folder: Path) -> None:
-    """Remove what Ray Tune left of an earlier run: its own files, and folders that are empty."""
+    """Remove files that Ray Tune left from an earlier run, and folders that are empty."""
     if not folder.is_dir() or folder.is_symlink():
         return
     for path in folder.iterdir():
@@ -253,7 +253,7 @@ def write_errors_explained(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def driver_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a study: who has it runs the study, and alone writes into its folder.
+    """Hold the lock of a study: only its holder runs the study and writes into its folder.
 
     Raises:
         StudyError: if another process has it, or it cannot be made.

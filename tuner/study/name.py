@@ -1,4 +1,4 @@
-"""Which names a study can have; known before the libraries of the trials are loaded."""
+"""Checks study names, before the libraries of the trials are loaded."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def check_name(name: str) -> None:
     """
     if len(os.fsencode(name)) > LONGEST_NAME:
         raise StudyError(
-            f"the study name {name[:20]}... has {len(name)} characters: no folder can bear it; "
-            f"choose another --name of at most {LONGEST_NAME}"
+            f"the study name {name[:20]}... has {len(name)} characters: file systems do not "
+            f"allow that; choose another --name of at most {LONGEST_NAME}"
         )
 
 

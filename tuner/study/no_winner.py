@@ -1,4 +1,4 @@
-"""What to do about a study that has no model to export."""
+"""Explains why a study has no model to export, and what to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADVICE = {
     TrialState.FAILED: "see error.txt in the folders of the trials",
     TrialState.STOPPED: "see why the scores of the trials are not finite",
 }
-"""What a person may do, by how most trials ended."""
+"""What the user can do, by the state in which most trials ended."""
 
 
 def no_winner(record: StudyRecord) -> str:

@@ -31,7 +31,7 @@ def open_study(studies_dir: Path, name: str) -> Study:
     except OSError as error:
         raise StudyError(f"the study folder {folder} cannot be read: {error.strerror}") from error
     if not there and os.path.lexists(folder / RESOLVED_SPEC):
-        raise StudyError(f"{folder / RESOLVED_SPEC} is not a file, or a link to none")
+        raise StudyError(f"{folder / RESOLVED_SPEC} is not a file, or is a broken link")
     if not there:
         known = [path.name for path in study_folders(studies_dir)]
         others = f"there are: {', '.join(known)}" if known else "there is none yet"
@@ -39,11 +39,15 @@ def open_study(studies_dir: Path, name: str) -> Study:
     spec = load_resolved_spec(folder / RESOLVED_SPEC)
     if not (folder / DATABASE).is_file():
         raise unreadable(folder / DATABASE, ValueError("it is not there"))
-    return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode))
+    record = StudyRecord(folder, spec.space, spec.mode)
+    # all of it is read; an open file would be in the way of a process that makes the study anew,
+    # and the record opens it again when something is to be written
+    record.close()
+    return Study(folder, spec, record)
 
 
 def open_to_show(studies_dir: Path, name: str) -> tuple[Study, str | None]:
-    """Open a study to show it, and what to say of it if its driver is gone.
+    """Open a study to show it, with a message if its driver is gone.
 
     Its running trials are interrupted then, in the record as well where that can be written.
 
@@ -59,7 +63,7 @@ def open_to_show(studies_dir: Path, name: str) -> tuple[Study, str | None]:
     way_on = f"cut off: no process runs the study; go on with `{command}`"
     if study.record.with_state(TrialState.RUNNING) and not close_if_not_driven(study):
         # one that may only be read, or that another process runs just now
-        study.record.take_for_cut_off(way_on)
+        study.record.assume_interrupted(way_on)
     left = study.record.with_state(TrialState.INTERRUPTED)
     cut_off = any(entry.reason in (DRIVER_GONE, way_on) for entry in left)
     return study, f"{shown_name(name)} was {way_on}" if cut_off else None

@@ -1,4 +1,4 @@
-"""What Optuna's tables say of a trial, so that its dashboard tells what the study does."""
+"""Maps trial states to Optuna's, for optuna-dashboard and `optuna.load_study`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ METRIC_NAMES = "study:metric_names"
 
 
 @dataclass(frozen=True)
-class Told:
+class OptunaEntry:
     """State and final score of a trial in Optuna's tables.
 
     Attributes:
@@ -26,8 +26,8 @@ class Told:
     score: float | None = None
 
     @classmethod
-    def of(cls, trial: FrozenTrial) -> Told:
-        """What the tables say now."""
+    def of(cls, trial: FrozenTrial) -> OptunaEntry:
+        """The current state in the tables."""
         return cls(trial.state, trial.values[0] if trial.values else None)
 
     @property
@@ -36,14 +36,16 @@ class Told:
         return None if self.score is None else [self.score]
 
 
-RUNNING = Told(OptunaState.RUNNING)
+RUNNING = OptunaEntry(OptunaState.RUNNING)
 
 
-def what_to_tell(entry: TrialEntry, mode: str, *, over: bool = False, wins: bool = False) -> Told:
-    """What Optuna's tables are to say of a trial.
+def optuna_entry(
+    entry: TrialEntry, mode: str, *, over: bool = False, wins: bool = False
+) -> OptunaEntry:
+    """State and score that Optuna's tables should have for a trial.
 
-    Optuna knows no trial that is paused or was cut off. While a study runs, such a trial counts
-    as running, for it may go on; when nobody runs the study, it is pruned, with its best score.
+    Optuna has no state for trials that are paused or were cut off. While a study runs, such a trial
+    counts as running, since it may go on; afterwards it is pruned, with its best score.
 
     Args:
         entry: The trial.
@@ -53,10 +55,10 @@ def what_to_tell(entry: TrialEntry, mode: str, *, over: bool = False, wins: bool
     """
     best = entry.best(mode)
     if not entry.state.usable:
-        return Told(OptunaState.FAIL)
+        return OptunaEntry(OptunaState.FAIL)
     if not entry.state.finished and not over:
         return RUNNING
     if best is None:
-        return Told(OptunaState.FAIL)
+        return OptunaEntry(OptunaState.FAIL)
     complete = wins or entry.state is TrialState.COMPLETED
-    return Told(OptunaState.COMPLETE if complete else OptunaState.PRUNED, best[1])
+    return OptunaEntry(OptunaState.COMPLETE if complete else OptunaState.PRUNED, best[1])

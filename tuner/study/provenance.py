@@ -24,13 +24,13 @@ PREPARATION = "preparation"
 """Entry of the provenance: labels, channels, preprocessing and split of the data."""
 
 RESUMED = "resumed"
-"""Entry of the provenance: when, how and by what versions the study was gone on with."""
+"""Entry of the provenance: later runs, each with its time, command and versions."""
 
 PACKAGES = ("segtune", "torch", "pytorch-lightning", "monai", "ray", "optuna", "nibabel", "numpy")
 
 
 def write_provenance(study: Study, data: StudyData) -> None:
-    """Write where the study comes from, or check that it still has the same data."""
+    """Write the provenance of a new study, or check that the data are unchanged."""
     path = study.folder / PROVENANCE
     first = study.provenance() if path.is_file() and study.record.entries else None
     if first is not None:
@@ -48,7 +48,7 @@ def write_provenance(study: Study, data: StudyData) -> None:
 
 
 def describe_study(study: Study, record: StudyRecord, data: StudyData) -> None:
-    """Say in one of a study's records what the study is, for Optuna's dashboard.
+    """Describe the study in one of its records, for optuna-dashboard.
 
     Args:
         study: The study, with the spec that its folder has.
@@ -66,7 +66,7 @@ def describe_study(study: Study, record: StudyRecord, data: StudyData) -> None:
 
 
 def provenance(data: StudyData, *, seed: int) -> dict[str, Any]:
-    """What is needed to tell later how a study was made."""
+    """What is needed to reproduce a study: versions, commit, command and data."""
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -89,7 +89,7 @@ def resumed(first: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         first: What is known of the study so far.
-        now: What `provenance` tells of this run. Where the data are is taken from it, as they may
+        now: The `provenance` of this run. Where the data are is taken from it, as they may
             have been moved.
     """
     run = {name: now[name] for name in ("created", "command", "versions", "platform", "git")}
@@ -97,7 +97,7 @@ def resumed(first: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preparation(data: StudyData) -> dict[str, Any]:
-    """What of the prepared data a model needs, should data and cache be gone one day."""
+    """Facts of the prepared data that an export needs if data and cache are removed."""
     dataset = PreprocessedDataset.load(data.preprocessed)
     return dataset.model_dump(
         mode="json", include={"labels", "channels", "preprocessing", "splits"}

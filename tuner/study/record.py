@@ -6,7 +6,7 @@ the record alone; Ray's own state is never read back.
 
 Decisions (proposed, paused, stopped, promoted, retried, ended) are on the disk before they take
 effect. The score of a trial that simply goes on is committed too, and is on the disk with the
-next decision: should a power loss take it, the trial's own checkpoint tells it again.
+next decision: should a power loss remove it, it is restored from the trial's checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tuner.errors import StudyError
 from tuner.spec.space import restored_values, stored_values
 from tuner.study.distributions import distribution_of
 from tuner.study.files import DATABASE
-from tuner.study.optuna_states import METRIC_NAMES, RUNNING, Told, what_to_tell
+from tuner.study.optuna_states import METRIC_NAMES, RUNNING, OptunaEntry, optuna_entry
 from tuner.study.storage import TransactionalStorage, refuse_lost_record, unreadable
 from tuner.study.trial_entry import (
     BEST_VALUES,
@@ -108,7 +108,7 @@ class StudyRecord:
             trial.number: self._entry_from(trial) for trial in frozen
         }
         self._trial_ids = {trial.number: trial._trial_id for trial in frozen}
-        self._told = {trial.number: Told.of(trial) for trial in frozen}
+        self._in_optuna = {trial.number: OptunaEntry.of(trial) for trial in frozen}
         self._by_epoch: dict[int, dict[int, float]] = {}
         self._by_state: dict[TrialState, set[int]] = {state: set() for state in TrialState}
         for entry in self.entries.values():
@@ -189,7 +189,7 @@ class StudyRecord:
 
         Args:
             values: Its sampled values by field name.
-            proposed_by: What drew them, for a person to read.
+            proposed_by: Name of what drew them, as text.
             generation: Generation of a searcher that works in generations.
         """
         number = len(self.entries)
@@ -203,7 +203,7 @@ class StudyRecord:
         with self.transaction():
             self._trial_ids[number] = self._storage.create_new_trial(self._study_id, template)
             self.entries[number] = entry
-            self._told[number] = RUNNING
+            self._in_optuna[number] = RUNNING
             self._by_state[entry.state].add(number)
             self.decide(number, "proposed", f"by {proposed_by}")
         return entry
@@ -216,7 +216,7 @@ class StudyRecord:
             with self.transaction():
                 self.decide(number, "promoted" if promoted else "resumed", entry.reason)
                 self._note_state(entry, TrialState.RUNNING, "")
-                self._tell(entry, RUNNING)
+                self._sync(entry, RUNNING)
 
     def report(
         self,
@@ -264,7 +264,7 @@ class StudyRecord:
                 state, reason = TrialState.FAILED, "it ended without reporting a score"
         with self.transaction():
             self._set_state(entry, state, reason)
-            self._tell(entry, what_to_tell(entry, self.mode))
+            self._sync(entry, optuna_entry(entry, self.mode))
 
     def retry(self, number: int, reason: str, overrides: Mapping[str, Any]) -> None:
         """Let a trial that failed go on from its last checkpoint.
@@ -299,8 +299,8 @@ class StudyRecord:
         if not entry.state.finished:
             self._set_state(entry, TrialState.INTERRUPTED, reason)
 
-    def take_for_cut_off(self, reason: str) -> bool:
-        """Take running trials for interrupted, here and not in the file: nobody runs the study.
+    def assume_interrupted(self, reason: str) -> bool:
+        """Treat running trials as interrupted, in memory only: no process runs the study.
 
         Returns:
             Whether there are any.
@@ -330,32 +330,32 @@ class StudyRecord:
             winner = self.best()
             ended = {decision.trial: decision.time for decision in self.decisions}
             for number, entry in self.entries.items():
-                told = what_to_tell(entry, self.mode, over=True, wins=entry is winner)
-                self._tell(entry, told, ended=ended.get(number))
+                wanted = optuna_entry(entry, self.mode, over=True, wins=entry is winner)
+                self._sync(entry, wanted, ended=ended.get(number))
                 values = entry.best_values(self.mode)
                 if entry.notes.get(BEST_VALUES, entry.values) != values:
                     self.note(number, BEST_VALUES, values)
 
     def describe(self, metric: str, attributes: Mapping[str, Any]) -> None:
-        """Say in Optuna's tables what the study is: its metric, and attributes for people."""
+        """Write the metric and descriptive attributes of the study to Optuna's tables."""
         with self.transaction():
             self._storage.set_study_system_attr(self._study_id, METRIC_NAMES, [metric])
             for name, value in attributes.items():
                 self._storage.set_study_user_attr(self._study_id, name, value)
 
-    def _tell(self, entry: TrialEntry, told: Told, ended: float | None = None) -> None:
-        """Let Optuna's tables say something of a trial, if they do not yet."""
+    def _sync(self, entry: TrialEntry, wanted: OptunaEntry, ended: float | None = None) -> None:
+        """Update the state of a trial in Optuna's tables, if it differs."""
         number = entry.number
-        if self._told[number] == told:
+        if self._in_optuna[number] == wanted:
             return
         trial_id = self._trial_ids[number]
         if self._durable_storage is None:
-            self._storage.set_trial_state_values(trial_id, told.state, told.values)
+            self._storage.set_trial_state_values(trial_id, wanted.state, wanted.values)
         else:
             self._durable_storage.set_trial_state_values(
-                trial_id, told.state, told.values, ended=ended
+                trial_id, wanted.state, wanted.values, ended=ended
             )
-        self._told[number] = told
+        self._in_optuna[number] = wanted
 
     def _set_state(
         self, entry: TrialEntry, state: TrialState, reason: str, at: float | None = None

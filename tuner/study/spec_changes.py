@@ -1,4 +1,4 @@
-"""How two specs differ, by dotted key, for people."""
+"""The differences of two specs, by dotted key, as text."""
 
 from __future__ import annotations
 

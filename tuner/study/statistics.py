@@ -23,7 +23,7 @@ METHOD = (
     "paired differences) over the cases, with the degrees of freedom of Welch and Satterthwaite; "
     "p is that of the same t-test. Two configs are told apart if the interval of their difference "
     "leaves out 0 and Wilcoxon's signed-rank test over the cases (means over seeds, two-sided) has "
-    "p < 0.05. The cases alone would not do: they take the luck of a seed for a difference."
+    "p < 0.05. A test over the cases alone would take a lucky seed for a difference."
 )
 
 
@@ -54,7 +54,7 @@ class Comparison:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the two can be told apart."""
+        """Whether the difference is significant, see `METHOD`."""
         return self.p_value < LEVEL and self.p_cases < LEVEL
 
 

@@ -257,7 +257,7 @@ class TransactionalStorage(RDBStorage):
         return True
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Set an attribute of the study that people see."""
+        """Set an attribute of the study that optuna-dashboard shows."""
         self._set_study_attr("study_user_attributes", study_id, key, value)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
@@ -309,7 +309,7 @@ def unreadable(path: Path, error: Exception) -> StudyError:
 
 
 def refuse_lost_record(path: Path) -> None:
-    """A folder with trials and no record has lost it: a new one would train over them."""
+    """Refuse a folder that has trials but no record: a new study would overwrite them."""
     lost = not path.is_file() or not path.stat().st_size
     if lost and any((path.parent / "trials").glob("*")):
         raise unreadable(path, ValueError("it is gone or empty, but the study has trials"))

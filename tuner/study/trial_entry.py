@@ -1,4 +1,4 @@
-"""One trial, and one decision, as a study's record knows them."""
+"""Entries of a study's record: a trial, and a decision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class TrialState(StrEnum):
-    """How a trial stands; every trial ends in one of these, with a reason."""
+    """State of a trial; every trial ends in one of these, with a reason."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -37,8 +37,8 @@ IN_PROGRESS = (TrialState.RUNNING, TrialState.INTERRUPTED)
 """States of trials that train, or that were cut off and go on as soon as the study does."""
 
 FAILURES = (TrialState.FAILED, TrialState.OUT_OF_MEMORY)
-"""Endings by an exception, a lost worker or too little memory: no finding about a config, for it
-may do well elsewhere."""
+"""Endings by an exception, a lost worker or too little memory: they say nothing about a config,
+which may do well elsewhere."""
 
 BAD_CONFIGS = (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.INFEASIBLE)
 """Endings that are the config's fault in this study: as bad as a result can be."""
@@ -57,14 +57,14 @@ FORMER_NAMES = {"learning_rate": "lr"}
 
 @dataclass(frozen=True)
 class DecisionEntry:
-    """What was decided about a trial, and why.
+    """A decision about a trial, with its reason.
 
     Attributes:
         time: When, in seconds since 1970.
         trial: The trial's number.
         epoch: The epoch that it had trained.
         action: What was decided, or the state that it ended in.
-        reason: Why, for a person to read.
+        reason: The reason as text.
     """
 
     time: float
@@ -76,13 +76,13 @@ class DecisionEntry:
 
 @dataclass
 class TrialEntry:
-    """One trial as the record knows it.
+    """One trial of the record.
 
     Attributes:
         number: Number of the trial in the study, from 0.
         values: Sampled values by field name.
         state: How the trial stands.
-        reason: Why it ended, for a person to read.
+        reason: Why it ended, as text.
         scores: Value of the study's metric by epoch, from 1.
         metrics: All metrics of the best epoch.
         seconds: Time spent on training, over all its runs.
@@ -108,13 +108,13 @@ class TrialEntry:
 
     @property
     def lineage(self) -> list[Exploit]:
-        """What the trial took over from others, in the order of epochs."""
+        """The exploit steps of the trial (PBT), in the order of epochs."""
         return [Exploit(**step) for step in self.notes.get(LINEAGE, ())]
 
     @property
     def overridden(self) -> list[list[Any]]:
         """After which epochs which values were replaced, as the trial had run out of memory."""
-        # a record of an earlier version does not tell when
+        # a record of an earlier version does not have the epoch
         first = [[0, self.overrides]] if self.overrides else []
         return list(self.notes.get(OVERRIDDEN, first))
 
@@ -206,7 +206,7 @@ class Exploit:
     explored: Mapping[str, Sequence[Any]]
 
     def describe(self) -> str:
-        """In one line, for a person to read."""
+        """The step as one line of text."""
         changes = ", ".join(
             f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in self.explored.items()
         )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Imported:
-    """What was taken from one earlier study.
+    """The trials imported from one earlier study.
 
     Attributes:
         study: Its name.
@@ -47,7 +47,7 @@ class Imported:
     unlike: list[str]
 
     def describe(self) -> str:
-        """A line for a person to read."""
+        """The import as one line of text."""
         note = f"; they differ in {', '.join(self.unlike)}" if self.unlike else ""
         return f"{self.used} of {self.total} trials of {self.study} fit this space{note}"
 
@@ -142,7 +142,7 @@ def import_earlier(
 
 
 def _state_here(state: TrialState) -> TrialState | None:
-    """What a trial of another study counts as here; None if it says nothing of its config.
+    """The state of another study's trial in this one; None if it says nothing about its config.
 
     What ran out of memory, broke a constraint or failed may do well elsewhere.
     """
@@ -153,7 +153,7 @@ def _state_here(state: TrialState) -> TrialState | None:
 
 
 def import_trials(earlier: Study, spec: StudySpec) -> tuple[list[dict[str, Any]], Imported]:
-    """What is kept of the trials of an earlier study.
+    """The trials of an earlier study that fit the space.
 
     Args:
         earlier: The earlier study.

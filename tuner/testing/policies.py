@@ -1,4 +1,4 @@
-"""What every policy must do."""
+"""Checks that every policy must pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Section = str | Mapping[str, Any]
 """The section `policy`: a name, or a mapping of name and settings."""
 
 Report = Callable[[StudyRecord, Policy, int, int, float], str]
-"""Records a score and does what the policy says: `goes on`, `pauses` or `stops`."""
+"""Records a score and applies the policy's decision: `goes on`, `pauses` or `stops`."""
 
 Event = tuple[str, int, int]
 """What happened to a trial at an epoch."""
@@ -32,7 +32,7 @@ Event = tuple[str, int, int]
 def report_to_record(
     record: StudyRecord, policy: Policy, number: int, epoch: int, score: float
 ) -> str:
-    """Record a score, and do what the policy says."""
+    """Record a score, and apply the policy's decision."""
     record.report(number, epoch, score, {}, 1.0)
     decision = policy.judge(number, epoch)
     if decision.action is Action.STOP:

@@ -1,4 +1,4 @@
-"""What every searcher must do."""
+"""Checks that every searcher must pass."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check_proposals_lie_in_the_space(searcher: str) -> None:
 
 
 def check_proposals_depend_on_the_record_alone(searcher: str) -> None:
-    """The same record, told anew, leads to the same proposal: nothing else is remembered."""
+    """The same record leads to the same proposal: a searcher keeps no other state."""
     record, again = new_record(), new_record()
     for _ in range(24):
         one, other = _propose(searcher, record), _propose(searcher, again)
@@ -119,7 +119,7 @@ def _spec() -> StudySpec:
 
 
 def _propose(searcher: str, record: StudyRecord, seed: int = 0) -> dict[str, Any]:
-    """What a searcher proposes next, which runs from now on."""
+    """The next proposal of a searcher, opened as a running trial."""
     spec = _spec()
     rungs = (*spec.rungs(), spec.max_epochs)
     view = SearchView(record, len(record.entries), seed, spec.default_point(), rungs)

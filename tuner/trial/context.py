@@ -1,4 +1,4 @@
-"""What a trial knows of its study: where sampled values meet fixed ones."""
+"""Context of a trial: settings of its study; combines sampled and fixed values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyContext:
-    """What every trial of a study needs to know.
+    """Settings of a study that every trial needs.
 
     Attributes:
         folder: The study folder, an absolute path that every node can write.
@@ -44,7 +44,7 @@ class StudyContext:
     def trial_config(
         self, spec: StudySpec, number: int, values: Mapping[str, Any]
     ) -> ModelTrainingConfig:
-        """The config of one trial: where sampled values meet fixed ones."""
+        """The config of one trial, from its sampled values and the fixed ones."""
         config = spec.trial_config(values)
         folder = self.trial_folder(number)
         config.data_dir = self.data.preprocessed

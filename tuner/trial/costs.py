@@ -1,4 +1,4 @@
-"""What a trial costs, and the constraints of a study that it must keep to."""
+"""Costs of a trial, and the constraints of its study."""
 
 from __future__ import annotations
 

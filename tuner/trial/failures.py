@@ -1,4 +1,4 @@
-"""The one door for failures of trials: each is classified, answered and recorded here.
+"""Classifies, answers and records every failure of a trial.
 
 Whoever notices a failure makes an exception of it: training in the worker by raising it, the
 driver where a worker, its node or the whole cluster is lost. `classify` says how the trial ends
@@ -74,7 +74,7 @@ class ClusterLostError(Exception):
 
 
 def classify(error: Exception) -> TrialEnd:
-    """How a trial ends by an error: its state, and the reason for a person to read."""
+    """How a trial ends by an error: its state, and the reason as text."""
     match error:
         case ConstraintBrokenError():
             return TrialEnd(TrialState.INFEASIBLE, str(error), {VIOLATION: error.violation})
@@ -111,7 +111,7 @@ def _classify_training(error: Exception) -> TrialEnd:
 
 
 def _summary(error: Exception) -> str:
-    """The type of an error and what it says, on one line."""
+    """Type and message of an error, on one line."""
     if isinstance(error, ValidationError):
         # its first line does no more than count
         words = "; ".join(problem.message for problem in value_problems(error))
@@ -121,7 +121,7 @@ def _summary(error: Exception) -> str:
 
 
 def end_trial(study: Study, number: int, end: TrialEnd) -> None:
-    """Close a trial, or let it go on from its last checkpoint if it failed and may try again.
+    """Close a trial, or let it retry from its last checkpoint if it failed.
 
     Args:
         study: The study, whose spec says how often and how a trial is tried again.

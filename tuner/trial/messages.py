@@ -1,4 +1,4 @@
-"""What driver and worker tell each other: a trial's request, an epoch's report, a trial's end.
+"""Messages of driver and worker: a trial's request, an epoch's report, a trial's end.
 
 Ray Tune carries flat dicts: it would spread a mapping over many results, and keeps statistics of
 every number. So each message is one value under one key of its own, and these keys are known here
@@ -78,7 +78,7 @@ class EpochReport:
         seconds: Time that the epoch took.
         gpus: GPUs that it took; a fraction is a shared one.
         undefined: Why the score is not defined; empty if it is.
-        note: What else a person should know; empty for nothing.
+        note: A message to the user; empty for none.
     """
 
     epoch: int
@@ -109,7 +109,7 @@ class TrialEnd:
 
     Attributes:
         state: The state that it ended in.
-        reason: Why, for a person to read.
+        reason: The reason as text.
         notes: Facts that the record notes by their names there: `VIOLATION` of a constraint,
             score by test case (`CASES`) and their `GRID`.
     """

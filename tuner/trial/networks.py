@@ -30,7 +30,7 @@ DRAWS = 300
 
 @dataclass(frozen=True)
 class Networks:
-    """What came out when networks of a space were built.
+    """Result of building networks of a space.
 
     Attributes:
         costs: Parameters of each different one, and bytes that a step of its training takes.
@@ -41,7 +41,7 @@ class Networks:
     too_large: int
 
     def describe(self) -> list[str]:
-        """Lines for a person to read."""
+        """The result as lines of text."""
         line = f"networks  {len(self.costs)} different ones of this space can be built"
         if self.too_large:
             line += f"; {self.too_large} of them break a constraint, and would end as infeasible"
@@ -57,7 +57,7 @@ class Networks:
 
 
 class Cost(NamedTuple):
-    """What a network takes: parameters, and bytes of memory in training, at least."""
+    """Lower bounds of a network's cost: parameters, and bytes of memory in training."""
 
     parameters: int
     bytes: int
@@ -98,7 +98,7 @@ def check_networks(spec: StudySpec) -> Networks:
         costs.append(Cost.of(drawn.config))
     too_large = [cost for cost in costs if _above(cost, spec)]
     if costs and len(too_large) == len(costs):
-        _check_that_one_fits(spec)
+        _check_constraints(spec)
     return Networks(costs, len(too_large))
 
 
@@ -124,7 +124,7 @@ def check_some_network_builds(spec: StudySpec) -> None:
         )
 
 
-def _check_that_one_fits(spec: StudySpec) -> None:
+def _check_constraints(spec: StudySpec) -> None:
     """Look among more networks for one that is small enough."""
     counted = []
     for drawn in _drawn(spec):

@@ -1,4 +1,4 @@
-"""Which checkpoint a trial goes on from."""
+"""Chooses the checkpoint that a trial resumes from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.errors import CheckpointError
 
 
 def checkpoint_to_resume(folder: Path, module: nn.Module) -> tuple[Path | None, str]:
-    """The newest good checkpoint of a trial, and what had to be left aside, for people.
+    """The newest good checkpoint of a trial, and messages about those that are damaged.
 
     A checkpoint is good if every byte of it is as it was written (the checksums of its archive),
     and its weights fit the network, which a smaller patch may have changed.

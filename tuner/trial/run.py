@@ -49,7 +49,7 @@ LOCK_SECONDS = 120.0
 """How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
 
 HANG_DUMP_SHARE = 0.9
-"""Part of the hang timeout after which a trial writes down where it stands."""
+"""Share of the hang timeout after which a trial writes the stacks of its threads."""
 
 
 class TrialRun:
@@ -109,7 +109,7 @@ class TrialRun:
                     path.unlink()
 
     def close(self) -> None:
-        """End training where it stands and free what it held."""
+        """End training at once and free its memory."""
         self._closing = True
         self._turn.release()
         self._thread.join()
@@ -119,7 +119,7 @@ class TrialRun:
         """Hand over the metrics of an epoch and wait for the next turn.
 
         Raises:
-            TrialClosed: if the trial is not to go on.
+            TrialClosed: if the trial must end.
             ConstraintBrokenError: if the trial breaks a constraint of the study.
             PluginError: if the study's metric was not logged.
         """
@@ -135,7 +135,7 @@ class TrialRun:
         if not math.isfinite(score):
             undefined = (
                 f"{self._spec.metric} is not defined: no validation case has what it measures, in "
-                "its label or in its prediction; the epoch counts for nothing"
+                "its label or in its prediction; the epoch is ignored"
             )
         note, self._note = self._note, ""
         self._reports.put(
@@ -155,7 +155,7 @@ class TrialRun:
         """Wait until Tune asks for the next report.
 
         Raises:
-            TrialClosed: if the trial is not to go on.
+            TrialClosed: if the trial must end.
         """
         self._turn.acquire()
         if self._closing:
@@ -209,7 +209,7 @@ class TrialRun:
         config = self._study.trial_config(self._spec, self._number, self._values)
         check_trial_gpu(self._study.gpus if config.gpus else 0)
         config.data_dir = self._study.data.on_this_node(config)
-        # `auto` depends on the labels, and an exported model has to tell how it was trained
+        # `auto` depends on the labels, and an exported model must record how it was trained
         labels = PreprocessedDataset.load(config.data_dir).labels
         config.mirror_axes = mirror_axes(config, labels)
         keep_changed_config(folder, config, folder / METRICS_FILE)
@@ -257,7 +257,7 @@ class TrialRun:
 
         Raises:
             TimeoutError: if another process keeps the lock.
-            TrialClosed: if the trial is not to go on.
+            TrialClosed: if the trial must end.
         """
         lock = FileLock(folder / LOCK_FILE)
         deadline = time.monotonic() + LOCK_SECONDS
@@ -291,7 +291,7 @@ class TrialRun:
 
 
 class TrialClosed(BaseException):
-    """The trial is not to go on; not an `Exception`, so that no handler takes it for one."""
+    """Ends the training thread; not an `Exception`, so that no handler catches it."""
 
 
 @cache

@@ -44,7 +44,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 
 
 def placement() -> dict[str, Any]:
-    """Where this process runs, as Ray knows it."""
+    """Node and devices of this process, from Ray."""
     return {
         "node": socket.gethostname(),
         "node_ip": ray.util.get_node_ip_address(),

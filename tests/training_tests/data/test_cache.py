@@ -46,7 +46,7 @@ def test_the_cache_holds_what_was_read(phantom: Path, tmp_path: Path) -> None:
         assert image.dtype == np.float32
         assert image.shape == entry.shape == (1, *label.shape)
         assert np.bincount(label.ravel(), minlength=3).tolist() == entry.voxel_counts
-        expected = dataset.preprocessing.apply(dataset.image_paths(case), entry.label)
+        expected = dataset.preprocessing.apply(entry.images, entry.label)
         np.testing.assert_array_equal(image, expected.image)
         for value, voxels in dataset.foreground(case).items():
             assert (np.asarray(label)[tuple(voxels.T)] == value).all()
@@ -187,7 +187,7 @@ def test_ct_statistics_are_those_of_the_foreground(phantom: Path, tmp_path: Path
     dataset = prepare(phantom, tmp_path)
     voxels = []
     for case in (*dataset.splits["train"], *dataset.splits["val"]):
-        (image,), label = dataset.image_paths(case), dataset.cases[case].label
+        (image,), label = dataset.cases[case].images, dataset.cases[case].label
         inside = np.asarray(nib.load(label).dataobj) > 0
         found = np.asarray(nib.load(image).dataobj)[inside].astype(float)
         # every case counts the same

@@ -89,7 +89,7 @@ def test_300_labels_stay_apart_from_file_to_patch_and_back(tmp_path: Path) -> No
     assert dataset.is_complete()
     assert sorted(dataset.foreground("c0")) == [1, 257, 299]
     one_hot = (label[None] == np.arange(300)[:, None, None, None]).astype(np.float32)
-    case = dataset.preprocessing.apply(dataset.image_paths("c0"), dataset.cases["c0"].label)
+    case = dataset.preprocessing.apply(dataset.cases["c0"].images, dataset.cases["c0"].label)
     back = dataset.preprocessing.invert(one_hot, case.info)
     assert back.dtype == np.uint16
     np.testing.assert_array_equal(back, labels["c0"])

@@ -19,7 +19,7 @@ from training.data import (
     get_dataloaders,
     prepare_dataset,
 )
-from training.data.patches.loaders import _num_workers
+from training.data.patches.loaders import resolve_num_workers
 from training.errors import DatasetError
 
 
@@ -164,13 +164,13 @@ def test_a_damaged_case_ends_the_epoch_with_its_reason(
 def test_workers_are_chosen_where_a_gpu_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _num_workers(ModelTrainingConfig()) == 0
-    assert _num_workers(ModelTrainingConfig(num_workers=3)) == 3
+    assert resolve_num_workers(ModelTrainingConfig()) == 0
+    assert resolve_num_workers(ModelTrainingConfig(num_workers=3)) == 3
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert _num_workers(ModelTrainingConfig()) == 6
-    assert _num_workers(ModelTrainingConfig(gpus=0)) == 0
+    assert resolve_num_workers(ModelTrainingConfig()) == 6
+    assert resolve_num_workers(ModelTrainingConfig(gpus=0)) == 0
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    assert _num_workers(ModelTrainingConfig()) == 8
+    assert resolve_num_workers(ModelTrainingConfig()) == 8
 
 
 def test_an_epoch_takes_every_case_once(folder: Path) -> None:

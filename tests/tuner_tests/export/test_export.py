@@ -231,7 +231,7 @@ def test_with_neither_files_nor_cache_there_is_a_model_still(
     where = ["--studies-dir", str(home / "studies")]
     assert main(["export", "lesions", "-o", str(tmp_path / "bundle"), *where]) == 0
     shown = capsys.readouterr().out
-    assert "it was not tried on a case" in shown
+    assert "it was not verified on a case" in shown
     assert "there are no test metrics" in shown
     assert "--data-dir DIR" in shown
     bundle = Bundle.load(tmp_path / "bundle", "cpu")

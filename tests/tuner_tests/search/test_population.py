@@ -356,7 +356,7 @@ policy: pbt
         ("policy: {name: pbt, interval: 3}", "policy=pbt: unknown name 'interval'"),
         ("policy: 3", "policy must be a name, or a mapping"),
         ("search: {searcher: grid}", "searcher=grid does not go with policy=pbt"),
-        ("search: {num_trials: 1}", "num_trials=1 is no population"),
+        ("search: {num_trials: 1}", "num_trials=1 is not a population"),
         ("confirm: {top: 2}", "confirm does not go with policy=pbt"),
     ],
 )

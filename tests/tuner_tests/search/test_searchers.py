@@ -19,10 +19,10 @@ from trial_messages import completed, epoch_result
 from tuner.driver.searcher import RecordSearcher, build_searcher
 from tuner.errors import SpecError
 from tuner.search.encoding import SpaceEncoding
-from tuner.search.gaussian_process import GaussianProcess, _loss_and_gradient, _prior
+from tuner.search.gaussian_process import GaussianProcess, hyperparameter_prior, loss_and_gradient
 from tuner.search.policies import Policy, build_policy
 from tuner.search.searchers import SEARCHERS, SearchView
-from tuner.search.searchers.gp import _at_fault
+from tuner.search.searchers.gp import clustered_failures
 from tuner.search.searchers.ranks import ranks_by_rung
 from tuner.spec.grid import planned_trials
 from tuner.spec.load import parse_spec
@@ -355,11 +355,11 @@ def _data(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_the_gradient_of_the_process_equals_finite_differences() -> None:
     points, budgets, values = _data(20)
     squares = np.stack([(points[:, None, i] - points[None, :, i]) ** 2 for i in range(2)])
-    means, spreads = _prior(2)
+    means, spreads = hyperparameter_prior(2)
     logs = means + np.array([0.3, -0.2, 0.7, 0.4, 0.1, -0.5])
     arguments = (squares, budgets, values, means, spreads)
-    _, gradient = _loss_and_gradient(logs, *arguments)
-    numeric = approx_fprime(logs, lambda x: _loss_and_gradient(x, *arguments)[0], 1e-6)
+    _, gradient = loss_and_gradient(logs, *arguments)
+    numeric = approx_fprime(logs, lambda x: loss_and_gradient(x, *arguments)[0], 1e-6)
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4)
 
 
@@ -386,8 +386,8 @@ def test_the_process_predicts_as_a_conditional_normal_does() -> None:
     # and the density that is maximised is that of the values
     joint = covariance(points, budgets, points, budgets) + noise
     squares = np.stack([(points[:, None, i] - points[None, :, i]) ** 2 for i in range(2)])
-    means, spreads = _prior(2)
-    loss, _ = _loss_and_gradient(process.logs, squares, budgets, values, means, spreads)
+    means, spreads = hyperparameter_prior(2)
+    loss, _ = loss_and_gradient(process.logs, squares, budgets, values, means, spreads)
     prior = 0.5 * (((process.logs - means) / spreads) ** 2).sum()
     density = multivariate_normal(np.zeros(12), joint).logpdf(values)
     assert loss == pytest.approx(prior - density - 6 * math.log(2 * math.pi), rel=1e-6)
@@ -396,7 +396,7 @@ def test_the_process_predicts_as_a_conditional_normal_does() -> None:
 def test_a_lone_diverged_trial_had_bad_luck() -> None:
     places = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 0.95, 1.0]
     encoded = {number: np.array([place]) for number, place in enumerate(places)}
-    assert _at_fault([2, 6, 7, 8], encoded) == [6, 7, 8]
+    assert clustered_failures([2, 6, 7, 8], encoded) == [6, 7, 8]
 
 
 def test_the_process_learns_that_late_scores_are_steadier() -> None:

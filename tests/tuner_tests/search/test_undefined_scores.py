@@ -14,7 +14,7 @@ from trial_messages import epoch_result, ray_trial
 from tuner.driver.scheduler import RecordScheduler
 from tuner.search.policies import Hyperband, build_policy
 from tuner.search.searchers import SEARCHERS, SearchView
-from tuner.search.searchers.gp import _observations
+from tuner.search.searchers.gp import observations
 from tuner.search.searchers.ranks import ranks_by_rung
 from tuner.spec.brackets import Bracket
 from tuner.spec.load import parse_spec
@@ -182,7 +182,7 @@ def test_an_undefined_score_is_no_result_and_no_bad_one() -> None:
         record.finish(number, TrialState.STOPPED if curve else TrialState.DIVERGED, "done")
     ranks = ranks_by_rung(view(record, spec))
     assert sorted(ranks, key=lambda number: ranks[number]) == [4, 2, 0, 1]
-    points, _, values, _ = _observations(view(record, spec))
+    points, _, values, _ = observations(view(record, spec))
     assert np.isfinite(values).all()
     assert len(points) == len(values) == 2 + 2 + 1
 

@@ -125,8 +125,8 @@ def test_a_path_that_leads_nowhere_names_its_field(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("mode: [min, max]\n", "", "s.yaml:1:10: whether a greater or a smaller liver_lab.metrics"),
-        ("[min, max]", "[least, max]", "must be said: write mode: max or mode: min"),
+        ("mode: [min, max]\n", "", "s.yaml:1:10: mode is needed, since liver_lab.metrics"),
+        ("[min, max]", "[least, max]", "mode is needed, since"),
         ("[min, max]", "[min, min]", r"does not fit metric .*: write \[min, max\]"),
         (":TinyNet]", ":Tiny Net]", "is not an import path: write package.module:function"),
         ("val_dice]", "val_dicee]", ""),
@@ -141,6 +141,32 @@ def test_what_is_wrong_has_a_place(old: str, new: str, message: str) -> None:
         message = "unknown metric 'val_dicee'; did you mean 'val_dice'"
     with pytest.raises(SpecError, match=message):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("liver_lab.training:Smooth", "liver_odd:Smooth", "loss liver_odd:.*argument 'size'"),
+        ("liver_lab.training:rms", "liver_odd:rms", "optimizer liver_odd:.*argument 'model'"),
+        ("liver_lab.training:halved", "liver_odd:halved", "schedule .*argument 'epochs'"),
+        ("liver_lab.metrics:volume", "liver_odd:volume", "metric .*argument 'label'"),
+        ("liver_lab.search:first", "liver_odd:first", "searcher .*must take one argument"),
+        ("liver_lab.search:stop", "liver_odd:stop", "policy .*argument 'fraction'"),
+        ("liver_lab.module:LabM", "liver_odd:LabM", "must be a subclass of training.lightning"),
+    ],
+)
+def test_what_cannot_be_called_is_refused(lab: Path, old: str, new: str, message: str) -> None:
+    (lab / "liver_odd.py").write_text(
+        "def SmoothCrossEntropy(size): ...\n"
+        "def rmsprop(model): ...\n"
+        "def halved(epochs): ...\n"
+        "def volume_error(label): ...\n"
+        "def first_draw(): ...\n"
+        "def stop_odd(fraction): ...\n"
+        "class LabModule: ...\n"
+    )
+    with pytest.raises(SpecError, match=message):
+        import_plugins(parse(SPACE.replace(old, new)))
 
 
 def test_what_only_a_module_logs_cannot_be_confirmed() -> None:

@@ -12,8 +12,9 @@ from foreign_package import importable
 
 from tuner.errors import SpecError, StudyError
 from tuner.spec.load import parse_spec
+from tuner.spec.plugins import import_plugins
 from tuner.spec.study_spec import StudySpec
-from tuner.study.code import code_folder, keep_code, remove_code
+from tuner.study.code import code_folder, edited_code, keep_code, remove_code, study_code
 from tuner.study.create import create_study
 
 SPACE = """\
@@ -92,8 +93,6 @@ def test_a_wrong_path_makes_no_study(tmp_path: Path, lab: Path) -> None:
 
 
 def test_the_copy_of_a_study_goes_before_what_lies_beside_it(tmp_path: Path, lab: Path) -> None:
-    from tuner.spec.plugins import import_plugins
-
     before = list(sys.path)
     study = create_study(spec_of(), tmp_path / "studies", "lab")
     study.record.close()
@@ -106,3 +105,63 @@ def test_the_copy_of_a_study_goes_before_what_lies_beside_it(tmp_path: Path, lab
         assert file == str(study.folder / "code" / "liver_lab" / "nets.py")
     finally:
         sys.path[:] = before
+
+
+def test_a_package_is_kept_with_its_data(tmp_path: Path, lab: Path) -> None:
+    package = lab / "liver_lab"
+    (package / "settings.json").write_text("{}")
+    # not imported: a template, a study that lies in the package, what tools leave
+    (package / "template.py").write_text("class {{ name }}:\n")
+    for name in ("studies/one/spec.resolved.yaml", "studies/one/code/liver_lab/a.py", ".git/b.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("")
+    study = tmp_path / "study"
+    study.mkdir()
+    keep_code(study, spec_of())
+    kept = set(json.loads((study / "code.json").read_text()))
+    assert {"liver_lab/settings.json", "liver_lab/template.py"} <= kept
+    assert not [name for name in kept if "studies" in name or ".git" in name]
+
+
+def test_of_a_folder_that_is_no_package_python_files_are_kept(tmp_path: Path, lab: Path) -> None:
+    (lab / "liver_lab" / "__init__.py").unlink()
+    (lab / "liver_lab" / "scan.bin").write_bytes(bytes(8))
+    study = tmp_path / "study"
+    study.mkdir()
+    keep_code(study, spec_of())
+    kept = json.loads((study / "code.json").read_text())
+    assert "liver_lab/nets.py" in kept
+    assert "liver_lab/scan.bin" not in kept
+
+
+def test_a_large_package_is_refused(
+    tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.study.code.MOST_BYTES", 2**20)
+    (lab / "liver_lab" / "scans.bin").write_bytes(bytes(2**20))
+    with pytest.raises(StudyError, match=r"largest .*scans\.bin.*keep data outside"):
+        create_study(spec_of(), tmp_path / "studies", "lab")
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_study_imports_its_own_copy_whatever_was_imported_before(
+    tmp_path: Path, lab: Path
+) -> None:
+    study = create_study(spec_of(), tmp_path / "studies", "lab")
+    study.record.close()
+    before, path = sys.modules["liver_lab.nets"], list(sys.path)
+    assert edited_code(study.folder) == []
+    with (lab / "liver_lab" / "nets.py").open("a") as file:
+        file.write("NUMBER = 4\n")
+    assert edited_code(study.folder) == ["liver_lab/nets.py"]
+    with study_code(study.folder):
+        found = import_plugins(study.spec)["liver_lab.nets:build_tiny"]
+        file = sys.modules[found.__module__].__file__
+        assert file == str(study.folder / "code" / "liver_lab" / "nets.py")
+    assert sys.modules["liver_lab.nets"] is before
+    assert str(study.folder / "code") not in sys.path
+    assert sys.path[: len(path)] == path
+    # so a later study takes what lies beside it
+    other = create_study(spec_of(), tmp_path / "studies", "other")
+    other.record.close()
+    assert "NUMBER = 4" in (other.folder / "code" / "liver_lab" / "nets.py").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,29 @@ def test_a_study_without_trials_may_be_given_again(tmp_path: Path, metric: str) 
     assert opened.record.mode == ("min" if metric == "val_loss" else "max")
     assert len(opened.record.entries) == 1
     assert not (tmp_path / "s" / "provenance.json").exists()
+
+
+def open_files(folder: Path) -> set[str]:
+    """Names of the files in a folder that this process has open."""
+    opened = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            target = Path(os.readlink(descriptor))
+            if target.is_relative_to(folder):
+                opened.add(target.name)
+    return opened
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc")
+def test_a_study_that_is_looked_at_has_no_file_open(tmp_path: Path) -> None:
+    """SQLite removes a log by its name when one who reads lets go: that of a study made anew."""
+    create_study(spec_of(), tmp_path, "s").record.close()
+    looked_at = open_study(tmp_path, "s")
+    assert open_files(tmp_path) == set()
+    looked_at.record.propose({"learning_rate": 1e-3}, "a test")
+    assert "optuna.db" in open_files(tmp_path)
+    looked_at.record.close()
+    assert len(open_study(tmp_path, "s").record.entries) == 1
 
 
 @pytest.mark.parametrize("fault", ["spec.resolved.yaml", "optuna.db"])
@@ -182,8 +206,8 @@ def test_damaged_studies_do_not_hide_the_others(
     assert "not valid YAML" in lines["yaml"]
     assert "optuna.db" in lines["record"]
     assert "it is not there" in lines["norecord"]
-    assert "is not a file, or a link to none" in lines["link"]
-    assert "is not a file, or a link to none" in lines["folder"]
+    assert "is not a file, or is a broken link" in lines["link"]
+    assert "is not a file, or is a broken link" in lines["folder"]
     # nobody runs them
     assert any(line.startswith("good ") and "1 interrupted" in line for line in lines)
     assert any(line.startswith("[red]odd") and "1 interrupted" in line for line in lines)

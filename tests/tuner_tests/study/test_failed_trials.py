@@ -60,7 +60,7 @@ def test_reasons_are_grouped_and_counted(tmp_path: Path) -> None:
         "  1 x a fault (trial 3)",
         "1 of 6 trials diverged:",
         "  1 x nan (trial 4)",
-        "most trials failed: mind the reasons before the best of the others",
+        "most trials failed: read the reasons before you use the best of the others",
     ]
 
 

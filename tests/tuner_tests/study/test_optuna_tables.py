@@ -194,7 +194,7 @@ def test_who_looks_at_a_study_that_nobody_runs_puts_it_right(opened: Study) -> N
         assert states(where) == ["PRUNED", "COMPLETE"]
     entry = opened.record.entries[0]
     assert entry.state is TrialState.INTERRUPTED
-    assert "the process that ran the study ended without a word" in entry.reason
+    assert "the process that ran the study ended unexpectedly" in entry.reason
 
 
 def test_a_study_that_somebody_runs_is_left_alone(opened: Study) -> None:

@@ -15,7 +15,7 @@ from training.config import ModelTrainingConfig
 from training.models import build_model
 from tuner.driver.searcher import build_searcher
 from tuner.search.policies import Policy
-from tuner.search.searchers.optuna_searchers import _show
+from tuner.search.searchers.optuna_searchers import copy_trials
 from tuner.search.searchers.view import SearchView
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import ConstraintSettings
@@ -118,5 +118,5 @@ def test_optuna_is_told_how_far_off_a_trial_is() -> None:
             record.note(number, VIOLATION, violation)
             record.finish(number, TrialState.INFEASIBLE, "too large")
     study = optuna.create_study(direction="maximize")
-    _show(SearchView(record, 2, 0, {}, (spec.max_epochs,)), study, ())
+    copy_trials(SearchView(record, 2, 0, {}, (spec.max_epochs,)), study, ())
     assert [list(trial.constraints.values()) for trial in study.trials] == [[0.0], [0.25]]

@@ -36,7 +36,7 @@ NNUNET = Preset(mirroring=True, intensity=True, spatial=True)
 
 
 def preset_of(name: str) -> Preset:
-    """The kinds of change of an augmentation; a plug-in makes none of them."""
+    """The kinds of change of an augmentation; none for a plug-in, which makes its own."""
     if is_plugin(name):
         return NO_CHANGE
     preset: Preset = AUGMENTATIONS.resolve(name)

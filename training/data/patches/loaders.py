@@ -20,7 +20,7 @@ from training.data.prepared.cache import PreprocessedDataset
 from training.data.prepared.split import SPLITS
 from training.errors import DatasetError
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """Loader processes that `num_workers: auto` starts at most."""
 
 
@@ -151,7 +151,7 @@ def get_dataloaders(
         config.data_dir,
         "train",
         config.train_batch_size,
-        _num_workers(config),
+        resolve_num_workers(config),
         shuffle=True,
         patch_size=config.patch_size,
         foreground_fraction=config.foreground_fraction,
@@ -186,7 +186,7 @@ def _check_fits(config: ModelTrainingConfig, dataset: PreprocessedDataset) -> No
         raise DatasetError("\n  ".join(problems))
 
 
-def _num_workers(config: ModelTrainingConfig) -> int:
+def resolve_num_workers(config: ModelTrainingConfig) -> int:
     """Loader processes of a config, with `auto` resolved for this machine."""
     if config.num_workers != "auto":
         return config.num_workers
@@ -194,4 +194,4 @@ def _num_workers(config: ModelTrainingConfig) -> int:
         return 0
     # Ray sets the thread count to the cores of the trial
     cores = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
-    return min(cores, MOST_WORKERS)
+    return min(cores, MAX_WORKERS)

@@ -1,4 +1,4 @@
-"""Along which axes patches may be mirrored, by what the names of labels say."""
+"""The axes along which patches may be mirrored, decided from the names of the labels."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class PreprocessedDataset(BaseModel):
         """Open a preprocessed folder.
 
         Raises:
-            DatasetError: if the folder is none, or is damaged.
+            DatasetError: if it is not a preprocessed folder, or is damaged.
         """
         path = Path(folder) / MANIFEST
         try:
@@ -133,10 +133,6 @@ class PreprocessedDataset(BaseModel):
         """Up to 10,000 voxels `(n, 3)` of each foreground class that the case has."""
         with np.load(self.array_folder / f"{case_id}.foreground.npz") as stored:
             return {int(label): stored[label] for label in stored.files}
-
-    def image_paths(self, case_id: str) -> list[Path]:
-        """The files that a case was read from."""
-        return self.cases[case_id].images
 
     def is_complete(self) -> bool:
         """Whether every array is there with its full size."""

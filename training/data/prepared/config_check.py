@@ -1,4 +1,4 @@
-"""A config and the data that it is for must say the same."""
+"""Checks that a config agrees with the data."""
 
 from __future__ import annotations
 

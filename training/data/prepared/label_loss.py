@@ -7,18 +7,18 @@ from jaxtyping import UInt
 from numpy.typing import NDArray
 from scipy import ndimage
 
-SPECK = 7e-4
+STRAY_SHARE = 7e-4
 """Share of a label's voxels in a case below which lost objects are stray voxels of its border."""
 
 
 def lost_by_resampling(
     before: UInt[np.ndarray, "d h w"], after: UInt[np.ndarray, "d2 h2 w2"]
 ) -> dict[int, int]:
-    """Voxels of objects that resampling leaves nothing of, by label.
+    """Voxels of objects that resampling removes completely, by label.
 
-    An object is what hangs together in one label. A border that moves by a part of a voxel is
-    no loss, nor are single stray voxels beside a large organ (`SPECK`); a lesion of two voxels
-    that falls between those of a coarser grid is.
+    An object is a connected component of one label. A border that moves by a part of a voxel does
+    not count as a loss, nor do single stray voxels beside a large organ (`STRAY_SHARE`); a lesion
+    of two voxels that falls between those of a coarser grid does.
 
     Args:
         before: The label map.
@@ -39,7 +39,7 @@ def lost_by_resampling(
         sizes = np.bincount(objects.ravel())
         sizes[0] = 0
         sizes[np.unique(objects[back[box] == label])] = 0
-        if sizes.sum() > SPECK * np.count_nonzero(objects):
+        if sizes.sum() > STRAY_SHARE * np.count_nonzero(objects):
             lost[label] = int(sizes.sum())
     return lost
 

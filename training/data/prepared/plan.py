@@ -34,7 +34,7 @@ MOSTLY_EMPTY = 0.75
 
 
 class CaseScan(BaseModel):
-    """What a first look at a case brings.
+    """Result of the first scan of a case.
 
     Attributes:
         spacing: Spacing in mm (depth, height, width).
@@ -158,7 +158,7 @@ def plan_dataset(
 
 
 def _without_effect(dataset: RawDataset, config: ModelTrainingConfig) -> list[str]:
-    """Settings that these data have no use for."""
+    """Warnings about settings that have no effect on these data."""
     if config.intensity_window is None or "CT" in dataset.modalities:
         return []
     return [

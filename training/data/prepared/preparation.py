@@ -51,7 +51,7 @@ Result = TypeVar("Result")
 Stored = TypeVar("Stored", bound=BaseModel)
 
 OnCase = Callable[[str, int, int], None]
-"""Told what is being done, and how many cases of how many it is done for."""
+"""A callback that takes the current step, the cases done and all cases."""
 
 
 def prepare_dataset(
@@ -72,9 +72,9 @@ def prepare_dataset(
         data_dir: Folder in Decathlon or nnU-Net layout.
         config: Its spacing, window and split settings are used.
         cache_dir: The cache, `cache_root()` by default.
-        on_progress: Told a line about each step.
-        on_case: Told the step and how far it is, after each case.
-        on_warning: Told what is doubtful about the data, a line each, also where they are found
+        on_progress: Called with a line about each step.
+        on_case: Called with the step and its progress, after each case.
+        on_warning: Called with each warning about the data, a line each, also where they are found
             prepared; without it, `on_progress` is, behind `warning: `.
 
     Returns:
@@ -177,7 +177,7 @@ class DataSource:
 
 
 def _settings(config: ModelTrainingConfig, dataset: RawDataset) -> dict[str, Any]:
-    """What the arrays depend on. Of the split that is the test cases alone."""
+    """The settings that the arrays depend on; of the split the test cases alone."""
     fields = {"target_spacing", "intensity_window"}
     settings = {"format": FORMAT_VERSION, **config.model_dump(mode="json", include=fields)}
     given = split_of_file([case.case_id for case in dataset.cases], config)
@@ -220,7 +220,7 @@ class _Preparation:
         self._arrays.mkdir(exist_ok=True)
         plan = _read(DatasetPlan, self._arrays / PLAN) or self._plan()
         splits = split_cases(plan.voxel_counts, self._config)
-        # said later; here it keeps what cannot be learnt from being preprocessed
+        # warnings come later; here it only refuses labels that cannot be learnt, before the work
         missing_classes(splits, plan.voxel_counts, dataset.labels, self._config.target_label)
         entries = self._entries(plan)
         of_cases = [warning for entry in entries.values() for warning in entry.warnings]

@@ -1,4 +1,4 @@
-"""What happens to an image before the network sees it, and how its prediction comes back.
+"""Preprocesses an image for the network, and maps the prediction back.
 
 Orient to (superior, anterior, right), crop to the body (and to the label, where there is one),
 normalise by modality, resample to one spacing. The steps and their defaults follow nnU-Net
@@ -42,7 +42,7 @@ AIR = -500.0
 """Hounsfield units below which a voxel of a CT is outside the body."""
 
 
-MOST_VOXELS = 2**30
+MAX_VOXELS = 2**30
 """Voxels of a channel after resampling above which a spacing must be wrong: 1024 x 1024 x 1024."""
 
 Box = tuple[tuple[int, int], ...]
@@ -96,7 +96,7 @@ class ChannelNormalisation(BaseModel):
 
 @dataclass(frozen=True)
 class CaseGeometry:
-    """What is needed to bring a prediction back to the file's own grid.
+    """The geometry that maps a prediction back to the file's own grid.
 
     Attributes:
         shape: Grid of the file.
@@ -287,7 +287,7 @@ class Preprocessing(BaseModel):
             old > 1 and new == 1 and size < old / SPACING_RATIO
             for old, new, size in zip(shape, resampled, exact, strict=True)
         )
-        if vanishes or np.prod(resampled, dtype=float) > MOST_VOXELS:
+        if vanishes or np.prod(resampled, dtype=float) > MAX_VOXELS:
             grids = [" x ".join(str(size) for size in grid) for grid in (shape, resampled)]
             raise DatasetError(
                 f"{path}: its spacing of {spacing_text(spacing)} mm makes {grids[1]} voxels out of "

@@ -272,7 +272,7 @@ def stratified_split(
 
 @dataclass(frozen=True)
 class _Units:
-    """What is drawn: groups of cases, or cases.
+    """The units of a random split: groups of cases, or cases.
 
     Attributes:
         names: By the labels they hold and the volume of their foreground.

@@ -1,4 +1,4 @@
-"""What a user says about the split: which cases belong together, and nnU-Net's split files."""
+"""A user's rules for the split: groups of cases, and nnU-Net's split files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def split_of_file(
     names of cases. A fold may have `test` as well.
 
     Raises:
-        DatasetError: if the file is none, or contradicts the cases, the groups or itself.
+        DatasetError: if it is not a split file, or contradicts the cases, the groups or itself.
     """
     if config.splits_file is None or config.fold is None:
         return None
@@ -73,7 +73,7 @@ def split_of_file(
 
 
 def rules_digest(config: ModelTrainingConfig) -> str:
-    """Name of what the rules say, for the identity of a split; empty where there are none.
+    """Digest of the rules, part of a split's name; empty where there are none.
 
     Raises:
         DatasetError: if a file of the rules cannot be read.

@@ -35,10 +35,10 @@ class ListedCase:
         Args:
             folder: The data folder.
             case_id: Name of the case.
-            by_channels: Cases of the folder of images, as far as names tell.
+            by_channels: Cases of the folder of images, judged by their names.
             images: All files of the folder of images, by stem.
         """
-        # a broken link is there too, and is said to be one
+        # a broken link is there too, and is reported as one
         paths = [
             path if os.path.lexists(path) else images.get(nifti_stem(path) or "", path)
             for path in (folder / name for name in self.images)
@@ -63,7 +63,7 @@ def read_case_list(
     Args:
         description: What is in the file.
         path: The file.
-        problems: Told of entries that are not cases.
+        problems: Collects entries that are not cases.
     """
     given = description.get("training")
     if not given:

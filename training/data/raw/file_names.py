@@ -3,7 +3,7 @@
 One rule serves training and prediction:
 
 - A NIfTI file ends in `.nii.gz` or `.nii`, in capitals or not. A hidden file, such as macOS's
-  `._a.nii.gz`, is none.
+  `._a.nii.gz`, is not one.
 - `a.nii` beside `a.nii.gz` are two files of one name: refused.
 - Four digits at the end of a name, `CASE_0001.nii.gz`, are a channel, as nnU-Net writes them,
   only where the files can be channels. With several channels those of a case are numbered below
@@ -186,6 +186,6 @@ def _has_channels(path: Path) -> bool:
     try:
         shape = load_nifti(path).shape
     except Exception:
-        # whatever is wrong with the file is said where its voxels are read
+        # errors of the file are reported where its voxels are read
         return False
     return len(shape) == 4 and shape[3] > 1

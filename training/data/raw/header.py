@@ -24,7 +24,7 @@ GRID_TOLERANCE = 0.1
 
 
 class Grid(Protocol):
-    """What has a size and a place."""
+    """Protocol of anything with a shape and an affine."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -39,7 +39,7 @@ class Grid(Protocol):
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """What the header of a file says.
+    """The checked header of a file.
 
     Attributes:
         shape: Size of the grid.
@@ -147,12 +147,12 @@ def _check_affine(path: Path, image: Any, affine: NDArray[np.float64]) -> None:
 
 
 def spacing_text(spacing: Any) -> str:
-    """A spacing for people, `0.7 x 0.7 x 5`."""
+    """A spacing as text, `0.7 x 0.7 x 5`."""
     return " x ".join(f"{size:.6g}" for size in spacing)
 
 
 def _doubts(path: Path, image: Any, grid: Grid) -> tuple[str, ...]:
-    """What is doubtful about the place of a volume."""
+    """Warnings about the position of a volume."""
     if not isinstance(image, nib.Nifti1Image):
         return ()
     sform = image.get_sform(coded=True)
@@ -160,7 +160,7 @@ def _doubts(path: Path, image: Any, grid: Grid) -> tuple[str, ...]:
         qform = image.get_qform(coded=True)
         usable = qform[0] is None or bool(np.isfinite(qform[0]).all())
     except ValueError:
-        # the quaternion is none
+        # the quaternion is not valid
         usable = False
     if not usable:
         return (f"{path}: the qform of its header is damaged; the sform is taken",)
@@ -184,7 +184,7 @@ def _doubts(path: Path, image: Any, grid: Grid) -> tuple[str, ...]:
 
 
 def _unlike_pixdim(path: Path, image: Any, grid: Grid) -> tuple[str, ...]:
-    """What is said of a spacing that stands in the header beside the sform, and is another."""
+    """Warning about a pixdim of the header that differs from the spacing of the sform."""
     stated = np.array(image.header.get_zooms()[:3])
     # 1 x 1 x 1 is what tools write that leave it out
     if (stated == 1).all() or (np.abs(stated / voxel_sizes(grid.affine) - 1) <= 0.1).all():

@@ -1,4 +1,4 @@
-"""A look at the headers of a whole dataset, before any voxel is read."""
+"""Reads the headers of a whole dataset, before any voxel is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Spacing = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class HeaderSurvey:
-    """What the headers of a dataset say.
+    """Summary of the headers of a dataset.
 
     Attributes:
         problems: What is wrong with a case, by case.
@@ -62,7 +62,7 @@ def survey_headers(dataset: RawDataset) -> HeaderSurvey:
         except DatasetError as error:
             survey.problems[case.case_id] = str(error)
         except Exception as error:
-            # whatever nibabel makes of a damaged header, the other cases go on
+            # nibabel raises many kinds of errors for damaged headers; the other cases go on
             survey.problems[case.case_id] = str(unreadable(case.images[0], error))
         else:
             orientation = orientation_of(first.affine)

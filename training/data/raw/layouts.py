@@ -112,8 +112,8 @@ def read_layout(folder: Path) -> RawDataset:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Files that belong to one case, as far as names tell."""
+class _FoundFiles:
+    """Files that belong to one case, judged by their names."""
 
     case_id: str
     images: CaseFiles
@@ -123,7 +123,7 @@ class _Found:
         return RawCase(self.case_id, self.images.paths, self.label)
 
 
-def _of_files(folder: Path, given: Mapping[str, Any], problems: list[str]) -> list[_Found]:
+def _of_files(folder: Path, given: Mapping[str, Any], problems: list[str]) -> list[_FoundFiles]:
     """The cases whose files dataset.json gives one by one, as nnU-Net v2 may (`dataset`)."""
     found = []
     for case_id, files in sorted(given.items()):
@@ -138,13 +138,13 @@ def _of_files(folder: Path, given: Mapping[str, Any], problems: list[str]) -> li
             continue
         paths = tuple(folder / str(image) for image in images)
         numbers = tuple(range(len(paths))) if len(paths) > 1 else None
-        found.append(_Found(case_id, CaseFiles(paths, numbers), folder / label))
+        found.append(_FoundFiles(case_id, CaseFiles(paths, numbers), folder / label))
     return found
 
 
 def _of_folders(
     folder: Path, description: Mapping[str, Any], channels: int, problems: list[str]
-) -> tuple[list[_Found], tuple[str, ...]]:
+) -> tuple[list[_FoundFiles], tuple[str, ...]]:
     """The cases in `imagesTr` and `labelsTr`, those that are listed if some are; and warnings."""
     label_files = _files(folder / LABELS, problems)
     images = _files(folder / IMAGES, problems)
@@ -163,7 +163,7 @@ def _paired(
     label_files: Mapping[str, Path],
     channels: int,
     problems: list[str],
-) -> list[_Found]:
+) -> list[_FoundFiles]:
     """All images with their label maps."""
     image_files = group_by_case(images, channels, label_files)
     found = []
@@ -175,7 +175,7 @@ def _paired(
         elif case_id not in image_files:
             problems.append(f"{label_files[case_id]}: no image {IMAGES}/{case_id}.nii.gz")
         else:
-            found.append(_Found(case_id, image_files[case_id], label_files[case_id]))
+            found.append(_FoundFiles(case_id, image_files[case_id], label_files[case_id]))
     return found
 
 
@@ -186,15 +186,15 @@ def _of_list(
     label_files: Mapping[str, Path],
     channels: int,
     problems: list[str],
-) -> list[_Found]:
+) -> list[_FoundFiles]:
     """The cases that dataset.json lists."""
     by_channels = group_by_case(images, channels, label_files)
-    found: dict[str, _Found] = {}
+    found: dict[str, _FoundFiles] = {}
     for item in listed:
         label = folder / item.label
         case_id = nifti_stem(label)
         if case_id is None:
-            problems.append(f"{folder / DATASET_JSON}: `training` lists {item.label}: no NIfTI")
+            problems.append(f"{folder / DATASET_JSON}: `training` lists {item.label}, not NIfTI")
             continue
         if case_id in found:
             problems.append(f"{folder / DATASET_JSON}: `training` lists {case_id} twice")
@@ -209,7 +209,7 @@ def _of_list(
         if not os.path.lexists(label):
             problems.append(f"{files.paths[0]}: no label map {item.label}, as it is listed")
             continue
-        found[case_id] = _Found(case_id, files, label)
+        found[case_id] = _FoundFiles(case_id, files, label)
     return [found[case_id] for case_id in sorted(found)]
 
 
@@ -217,7 +217,7 @@ def _not_listed(
     folder: Path,
     images: Mapping[str, Path],
     label_files: Mapping[str, Path],
-    found: Sequence[_Found],
+    found: Sequence[_FoundFiles],
 ) -> tuple[str, ...]:
     """Say which files are there that dataset.json does not list."""
     used = {path.name for case in found for path in (*case.images.paths, case.label)}
@@ -237,7 +237,7 @@ def _counted(files: Sequence[str]) -> str:
     return "1 file is" if len(files) == 1 else f"{len(files)} files are"
 
 
-def _shared_images(cases: Sequence[_Found]) -> list[str]:
+def _shared_images(cases: Sequence[_FoundFiles]) -> list[str]:
     """Images that are those of two cases, which a split could put on two sides."""
     owners: dict[Path, str] = {}
     problems = []
@@ -265,7 +265,7 @@ def _miscounted(description: Mapping[str, Any], cases: int) -> tuple[str, ...]:
     return (f"{DATASET_JSON} says numTraining: {declared}, but there are {cases} cases",)
 
 
-def _fits(case: _Found, channels: Sequence[str], problems: list[str]) -> bool:
+def _fits(case: _FoundFiles, channels: Sequence[str], problems: list[str]) -> bool:
     """Whether the files of a case are all there; notes why not."""
     before = len(problems)
     paths = case.images.paths

@@ -17,8 +17,8 @@ from training.errors import DatasetError
 ROUNDING = 1e-3
 """Distance from a whole number up to which a label is taken to be one that was rounded."""
 
-MOST_CLASSES = 2**16
-"""Classes that a label map of uint16 can tell apart."""
+MAX_CLASSES = 2**16
+"""Largest number of classes in a label map of uint16."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def label_dtype(num_classes: int) -> np.dtype[Any]:
     """The type of a label map: uint8, or uint16 for more than 256 classes.
 
     Raises:
-        DatasetError: if uint16 cannot tell the classes apart.
+        DatasetError: if uint16 cannot hold that many classes.
     """
-    if num_classes > MOST_CLASSES:
-        raise DatasetError(f"{num_classes} classes are too many: at most {MOST_CLASSES} can be")
+    if num_classes > MAX_CLASSES:
+        raise DatasetError(f"{num_classes} classes are too many: at most {MAX_CLASSES} can be")
     return np.dtype(np.min_scalar_type(num_classes - 1))
 
 
@@ -138,7 +138,7 @@ def _reason_for_parts(path: Path) -> str:
 
 
 def _shown(values: NDArray[Any]) -> str:
-    """The first values for people, with all their digits."""
+    """The first values as text, with all their digits."""
     different = np.unique(values)
     shown = [
         np.format_float_positional(value, trim="-") if value.dtype.kind == "f" else str(value)

@@ -10,7 +10,7 @@ from training.models.parameters import check_model_params
 
 
 def build_dformer3d(config: ModelTrainingConfig) -> nn.Module:
-    """D-Former in its published settings unless told otherwise."""
+    """D-Former in its published settings unless set otherwise."""
     fixed = ("num_classes", "in_chan", "gradient_checkpointing")
     check_model_params("dformer3d", SegNetwork, config.model_params, fixed)
     return SegNetwork(

@@ -1,7 +1,7 @@
-"""Policies: what stops, pauses or changes trials while they train.
+"""Policies stop, pause or change trials while they train.
 
-Rungs live in the study's record, not in the policy: they are full again as soon as a
-study is resumed.
+Rungs are kept in the study's record, not in the policy, so a resumed study has them at
+once.
 """
 
 from __future__ import annotations

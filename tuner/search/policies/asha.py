@@ -87,7 +87,7 @@ class RungPolicy(Policy):
     def _at(self, epoch: int) -> str:
         return f"by {self.NAME} at {self._rung_name(epoch)}"
 
-    def _passes_unjudged(self, epoch: int) -> Decision:
+    def _skip_comparison(self, epoch: int) -> Decision:
         return Decision(
             Action.CONTINUE,
             f"{self._at(epoch)}: its score is not defined, so it is not compared",
@@ -107,13 +107,13 @@ class StoppingAsha(RungPolicy):
             return GO_ON
         score = self._score(number, epoch)
         if not math.isfinite(score):
-            return self._passes_unjudged(epoch)
+            return self._skip_comparison(epoch)
         rung = self._rung(epoch, self.bracket(number))
         cutoff = rung.quantile(1 - 1 / self._reduction_factor)
         if score >= cutoff:
             return Decision(Action.CONTINUE, self._verdict(number, epoch, "reaches", cutoff))
         verdict = self._verdict(number, epoch, "is worse than", cutoff)
-        return Decision(Action.STOP, verdict + self._best_elsewhere(number, epoch))
+        return Decision(Action.STOP, verdict + self._better_epoch(number, epoch))
 
     def _verdict(self, number: int, epoch: int, compares: str, cutoff: float) -> str:
         size = len(self._rung(epoch, self.bracket(number)))
@@ -146,12 +146,12 @@ class PromotionAsha(RungPolicy):
             return GO_ON
         score = self._score(number, epoch)
         if not math.isfinite(score):
-            return self._passes_unjudged(epoch)
+            return self._skip_comparison(epoch)
         if self._next(also=number) == number:
             return Decision(Action.CONTINUE, f"{self._at(epoch)}: {self._rank(number, epoch)}")
         return Decision(
             Action.PAUSE,
-            f"{self._at(epoch)}: {self._rank(number, epoch)}{self._best_elsewhere(number, epoch)}",
+            f"{self._at(epoch)}: {self._rank(number, epoch)}{self._better_epoch(number, epoch)}",
         )
 
     def never_promoted(self, number: int) -> str:
@@ -161,7 +161,7 @@ class PromotionAsha(RungPolicy):
             return super().never_promoted(number)
         return (
             f"paused at {self._rung_name(epoch)}: never promoted: "
-            f"{self._rank(number, epoch, over=True)}{self._best_elsewhere(number, epoch)}"
+            f"{self._rank(number, epoch, over=True)}{self._better_epoch(number, epoch)}"
         )
 
     def _rank(self, number: int, epoch: int, *, over: bool = False) -> str:
@@ -175,7 +175,7 @@ class PromotionAsha(RungPolicy):
         rung = self._rung(epoch, self.bracket(number))
         rank = bisect_left(rung.ranked, (-self._score(number, epoch), number)) + 1
         quota = len(rung) // self._reduction_factor
-        place = f"{self._its_score(number, epoch)} is number {rank} of {len(rung)} here"
+        place = f"{self._judged_score(number, epoch)} is number {rank} of {len(rung)} here"
         if not over:
             if not quota:
                 return f"{place}; 1 in {self._reduction_factor} goes on, when as many are here"

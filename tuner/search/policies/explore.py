@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from tuner.spec.space import Space
 
 FACTORS = (0.8, 1.2)
-"""What a number is multiplied by (Jaderberg et al., 2017)."""
+"""Factors that a number is multiplied by (Jaderberg et al., 2017)."""
 
 HELD = frozenset({"seed"})
-"""Fields that are taken over as they are: a change would be no better and no worse."""
+"""Fields that are copied unchanged, since no value of them is better than another."""
 
 
 def perturbed(

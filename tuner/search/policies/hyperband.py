@@ -104,7 +104,7 @@ class Hyperband(Policy):
         return self._brackets[bracket % len(self._brackets)]
 
     def _round(self, number: int, epoch: int) -> _Round | None:
-        """The comparison that a trial meets at an epoch."""
+        """The comparison of a trial at an epoch."""
         bracket = self.bracket(number)
         compared = self._kind(bracket).milestones[:-1]
         return _Round(bracket, compared.index(epoch)) if epoch in compared else None
@@ -166,6 +166,6 @@ class Hyperband(Policy):
     def _verdict(self, number: int, here: _Round, survivors: int) -> str:
         epoch = self._milestone(here)
         return (
-            f"{self._by(here)}: {self._its_score(number, epoch)} is not among the best {survivors} "
-            f"of its round{self._best_elsewhere(number, epoch)}"
+            f"{self._by(here)}: {self._judged_score(number, epoch)} is not among the best "
+            f"{survivors} of its round{self._better_epoch(number, epoch)}"
         )

@@ -27,7 +27,7 @@ class Pasha(PromotionAsha):
         if self._rungs.index(epoch) >= self._top():
             return (
                 f"none goes on from here, for longer training does not change the ranking; "
-                f"{self._its_score(number, epoch).removesuffix(',')}"
+                f"{self._judged_score(number, epoch).removesuffix(',')}"
             )
         return super()._rank(number, epoch, over=over)
 

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from tuner.study.trial_entry import TrialEntry
 
-MOST_OBSERVATIONS = 150
-"""Intervals that the process is fitted to at most, the latest ones."""
+MAX_OBSERVATIONS = 150
+"""Largest number of intervals that the process is fitted to: the latest ones."""
 
 CANDIDATES = 1000
-"""Points of which the best is taken, and as many near the best of them."""
+"""Random points that are compared, and as many near the best of them."""
 
 
 class PopulationBandits(PopulationTraining):
@@ -55,7 +55,7 @@ class PopulationBandits(PopulationTraining):
         ]
         if not numbers or len(intervals) < 2 + encoding.size:
             return super()._explore(values, donor, epoch, rng)
-        latest = sorted(intervals, key=lambda interval: interval.epoch)[-MOST_OBSERVATIONS:]
+        latest = sorted(intervals, key=lambda interval: interval.epoch)[-MAX_OBSERVATIONS:]
         score = self._sign * self._record.entries[donor].scores[epoch]
         running = self._record.with_state(*IN_PROGRESS)
         kept = HELD | numbers
@@ -66,7 +66,7 @@ class PopulationBandits(PopulationTraining):
             return bandit.choose(base, numbers, score, epoch, rng)
 
     def _intervals(self, entry: TrialEntry) -> list[_Interval]:
-        """What each interval of a trial did to its score."""
+        """The intervals of a trial, each with the change of the score."""
         length = self._settings.perturbation_interval
         found = []
         for epoch in range(2 * length, entry.epochs + 1, length):
@@ -124,7 +124,7 @@ class _Bandit:
         self._confidence = math.sqrt(0.2 + max(0.0, math.log(0.4 * len(intervals))))
 
     def expect(self, running: Sequence[dict[str, Any]], score: float, epoch: int) -> None:
-        """Take intervals that are being trained to come out as expected."""
+        """Assume that intervals in training will have the gain that is expected."""
         if not running:
             return
         points = self._at(score, np.stack([self._encoding.encode(values) for values in running]))

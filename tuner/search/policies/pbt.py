@@ -67,14 +67,14 @@ class PopulationTraining(Policy):
         if number in weak and strong:
             return Decision(
                 Action.PAUSE,
-                f"at epoch {epoch}: {self._its_score(number, epoch)} is among the worst "
+                f"at epoch {epoch}: {self._judged_score(number, epoch)} is among the worst "
                 f"{len(weak)} of {len(self._record.scores_at(epoch))} trials: it takes over "
                 "one of the best",
             )
         return GO_ON
 
     def promote(self, *, last: bool = False) -> int | None:
-        """The paused trial that trained least; the record says first whose weights it copies."""
+        """The paused trial that trained least; first the record notes whose weights it copies."""
         paused = self._record.with_state(TrialState.PAUSED)
         # new trials go first: the population is to be complete
         if not paused or len(self._record.entries) < self._population:
@@ -130,7 +130,7 @@ class PopulationTraining(Policy):
         }
         ranked = sorted(rank, key=lambda number: (rank[number], -number))
         weak, strong = quantiles(ranked, self._settings.quantile_fraction)
-        # a trial that broke is taken over by nobody, however good it was before
+        # a failed trial is never copied, however good its earlier scores
         return weak, [number for number in strong if self._record.entries[number].state.usable]
 
     def _shown_score(self, number: int, epoch: int) -> str:

@@ -1,4 +1,4 @@
-"""What decides whether a trial goes on after an epoch, and which paused trial goes on next.
+"""Base of policies: whether a trial goes on after an epoch, and which paused trial is next.
 
 A policy keeps nothing: it answers from the study's record, so that a study that was resumed
 decides as it would have without a break.
@@ -27,7 +27,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to a trial, and why, for a person to read."""
+    """What happens to a trial, and the reason as text."""
 
     action: Action
     reason: str = ""
@@ -69,17 +69,17 @@ class Policy:
         return None
 
     def never_promoted(self, number: int) -> str:
-        """Why a paused trial ends when the study does, for a person to read."""
+        """The reason of a trial that is still paused when the study ends."""
         entry = self._record.entries[number]
         return f"paused after epoch {entry.epochs}: never promoted: {entry.reason}"
 
-    def _its_score(self, number: int, epoch: int) -> str:
-        """The score that a trial is judged by, for a person to read."""
+    def _judged_score(self, number: int, epoch: int) -> str:
+        """The score that a trial is judged by, as text."""
         score = self._record.entries[number].scores[epoch]
-        told = f"{score:.4g}" if math.isfinite(score) else "which is not defined"
-        return f"its score there, {told},"
+        text = f"{score:.4g}" if math.isfinite(score) else "which is not defined"
+        return f"its score there, {text},"
 
-    def _best_elsewhere(self, number: int, epoch: int) -> str:
+    def _better_epoch(self, number: int, epoch: int) -> str:
         """The best score of a trial if it is not that of the epoch that it is judged at."""
         best = self._record.entries[number].best(self._record.mode)
         if best is None or best[0] == epoch:

@@ -23,7 +23,7 @@ and of equals the first trial."""
 class Rung:
     """The trials of a record that have a finite score at an epoch.
 
-    It holds nothing that the record does not tell; it saves sorting all trials anew with each
+    It holds nothing that is not in the record; it saves sorting all trials anew with each
     report, which is felt with thousands of them.
 
     Args:
@@ -45,7 +45,7 @@ class Rung:
         self._waiting: list[Ranked] = []
 
     def __len__(self) -> int:
-        """How many trials have come here."""
+        """The number of trials at this rung."""
         return len(self.ranked)
 
     @property
@@ -54,7 +54,7 @@ class Rung:
         return self._scores is not self._record.scores_at(self._epoch)
 
     def follow(self) -> None:
-        """Take in what the record has got since the last call."""
+        """Add the scores that were recorded since the last call."""
         for number in self._new(self._scores, self._num_scores):
             if self._belongs(number):
                 ranked = (-self._sign * self._scores[number], number)

@@ -18,7 +18,7 @@ SPREAD = 0.25
 
 
 def cmaes(view: SearchView) -> Proposal:
-    """A draw of the generation that the record has come to, the default at first its centre.
+    """A draw from the current generation; the first generation is centred on the default.
 
     Fields are searched in the unit cube; a choice is one coordinate an option, and the
     greatest counts. A generation is over when as many of its trials as it takes have a result;
@@ -30,15 +30,15 @@ def cmaes(view: SearchView) -> Proposal:
     optimizer = CMA(mean=mean, sigma=SPREAD, bounds=bounds, seed=view.seed)
     generation = 1
     while True:
-        told = [
+        shown = [
             entry
             for number, entry in view.record.entries.items()
             if entry.generation == generation and number in ranks
         ][: optimizer.population_size]
-        if len(told) < optimizer.population_size:
+        if len(shown) < optimizer.population_size:
             break
         optimizer.tell(
-            [(view.encoding.encode(entry.values), -ranks[entry.number]) for entry in told]
+            [(view.encoding.encode(entry.values), -ranks[entry.number]) for entry in shown]
         )
         generation += 1
     drawn = sum(entry.generation == generation for entry in view.record.entries.values())

@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
     from tuner.search.searchers.view import SearchView
 
-MOST_OBSERVATIONS = 150
-"""Scores that the process is given at most; time grows with their third power."""
+MAX_OBSERVATIONS = 150
+"""Largest number of scores that the process is given; time grows with its third power."""
 
-MOST_FITTED = 80
-"""Scores, drawn of those, that its hyperparameters are fitted to at most."""
+MAX_FITTED = 80
+"""Largest number of these scores, drawn at random, that its hyperparameters are fitted to."""
 
 FIRST_PER_FIELD = 2
-"""Trials a field that have a score before the process is asked."""
+"""Trials with a score, for each field, before the process is used."""
 
-EXPLORES_EVERY = 4
-"""One trial of so many is one of the Sobol sequence: at the first rung it costs little, and what
-is best at the end may be far from what was best at first."""
+EXPLORATION_INTERVAL = 4
+"""One trial in so many is a point of the Sobol sequence. At the first rung it costs little, and the
+optimum may be far from the best of the first trials."""
 
 
 def gp(view: SearchView) -> Proposal:
@@ -44,10 +44,10 @@ def gp(view: SearchView) -> Proposal:
     sequence, and so is every fourth after that.
     """
     needed = FIRST_PER_FIELD * len(view.space.domains)
-    if len(ranks_by_rung(view)) < needed or view.number % EXPLORES_EVERY == 0:
+    if len(ranks_by_rung(view)) < needed or view.number % EXPLORATION_INTERVAL == 0:
         return qmc(view)
-    points, budgets, values, pending = _observations(view)
-    drawn = view.rng().permutation(len(values))[:MOST_FITTED]
+    points, budgets, values, pending = observations(view)
+    drawn = view.rng().permutation(len(values))[:MAX_FITTED]
     process = GaussianProcess.fit(
         points[drawn], budgets[drawn], values[drawn], view.encoding.fields
     )
@@ -64,7 +64,7 @@ def gp(view: SearchView) -> Proposal:
     return Proposal(_maximise(view, process, float(known.max()), known))
 
 
-def _observations(
+def observations(
     view: SearchView,
 ) -> tuple[
     Float[ndarray, "n d"], Float[ndarray, " n"], Float[ndarray, " n"], Float[ndarray, "m d"]
@@ -74,7 +74,7 @@ def _observations(
     numbers = sorted(ranks, key=lambda number: -ranks[number])
     rows: list[tuple[int, float, float]] = []
     broken: list[int] = []
-    chosen = _most_telling(numbers, view)
+    chosen = _subsample(numbers, view)
     for number in chosen:
         entry = view.record.entries[number]
         curve = [
@@ -88,7 +88,7 @@ def _observations(
             rows += [(number, _budget(rung, view), score) for rung, score in curve]
     encoded = {n: view.encoding.encode(view.record.entries[n].values) for n in chosen}
     if rows:
-        broken = _at_fault(broken, encoded)
+        broken = clustered_failures(broken, encoded)
     scores: Float[ndarray, " n"] = np.array([row[2] for row in rows])
     if len(scores):
         low, middle = np.percentile(scores, (25, 75))
@@ -107,35 +107,37 @@ def _observations(
     )
 
 
-def _at_fault(broken: Sequence[int], encoded: dict[int, Float[ndarray, " d"]]) -> list[int]:
-    """The broken trials whose neighbours broke too; the others had bad luck.
+def clustered_failures(
+    broken: Sequence[int], encoded: dict[int, Float[ndarray, " d"]]
+) -> list[int]:
+    """Failed trials whose nearest neighbours failed too; single failures are ignored.
 
-    Taken at its word, one accident near the best configurations would hide them for good.
+    Otherwise a single failure near the optimum would exclude that region for good.
     """
     numbers = list(encoded)
     vectors = np.stack(list(encoded.values()))
-    at_fault = []
+    clustered = []
     for number in broken:
         distances = ((vectors - encoded[number]) ** 2).sum(axis=1)
         nearest = [numbers[index] for index in np.argsort(distances, kind="stable")[:4]]
         if sum(other in broken for other in nearest if other != number) >= 2:
-            at_fault.append(number)
-    return at_fault
+            clustered.append(number)
+    return clustered
 
 
-def _most_telling(numbers: Sequence[int], view: SearchView) -> list[int]:
-    """Trials, best first, whose scores are not too many: the best, and some of the others."""
+def _subsample(numbers: Sequence[int], view: SearchView) -> list[int]:
+    """Trials with at most `MAX_OBSERVATIONS` scores: the best ones, and some of the others."""
     counts = [max(1, view.reached(view.record.entries[number])) for number in numbers]
-    if sum(counts) <= MOST_OBSERVATIONS:
+    if sum(counts) <= MAX_OBSERVATIONS:
         return list(numbers)
     chosen, size = [], 0
     for number, count in zip(numbers, counts, strict=True):
-        if size + count > MOST_OBSERVATIONS * 2 // 3:
+        if size + count > MAX_OBSERVATIONS * 2 // 3:
             break
         chosen.append(number)
         size += count
     others = numbers[len(chosen) :]
-    step = max(1, math.ceil(len(others) / (MOST_OBSERVATIONS // 3)))
+    step = max(1, math.ceil(len(others) / (MAX_OBSERVATIONS // 3)))
     return [*chosen, *others[::step]]
 
 

@@ -23,7 +23,7 @@ def grid(view: SearchView) -> Proposal | None:
     bound to bound.
 
     Raises:
-        SpecError: if the grid has more than `MOST_POINTS` points.
+        SpecError: if the grid has more than `MAX_POINTS` points.
     """
     points = grid_points(view.space)
     tried = {

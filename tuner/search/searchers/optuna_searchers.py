@@ -90,7 +90,7 @@ def _ask(
         directions=["maximize"] * (1 + len(further_metrics)),
     )
     if history:
-        _show(view, study, further_metrics)
+        copy_trials(view, study, further_metrics)
     trial = study.ask()
     values: dict[str, Any] = {}
     for name, domain in view.space.items():
@@ -100,7 +100,7 @@ def _ask(
     return Proposal(values, int(drawn.system_attrs.get(GENERATION, 0)))
 
 
-def _show(
+def copy_trials(
     view: SearchView, study: optuna.Study, further_metrics: Sequence[tuple[str, str]]
 ) -> None:
     """Put the trials of the record into a study, in the order of their numbers."""

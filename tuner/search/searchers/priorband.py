@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tuner.search.searchers.view import SearchView
 
 FACTOR = 3
-"""The more of the ladder trials have climbed, the more is drawn from the prior (eta)."""
+"""Eta: each rung that trials have reached makes the prior this many times as likely."""
 
 PRIOR_SPREAD = 0.25
 INCUMBENT_SPREAD = 0.25
@@ -24,7 +24,7 @@ def priorband(view: SearchView) -> Proposal:
     """A point drawn at random, from the prior, or near the best trial.
 
     The prior is normal around the default. At the lowest rung a uniform draw is as likely as
-    one from the prior; each rung that trials have come to makes the prior `FACTOR` times as
+    one from the prior; each rung that trials have reached makes the prior `FACTOR` times as
     likely. As soon as a trial has reached the full budget the prior shares its part with draws
     near the best trial, by how likely the best trials are under each of the two.
     """

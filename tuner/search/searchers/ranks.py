@@ -1,4 +1,4 @@
-"""What searchers learn from: trials of different budgets on one scale."""
+"""Ranks trials of different budgets on one scale, for searchers to learn from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a searcher sees when it is asked for a trial."""
+"""Input and output of a searcher: `SearchView` and `Proposal`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SearchView:
 
     @property
     def space(self) -> Space:
-        """What the study varies."""
+        """The fields that the study varies."""
         return self.record.space
 
     @property

@@ -25,7 +25,7 @@ from tuner.study.create import create_study
 from tuner.study.files import METRICS_FILE, trial_folder
 from tuner.study.trial_entry import TrialState
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SPACE = """
 metric: [val_dice, val_accuracy]
@@ -162,7 +162,9 @@ def test_the_data_frame_is_results_csv(folder: Path) -> None:
     frame = tuner.open_study("liver").to_dataframe()
     written = pd.read_csv(folder / "results.csv")
     assert list(frame.columns) == list(written.columns)
-    read = frame.replace("", math.nan).infer_objects().astype(written.dtypes.to_dict())
+    # the third trial has no score
+    assert frame["value"].dtype == frame["best_epoch"].dtype == "float64"
+    read = frame.astype(written.dtypes.to_dict())
     pd.testing.assert_frame_equal(read, written)
     assert {"trial", "state", "value", "params_learning_rate", "metrics_val_dice"} <= {*frame}
 
