@@ -115,7 +115,11 @@ def status(options: argparse.Namespace, out: Console) -> int:
 
 def _print_json(document: object, out: Console) -> None:
     # a program reads it: no line is wrapped, no character coloured
-    print(json.dumps(document, indent=2, allow_nan=False), file=out.file)
+    try:
+        print(json.dumps(document, indent=2, allow_nan=False), file=out.file, flush=True)
+    except BrokenPipeError:
+        # whoever read it has seen enough (`| head`); rich ends all other output so
+        out.on_broken_pipe()
 
 
 def check(options: argparse.Namespace, out: Console) -> int:

@@ -42,6 +42,13 @@ def study_names(prefix: str, parsed_args: argparse.Namespace, **_: object) -> li
     return [folder.name for folder in study_folders(parsed_args.studies_dir)]
 
 
+def field_names(prefix: str, **_: object) -> list[str]:
+    """Names that `tune fields` explains, for the completion of shells."""
+    from tuner.spec.reference import all_fields, sections
+
+    return [*(row.key for row in all_fields()), *sections()]
+
+
 def add_studies_dir(parser: argparse.ArgumentParser) -> None:
     """The option for the folder of the studies."""
     parser.add_argument(

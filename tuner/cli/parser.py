@@ -23,6 +23,7 @@ from tuner.cli.options import (
     add_space_options,
     add_studies_dir,
     add_study_name,
+    field_names,
 )
 
 if TYPE_CHECKING:
@@ -116,12 +117,13 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _fields_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    action = parser.add_argument(
         "name",
         nargs="?",
         metavar="NAME",
         help="a field, a section, a policy, or a setting such as search.num_trials (default: all)",
     )
+    action.completer = field_names  # type: ignore[attr-defined]
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ from simulator import ended_as
 from tuner.driver.scheduler import RecordScheduler
 from tuner.driver.searcher import build_searcher
 from tuner.search.policies import build_policy
+from tuner.search.searchers.optuna_searchers import suggest
 from tuner.spec.domains import Choice, LogUniform, QUniform, RandInt, Uniform
 from tuner.spec.load import parse_spec
 from tuner.spec.policies import AshaSettings
@@ -76,7 +77,7 @@ def ours(
 def optuna_space(space: Space) -> Callable[[optuna.Trial], dict[str, Any]]:
     """A space as OptunaSearch takes it, conditions included."""
 
-    def suggest(trial: Any) -> dict[str, Any]:
+    def point(trial: Any) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, domain in space.items():
             if not space.active(name, values):
@@ -84,7 +85,7 @@ def optuna_space(space: Space) -> Callable[[optuna.Trial], dict[str, Any]]:
             values[name] = suggest(trial, name, domain)
         return values
 
-    return suggest
+    return point
 
 
 def ray_asha_optuna(problem: Any, seed: int) -> Built:

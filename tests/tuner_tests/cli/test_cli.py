@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -77,6 +78,16 @@ def test_a_name_that_no_study_can_have_is_refused_before_ray_and_torch_are_loade
     assert result.stdout == "2 set()\n"
     assert result.stderr.startswith("error: the study name ")
     assert not (tmp_path / "studies").exists()
+
+
+def test_a_reader_that_has_seen_enough_ends_no_command_in_a_traceback(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    start = [sys.executable, "-m", "tuner", "list", "--json", "--studies-dir", str(tmp_path)]
+    result = subprocess.run(start, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert result.stderr == ""
+    assert result.returncode == 1
 
 
 def test_a_mistake_in_a_file_is_told_before_torch_is_loaded(space: Path) -> None:

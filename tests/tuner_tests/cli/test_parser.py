@@ -80,6 +80,8 @@ def test_a_shell_completes_commands_options_and_studies(tmp_path: Path) -> None:
     assert {"--export", "--num-trials"} <= completions("tune run --", tmp_path)
     assert completions("tune status --studies-dir mine l", tmp_path) == {"liver", "lung"}
     assert completions("tune status l", tmp_path) == {""}
+    assert completions("tune fields search.num", tmp_path) == {"search.num_trials"}
+    assert completions("tune fields learning", tmp_path) == {"learning_rate"}
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -100,6 +100,16 @@ def test_promotion_leaves_no_worker_idle_and_follows_the_record() -> None:
     assert {entry.state for entry in diverged} <= {TrialState.DIVERGED, TrialState.STOPPED}
 
 
+@pytest.mark.parametrize("contender", [name for name in peers.PEERS if "Syne" not in name])
+def test_every_contender_searches_a_space_with_conditions(
+    contender: str, curves: learning_curves.LearningCurves
+) -> None:
+    searcher, scheduler = peers.PEERS[contender](curves, 0)
+    outcome = simulator.Simulator(curves, searcher, scheduler, workers=2, seed=0, budget=60).run()
+    assert outcome.trials >= 2
+    assert outcome.epochs <= 60
+
+
 @pytest.mark.parametrize(
     ("dims", "optimum"),
     [
