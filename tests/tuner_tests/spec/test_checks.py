@@ -79,7 +79,7 @@ def test_options_replace_each_of_them() -> None:
         ("metric: val_seconds_per_case\n", "s.yaml:1:9: val_seconds_per_case cannot be the first"),
         ("metric: [val_dice, val_dice]\n", "s.yaml:1:20: val_dice comes twice"),
         ("metric: [val_dice, val_nsd]\n", "only where it is the first metric"),
-        ("metric: []\n", "metric names none"),
+        ("metric: []\n", "metric is empty: name one"),
         ("metric: [val_dice, parameters]\nmode: max\n", "write [max, min], or leave out"),
         ("metric: [val_dice, val_dice_7]\nconfig: {num_classes: 3}\n", "names no foreground class"),
         ("constraints: {max_params: 3}\n", "s.yaml:1:15: unknown name 'max_params'; did you mean"),
