@@ -11,8 +11,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 run: $(VENV)/installed
 	$(BIN)/tune run search_spaces/dformer.yaml --name $(NAME) --export bundle
 
+# The tests that start Ray have both cores of a small machine to themselves; the others share them.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m "not ray" --numprocesses 2
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

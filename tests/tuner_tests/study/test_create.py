@@ -212,7 +212,8 @@ def test_damaged_studies_do_not_hide_the_others(
     assert any(line.startswith("good ") and "1 interrupted" in line for line in lines)
     assert any(line.startswith("[red]odd") and "1 interrupted" in line for line in lines)
     assert any(line.startswith("good was cut off: no process runs the study") for line in lines)
-    assert len(shown.splitlines()) == 10
+    # a folder with a long name goes on in a line that begins with spaces
+    assert len([line for line in shown.splitlines() if not line.startswith(" ")]) == 10
 
 
 def test_a_studies_dir_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
