@@ -7,9 +7,7 @@ channels, metrics, provenance).
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -25,13 +23,14 @@ from training.bundle.case_prediction import Tell, case_probabilities, probabilit
 from training.bundle.folder import CONFIG, MANIFEST, PREPROCESSING, WEIGHTS, replaced_bundle
 from training.bundle.label_file import write_label_map
 from training.bundle.portable import portable_config, without_paths
+from training.bundle.trust import check_code, path_without
 from training.checkpoints import read_checkpoint
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
 from training.errors import BundleError, CheckpointError, PluginError
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
-from training.registry import code_file, is_plugin
+from training.registry import is_plugin
 
 FORMAT_VERSION = 1
 
@@ -122,7 +121,7 @@ class Bundle:
             preprocessing = Preprocessing.model_validate_json((folder / PREPROCESSING).read_text())
             manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
             state = read_checkpoint(folder / WEIGHTS)
-            _check_code(folder, config, trust_code=trust_code)
+            check_code(folder, config, trust_code=trust_code)
             module = _trained_network(folder, config, state)
         except (ValidationError, yaml.YAMLError, TypeError, *READ_ERRORS) as error:
             raise BundleError(
@@ -378,7 +377,7 @@ def _trained_network(
         module.model.load_state_dict(state)
         return module
     try:
-        with _path_without(folder):
+        with path_without(folder):
             module = _module_of_network(config)
         module.model.load_state_dict(state)
     except PluginError:
@@ -390,41 +389,6 @@ def _trained_network(
             f"may be another version than it was trained with: {_first_line(error)}"
         ) from error
     return module
-
-
-@contextmanager
-def _path_without(folder: Path) -> Iterator[None]:
-    """Let no module be imported from a folder, as when a command is typed in it."""
-    before = list(sys.path)
-    inside = [place for place in before if Path(place).resolve().is_relative_to(folder.resolve())]
-    sys.path[:] = [place for place in before if place not in inside]
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _check_code(folder: Path, config: ModelTrainingConfig, *, trust_code: bool) -> None:
-    """Refuse a network of somebody's own where it is not allowed, or lies in the bundle."""
-    name = config.model_name
-    if not is_plugin(name):
-        return
-    module = name.partition(":")[0]
-    if not trust_code:
-        raise BundleError(
-            f"the exported model {folder} needs code that is not part of it: its network is "
-            f"{name}, so the module {module} of this machine would be imported and run, and "
-            f"{name.rpartition(':')[2]} called with model_params={config.model_params}; if you "
-            "know and trust both, allow it with --trust-code (in Python: "
-            "Bundle.load(folder, trust_code=True))"
-        )
-    found = code_file(name)
-    if found is not None and found.absolute().resolve().is_relative_to(folder.resolve()):
-        raise BundleError(
-            f"the exported model {folder} needs the module {module}, which was found inside the "
-            f"model's own folder ({found}): code of a bundle is never run; install the module, or "
-            "put its folder on PYTHONPATH"
-        )
 
 
 def _first_line(error: Exception) -> str:
