@@ -11,8 +11,9 @@ Example:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from training.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from training.bundle.bundle import Bundle
@@ -34,7 +35,7 @@ __all__ = [
     "prepare_dataset",
 ]
 
-_HOMES = {
+_MODULES = {
     "Bundle": "training.bundle.bundle",
     "ModelTrainingConfig": "training.config",
     "SegmentationLightningModule": "training.lightning_module",
@@ -45,11 +46,7 @@ _HOMES = {
     "prepare_dataset": "training.data",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -14,8 +14,9 @@ A name is imported when it is first used: `import tuner` loads neither torch, Ra
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from training.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from importlib.metadata import version
@@ -77,15 +78,15 @@ _MODULES = {
 }
 """Where each public name is defined."""
 
+_public = lazy_names(__name__, _MODULES)
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("segtune")
-    if name not in _MODULES:
-        raise AttributeError(f"module 'tuner' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    return _public(name)
 
 
 def __dir__() -> list[str]:

@@ -5,10 +5,10 @@ Its parts load on first use: who asks where a bundle may be written needs no tor
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.errors import BundleError
+from training.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from training.bundle.bundle import Bundle, Manifest, write_bundle
@@ -24,7 +24,7 @@ __all__ = [
     "write_bundle",
 ]
 
-_HOMES = {
+_MODULES = {
     "Bundle": "training.bundle.bundle",
     "Manifest": "training.bundle.bundle",
     "export_network": "training.bundle.network_export",
@@ -32,8 +32,4 @@ _HOMES = {
     "write_bundle": "training.bundle.bundle",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _MODULES)
