@@ -25,8 +25,8 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.bundle.bundle import load_checkpoint
 from training.bundle.case_prediction import Tell, probabilities_within_memory
+from training.bundle.member import load_checkpoint
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, Preprocessing, RawCase
 from training.data.raw.volume import read_label

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from training.bundle import case_prediction
-from training.bundle.bundle import Bundle, Manifest, write_bundle
+from training.bundle.bundle import Bundle, write_bundle
 from training.bundle.case_prediction import case_probabilities, probabilities_within_memory
+from training.bundle.manifest import Manifest
+from training.bundle.member import Member
 from training.bundle.prediction import predict_images
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
@@ -39,8 +41,7 @@ def make_bundle(folder: Path, **settings: Any) -> SegmentationLightningModule:
     module = SegmentationLightningModule(build_model(config), config).eval()
     write_bundle(
         folder,
-        module=module,
-        config=config,
+        members=[Member(config, module)],
         preprocessing=Preprocessing(
             spacing=(1.0, 1.0, 1.0),
             channels=[ChannelNormalisation(modality="MR")],
