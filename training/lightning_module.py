@@ -164,10 +164,17 @@ class SegmentationLightningModule(pl.LightningModule):
         image, _ = _image_and_label(batch)
         return self.to_labels(self.predict_logits(image))
 
-    def predict_logits(self, image: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *spatial"]:
+    def predict_logits(
+        self, image: Float[Tensor, "b c *spatial"], *, mirror_axes: Sequence[int] = ()
+    ) -> Float[Tensor, "b k *spatial"]:
         """Logits of whole cases, by sliding window; two channels with a target label.
 
         They are where `image` is, which need not be the network's device.
+
+        Args:
+            image: Preprocessed cases.
+            mirror_axes: Axes that windows are mirrored along as well, see
+                `training.inference.mirrored`.
         """
         logits = predict_case(
             self.model,
@@ -176,6 +183,7 @@ class SegmentationLightningModule(pl.LightningModule):
             overlap=self.config.window_overlap,
             windows_per_batch=self.config.val_batch_size,
             window_device=self.device,
+            mirror_axes=mirror_axes,
         )
         return self._task_logits(logits)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +24,7 @@ def case_probabilities(
     image: Float[Tensor, "c d h w"],
     *,
     blend_device: torch.device | None = None,
+    mirror_axes: Sequence[int] = (),
 ) -> Float[Tensor, "k d h w"]:
     """Class probabilities of one preprocessed case; two classes with a target label.
 
@@ -32,9 +33,12 @@ def case_probabilities(
         image: The case.
         blend_device: Device that holds image and probabilities, where that is not the network's:
             the network's then has a few windows at a time.
+        mirror_axes: Axes that windows are mirrored along as well (0 depth, 1 height, 2 width).
     """
     with torch.inference_mode():
-        logits = module.predict_logits(image[None].to(blend_device or module.device))
+        logits = module.predict_logits(
+            image[None].to(blend_device or module.device), mirror_axes=mirror_axes
+        )
     return torch.softmax(logits.float(), dim=1)[0]
 
 
@@ -43,6 +47,7 @@ def probabilities_within_memory(
     image: Float[Tensor, "c d h w"],
     tell: Tell,
     whole: Callable[[], Tensor] | None = None,
+    mirror_axes: Sequence[int] = (),
 ) -> Float[Tensor, "k d h w"]:
     """Class probabilities of one preprocessed case, with as little GPU memory as it takes.
 
@@ -54,19 +59,20 @@ def probabilities_within_memory(
         image: The case.
         tell: Called with a line when it falls back to the CPU.
         whole: The first way; `case_probabilities` on the network's device by default.
+        mirror_axes: Axes that windows are mirrored along as well (0 depth, 1 height, 2 width).
 
     Raises:
         MemoryError: if the CPU has too little memory as well (or a RuntimeError of torch's).
     """
-    first = whole or (lambda: case_probabilities(module, image))
+    first = whole or (lambda: case_probabilities(module, image, mirror_axes=mirror_axes))
     ways: tuple[tuple[str, Callable[[], Tensor]], ...] = (
         (
             "out of GPU memory: blends its windows on the CPU",
-            lambda: case_probabilities(module, image, blend_device=CPU),
+            lambda: case_probabilities(module, image, blend_device=CPU, mirror_axes=mirror_axes),
         ),
         (
             "out of GPU memory again: predicts on the CPU alone, which is slow",
-            lambda: _on_the_cpu(module, image),
+            lambda: _on_the_cpu(module, image, mirror_axes),
         ),
     )
     found = _try_in_memory(first)
@@ -103,10 +109,12 @@ def _out_of_gpu_memory(error: BaseException | None) -> bool:
     )
 
 
-def _on_the_cpu(module: SegmentationLightningModule, image: Tensor) -> Tensor:
+def _on_the_cpu(
+    module: SegmentationLightningModule, image: Tensor, mirror_axes: Sequence[int]
+) -> Tensor:
     device = module.device
     module.to(CPU)
     try:
-        return case_probabilities(module, image)
+        return case_probabilities(module, image, mirror_axes=mirror_axes)
     finally:
         module.to(device)

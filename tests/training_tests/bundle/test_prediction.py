@@ -146,7 +146,7 @@ def test_without_gpu_memory_it_goes_on_with_the_cpu(
     expected = case_probabilities(module, image)
     blended_on: list[torch.device | None] = []
 
-    def small(*arguments: Any, blend_device: torch.device | None = None) -> Tensor:
+    def small(*arguments: Any, mirror_axes: object, blend_device: Any = None) -> Tensor:
         blended_on.append(blend_device)
         if len(blended_on) <= times:
             raise error
