@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import yaml
 from jaxtyping import Float
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from training.bundle.case_prediction import Tell
@@ -40,6 +41,7 @@ from training.bundle.member import (
 from training.bundle.portable import without_paths
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
+from training.data.raw.header import open_volume
 from training.errors import BundleError, PluginError
 from training.lightning_module import SegmentationLightningModule
 
@@ -50,11 +52,10 @@ class Bundle:
 
     Attributes:
         folder: Where it was read from.
-        members: Its networks, in evaluation mode: one, on `device`, or several, which rest on the
-            CPU and take their turns there.
+        members: Its networks, in evaluation mode. Several rest on the CPU and take turns on the
+            device, so that an ensemble needs the GPU memory of its largest network alone.
         preprocessing: How an image becomes the networks' input, and back.
         manifest: Labels, channels, metrics and provenance.
-        device: Where the networks predict.
         tell: Called with each warning about an image's header, and when a case
             is predicted on the CPU because memory runs out.
     """
@@ -63,7 +64,6 @@ class Bundle:
     members: tuple[Member, ...]
     preprocessing: Preprocessing
     manifest: Manifest
-    device: torch.device
     tell: Tell = field(default=lambda line: None, repr=False, compare=False)
 
     @classmethod
@@ -101,7 +101,11 @@ class Bundle:
                 [f"{entry.folder}/{file}" for entry in manifest.members for file in MEMBER_FILES],
             )
             preprocessing = Preprocessing.model_validate_json((folder / PREPROCESSING).read_text())
-            members = [_read_member(folder, entry, trust_code) for entry in manifest.members]
+            chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            members = [
+                _read_member(folder, entry, chosen, trust_code=trust_code)
+                for entry in manifest.members
+            ]
             check_alike([member.config for member in members])
         except (BundleError, PluginError):
             raise
@@ -109,10 +113,9 @@ class Bundle:
             raise BundleError(
                 f"the exported model {folder} is damaged: {first_line(error)}; export it again"
             ) from error
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if len(members) == 1:
             members[0].module.to(chosen)
-        return cls(folder, tuple(members), preprocessing, manifest, chosen)
+        return cls(folder, tuple(members), preprocessing, manifest)
 
     @property
     def config(self) -> ModelTrainingConfig:
@@ -138,7 +141,7 @@ class Bundle:
         Those of several networks are averaged by their weights. Out of GPU memory it goes on with
         the CPU, see `training.bundle.case_prediction`.
         """
-        return mean_probabilities(self.members, image, self.device, self.tell)
+        return mean_probabilities(self.members, image, self.tell)
 
     def label_map(
         self, images: Path | str | Sequence[Path]
@@ -166,6 +169,8 @@ class Bundle:
         named = replace(self, tell=lambda line: self.tell(f"{images[0]}: {line}"))
         probabilities = named.probabilities(torch.from_numpy(case.image))
         label = self.preprocessing.invert(probabilities.cpu().numpy(), case.info)
+        _, header = open_volume(images[0])
+        label = self.manifest.postprocessing.apply(label, voxel_sizes(header.affine))
         kind = np.min_scalar_type(self.preprocessing.num_classes - 1)
         # in the wider type first: the target may be above what the two classes 0 and 1 need
         typed: np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]] = label.astype(kind)
@@ -224,9 +229,11 @@ def _check_files(folder: Path, names: Sequence[str]) -> None:
         )
 
 
-def _read_member(folder: Path, entry: MemberEntry, trust_code: bool) -> Member:
+def _read_member(
+    folder: Path, entry: MemberEntry, device: torch.device, *, trust_code: bool
+) -> Member:
     config, module = read_network(folder, folder / entry.folder, trust_code=trust_code)
-    return Member(config, module, entry.weight, entry.mirror_axes)
+    return Member(config, module, entry.weight, entry.mirror_axes, device)
 
 
 def write_bundle(

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training.bundle.folder import MANIFEST
+from training.bundle.postprocessing import Postprocessing
 from training.errors import BundleError
 
 FORMAT_VERSION = 2
@@ -47,6 +48,7 @@ class Manifest(BaseModel):
         metrics: Metrics of what was exported, on the validation and test cases.
         provenance: Data fingerprint, versions, seed, commit and study of the training.
         members: Its networks.
+        postprocessing: What is done to each label map that it predicts.
         choice: How members, mirroring and postprocessing were chosen, with the scores before and
             after; empty where nothing was.
     """
@@ -59,6 +61,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float | None]
     provenance: dict[str, Any]
     members: list[MemberEntry] = Field(default=[MemberEntry()], min_length=1)
+    postprocessing: Postprocessing = Postprocessing()
     choice: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

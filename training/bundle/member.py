@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,18 +40,28 @@ class Member:
         weight: Its share of the mean of probabilities.
         mirror_axes: Axes that its predictions are averaged over with the image mirrored: 0 depth,
             1 height, 2 width.
+        device: Where it predicts: the network is taken there for each case, and back. None for
+            where it is.
     """
 
     config: ModelTrainingConfig
     module: SegmentationLightningModule
     weight: float = 1.0
     mirror_axes: tuple[int, ...] = ()
+    device: torch.device | None = None
 
     def probabilities(
         self, image: Float[Tensor, "c d h w"], tell: Tell = lambda line: None
     ) -> Float[Tensor, "k d h w"]:
         """Class probabilities of one preprocessed case, with as little GPU memory as it takes."""
-        return probabilities_within_memory(self.module, image, tell)
+        resting = self.module.device
+        self.module.to(self.device or resting)
+        try:
+            return probabilities_within_memory(
+                self.module, image, tell, mirror_axes=self.mirror_axes
+            )
+        finally:
+            self.module.to(resting)
 
     def write(self, folder: Path) -> None:
         """Write its weights and its config, without paths of this machine."""
@@ -64,39 +73,25 @@ class Member:
 def mean_probabilities(
     members: Sequence[Member],
     image: Float[Tensor, "c d h w"],
-    device: torch.device,
     tell: Tell = lambda line: None,
 ) -> Float[Tensor, "k d h w"]:
     """The weighted mean of the members' class probabilities of one preprocessed case.
 
-    Members predict one after the other: of several, one at a time is on `device`, and the mean is
-    kept on the CPU, so that an ensemble needs the GPU memory of its largest member alone.
+    Members predict one after the other, and the mean of several is kept on the CPU.
 
     Args:
         members: The networks; their weights sum to 1.
         image: The case.
-        device: Where they predict.
         tell: Called with a line when one falls back to the CPU.
     """
     if len(members) == 1:
         return members[0].probabilities(image, tell)
     mean: Tensor | None = None
     for member in members:
-        with _on(member.module, device):
-            share = member.probabilities(image, tell).cpu().mul_(member.weight)
+        share = member.probabilities(image, tell).cpu().mul_(member.weight)
         mean = share if mean is None else mean.add_(share)
     assert mean is not None
     return mean
-
-
-@contextmanager
-def _on(module: SegmentationLightningModule, device: torch.device) -> Iterator[None]:
-    resting = module.device
-    module.to(device)
-    try:
-        yield
-    finally:
-        module.to(resting)
 
 
 def load_checkpoint(checkpoint: Path, config: ModelTrainingConfig) -> SegmentationLightningModule:

@@ -336,16 +336,17 @@ def _test_metrics(
     if not data.splits["test"]:
         return {}, None
     module = load_for_scoring(checkpoint, config)
+    members = [Member(config, module)]
     files = data.files("test")
     if files:
         try:
-            cases = on_file_grid(module, data.preprocessing, files, data.notes.append)
+            cases = on_file_grid(members, data.preprocessing, files, data.notes.append)
             return _named(mean_scores(module, cases), "file"), "file"
         except (DatasetError, MemoryError) as error:
             reason = str(error) or type(error).__name__
             data.notes.append(f"a test case cannot be measured against its label file: {reason}")
     if data.dataset is not None:
-        cases = on_preprocessed_grid(module, data.dataset, "test", data.notes.append)
+        cases = on_preprocessed_grid(members, data.dataset, "test", data.notes.append)
         data.notes.append(
             "the files of the test cases cannot all be used: test metrics are measured on the "
             "preprocessed grid (preprocessed_test_*), which leaves out what resampling loses; "

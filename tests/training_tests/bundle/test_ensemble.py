@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from torch import Tensor
 
 from training.bundle.bundle import Bundle, write_bundle
 from training.bundle.case_prediction import case_probabilities
+from training.bundle.case_scores import NOTHING
 from training.bundle.manifest import Manifest
 from training.bundle.member import Member
-from training.bundle.verify import verify_bundle
+from training.bundle.postprocessing import Postprocessing, RemoveSmall
+from training.bundle.verify import verify_bundle, verify_network
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
 from training.data.prepared.preprocessing import ChannelNormalisation
@@ -63,7 +68,7 @@ def save_image(path: Path) -> Path:
     return path
 
 
-def write(folder: Path, members: list[Member]) -> None:
+def write(folder: Path, members: list[Member], postprocessing: Postprocessing = NOTHING) -> None:
     write_bundle(
         folder,
         members=members,
@@ -73,7 +78,11 @@ def write(folder: Path, members: list[Member]) -> None:
             num_classes=3,
         ),
         manifest=Manifest(
-            labels=["background", "liver", "tumour"], channels=["MR"], metrics={}, provenance={}
+            labels=["background", "liver", "tumour"],
+            channels=["MR"],
+            metrics={},
+            provenance={},
+            postprocessing=postprocessing,
         ),
     )
 
@@ -109,6 +118,52 @@ def test_its_label_map_is_that_of_the_mean(tmp_path: Path) -> None:
     expected = bundle.preprocessing.invert(mean.numpy(), case.info)
     assert (bundle.label_map(image) == expected).all()
     assert set(expected.flat) > {0}
+
+
+def test_each_network_mirrors_along_its_own_axes(tmp_path: Path) -> None:
+    members = make_members()
+    mirrored = [replace(members[0], mirror_axes=(0, 2)), members[1]]
+    write(tmp_path / "bundle", mirrored)
+    bundle = Bundle.load(tmp_path / "bundle", "cpu")
+    assert [member.mirror_axes for member in bundle.members] == [(0, 2), ()]
+    case = torch.randn(1, 11, 9, 10)
+    each = [
+        case_probabilities(members[0].module, case, mirror_axes=(0, 2)),
+        case_probabilities(members[1].module, case),
+    ]
+    expected = 0.75 * each[0] + 0.25 * each[1]
+    torch.testing.assert_close(bundle.probabilities(case), expected)
+    plain = case_probabilities(members[0].module, case)
+    assert (each[0] - plain).abs().max() > 0.01
+    verify_network(tmp_path / "bundle", mirrored, case, "random")
+    with pytest.raises(BundleError, match="network 0 of"):
+        verify_network(tmp_path / "bundle", members, case, "random")
+
+
+def test_its_label_maps_are_postprocessed_in_the_grid_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def islands(bundle: Bundle, image: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        foreground = (torch.rand(image.shape[1:]) > 0.93).float()
+        return torch.stack([1 - foreground, foreground])
+
+    monkeypatch.setattr(Bundle, "probabilities", islands)
+    members = make_members(target_label=2)
+    image = save_image(tmp_path / "case.nii.gz")
+    # by the network's classes: what it predicts is 0 and 1, and becomes 2 afterwards
+    steps = Postprocessing(steps=(RemoveSmall(label=1, min_volume=60.0),))
+    write(tmp_path / "plain", members)
+    write(tmp_path / "cleaned", members, steps)
+    plain = Bundle.load(tmp_path / "plain", "cpu").label_map(image)
+    cleaned = Bundle.load(tmp_path / "cleaned", "cpu").label_map(image)
+    assert set(np.unique(cleaned)) == {0, 2}
+    components, count = ndimage.label(plain == 2, structure=np.ones((3, 3, 3)))
+    sizes = ndimage.sum_labels(plain == 2, components, range(1, count + 1))
+    # a voxel has 2 x 2 x 3 mm
+    large = [number for number, size in enumerate(sizes, 1) if size * 12 >= 60]
+    assert 0 < len(large) < count
+    np.testing.assert_array_equal(cleaned == 2, np.isin(components, large))
 
 
 def test_every_network_of_it_is_verified(tmp_path: Path) -> None:
