@@ -6,7 +6,8 @@
 A share of the cases of DATA (`phantom`, or a folder in Decathlon layout) is set aside before
 anything else, and every row gets the others as its whole data set, to split as it likes: nothing
 is chosen by the cases that all rows are judged on, in the grid of their label files. A row has the
-same wall-clock time on the same cores, preparation and export included; run it on a machine with
+same wall-clock time on the same cores, preparation and export included, but not
+the prediction of those cases; run it on a machine with
 nothing else to do. Rows:
 
 - nnunet: nnU-Net's 3d_fullres with a schedule that ends in the time, its mirroring, on all cases;
@@ -193,8 +194,7 @@ def run_row(row: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         if row == "nnunet":
             predicted = folder / "nnunet"
             told = _nnunet(options, kept, predicted)
-            seconds = time.monotonic() - started
-            return {row: {"seconds": seconds, "scores": scores(cases, predicted, labels), **told}}
+            return {row: {"scores": scores(cases, predicted, labels), **told}}
         checkout = options.before if row == "before" else ROOT
         space = space_of(row, options, kept, folder)
         studies = folder / "studies"
@@ -237,15 +237,15 @@ def _nnunet(options: argparse.Namespace, data: Path, out: Path) -> dict[str, Any
     }
     (raw / "dataset.json").write_text(json.dumps(described))
     out.mkdir()
+    threads = str(len(os.sched_getaffinity(0)))
     environment = {
         **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
         "nnUNet_raw": str(folder / "raw"),
         "nnUNet_preprocessed": str(folder / "preprocessed"),
         "nnUNet_results": str(folder / "results"),
-        "nnUNet_n_proc_DA": "0",
+        "nnUNet_n_proc_DA": threads,
         "nnUNet_compile": "f",
     }
-    threads = str(len(os.sched_getaffinity(0)))
     seconds = str(60 * options.minutes)
     command = [
         options.nnunet,
