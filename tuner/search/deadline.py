@@ -209,17 +209,22 @@ class TimePlan:
         needed = min(self._max_epochs, math.ceil(first / (1 - base.decay_share)))
         return self.startup + needed * pace <= self.left
 
-    def is_short(self) -> bool:
-        """Whether the time is too short to train every trial to its end."""
+    def is_short(self, share: float = 1.0) -> bool:
+        """Whether the time is too short to train every trial to its end.
+
+        Args:
+            share: Share of a full training that a new trial is expected to take.
+        """
         pace = self.pace()
         if pace is None:
             return False
-        waiting = sum(
+        rest = sum(
             max(0, self._max_epochs - entry.epochs)
             for entry in self._record.entries.values()
             if not entry.state.finished
         )
-        return (self.new_trials * self._max_epochs + waiting) * pace > self.left * self._workers
+        needed = self.new_trials * share * self._max_epochs + rest
+        return needed * pace > self.left * self._workers
 
     def capacity(self) -> str:
         """How many full trainings fit into the time that is left; empty while not known."""

@@ -25,14 +25,16 @@ class PlannedPolicy(Policy):
     where needed, and others make room for them. Nothing is started that could not end. Trials
     that cannot are paused: `tune resume` goes on with them.
 
-    Where the time is too short to train every trial to its end, ASHA that stops trials promotes
-    them instead: the first trials of a rung would train on with nothing to compare them with.
+    Where the time is too short for ASHA that stops trials, it promotes them instead: the first
+    trials of a rung would train on with nothing to compare them with. Stopping one of
+    `reduction_factor` trials, among few, takes about that share of all full trainings.
 
     Args:
         record: The study's record.
         policy: What decides while there is time.
         plan: What fits into the time that is left.
         spreads: What decides in its place when time is short.
+        share: Share of a full training that the policy gives a trial; more needs to be spread.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class PlannedPolicy(Policy):
         policy: Policy,
         plan: TimePlan,
         spreads: Policy | None = None,
+        share: float = 1.0,
     ) -> None:
         super().__init__(record)
         self._policy = policy
         self._plan = plan
         self._spreads = spreads or policy
+        self._share = share
 
     def judge(self, number: int, epoch: int) -> Decision:
         """Decide as the policy does, and whether the trial must end its schedule now."""
@@ -95,7 +99,7 @@ class PlannedPolicy(Policy):
         return self._policy.never_promoted(number)
 
     def _deciding(self) -> Policy:
-        return self._spreads if self._plan.is_short() else self._policy
+        return self._spreads if self._plan.is_short(self._share) else self._policy
 
     def _best_score(self, entry: TrialEntry) -> float:
         """Best score, greater is better; minus infinity for none."""
@@ -209,11 +213,12 @@ def planned(policy: Policy, record: StudyRecord, spec: StudySpec, plan: TimePlan
         spec: The study's spec.
         plan: What fits into the time that is left.
     """
-    spreads: Policy | None = None
+    spreads, share = None, 1.0
     if isinstance(policy, StoppingAsha):
         settings = spec.policy
         assert isinstance(settings, AshaSettings)
+        share = 1 / settings.reduction_factor
         spreads = PromotionAsha(
             record, spec.rungs(), settings.reduction_factor, settings.brackets, spec.search.seed
         )
-    return PlannedPolicy(record, policy, plan, spreads)
+    return PlannedPolicy(record, policy, plan, spreads, share)
