@@ -240,4 +240,5 @@ class TimePlan:
             return ""
         running = self._record.with_state(TrialState.RUNNING)
         ending = sum(entry.ends_at is not None for entry in running)
-        return f"{ending} of {len(running)} running trials end their schedules, no new ones"
+        ends = f"{ending} of the {len(running)} running trials end their schedules, " * bool(ending)
+        return f"{ends}no new ones"
