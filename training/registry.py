@@ -357,6 +357,7 @@ LR_SCHEDULES = Registry(
         "cosine": "training.lr_schedules:cosine",
         "poly": "training.lr_schedules:poly",
         "one_cycle": "training.lr_schedules:one_cycle",
+        "wsd": "training.lr_schedules:wsd",
     },
     ("config", "optimizer", "steps_per_epoch"),
 )
