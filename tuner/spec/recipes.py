@@ -112,6 +112,10 @@ RECIPES: dict[str, Recipe] = {
         8e-4,
     ),
     "dynunet": _convolutional(NNUNET),
+    "resenc_unet": _convolutional(
+        "nnU-Net's residual-encoder U-Net (Isensee et al., 2024, arXiv:2404.09556), trained as "
+        "nnU-Net's plain U-Net"
+    ),
     "unet3d": _convolutional(NNUNET),
     "basic_unet": _convolutional(NNUNET),
     "attention_unet": _convolutional(NNUNET),
