@@ -9,7 +9,7 @@ A bundle of one network holds `weights.pt` (a state dict that loads with `weight
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -35,6 +35,7 @@ from training.bundle.member import (
     Member,
     check_alike,
     first_line,
+    label_map_of,
     mean_probabilities,
     read_network,
 )
@@ -166,9 +167,12 @@ class Bundle:
                 f"{images[0]} has {case.image.shape[0]} channels, but the model was trained on "
                 f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
             )
-        named = replace(self, tell=lambda line: self.tell(f"{images[0]}: {line}"))
-        probabilities = named.probabilities(torch.from_numpy(case.image))
-        label = self.preprocessing.invert(probabilities.cpu().numpy(), case.info)
+        label = label_map_of(
+            self.members,
+            self.preprocessing,
+            case,
+            lambda line: self.tell(f"{images[0]}: {line}"),
+        )
         _, header = open_volume(images[0])
         label = self.manifest.postprocessing.apply(label, voxel_sizes(header.affine))
         kind = np.min_scalar_type(self.preprocessing.num_classes - 1)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.bundle.case_prediction import Tell
-from training.bundle.member import Member, load_checkpoint, mean_probabilities
+from training.bundle.member import Member, label_map_of, load_checkpoint, mean_probabilities
 from training.bundle.postprocessing import Postprocessing
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, Preprocessing, RawCase
@@ -102,8 +102,7 @@ def on_file_grid(
     """
     for case in cases:
         prepared = preprocessing.apply(case.images)
-        probabilities = mean_probabilities(members, torch.from_numpy(prepared.image), tell)
-        prediction = preprocessing.invert(probabilities.cpu().numpy(), prepared.info)
+        prediction = label_map_of(members, preprocessing, prepared, tell)
         label = read_label(case.label, preprocessing.num_classes)
         if label.shape != prediction.shape:
             raise DatasetError(

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from jaxtyping import Float
+from jaxtyping import Float, UInt
+from numpy.typing import NDArray
 from torch import Tensor
 
-from training.bundle.case_prediction import Tell, probabilities_within_memory
+from training.bundle.case_prediction import (
+    Tell,
+    probabilities_within_memory,
+    probability_slabs,
+    within_memory,
+)
 from training.bundle.folder import CONFIG, WEIGHTS
 from training.bundle.portable import portable_config
 from training.bundle.trust import check_code, path_without
 from training.checkpoints import read_checkpoint
 from training.config import ModelTrainingConfig
+from training.data import Preprocessing
+from training.data.prepared.preprocessing import PreprocessedCase
 from training.errors import BundleError, CheckpointError, PluginError
+from training.inference import whole_case
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
 from training.registry import is_plugin
@@ -54,14 +65,10 @@ class Member:
         self, image: Float[Tensor, "c d h w"], tell: Tell = lambda line: None
     ) -> Float[Tensor, "k d h w"]:
         """Class probabilities of one preprocessed case, with as little GPU memory as it takes."""
-        resting = self.module.device
-        self.module.to(self.device or resting)
-        try:
+        with _on_their_devices([self]):
             return probabilities_within_memory(
                 self.module, image, tell, mirror_axes=self.mirror_axes
             )
-        finally:
-            self.module.to(resting)
 
     def write(self, folder: Path) -> None:
         """Write its weights and its config, without paths of this machine."""
@@ -77,21 +84,92 @@ def mean_probabilities(
 ) -> Float[Tensor, "k d h w"]:
     """The weighted mean of the members' class probabilities of one preprocessed case.
 
-    Members predict one after the other, and the mean of several is kept on the CPU.
-
     Args:
         members: The networks; their weights sum to 1.
         image: The case.
-        tell: Called with a line when one falls back to the CPU.
+        tell: Called with a line when they fall back to the CPU.
     """
+
+    def predict(blend_device: torch.device | None) -> Tensor:
+        return whole_case(_mean_slabs(members, image, blend_device), image.shape[1])
+
+    with _on_their_devices(members):
+        return within_memory([member.module for member in members], predict, tell)
+
+
+def label_map_of(
+    members: Sequence[Member],
+    preprocessing: Preprocessing,
+    case: PreprocessedCase,
+    tell: Tell = lambda line: None,
+    stored: UInt[np.ndarray, "i j k c"] | None = None,
+) -> UInt[np.ndarray, "i j k"]:
+    """The members' label map of one case, on the grid of its file.
+
+    Probabilities are made, averaged, resampled and compared a few planes at a time; they are never
+    whole in memory.
+
+    Args:
+        members: The networks; their weights sum to 1.
+        preprocessing: How the case was preprocessed.
+        case: The case.
+        tell: Called with a line when they fall back to the CPU.
+        stored: An array that gets the probabilities on the file's grid, see
+            `Preprocessing.invert_slabs`.
+    """
+    image = torch.from_numpy(case.image)
+
+    def predict(blend_device: torch.device | None) -> NDArray[np.unsignedinteger[Any]]:
+        slabs = (slab.cpu() for slab in _mean_slabs(members, image, blend_device))
+        return preprocessing.invert_slabs(slabs, image.shape[1], case.info, stored)
+
+    with _on_their_devices(members):
+        return within_memory([member.module for member in members], predict, tell)
+
+
+def _mean_slabs(
+    members: Sequence[Member],
+    image: Float[Tensor, "c d h w"],
+    blend_device: torch.device | None,
+) -> Iterator[Float[Tensor, "k slab h w"]]:
+    """The members' mean, as far as all of them have come."""
+    streams = [
+        probability_slabs(
+            member.module, image, blend_device=blend_device, mirror_axes=member.mirror_axes
+        )
+        for member in members
+    ]
     if len(members) == 1:
-        return members[0].probabilities(image, tell)
-    mean: Tensor | None = None
-    for member in members:
-        share = member.probabilities(image, tell).cpu().mul_(member.weight)
-        mean = share if mean is None else mean.add_(share)
-    assert mean is not None
-    return mean
+        yield from streams[0]
+        return
+    held = [next(stream) for stream in streams]
+    done = 0
+    while True:
+        planes = min(slab.shape[1] for slab in held)
+        mean = held[0][:, :planes] * members[0].weight
+        for member, slab in zip(members[1:], held[1:], strict=True):
+            mean += slab[:, :planes] * member.weight
+        yield mean
+        done += planes
+        if done == image.shape[1]:
+            return
+        held = [
+            slab[:, planes:] if slab.shape[1] > planes else next(stream)
+            for slab, stream in zip(held, streams, strict=True)
+        ]
+
+
+@contextmanager
+def _on_their_devices(members: Sequence[Member]) -> Iterator[None]:
+    """Take networks to where they predict, and back."""
+    resting = [member.module.device for member in members]
+    try:
+        for member in members:
+            member.module.to(member.device or member.module.device)
+        yield
+    finally:
+        for member, device in zip(members, resting, strict=True):
+            member.module.to(device)
 
 
 def load_checkpoint(checkpoint: Path, config: ModelTrainingConfig) -> SegmentationLightningModule:

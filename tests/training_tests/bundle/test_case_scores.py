@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,12 +75,12 @@ def perfect(dataset: PreprocessedDataset, **values: object) -> SegmentationLight
     module = SegmentationLightningModule(build_model(config), config).eval()
     known = {dataset.image(case).tobytes(): dataset.label(case) for case in dataset.cases}
 
-    def logits(image: Tensor, **_: object) -> Tensor:
-        label = torch.from_numpy(np.array(known[image[0].numpy().tobytes()])).long()
-        scores = 9.0 * torch.nn.functional.one_hot(label, 3).movedim(-1, 0)[None]
-        return module._task_logits(scores)
+    def slabs(image: Tensor, **_: object) -> Iterator[Tensor]:
+        label = torch.from_numpy(np.array(known[image.numpy().tobytes()])).long()
+        scores = 9.0 * torch.nn.functional.one_hot(label, 3).movedim(-1, 0)
+        yield from module._task_logits(scores[None])[0].split(3, dim=1)
 
-    module.predict_logits = logits  # type: ignore[assignment, method-assign]
+    module.logit_slabs = slabs  # type: ignore[assignment, method-assign]
     return module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,12 +144,12 @@ def test_each_network_mirrors_along_its_own_axes(tmp_path: Path) -> None:
 def test_its_label_maps_are_postprocessed_in_the_grid_of_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def islands(bundle: Bundle, image: Tensor) -> Tensor:
+    def islands(module: object, image: Tensor, **_: object) -> Iterator[Tensor]:
         torch.manual_seed(0)
         foreground = (torch.rand(image.shape[1:]) > 0.93).float()
-        return torch.stack([1 - foreground, foreground])
+        yield torch.stack([1 - foreground, foreground])
 
-    monkeypatch.setattr(Bundle, "probabilities", islands)
+    monkeypatch.setattr("training.bundle.member.probability_slabs", islands)
     members = make_members(target_label=2)
     image = save_image(tmp_path / "case.nii.gz")
     # by the network's classes: what it predicts is 0 and 1, and becomes 2 afterwards
