@@ -225,15 +225,34 @@ def predict(options: argparse.Namespace, out: Console) -> int:
 def convert(options: argparse.Namespace, out: Console) -> int:
     """`tune convert`."""
     from training.bundle.bundle import Bundle
-    from training.bundle.network_export import check_target, export_network
+    from training.bundle.network_export import (
+        check_target,
+        chosen_members,
+        export_network,
+        shared_patch_size,
+    )
 
     check_target(options.output, overwrite=options.overwrite)
     bundle = Bundle.load(options.bundle, device="cpu", trust_code=options.trust_code)
-    difference = export_network(bundle, options.output, options.size, overwrite=options.overwrite)
-    size = " x ".join(map(str, options.size or bundle.config.patch_size))
+    members = chosen_members(bundle, options.member)
+    size = options.size or shared_patch_size(members)
+    difference = export_network(
+        bundle, options.output, size, member=options.member, overwrite=options.overwrite
+    )
+    meaning = (
+        f"; a softmax of them is the weighted mean of the probabilities of {len(members)} networks"
+        if len(members) > 1
+        else ""
+    )
+    left_out = [
+        *(["mirroring"] if any(member.mirror_axes for member in members) else []),
+        *(["postprocessing"] if bundle.manifest.postprocessing.steps else []),
+    ]
+    note = f"; the model's {' and '.join(left_out)} is no part of the file" if left_out else ""
     out.print(
-        f"wrote {options.output}: preprocessed patches of {size} voxels in batches of any size; "
-        f"its logits differ from the model's by at most {difference:.1e}",
+        f"wrote {options.output}: preprocessed patches of {' x '.join(map(str, size))} voxels in "
+        f"batches of any size; its logits differ from the model's by at most {difference:.1e}"
+        f"{meaning}{note}",
         markup=False,
     )
     return DONE

@@ -197,6 +197,12 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         metavar=("D", "H", "W"),
         help="voxels of a patch (default: the patch size of training)",
     )
+    parser.add_argument(
+        "--member",
+        type=int,
+        metavar="N",
+        help="network of an ensemble, from 0 (default: the mean of all)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     _add_trust_code(parser)
 
