@@ -164,10 +164,9 @@ class TrialRun:
     def _train_and_report_end(self) -> None:
         try:
             self.wait_for_turn()
-            epochs = self._train()
+            trained = self._train()
             notes = self._judge() if self._study.judged else {}
-            early = "" if epochs == self._spec.max_epochs else ", then stopped improving"
-            end = TrialEnd(TrialState.COMPLETED, f"trained {epochs} epochs{early}", notes)
+            end = TrialEnd(TrialState.COMPLETED, trained, notes)
         except TrialClosed:
             return
         except Exception as error:
@@ -176,8 +175,8 @@ class TrialRun:
                 self._write_error()
         self._reports.put(end)
 
-    def _train(self) -> int:
-        """Train to the end; the number of epochs trained."""
+    def _train(self) -> str:
+        """Train to the end; how long it took, as text."""
         if not self._study.folder.is_dir():
             raise FileNotFoundError(
                 f"node {socket.gethostname()} does not see the study folder "
@@ -188,7 +187,7 @@ class TrialRun:
         with self._only_trainer(folder):
             return self._train_in(folder)
 
-    def _train_in(self, folder: Path) -> int:
+    def _train_in(self, folder: Path) -> str:
         # torch, Lightning and MONAI load once, in the worker; the driver never needs them
         from training.data import PreprocessedDataset, get_dataloaders
         from training.data.patches.mirroring import mirror_axes
@@ -235,7 +234,12 @@ class TrialRun:
         checkpoint, note = checkpoint_to_resume(folder, trainer.module)
         self._note = "; ".join(filter(None, [*notes, note]))
         trainer.fit(resume=checkpoint or False)
-        return trainer.lightning.current_epoch
+        epochs = trainer.lightning.current_epoch
+        if epochs < config.max_epochs:
+            return f"trained {epochs} epochs, then stopped improving"
+        shortened = epochs < self._spec.max_epochs
+        end = ", the end of a schedule that was shortened to the time" if shortened else ""
+        return f"trained {epochs} epochs{end}"
 
     def _judge(self) -> dict[str, Any]:
         """Notes on the score of each test case, with the best checkpoint if there is one."""
