@@ -138,7 +138,7 @@ def simulate_deadline(
         "score": 0.0 if winner is None else _true(problem, winner) / problem.best,
         "annealed": winner is not None and _annealed(problem, winner),
         "cut": outcome.cut,
-        "trials": outcome.trials,
+        "tried": outcome.trials,
         "idle": outcome.idle / (outcome.seconds * workers),
         "unused": 1 - outcome.seconds / deadline,
     }
