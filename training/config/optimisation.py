@@ -36,7 +36,7 @@ class OptimisationFields(ConfigPart):
     nesterov: Bool = False
     """Nesterov's form of momentum, for sgd."""
 
-    scheduler: SchedulerName = "none"
+    scheduler: SchedulerName = "poly"
     """Learning-rate schedule: a key of `training.registry.LR_SCHEDULES`, or an import path of your
     own."""
 
@@ -67,7 +67,7 @@ class OptimisationFields(ConfigPart):
     The averaged weights are those that are validated, tested and exported.
     """
 
-    gradient_clip: Annotated[Float, Field(gt=0)] | None = None
+    gradient_clip: Annotated[Float, Field(gt=0)] | None = 12.0
     """Largest norm of the gradient; null does not clip."""
 
     max_epochs: Annotated[Int, Field(ge=1)] = 100

@@ -11,7 +11,12 @@ from pydantic import BaseModel, ConfigDict
 from training.config import Mode, ModelTrainingConfig
 from training.registry import is_plugin
 from tuner.spec.policies import AshaSettings, PolicySettings
-from tuner.spec.recipes import recipe_values, usual_optimizer
+from tuner.spec.recipes import (
+    DEFAULTS_OF_FORMAT_1,
+    recipe_values,
+    unnamed_values,
+    usual_optimizer,
+)
 from tuner.spec.settings import (
     EMBEDDED_DATA,
     CheckpointSettings,
@@ -25,6 +30,10 @@ from tuner.spec.settings import (
 from tuner.spec.space import Space
 from tuner.spec.yaml_source import dump_yaml
 
+FORMAT = 2
+"""Format of a search space. In 1, of earlier versions, a field that a study did not name had the
+default of then (`DEFAULTS_OF_FORMAT_1`); in 2 it has the value of the network's recipe."""
+
 
 class SpecValues(BaseModel):
     """The values of a search space: metrics, config, space, and sections of settings.
@@ -35,6 +44,7 @@ class SpecValues(BaseModel):
     Attributes:
         source: The file it was read from.
         source_text: The file as given.
+        format: `FORMAT`, or that of an earlier version which made the study.
         metric: Validation metric that trials are compared by.
         mode: Whether a greater ("max") or smaller ("min") metric is better.
         further_metrics: Metrics that matter beside it, with their modes.
@@ -53,6 +63,7 @@ class SpecValues(BaseModel):
 
     source: Path
     source_text: str
+    format: int = FORMAT
     metric: str
     mode: Mode
     further_metrics: tuple[tuple[str, Mode], ...] = ()
@@ -86,7 +97,12 @@ class SpecValues(BaseModel):
         Raises:
             pydantic.ValidationError: if the values do not fit together.
         """
-        flat = {**self.config, **values, "monitor": self.metric, "monitor_mode": self.mode}
+        flat = {**self.config, **values}
+        if self.format == 1:
+            unnamed = dict(DEFAULTS_OF_FORMAT_1)
+        else:
+            unnamed = unnamed_values(flat, {*self.config, *self.space.domains})
+        flat = {**unnamed, **flat, "monitor": self.metric, "monitor_mode": self.mode}
         own = [metric for metric, _ in self.further_metrics if is_plugin(metric)]
         if own:
             flat["own_metrics"] = list(dict.fromkeys([*self.config.get("own_metrics", []), *own]))
@@ -152,6 +168,7 @@ class SpecValues(BaseModel):
         """The whole spec as plain values, every setting written out."""
         sections = {name: getattr(self, name) for name in SECTIONS}
         return {
+            "format": self.format,
             "metric": self._listed(0),
             "mode": self._listed(1),
             "config": dict(self.config),
