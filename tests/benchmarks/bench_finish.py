@@ -111,7 +111,7 @@ def schedule_rows(ends: Sequence[int], seeds: Iterable[int]) -> list[dict[str, A
     return rows
 
 
-def study_rows(studies: int) -> list[dict[str, Any]]:
+def study_rows(studies: int, schedulers: Sequence[str]) -> list[dict[str, Any]]:
     """What simulated studies have at their deadline."""
     quieten()
     return [
@@ -126,7 +126,7 @@ def study_rows(studies: int) -> list[dict[str, Any]]:
         }
         for dims in (3, 6)
         for trials, full in BUDGETS
-        for scheduler in ("wsd", "poly")
+        for scheduler in schedulers
         for promotion in (True, False)
         for is_planned in (False, True)
         for seed in range(studies)
@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, nargs="+", default=[6, 12])
     parser.add_argument("--studies", type=int, default=20)
+    parser.add_argument("--schedulers", nargs="+", choices=["wsd", "poly"], default=["wsd"])
     parser.add_argument("--only", choices=["schedules", "studies"])
     parser.add_argument("--json", type=Path, default=Path("bench_finish.json"))
     options = parser.parse_args()
@@ -200,7 +201,7 @@ def main() -> None:
         facts["schedules"] = schedule_rows(options.epochs, range(options.seeds))
         console.print(schedule_table(facts["schedules"]))
     if options.only != "schedules":
-        facts["studies"] = study_rows(options.studies)
+        facts["studies"] = study_rows(options.studies, options.schedulers)
         console.print(study_table(facts["studies"]))
     options.json.write_text(json.dumps(facts, indent=2))
     print(f"written to {options.json}")
