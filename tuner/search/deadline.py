@@ -76,9 +76,6 @@ class TimePlan:
         trials: Trials of the study.
         workers: Trials at once.
         seconds_left: Seconds until the study is cut off.
-
-    Example:
-        >>> plan = TimePlan(record, spec.trial_config, (1, 3), 20, 2, lambda: 600)  # doctest: +SKIP
     """
 
     def __init__(
