@@ -25,7 +25,6 @@ from tuner.study.files import (
     remove_checkpoints,
 )
 from tuner.study.pareto import pareto_front
-from tuner.study.trial_entry import sign_of
 from tuner.trial.messages import TrialRequest
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self._settings = study.spec.checkpoints
         self._console = console
         self._warned = False
-        self._kept: list[tuple[float, int]] = []
+        self._kept: list[tuple[int, float, int]] = []
         self._seen: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,21 +89,20 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
 
     def _place(self, entry: TrialEntry) -> None:
         """Rank a trial that has ended among the others; the one that loses is removed."""
-        best = entry.best(self._record.mode) if entry.state.usable else None
-        if best is None:
+        standing = entry.standing(self._record.mode) if entry.state.usable else None
+        if standing is None:
             self._remove(entry.number, CHECKPOINT_FILES)
             return
-        sign = sign_of(self._record.mode)
-        insort(self._kept, (-sign * best[1], entry.number))
+        insort(self._kept, (-standing[0], -standing[1], entry.number))
         # only ended trials are ranked: a place that is lost is lost for good
         losers = self._kept[self._settings.keep :]
         del self._kept[self._settings.keep :]
         front = self._front() if losers else set()
         for place in losers:
-            if place[1] in front:
+            if place[-1] in front:
                 self._kept.append(place)
             else:
-                self._remove(place[1], CHECKPOINT_FILES)
+                self._remove(place[-1], CHECKPOINT_FILES)
 
     def _front(self) -> set[int]:
         """Ended trials of the Pareto front: the user may export any of them."""
@@ -120,7 +118,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
             for path in own_checkpoints(self._folder, number, (*CHECKPOINT_FILES, SNAPSHOT_PATTERN))
         )
         # the best that has ended comes first: a better one that still runs may fail yet
-        losers = [number for _, number in reversed(self._kept[1:])]
+        losers = [number for *_, number in reversed(self._kept[1:])]
         for names in ((LAST_FILE,), CHECKPOINT_FILES):
             for number in losers:
                 if spent <= budget:
