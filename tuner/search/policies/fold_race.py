@@ -96,7 +96,8 @@ class FoldRace(Policy):
     A trial that is ahead of the best one so far goes on. One that is behind beyond doubt stops.
     The others pause; they go on when no new trial is left to start, the likeliest first, or as soon
     as they are ahead of what is the best trial then. A trial whose score is not defined on the
-    shared folds is not compared and goes on.
+    shared folds is not compared and goes on. Where the other policy trains none to the end, as
+    PASHA may, the best one still gets every fold at last.
 
     Args:
         record: The study's record.
@@ -145,17 +146,11 @@ class FoldRace(Policy):
         if ahead:
             return max(ahead, key=lambda e: (self._gap_to_best(e.number), -e.number)).number
         promoted = self._first.promote(last=last)
-        if promoted is not None or not waiting:
+        if promoted is not None:
             return promoted
-        if not last and len(self._record.entries) < self._planned:
-            return None
-        noise = self._noise()
-        chances = {}
-        for entry in waiting:
-            best = self._best_beside(entry.number)
-            chances[entry.number] = 1.0 if best is None else self._chance(entry.number, best, noise)
-        likeliest = max(chances, key=lambda number: (chances[number], -number))
-        return likeliest if chances[likeliest] >= DOUBT else None
+        if waiting and (last or len(self._record.entries) >= self._planned):
+            promoted = self._likeliest(waiting)
+        return self._unfinished_winner() if promoted is None and last else promoted
 
     def never_promoted(self, number: int) -> str:
         """Why a trial that is still paused got no further fold."""
@@ -165,6 +160,21 @@ class FoldRace(Policy):
         best = self._best_beside(number)
         verdict = "" if best is None else f": {self._verdict(number, best)}"
         return f"by the race after fold {entry.finished_folds} of {self._folds}{verdict}"
+
+    def _likeliest(self, waiting: Sequence[TrialEntry]) -> int | None:
+        """The trial that is likeliest to be ahead after all folds, if that is not beyond doubt."""
+        noise = self._noise()
+        chances = {}
+        for entry in waiting:
+            best = self._best_beside(entry.number)
+            chances[entry.number] = 1.0 if best is None else self._chance(entry.number, best, noise)
+        likeliest = max(chances, key=lambda number: (chances[number], -number))
+        return likeliest if chances[likeliest] >= DOUBT else None
+
+    def _unfinished_winner(self) -> int | None:
+        """The best trial of the study if it is paused before its last fold ended."""
+        best = self._record.best()
+        return best.number if best is not None and best.state is TrialState.PAUSED else None
 
     def _waiting(self) -> list[TrialEntry]:
         """Trials that are paused between two folds."""
