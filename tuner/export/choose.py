@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tuner.export.data import ExportData
     from tuner.spec.settings import ExportSettings
 
-GOOD_ENOUGH = 0.8
+GOOD_ENOUGH = 0.5
 """Least score of a member, as a share of the winner's. A weaker one that seems to help has mostly
 been lucky with a few validation cases."""
 
