@@ -97,7 +97,7 @@ def _confirmation(confirmed: Sequence[ConfirmedConfig], spec: StudySpec) -> list
     return [
         "<h2>Confirmed with other seeds</h2>",
         f"<p><b>{escape(verdict(confirmed))}.</b></p>",
-        *([html_table(confirm_columns(spec), confirm_rows(confirmed, spec))] if confirmed else []),
+        *([html_table(confirm_columns(spec), confirm_rows(confirmed))] if confirmed else []),
         f"<p>{escape(METHOD)}</p>",
     ]
 

@@ -61,7 +61,7 @@ def goal_tables(study: Study) -> Iterator[RenderableType]:
         confirmation = open_confirmation(study)
         confirmed = confirmed_configs(study, confirmation)
         if confirmed:
-            yield plain_table(confirm_columns(spec), confirm_rows(confirmed, spec))
+            yield plain_table(confirm_columns(spec), confirm_rows(confirmed))
         yield escape(f"confirm {verdict(confirmed)}")
         for entry in confirmation.record.entries.values() if confirmation else ():
             if entry.state is not TrialState.COMPLETED:
