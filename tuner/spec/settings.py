@@ -135,8 +135,8 @@ class CheckpointSettings(Section):
 
     keep: Annotated[Whole, Field(ge=1)] = 5
     """How many of the best trials keep their checkpoints; those of other trials are removed
-    when they have ended. The best checkpoint is kept of at least `export.ensemble` trials, and of
-    the best trial of each network."""
+    when they have ended. The best checkpoint is kept of at least `export.ensemble` trials, of the
+    best trial of each network, and of the default config."""
 
     disk_budget: Annotated[ByteSize, Field(gt=0)] | None = None
     """Disk that checkpoints of the study may take, e.g. `20GB`; null for no limit. Those of

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from training.bundle.bundle import Bundle
 from training.bundle.case_prediction import case_probabilities
-from training.bundle.case_scores import files_of, mean_scores, on_file_grid
+from training.bundle.case_scores import files_of, mean_scores, on_file_grid, scores_by_case
 from training.bundle.member import Member, load_checkpoint
 from training.bundle.postprocessing import Postprocessing
 from training.config import ModelTrainingConfig
@@ -173,6 +173,33 @@ def test_an_ensemble_is_exported_whole_with_its_own_scores(
     # as the study measures it, on the validation cases
     assert manifest.metrics["val_dice"] is not None
     assert list(study.folder.glob(".*")) == []
+
+
+def test_it_is_compared_with_the_default_config_case_by_case(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = study.record.entries[2].values
+    monkeypatch.setattr(type(study.spec), "default_point", lambda _: default)
+    exported = export_study(study, tmp_path / "bundle", 0, settings=PLAIN)
+    dataset = PreprocessedDataset.load(Path(study.provenance()["data"]["preprocessed"]))
+    files = files_of(dataset, "test")
+    scores = [
+        scores_by_case(
+            module,
+            on_file_grid([Member(module.config, module)], dataset.preprocessing, files),
+            "dice",
+        )
+        for module in modules_of(study, 0, 2)
+    ]
+    differences = [scores[0][case] - scores[1][case] for case in scores[0]]
+    found = Bundle.load(tmp_path / "bundle", "cpu").manifest.choice["against_default"]
+    assert found["gain"] == pytest.approx(np.mean(differences))
+    assert found["cases"] == len(files) == 2
+    expected = f"against the default config (trial 2, 1 epochs): test_dice {found['gain']:+.4f} ["
+    assert any(line.startswith(expected) for line in exported.choice)
+    # the default config is not compared with itself
+    itself = export_study(study, tmp_path / "itself", 2, settings=PLAIN)
+    assert not any("default config" in line for line in itself.choice)
 
 
 @pytest.mark.parametrize("gains", [(0.02, -0.05, 0.01), (0.0, 0.0, 0.0)])

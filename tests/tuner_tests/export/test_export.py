@@ -344,7 +344,7 @@ def test_a_test_case_that_cannot_be_read_costs_the_metrics_their_name_alone(
         raise MemoryError
         yield
 
-    monkeypatch.setattr("tuner.export.export.on_file_grid", full)
+    monkeypatch.setattr("tuner.export.held_out.on_file_grid", full)
     exported = export_study(study, tmp_path / "bundle")
     assert exported.grid == "preprocessed"
     assert exported.notes[0].endswith("cannot be measured against its label file: MemoryError")
