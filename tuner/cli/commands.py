@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.cli.completion import shell_code
 from tuner.cli.exit_codes import DONE, INTERRUPTED, NO_RESULT
-from tuner.cli.options import export_settings, overrides_of
+from tuner.cli.options import DEFAULT_HOURS, export_settings, overrides_of
+from tuner.errors import SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.api.study import Study
+    from tuner.spec.study_spec import StudySpec
 
 
 def run(options: argparse.Namespace, out: Console) -> int:
     """`tune run`."""
     from tuner.api import studies
-    from tuner.spec.load import load_spec
 
-    spec = load_spec(options.space, overrides_of(options))
+    spec = _space_to_run(options, out)
     if options.export is not None:
         from tuner.study.folder import check_export
 
@@ -43,6 +44,64 @@ def run(options: argparse.Namespace, out: Console) -> int:
     if options.export is not None and study.best is not None:
         return _export_to(study, out, options.export) or code
     return code
+
+
+def _space_to_run(options: argparse.Namespace, out: Console) -> StudySpec:
+    """The search space of `tune run`: a file, or one that is written for data."""
+    from tuner.api.init import init_space, is_data
+    from tuner.spec.load import load_spec, parse_spec
+
+    if not is_data(options.space):
+        for option in ("hours", "gpu_memory"):
+            if getattr(options, option) is not None:
+                raise SpecError(
+                    f"--{option.replace('_', '-')} {getattr(options, option)} is for a folder of "
+                    f"data, and {options.space} is a search space: it has its own settings; "
+                    "--time-budget limits its time"
+                )
+        return load_spec(options.space, overrides_of(options))
+    from tuner.study.create import usual_name
+    from tuner.study.files import GIVEN_SPEC
+    from tuner.study.folder import holds_study
+
+    source = Path(f"{options.space.absolute().name}.yaml")
+    options.name = options.name or usual_name(source)
+    folder = options.studies_dir / options.name
+    if holds_study(folder):
+        # it was written before: another measurement would make another study of it
+        text = (folder / GIVEN_SPEC).read_text(encoding="utf-8")
+    else:
+        given = init_space(
+            options.space,
+            hours=options.hours or DEFAULT_HOURS,
+            gpu_memory=options.gpu_memory,
+            progress=out,
+        )
+        text = given.source_text
+    out.print(f"the search space is {folder / GIVEN_SPEC}", markup=False)
+    return parse_spec(text, source=source, overrides=overrides_of(options))
+
+
+def init(options: argparse.Namespace, out: Console) -> int:
+    """`tune init`."""
+    from tuner.api.init import init_space
+
+    spec = init_space(
+        options.data,
+        options.output,
+        hours=options.hours,
+        gpu_memory=options.gpu_memory,
+        overwrite=options.overwrite,
+        progress=out,
+    )
+    name = shlex.quote(str(options.output))
+    out.print(
+        f"wrote {options.output}: {spec.search.num_trials} trials of up to {spec.max_epochs} "
+        "epochs",
+        markup=False,
+    )
+    out.print(f"next    tune run {name}", markup=False)
+    return DONE
 
 
 def resume(options: argparse.Namespace, out: Console) -> int:

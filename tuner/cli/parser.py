@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 from tuner.cli import commands
 from tuner.cli.completion import SHELLS
 from tuner.cli.options import (
+    DEFAULT_HOURS,
     add_address,
     add_budget_options,
+    add_hours,
     add_listing_options,
     add_output,
     add_space_options,
@@ -80,7 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    add_space_options(parser)
+    add_space_options(
+        parser, "SPACE", "the search space, a YAML file; or a folder of data, which one is made for"
+    )
+    add_hours(parser, None, f", for a folder of data (default: {DEFAULT_HOURS:g})")
     parser.add_argument(
         "--name", help="name of the study (default: the name of the space's file and the time)"
     )
@@ -92,6 +97,18 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     )
     add_studies_dir(parser)
     add_address(parser)
+
+
+def _init_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data",
+        type=Path,
+        metavar="DATA",
+        help="folder of the data, in Decathlon or nnU-Net layout; or phantom",
+    )
+    add_output(parser, "FILE.yaml", "search space to write", default=Path("space.yaml"))
+    add_hours(parser, DEFAULT_HOURS)
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
 def _resume_options(parser: argparse.ArgumentParser) -> None:
@@ -243,9 +260,20 @@ COMMANDS: tuple[Command, ...] = (
             "tune run search_spaces/dformer.yaml",
             "tune run liver.yaml --name liver --data-dir Task03_Liver --export bundle",
             "tune run liver.yaml --num-trials 40 --time-budget 8h --set optimizer=sgd",
+            "tune run Task04_Hippocampus --hours 1",
         ),
         _run_options,
         commands.run,
+    ),
+    Command(
+        "init",
+        "write a search space for data",
+        (
+            "tune init Task03_Liver -o liver.yaml",
+            "tune init Task03_Liver -o liver.yaml --hours 24 --gpu-memory 24GB",
+        ),
+        _init_options,
+        commands.init,
     ),
     Command(
         "resume",

@@ -27,7 +27,6 @@ from tuner.study.files import (
     remove_checkpoints,
 )
 from tuner.study.pareto import pareto_front
-from tuner.study.trial_entry import sign_of
 from tuner.trial.messages import TrialRequest
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self._ensemble = study.spec.export.ensemble
         self._console = console
         self._warned = False
-        self._kept: list[tuple[float, int]] = []
+        self._kept: list[tuple[int, float, int]] = []
         self._seen: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,12 +92,11 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
 
     def _place(self, entry: TrialEntry) -> None:
         """Rank a trial that has ended among the others; the one that loses is removed."""
-        best = entry.best(self._record.mode) if entry.state.usable else None
-        if best is None:
+        standing = entry.standing(self._record.mode) if entry.state.usable else None
+        if standing is None:
             self._remove(entry.number, CHECKPOINT_FILES)
             return
-        sign = sign_of(self._record.mode)
-        insort(self._kept, (-sign * best[1], entry.number))
+        insort(self._kept, (-standing[0], -standing[1], entry.number))
         # only ended trials are ranked: a place that is lost is lost for good
         losers = self._kept[self._settings.keep :]
         if not losers:
@@ -108,16 +106,16 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self._kept = [
             place
             for place in self._kept
-            if place not in losers or place[1] in front or place[1] in members
+            if place not in losers or place[-1] in front or place[-1] in members
         ]
         for place in losers:
-            if place[1] in front:
+            if place[-1] in front:
                 continue
-            self._remove(place[1], (LAST_FILE,) if place[1] in members else CHECKPOINT_FILES)
+            self._remove(place[-1], (LAST_FILE,) if place[-1] in members else CHECKPOINT_FILES)
 
     def _members(self) -> set[int]:
         """Ended trials that an ensemble may want: the best ones, and the best of each network."""
-        ranked = [number for _, number in self._kept]
+        ranked = [number for *_, number in self._kept]
         of_network: dict[Any, int] = {}
         for number in ranked:
             values = self._record.entries[number].values
@@ -138,7 +136,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
             for path in own_checkpoints(self._folder, number, (*CHECKPOINT_FILES, SNAPSHOT_PATTERN))
         )
         # the best that has ended comes first: a better one that still runs may fail yet
-        losers = [number for _, number in reversed(self._kept[1:])]
+        losers = [number for *_, number in reversed(self._kept[1:])]
         for names in ((LAST_FILE,), CHECKPOINT_FILES):
             for number in losers:
                 if spent <= budget:

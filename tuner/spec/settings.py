@@ -96,6 +96,15 @@ class SearchSettings(Section):
     gpu_hours: Annotated[Number, Field(gt=0)] | None = None
     """GPU-hours that all trials together may train, over all runs; null for no limit."""
 
+    folds: Annotated[Whole, Field(ge=1)] = 1
+    """Folds that a configuration is judged on, one after the other: its score is the mean over
+    them. They are the first so many of `config.num_folds`, which is as many where it is not given;
+    test cases are in none of them. 1 judges it on one split."""
+
+    race: bool = True
+    """With several folds, whether a configuration that is behind the best one beyond doubt gets no
+    further fold, by the difference on the folds that both have; if not, each gets them all."""
+
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     """Seed of the proposals."""
 

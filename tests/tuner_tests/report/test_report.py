@@ -108,6 +108,43 @@ def test_epochs_that_a_checkpoint_brings_along_are_not_told_again(
     ]
 
 
+class Forecasts:
+    """What is told after each epoch: how many trainings fit, or how the study ends."""
+
+    def __init__(self, *endings: str) -> None:
+        self.endings = list(endings)
+
+    def capacity(self) -> str:
+        return "about 2.0 trainings of 5 epochs fit into it"
+
+    def ending(self) -> str:
+        return self.endings.pop(0)
+
+
+def test_the_end_of_a_time_budget_is_told_once(record: StudyRecord, spec: StudySpec) -> None:
+    out = io.StringIO()
+    add(record)
+    study = Study(record.folder, spec, record)
+    forecast = Forecasts("", "", "no new ones", "no new ones")
+    console = Console(file=out, width=200)
+    with StudyView(study, TrialResources(1, 0, 1), None, console, forecast) as view:
+        view.trial_started(0)
+        for epoch in (1, 2, 3):
+            view.epoch_ended(0, epoch, "val_dice 0.5")
+        record.shorten(0, 4, "the time ends")
+        view.epoch_ended(0, 4, "val_dice 0.6")
+    lines = [line.partition("] ")[2] for line in out.getvalue().splitlines() if "] " in line]
+    assert [" ".join(line.split()) for line in lines] == [
+        "trial 0 started",
+        "trial 0 epoch 1/5 val_dice 0.5",
+        "time budget: about 2.0 trainings of 5 epochs fit into it",
+        "trial 0 epoch 2/5 val_dice 0.5",
+        "trial 0 epoch 3/5 val_dice 0.5",
+        "time budget: no new ones",
+        "trial 0 epoch 4/4 val_dice 0.6",
+    ]
+
+
 ENDINGS = [
     (TrialState.DIVERGED, "the training loss is nan", "lower the range of learning_rate"),
     (TrialState.OUT_OF_MEMORY, "can't allocate", "patch_size or train_batch_size smaller"),
