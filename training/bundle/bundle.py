@@ -57,8 +57,8 @@ class Bundle:
 
     Attributes:
         folder: Where it was read from.
-        members: Its networks, in evaluation mode. Several rest on the CPU and take turns on the
-            device, so that an ensemble needs the GPU memory of its largest network alone.
+        members: Its networks, in evaluation mode. Several rest on the CPU, and are taken to the
+            device for each case.
         preprocessing: How an image becomes the networks' input, and back.
         manifest: Labels, channels, metrics and provenance.
         tell: Called with each warning about an image's header, and when a case

@@ -115,21 +115,32 @@ class ValidationCases:
         for case in self.cases:
             yield task_target(np.array(case.label), candidate.config).numpy()
 
-    def predict(self, candidate: Candidate, mirroring: Mirroring) -> tuple[Predicted, Predicted]:
-        """What a candidate predicts without mirroring, and with it where that is better.
+    def plain(self, candidate: Candidate) -> Predicted:
+        """What a candidate predicts without mirroring.
 
         Raises:
             BundleError: if its checkpoint cannot be read.
             ExportError: if the disk has no room for the predictions.
         """
+        return self._predict(candidate, ())
+
+    def mirrored(self, plain: Predicted, mirroring: Mirroring) -> Predicted | None:
+        """What a candidate predicts with mirroring, None where that is not wanted or not better.
+
+        Args:
+            plain: What it predicts without.
+            mirroring: Whether it is wanted.
+
+        Raises:
+            ExportError: if the disk has no room for the predictions.
+        """
+        candidate = plain.candidate
         axes = trained_mirror_axes(candidate.config, self.labels)
-        module = load_for_scoring(candidate.checkpoint, candidate.config)
-        plain = self._predict(candidate, Member(candidate.config, module))
         if not axes or mirroring == "off":
-            return plain, plain
-        mirrored = self._predict(candidate, Member(candidate.config, module, mirror_axes=axes))
+            return None
+        mirrored = self._predict(candidate, axes)
         wanted = mirroring == "on" or self._is_better(mirrored, plain, range(len(self)))
-        return plain, mirrored if wanted else plain
+        return mirrored if wanted else None
 
     def mirroring_gains(
         self, plain: Predicted, chosen: Predicted, mirroring: Mirroring
@@ -146,7 +157,9 @@ class ValidationCases:
         means = [self.measure.mean(found.scores[list(rows)]) for found in (one, other)]
         return means[0] > means[1] + MIN_GAIN
 
-    def _predict(self, candidate: Candidate, member: Member) -> Predicted:
+    def _predict(self, candidate: Candidate, mirror_axes: tuple[int, ...]) -> Predicted:
+        module = load_for_scoring(candidate.checkpoint, candidate.config)
+        member = Member(candidate.config, module, mirror_axes=mirror_axes)
         whole = self.scratch.array([self.bytes_of_one // 2], np.float16)
         kept, scores, seconds, first = [], [], [], 0
         for case, label in zip(self.cases, self.targets(candidate), strict=True):
@@ -161,9 +174,7 @@ class ValidationCases:
             scores.append(self.measure.of_labels(probabilities.argmax(axis=0), label))
         # the first one also loads kernels and fills caches
         counted = seconds[1:] or seconds
-        return Predicted(
-            candidate, member.mirror_axes, kept, np.array(scores), float(np.mean(counted))
-        )
+        return Predicted(candidate, mirror_axes, kept, np.array(scores), float(np.mean(counted)))
 
 
 def mean_predictions(

@@ -103,6 +103,9 @@ def selected(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[float]]:
     """The ensemble that is selected whatever it predicts; what it was selected by is kept."""
     asked: list[Sequence[float]] = []
 
+    # untrained networks are no good, and selected all the same
+    monkeypatch.setattr("tuner.export.choose.GOOD_ENOUGH", 0)
+
     def choose(cases: Any, seconds: Sequence[float], limits: Any) -> Counts:
         asked.append(seconds)
         return (1, 3, 0)
@@ -192,6 +195,15 @@ def test_an_ensemble_that_is_no_better_for_other_cases_is_not_taken(
     assert exported.winner_metrics.items() <= exported.metrics.items()
 
 
+def test_networks_far_worse_than_the_winner_are_no_candidates(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.export.choose.GOOD_ENOUGH", 1e9)
+    exported = export_study(study, tmp_path / "bundle", settings=PLAIN)
+    assert any(line.endswith("of the winner's score: trial 1, trial 2") for line in exported.choice)
+    assert exported.members == ["trial 0"]
+
+
 def test_mirroring_is_on_only_along_axes_that_were_trained(study: Study, tmp_path: Path) -> None:
     wanted = ExportSettings(mirroring="on", postprocessing=False, ensemble=1)
     export_study(study, tmp_path / "first", settings=wanted)
@@ -208,19 +220,17 @@ def test_mirroring_is_on_by_itself_where_validation_cases_are_better_with_it(
 ) -> None:
     dataset = PreprocessedDataset.load(Path(study.provenance()["data"]["preprocessed"]))
     truth = {dataset.image(case).tobytes(): dataset.label(case) for case in dataset.cases}
-    whole = Member.probabilities
 
-    def predicted(member: Member, image: torch.Tensor, tell: Any = None) -> torch.Tensor:
-        label = truth.get(image.numpy().tobytes())
-        if label is None or bool(member.mirror_axes) is not better:
-            return whole(member, image)
-        classes = torch.from_numpy(np.array(label)).long()
-        return torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
+    class Predicting(Member):
+        def probabilities(self, image: torch.Tensor, tell: Any = None) -> torch.Tensor:
+            if bool(self.mirror_axes) is not better:
+                return super().probabilities(image)
+            classes = torch.from_numpy(np.array(truth[image.numpy().tobytes()])).long()
+            return torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
 
-    monkeypatch.setattr(Member, "probabilities", predicted)
+    monkeypatch.setattr("tuner.export.predictions.Member", Predicting)
     wanted = ExportSettings(postprocessing=False, ensemble=1)
     exported = export_study(study, tmp_path / "bundle", settings=wanted)
-    monkeypatch.undo()
     bundle = Bundle.load(tmp_path / "bundle", "cpu")
     assert bundle.members[0].mirror_axes == ((0, 2) if better else ())
     expected = "mirroring along depth, width: +" if better else "mirroring: off"
@@ -230,19 +240,16 @@ def test_mirroring_is_on_by_itself_where_validation_cases_are_better_with_it(
 def test_postprocessing_is_kept_where_it_helps_other_cases(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Member.probabilities
     dataset = PreprocessedDataset.load(Path(study.provenance()["data"]["preprocessed"]))
     truth = {dataset.image(case).tobytes(): dataset.label(case) for case in dataset.cases}
 
-    def with_island(member: Member, image: torch.Tensor, tell: Any = None) -> torch.Tensor:
-        label = truth.get(image.numpy().tobytes())
-        if label is None:
-            return whole(member, image)
-        classes = torch.from_numpy(np.array(label)).long()
-        classes[0, 0, :2] = 1
-        return torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
+    class WithIsland(Member):
+        def probabilities(self, image: torch.Tensor, tell: Any = None) -> torch.Tensor:
+            classes = torch.from_numpy(np.array(truth[image.numpy().tobytes()])).long()
+            classes[0, 0, :2] = 1
+            return torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
 
-    monkeypatch.setattr(Member, "probabilities", with_island)
+    monkeypatch.setattr("tuner.export.predictions.Member", WithIsland)
     wanted = ExportSettings(ensemble=1, mirroring="off")
     exported = export_study(study, tmp_path / "bundle", settings=wanted)
     bundle_choice = json.loads((tmp_path / "bundle" / "bundle.json").read_text())

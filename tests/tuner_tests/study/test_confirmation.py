@@ -20,6 +20,7 @@ from trial_messages import completed, epoch_result
 from tuner.driver.confirm_searcher import ConfirmSearcher
 from tuner.report.confirmation import confirm_rows, write_confirm_csv
 from tuner.report.summary import goal_tables
+from tuner.report.worth import did_it_pay
 from tuner.spec.load import parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.confirmation import (
@@ -191,6 +192,41 @@ def test_the_summary_names_what_did_not_complete(study: Study, tmp_path: Path) -
     assert "trial 2 with seed 7: diverged after 0 epochs, the training loss is nan" in text
     assert "trial 3  2 of 3" in text
     assert "confirm trial 3 wins" in text
+
+
+@pytest.mark.parametrize(
+    ("gain", "answer"),
+    [
+        (0.1, "Yes: trial 3 is better than the default config, +0.1000 ["),
+        (1e-6, "Not distinguishable: trial 3 against the default config +0.0000 ["),
+        (-0.1, "No: no config that was confirmed has a better validation score than the default"),
+    ],
+)
+def test_the_first_line_says_whether_the_search_paid(
+    record: StudyRecord, tmp_path: Path, gain: float, answer: str
+) -> None:
+    spec = spec_of(SPACE.replace("top: 2", "top: 1"))
+    study = Study(record.folder, spec, record)
+    confirm(tmp_path / "confirm", study, gain).record.close()
+    shown = did_it_pay(study)
+    assert shown.startswith(answer)
+    assert "of training for the search and" in shown
+    if gain == 0.1:
+        assert "on 8 test cases that nothing was chosen by" in shown
+
+
+def test_without_a_confirmation_the_first_line_says_what_is_known(record: StudyRecord) -> None:
+    study = Study(record.folder, spec_of(), record)
+    record.entries[4].seconds = 7200.0
+    assert did_it_pay(study) == (
+        "Not confirmed: val_dice 0.8000 of trial 3 against 0.5000 of the default config (trial 0), "
+        "on the validation cases that chose the winner; 2 hours of training for the search"
+    )
+    record.entries[0].scores[2] = 0.9
+    assert did_it_pay(study).startswith("No: the default config (trial 0) has the best")
+    (record.folder / "new").mkdir()
+    empty = StudyRecord(record.folder / "new", study.spec.space, "max")
+    assert did_it_pay(Study(empty.folder, study.spec, empty)).startswith("Not known yet: no trial")
 
 
 def test_nothing_is_said_before_anything_is_judged(study: Study) -> None:
