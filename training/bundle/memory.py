@@ -1,7 +1,8 @@
 """Memory that predicting a case takes, and whether the computer has it.
 
 Linux promises more memory than there is and ends a process that makes use of it, so memory is
-looked at before it is used. The bounds are measured, see `docs/concepts/memory.md`.
+looked at before it is used. The bounds are those of `docs/concepts/prediction.md`, where they were
+measured; what a network takes for one window comes on top.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ PREPARING = 36
 PREDICTING = 12
 """Bytes for each voxel and channel of a preprocessed image, while it is predicted."""
 
-BLENDING = 12
-"""Bytes for each class and voxel of the planes that a window is deep, while it is predicted."""
+BLENDING = 16
+"""Bytes for each class and voxel of the planes that a window is deep, for each network."""
 
 GIGABYTE = 1e9
 
