@@ -74,7 +74,8 @@ def candidate_of(
         provenance: Where the study comes from.
     """
     source = trial_folder(folder, entry.number)
-    best = entry.best(study.record.mode)
+    # with several folds, the checkpoint beside the trial's config is that of the first
+    best = entry.best_of_fold(0, study.record.mode)
     assert best is not None
     config = ModelTrainingConfig(**yaml.safe_load(config_file(source, best[0]).read_text()))
     config.log_dir = source

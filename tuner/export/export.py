@@ -148,7 +148,7 @@ def _export(
     tell: Tell,
 ) -> Exported:
     entry = chosen.entry
-    best = entry.best(study.record.mode)
+    best = entry.best_of_fold(0, study.record.mode)
     if best is None or not (trial_folder(chosen.folder, entry.number) / BEST_FILE).is_file():
         raise ExportError(
             f"{chosen.name} of the study {study.name!r} has no checkpoint "
