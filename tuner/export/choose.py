@@ -25,6 +25,7 @@ from tuner.export.selection import Limits, SelectionCases, nested_gains, select
 from tuner.study.statistics import Interval, paired_interval
 
 if TYPE_CHECKING:
+    from training.config import ModelTrainingConfig
     from tuner.export.candidates import Candidate
     from tuner.export.data import ExportData
     from tuner.spec.settings import ExportSettings
@@ -41,12 +42,16 @@ class ChosenMember:
     """A network of what is exported.
 
     Attributes:
-        candidate: Whose it is.
+        name: Whose it is, in words.
+        config: The config that it was trained with.
+        checkpoint: Its weights.
         weight: Its share of the mean of probabilities.
         mirror_axes: Axes that images are mirrored along.
     """
 
-    candidate: Candidate
+    name: str
+    config: ModelTrainingConfig
+    checkpoint: Path
     weight: float
     mirror_axes: tuple[int, ...]
 
@@ -100,7 +105,7 @@ def choose(
     """
     winner = candidates[0]
     scratch = Scratch(folder)
-    prepared = validation_cases(data, scratch)
+    prepared = validation_cases(data, winner, scratch)
     if not prepared:
         return _without_cases(winner, data, settings)
     num_classes = data.preprocessing.num_classes if winner.config.target_label is None else 2
@@ -109,7 +114,7 @@ def choose(
     tell(_told(cases, winner))
     plain = cases.plain(winner)
     predicted = cases.mirrored(plain, settings.mirroring) or plain
-    choice = Choice([ChosenMember(winner, 1.0, predicted.mirror_axes)])
+    choice = Choice(_networks([(1.0, predicted)]))
     before = measure.mean(plain.scores)
     name = measure.name(num_classes)
     choice.document = {
@@ -120,6 +125,11 @@ def choose(
     gains = np.zeros(len(cases))
     gains += _choose_mirroring(choice, cases, plain, predicted, settings)
     members = [(1.0, predicted)]
+    if winner.further:
+        choice.lines.append(
+            f"folds: the {len(winner.networks)} networks of a trial are averaged; each predicts "
+            "the validation cases that it was not trained on"
+        )
     if settings.ensemble > 1 and len(candidates) > 1:
         members, more = _choose_members(choice, cases, predicted, candidates[1:], settings, tell)
         gains += more
@@ -150,7 +160,8 @@ def _without_cases(winner: Candidate, data: ExportData, settings: ExportSettings
         "the validation cases are not there: the winner alone is exported, "
         f"{_mirrors(axes)}, as nothing can be chosen by them"
     )
-    return Choice([ChosenMember(winner, 1.0, axes)], lines=[line])
+    alone = ChosenMember(winner.name, winner.config, winner.checkpoint, 1.0, axes)
+    return Choice([alone], lines=[line])
 
 
 def _choose_mirroring(
@@ -222,10 +233,7 @@ def _choose_members(
             f"ensemble: no, {winner.candidate.name} alone; of {len(names)} networks {why}"
         )
         return alone, nothing
-    choice.members = [
-        ChosenMember(predicted.candidate, weight, predicted.mirror_axes)
-        for weight, predicted in members
-    ]
+    choice.members = _networks(members)
     shown = ", ".join(
         f"{weight:.2f} {predicted.candidate.name} ({_mirrors(predicted.mirror_axes)})"
         for weight, predicted in members
@@ -290,11 +298,28 @@ def _pool(
     return [*found, *(predicted for predicted in mirrored if predicted is not None)]
 
 
+def _networks(members: Sequence[tuple[float, Predicted]]) -> list[ChosenMember]:
+    """The networks of trials: of each all folds, which share its weight."""
+    return [
+        ChosenMember(
+            predicted.candidate.name,
+            config,
+            checkpoint,
+            weight / len(predicted.candidate.networks),
+            predicted.mirror_axes,
+        )
+        for weight, predicted in members
+        for config, checkpoint in predicted.candidate.networks
+    ]
+
+
 def _limits(found: Sequence[Predicted], settings: ExportSettings) -> Limits:
     checkpoints = [predicted.candidate.checkpoint for predicted in found]
+    # networks of folds come together, and limits are those of single ones
+    folds = len(found[0].candidate.networks)
     return Limits(
-        settings.ensemble,
-        settings.ensemble_time * found[0].seconds,
+        settings.ensemble // folds,
+        settings.ensemble_time * found[0].seconds / folds,
         tuple(checkpoints.index(checkpoint) for checkpoint in checkpoints),
     )
 
@@ -343,7 +368,7 @@ def _metrics(
     spacing: tuple[float, float, float],
 ) -> dict[str, float]:
     """Validation metrics of what is exported, on the preprocessed grid."""
-    winner = choice.members[0].candidate
+    winner = members[0][1].candidate
     module = load_checkpoint(winner.checkpoint, winner.config)
     predictions = mean_predictions(members)
     predicted = (

@@ -21,7 +21,7 @@ from training.bundle.verify import verify_bundle, verify_network
 from training.data.prepared.cache import FORMAT_VERSION
 from training.errors import BundleError, DatasetError
 from tuner.errors import ExportError
-from tuner.export.candidates import candidate_of, other_candidates
+from tuner.export.candidates import candidate_of, other_candidates, with_folds
 from tuner.export.choose import Choice, choose
 from tuner.export.data import WAY_OUT, ExportData, find_data
 from tuner.export.held_out import gain_over_default, score_test_cases, test_prefix
@@ -163,6 +163,8 @@ def _export(
         alone = Member(
             config, load_checkpoint(winner.checkpoint, config), device=scoring_device(config)
         )
+        if settings.ensemble >= study.spec.folds > 1 and chosen.folder == study.folder:
+            winner = with_folds(winner, study)
         candidates = [winner]
         if settings.ensemble > 1:
             candidates += other_candidates(study, winner, settings.ensemble, provenance)
@@ -217,7 +219,7 @@ def _export(
         labels=data.labels,
         tolerance=config.surface_tolerance,
         notes=data.notes,
-        members=[member.candidate.name for member in choice.members],
+        members=[member.name for member in choice.members],
         choice=choice.lines,
         winner_metrics=of_winner.metrics,
     )
@@ -227,11 +229,11 @@ def _members(choice: Choice) -> list[Member]:
     """The networks of what was chosen; they rest on the CPU."""
     return [
         Member(
-            chosen.candidate.config,
-            load_checkpoint(chosen.candidate.checkpoint, chosen.candidate.config),
+            chosen.config,
+            load_checkpoint(chosen.checkpoint, chosen.config),
             chosen.weight,
             chosen.mirror_axes,
-            scoring_device(chosen.candidate.config),
+            scoring_device(chosen.config),
         )
         for chosen in choice.members
     ]

@@ -30,7 +30,7 @@ from tuner.export.selection import Counts
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import ExportSettings
 from tuner.study.data import prepare_data
-from tuner.study.files import PROVENANCE, RESOLVED_SPEC
+from tuner.study.files import PROVENANCE, RESOLVED_SPEC, fold_folder
 from tuner.study.provenance import provenance
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
@@ -310,3 +310,58 @@ def test_a_section_of_the_space_says_what_is_exported() -> None:
     assert parse_spec(spec.to_yaml(), source="again.yaml").export == spec.export
     with pytest.raises(SpecError, match="mirroring='sometimes'"):
         parse_spec(text.replace("off", "sometimes"), source="space.yaml")
+
+
+def test_the_networks_of_all_folds_are_exported_and_each_judged_on_its_own_cases(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = json.loads((folder / PROVENANCE).read_text())["data"]["source"]
+    monkeypatch.setenv("SEGTUNE_CACHE", str(tmp_path / "cache"))
+    text = SPACE.format(data_dir=data_dir).replace("  val_fraction: 0.4\n", "")
+    spec = parse_spec(text + "search: {folds: 2}\n", source="space.yaml")
+    data = prepare_data(spec)
+    home = tmp_path / "studies" / "folds"
+    home.mkdir(parents=True)
+    (home / PROVENANCE).write_text(json.dumps(provenance(data, seed=0)))
+    record = StudyRecord(home, spec.space, spec.mode, fold_epochs=spec.fold_epochs)
+    values = {"learning_rate": 1e-3, "patch_size": [8, 8, 8]}
+    record.propose(values, "test")
+    for step in range(1, 7):
+        record.report(0, step, 0.5, {"val_dice": 0.5}, 1.0)
+    record.finish(0, TrialState.COMPLETED, "trained 3 epochs on 2 folds")
+    splits = []
+    for fold, source in enumerate(data.for_trials):
+        place = fold_folder(home / "trials" / "0000", fold)
+        place.mkdir(parents=True)
+        config = data.spec.trial_config(values, fold)
+        config.data_dir = source.preprocessed
+        splits.append(PreprocessedDataset.load(source.preprocessed).splits)
+        (place / "config.yaml").write_text(yaml.safe_dump(config.flat()))
+        torch.manual_seed(fold)
+        module = SegmentationLightningModule(build_model(config), config)
+        torch.save({"state_dict": module.state_dict()}, place / "best.ckpt")
+    judged: dict[int, list[bytes]] = {0: [], 1: []}
+
+    class Noting(Member):
+        def probabilities(self, image: torch.Tensor, tell: Any = None) -> torch.Tensor:
+            judged[self.config.fold or 0].append(image.numpy().tobytes())
+            return super().probabilities(image)
+
+    monkeypatch.setattr("tuner.export.predictions.Member", Noting)
+    study = Study(home, spec, record)
+    exported = export_study(study, tmp_path / "bundle", settings=PLAIN)
+    record.close()
+    assert exported.members == ["trial 0", "trial 0"]
+    bundle = Bundle.load(tmp_path / "bundle", "cpu")
+    assert [member.weight for member in bundle.members] == [0.5, 0.5]
+    assert [member.config.fold for member in bundle.members] == [0, 1]
+    dataset = PreprocessedDataset.load(data.preprocessed)
+    for fold, split in enumerate(splits):
+        assert judged[fold] == [dataset.image(case).tobytes() for case in split["val"]]
+    assert set(splits[0]["val"]).isdisjoint(splits[1]["val"])
+    # one network is that of the first fold
+    alone = export_study(
+        study, tmp_path / "alone", settings=PLAIN.model_copy(update={"ensemble": 1})
+    )
+    assert alone.members == ["trial 0"]
+    assert Bundle.load(tmp_path / "alone", "cpu").config.fold == 0
