@@ -40,9 +40,9 @@ def beside(study: Path, name: str) -> Path:
 class ToyRun(TrialRun):
     """Writes what an epoch would, and notes in `trained.log` when it began and was saved."""
 
-    def _train_in(self, folder: Path) -> str:
+    def _train_in(self, folder: Path, fold: int) -> str:
         request = self._request
-        config = self._study.trial_config(self._spec, request.number, request.values)
+        config = self._study.trial_config(self._spec, request.number, request.values, fold)
         self._write_settings(folder, config)
         pace = beside(self._study.folder, PACE)
         seconds = float(pace.read_text()) if pace.is_file() else 0.0

@@ -45,7 +45,7 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
         StudyError: if the name is not usable, or belongs to a study of another spec or to a
             folder with other content, or another process runs the study. Nothing was changed then.
     """
-    name = _usual_name(spec.source) if name is None else name
+    name = usual_name(spec.source) if name is None else name
     folder = new_study_path(studies_dir, name)
     with write_errors_explained(folder):
         # looked at before the lock, which would be a file in a folder of the user's
@@ -63,7 +63,7 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
             raise
 
 
-def _usual_name(source: Path) -> str:
+def usual_name(source: Path) -> str:
     """The name of a space's file and the time."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).lstrip("._-") or "study"
     return f"{stem[:200]}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -102,7 +102,8 @@ def _make_study(spec: StudySpec, before: FolderBefore) -> Study:
         write_durably(folder / GIVEN_SPEC, spec.source_text)
         write_durably(folder / RESOLVED_SPEC, spec.to_yaml())
         keep_code(folder, spec)
-        return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode), before)
+        record = StudyRecord(folder, spec.space, spec.mode, fold_epochs=spec.fold_epochs)
+        return Study(folder, spec, record, before)
     except BaseException:
         before.restore()
         raise

@@ -69,12 +69,13 @@ def optuna_entry(
     return OptunaEntry(OptunaState.COMPLETE if complete else OptunaState.PRUNED, best[1])
 
 
-def entry_of(trial: FrozenTrial, space: Space) -> TrialEntry:
+def entry_of(trial: FrozenTrial, space: Space, fold_epochs: int | None = None) -> TrialEntry:
     """The trial that Optuna's tables hold.
 
     Args:
         trial: As Optuna reads it.
         space: What the study varies.
+        fold_epochs: Epochs of a fold where there are several.
     """
     attributes = trial.user_attrs
     return TrialEntry(
@@ -91,4 +92,5 @@ def entry_of(trial: FrozenTrial, space: Space) -> TrialEntry:
         notes=attributes.get("notes", {}),
         failures=attributes.get("failures", 0),
         overrides=attributes.get("overrides", {}),
+        fold_epochs=fold_epochs,
     )

@@ -158,7 +158,7 @@ def test_a_study_without_a_model_does_not_send_people_in_a_circle(
     record: StudyRecord, spec: StudySpec, state: TrialState, reason: str, advice: str
 ) -> None:
     """Neither the summary nor `tune export` send to `tune resume`, which has nothing to do."""
-    from tuner.export.export import export_trial
+    from tuner.export.export import export_study
 
     for score in (0.5, math.nan, 0.4):
         record.finish(add(record, score), state, reason)
@@ -167,7 +167,7 @@ def test_a_study_without_a_model_does_not_send_people_in_a_circle(
     shown = summary(record, spec)
     assert f"no trial can be exported: 3 {state} (trial 0: {reason})" in shown
     with pytest.raises(ExportError) as error:
-        export_trial(study, record.folder / "bundle")
+        export_study(study, record.folder / "bundle")
     for text in (shown, str(error.value)):
         assert advice in text
         assert f"tune run SPACE.yaml --name {record.folder.name}-2" in text
@@ -180,16 +180,16 @@ def test_no_factor_is_given_of_no_epochs(record: StudyRecord, spec: StudySpec) -
 
 
 def test_a_study_that_may_find_one_yet_is_resumed(record: StudyRecord, spec: StudySpec) -> None:
-    from tuner.export.export import export_trial
+    from tuner.export.export import export_study
 
     record.finish(add(record), TrialState.DIVERGED, "the training loss is nan")
     study = Study(record.folder, spec, record)
     assert f"tune resume {record.folder.name}" in summary(record, spec)
     with pytest.raises(ExportError, match="tune resume"):
-        export_trial(study, record.folder / "bundle")
+        export_study(study, record.folder / "bundle")
     add(record, 0.5)
     with pytest.raises(ExportError, match="still runs: export it when one has ended"):
-        export_trial(study, record.folder / "bundle")
+        export_study(study, record.folder / "bundle")
 
 
 def test_a_grid_that_is_spent_is_the_end_of_its_study(tmp_path: Path) -> None:
