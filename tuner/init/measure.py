@@ -29,6 +29,10 @@ an A100 in 9 (plain), 12, 35 and 66 hours (residual encoder M, L and XL; Isensee
 table 1), which take 4.7, 6.9, 20.7 and 34.4 GB by our estimate."""
 
 
+LEAST_SECONDS = 0.04
+"""Seconds that a small step takes on a GPU: to start its kernels, and to draw its batch."""
+
+
 @dataclass(frozen=True)
 class Speed:
     """What a network takes.
@@ -79,7 +83,7 @@ def measure(config: ModelTrainingConfig, device: Device) -> Speed:
 def estimate(config: ModelTrainingConfig) -> Speed:
     """What a network takes on a GPU that is not here, by nnU-Net's published times on an A100."""
     needed = training_bytes(config)
-    step = needed * A100_SECONDS_PER_BYTE
+    step = max(needed * A100_SECONDS_PER_BYTE, LEAST_SECONDS)
     dataset = PreprocessedDataset.load(config.data_dir)
     windows = sum(
         math.prod(
@@ -107,11 +111,10 @@ def _seconds_of_a_step(config: ModelTrainingConfig, network: nn.Module, device: 
         augmentation=config.augmentation,
         steps_per_epoch=STEPS + 1,
     )
-    began = time.perf_counter()
+    clock = _Clock(device)
     for index, batch in enumerate(batches):
         if index == 1:
-            _finish(device)
-            began = time.perf_counter()
+            clock = _Clock(device)
         image, label = batch["image"].to(device.kind), batch["label"].to(device.kind).long()
         with torch.autocast(device.kind, torch.float16, enabled=device.kind == "cuda"):
             outputs = network(image)
@@ -120,15 +123,14 @@ def _seconds_of_a_step(config: ModelTrainingConfig, network: nn.Module, device: 
         scaler.scale(value).backward()
         scaler.step(optimizer)
         scaler.update()
-    _finish(device)
-    return (time.perf_counter() - began) / STEPS
+    return clock.seconds() / STEPS
 
 
 def _seconds_of_a_case(
     config: ModelTrainingConfig, network: nn.Module, image: Any, device: Device
 ) -> float:
     network.eval()
-    began = time.perf_counter()
+    clock = _Clock(device)
     with (
         torch.inference_mode(),
         torch.autocast(device.kind, torch.float16, enabled=device.kind == "cuda"),
@@ -140,11 +142,23 @@ def _seconds_of_a_case(
             overlap=config.window_overlap,
             windows_per_batch=config.val_batch_size,
         )
-    _finish(device)
-    return time.perf_counter() - began
+    return clock.seconds()
 
 
-def _finish(device: Device) -> None:
-    """Wait for what a GPU still computes."""
-    if device.kind == "cuda":
-        torch.cuda.synchronize()
+class _Clock:
+    """Seconds since it was made, without those in which other programs had the cores."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._began = self._now()
+
+    def seconds(self) -> float:
+        """Seconds until what a GPU was given is computed."""
+        wall, busy = (now - then for now, then in zip(self._now(), self._began, strict=True))
+        # on a GPU this process waits, and on several cores its threads' seconds add up
+        return wall if self._device.kind == "cuda" else min(wall, busy)
+
+    def _now(self) -> tuple[float, float]:
+        if self._device.kind == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tuner.spec.policies import AshaSettings
 
-TRIALS = (32, 24, 16, 12, 8, 6, 4, 3)
+TRIALS = (48, 32, 24, 16, 12, 8, 6, 4, 3)
 """Trials of a study: as many of these as leave enough steps to each full training."""
 
 ENOUGH_STEPS = {"cuda": 10_000, "cpu": 2_500}
@@ -56,6 +56,11 @@ class Schedule:
     expected_hours: float
 
     @property
+    def full_steps(self) -> int:
+        """Steps of a full training."""
+        return self.epochs * self.steps
+
+    @property
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which trials are compared."""
         return AshaSettings(grace_period=self.grace_period).rungs(self.epochs)
@@ -73,13 +78,10 @@ def plan_schedule(
         kind: `cuda` or `cpu`.
         at_once: Trials that run at the same time.
     """
-    chosen = None
-    for trials in TRIALS:
-        chosen = _with_trials(trials, hours, step, validation, at_once)
-        if chosen.epochs * chosen.steps >= ENOUGH_STEPS[kind]:
-            break
-    assert chosen is not None
-    return chosen
+    plans = [_with_trials(trials, hours, step, validation, at_once) for trials in TRIALS]
+    # as long as the time of one training is the limit, more trials take nothing from it
+    enough = min(ENOUGH_STEPS[kind], 0.9 * plans[-1].full_steps)
+    return next((plan for plan in plans if plan.full_steps >= enough), plans[-1])
 
 
 def _with_trials(
@@ -92,7 +94,7 @@ def _with_trials(
     least_steps = max(1, round(validation / (VALIDATION_SHARE * step)))
     epochs = max(FEWEST_EPOCHS, min(EPOCHS, int(most / least_steps)))
     an_epoch = _full_seconds(seconds, trials, epochs, at_once) / epochs
-    steps = min(_rounded(int((an_epoch - validation) / step)), MOST_STEPS // epochs)
+    steps = _rounded(min(int((an_epoch - validation) / step), MOST_STEPS // epochs))
     an_epoch = steps * step + validation
     expected = _policy(epochs).expected_epochs(epochs, trials) * an_epoch / at_once
     return Schedule(
