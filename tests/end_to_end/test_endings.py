@@ -183,7 +183,7 @@ def test_a_trial_leaves_nothing_behind_in_its_process(
     spec = load_spec(space_file)
     data = prepare_dataset(data_dir, spec.base_config())
     source = DataSource(data, data_dir, PreprocessedDataset.load(data).fingerprint)
-    context = StudyContext(tmp_path, spec, source, gpus=0)
+    context = StudyContext(tmp_path, spec, (source,), gpus=0)
 
     def modules() -> int:
         gc.collect()

@@ -38,9 +38,9 @@ def beside(study: Path, name: str) -> Path:
 class ToyRun(TrialRun):
     """Writes what an epoch would, and notes in `trained.log` when it began and was saved."""
 
-    def _train_in(self, folder: Path) -> int:
+    def _train_in(self, folder: Path, fold: int) -> str:
         request = self._request
-        config = self._study.trial_config(self._spec, request.number, request.values)
+        config = self._study.trial_config(self._spec, request.number, request.values, fold)
         self._write_settings(folder, config)
         pace = beside(self._study.folder, PACE)
         seconds = float(pace.read_text()) if pace.is_file() else 0.0
@@ -59,7 +59,7 @@ class ToyRun(TrialRun):
             write_durably(folder / METRICS_FILE, "\n".join(str(row["epoch"]) for row in history))
             self._log(folder, "saved", epoch)
             self.report_epoch(row)
-        return int(config.max_epochs)
+        return f"trained {config.max_epochs} epochs"
 
     def _log(self, folder: Path, what: str, epoch: int) -> None:
         with (folder / TRAINED).open("a") as file:

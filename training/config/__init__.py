@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from training.config.data import DataFields
+from training.config.data import DEFAULT_TEST_FRACTION, DataFields
 from training.config.network import NetworkFields
 from training.config.optimisation import OptimisationFields
 from training.config.run import RunFields
@@ -32,6 +32,7 @@ from training.config.types import (
 from training.errors import FieldsError
 
 __all__ = [
+    "DEFAULT_TEST_FRACTION",
     "MIRROR_AXES",
     "AugmentationName",
     "ClassWeightPreset",

@@ -12,6 +12,9 @@ from training.config.base import NOT_SEARCHABLE, ConfigPart
 from training.config.types import AugmentationName, Float, Int, MirrorAxes, Size3d, Spacing3d
 from training.errors import FieldsError
 
+DEFAULT_TEST_FRACTION = 0.2
+"""Share of the cases that are kept for testing where neither a share nor a fold is given."""
+
 
 class DataFields(ConfigPart):
     """The data, their split and their patches."""
@@ -178,4 +181,4 @@ class DataFields(ConfigPart):
         """Share of the cases that are kept for testing, with the default resolved."""
         if self.test_fraction is not None:
             return self.test_fraction
-        return 0.2 if self.fold is None else 0.0
+        return DEFAULT_TEST_FRACTION if self.fold is None else 0.0

@@ -215,6 +215,22 @@ def overrides_of(options: argparse.Namespace) -> dict[str, Override]:
     return overrides
 
 
+def export_settings(options: argparse.Namespace) -> dict[str, Override]:
+    """Options of `tune export` as settings of the section `export`."""
+    from tuner.spec.yaml_source import Override
+
+    shown = {
+        "ensemble": f"--ensemble {options.ensemble}",
+        "ensemble_time": f"--ensemble-time {options.ensemble_time}",
+        "mirroring": "--no-mirroring",
+        "postprocessing": "--no-postprocessing",
+    }
+    given = {name: getattr(options, name) for name in shown}
+    return {
+        name: Override(value, shown[name]) for name, value in given.items() if value is not None
+    }
+
+
 def refuse_urls(options: argparse.Namespace) -> None:
     """Refuse addresses where a path is meant: `Path` would make folders of them."""
     from training.local_path import is_url, url_refusal

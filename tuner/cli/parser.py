@@ -93,7 +93,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--export",
         type=Path,
         metavar="DIR",
-        help="export the winner to DIR (default: no export; `tune export` does it later)",
+        help="export the best model to DIR (default: no export; `tune export` does it later)",
     )
     add_studies_dir(parser)
     add_address(parser)
@@ -146,7 +146,32 @@ def _fields_options(parser: argparse.ArgumentParser) -> None:
 def _export_options(parser: argparse.ArgumentParser) -> None:
     add_study_name(parser)
     parser.add_argument(
-        "--trial", type=int, metavar="ID", help="trial to export (default: the best)"
+        "--trial", type=int, metavar="ID", help="trial to export, alone (default: the best)"
+    )
+    parser.add_argument(
+        "--ensemble",
+        metavar="N",
+        help="networks that the model may have; 1 for the winner alone (default: as in the space)",
+    )
+    parser.add_argument(
+        "--ensemble-time",
+        metavar="X",
+        help="times as long as the winner that an ensemble may take for a case (default: as in "
+        "the space)",
+    )
+    parser.add_argument(
+        "--no-mirroring",
+        action="store_const",
+        const="off",
+        dest="mirroring",
+        help="do not average predictions over mirrored images (default: as in the space)",
+    )
+    parser.add_argument(
+        "--no-postprocessing",
+        action="store_const",
+        const="false",
+        dest="postprocessing",
+        help="do not clean predictions of small components (default: as in the space)",
     )
     parser.add_argument(
         "-o",
@@ -188,6 +213,12 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         nargs=3,
         metavar=("D", "H", "W"),
         help="voxels of a patch (default: the patch size of training)",
+    )
+    parser.add_argument(
+        "--member",
+        type=int,
+        metavar="N",
+        help="network of an ensemble, from 0 (default: the mean of all)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     _add_trust_code(parser)
@@ -270,7 +301,11 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "export",
         "export a study's best model, ready to predict",
-        ("tune export liver -o bundle", "tune export liver --trial 7"),
+        (
+            "tune export liver -o bundle",
+            "tune export liver --ensemble 3 --no-mirroring",
+            "tune export liver --trial 7",
+        ),
         _export_options,
         commands.export,
     ),

@@ -1,7 +1,9 @@
 """Removes the checkpoints that a study no longer needs.
 
 A trial that may go on keeps its best and its last checkpoint. Of those that have ended, the best
-`keep` trials do; the others lost, and theirs are removed as soon as the record says so. Above
+`checkpoints.keep` trials do. As many as an exported ensemble may have (`export.ensemble`), and the
+best trial of each network, keep at least their best one, so that an ensemble has a choice. The
+others lost, and theirs are removed as soon as the record says so. Above
 the disk budget, ended trials lose their last checkpoints and then their best, the worst trial
 first. The winner's are never removed. Checkpoints that trials of a population keep for each other
 (`epoch-00010.ckpt`) are removed when every trial has come further. Of a confirmation, the best
@@ -25,7 +27,6 @@ from tuner.study.files import (
     remove_checkpoints,
 )
 from tuner.study.pareto import pareto_front
-from tuner.study.trial_entry import sign_of
 from tuner.trial.messages import TrialRequest
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self._objectives = study.spec.objectives
         self._folder = study.folder
         self._settings = study.spec.checkpoints
+        self._ensemble = study.spec.export.ensemble
         self._console = console
         self._warned = False
-        self._kept: list[tuple[float, int]] = []
+        self._kept: list[tuple[int, float, int]] = []
         self._seen: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,21 +92,35 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
 
     def _place(self, entry: TrialEntry) -> None:
         """Rank a trial that has ended among the others; the one that loses is removed."""
-        best = entry.best(self._record.mode) if entry.state.usable else None
-        if best is None:
+        standing = entry.standing(self._record.mode) if entry.state.usable else None
+        if standing is None:
             self._remove(entry.number, CHECKPOINT_FILES)
             return
-        sign = sign_of(self._record.mode)
-        insort(self._kept, (-sign * best[1], entry.number))
+        insort(self._kept, (-standing[0], -standing[1], entry.number))
         # only ended trials are ranked: a place that is lost is lost for good
         losers = self._kept[self._settings.keep :]
-        del self._kept[self._settings.keep :]
-        front = self._front() if losers else set()
+        if not losers:
+            return
+        front = self._front()
+        members = self._members()
+        self._kept = [
+            place
+            for place in self._kept
+            if place not in losers or place[-1] in front or place[-1] in members
+        ]
         for place in losers:
-            if place[1] in front:
-                self._kept.append(place)
-            else:
-                self._remove(place[1], CHECKPOINT_FILES)
+            if place[-1] in front:
+                continue
+            self._remove(place[-1], (LAST_FILE,) if place[-1] in members else CHECKPOINT_FILES)
+
+    def _members(self) -> set[int]:
+        """Ended trials that an ensemble may want: the best ones, and the best of each network."""
+        ranked = [number for *_, number in self._kept]
+        of_network: dict[Any, int] = {}
+        for number in ranked:
+            values = self._record.entries[number].values
+            of_network.setdefault(values.get("model_name"), number)
+        return {*ranked[: self._ensemble], *of_network.values()}
 
     def _front(self) -> set[int]:
         """Ended trials of the Pareto front: the user may export any of them."""
@@ -120,7 +136,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
             for path in own_checkpoints(self._folder, number, (*CHECKPOINT_FILES, SNAPSHOT_PATTERN))
         )
         # the best that has ended comes first: a better one that still runs may fail yet
-        losers = [number for _, number in reversed(self._kept[1:])]
+        losers = [number for *_, number in reversed(self._kept[1:])]
         for names in ((LAST_FILE,), CHECKPOINT_FILES):
             for number in losers:
                 if spent <= budget:

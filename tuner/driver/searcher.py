@@ -74,7 +74,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         imported = imported or {}
         self._known = LearningRecord(record, dict(imported)) if imported else record
         self._default = best_point(imported, record.mode) or spec.default_point()
-        self._rungs = (*spec.rungs(), spec.max_epochs)
+        self._rungs = (*spec.rungs(), *spec.fold_ends)
         self._to_resume = [entry.number for entry in record.unfinished()]
         self._number_of: dict[str, int] = {}
         self._exhausted = False
@@ -90,7 +90,9 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
             self._number_of[trial_id] = entry.number
             last = entry.lineage[-1] if entry.lineage else None
             exploits = None if last is None else Snapshot(last.donor, last.epoch)
-            return TrialRequest(entry.number, self._values(entry), exploits).to_ray()
+            return TrialRequest(
+                entry.number, self._values(entry), exploits, entry.finished_folds
+            ).to_ray()
         if self._record.unfinished():
             # one of those that run may have to go on later
             return None

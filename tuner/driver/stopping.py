@@ -192,7 +192,9 @@ def _leave_when_overdue(
 def _end_process(record: StudyRecord, reason: str) -> None:
     """Close the record of a study whose main thread is stuck in Ray, and end the process."""
     try:
-        afresh = type(record)(record.folder, record.space, record.mode)
+        afresh = type(record)(
+            record.folder, record.space, record.mode, fold_epochs=record.fold_epochs
+        )
         afresh.close_running(reason)
         afresh.close()
     finally:

@@ -154,6 +154,30 @@ def _check_population(spec: SpecValues, parser: SpecParser) -> None:
         )
 
 
+def _check_folds(spec: SpecValues, parser: SpecParser) -> None:
+    """Note settings that do not go with several folds."""
+    folds = f"folds={spec.folds}"
+    if "fold" in spec.config:
+        parser.problem(
+            ("config", "fold"),
+            f"fold={spec.config['fold']} and search.{folds}: with several folds each configuration "
+            "is trained on one after the other; remove fold, or set folds: 1",
+        )
+    known = spec.config.get("num_folds", spec.folds)
+    if spec.folds > known:
+        parser.problem(
+            ("search", "folds"),
+            f"{folds} must not be above num_folds={known}, the folds that there are: lower it, or "
+            "leave num_folds out",
+        )
+    if spec.population:
+        parser.problem(
+            ("search", "folds"),
+            f"{folds} does not go with policy={spec.policy.name}, in which trials exchange weights "
+            "while they train once: set folds: 1, or choose another policy, e.g. asha",
+        )
+
+
 SAMPLES = 200
 """Points of the space that are checked for values that do not fit together."""
 
@@ -167,6 +191,8 @@ def check_together(spec: SpecValues, parser: SpecParser) -> None:
         parser.problem(("policy", setting), message)
     if spec.population:
         _check_population(spec, parser)
+    if spec.folds > 1:
+        _check_folds(spec, parser)
     rng = random.Random(0)
     for _ in range(SAMPLES):
         if not check_point(parser, spec, spec.space.sample(rng)):

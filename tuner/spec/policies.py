@@ -73,6 +73,10 @@ class PolicySettings(Section):
         """Epochs that a study of so many trials is expected to take."""
         return float(trials * max_epochs)
 
+    def expected_full_trainings(self, max_epochs: int, trials: int) -> float:
+        """How many of so many trials are expected to train to the end."""
+        return float(trials)
+
     def snapshot_interval(self, max_epochs: int) -> int:
         """Epochs after which a trial keeps its checkpoint for others to copy."""
         return max_epochs + 1
@@ -143,6 +147,10 @@ class _Rungs(_GracePeriod):
         )
         return per_trial * trials
 
+    def expected_full_trainings(self, max_epochs: int, trials: int) -> float:
+        """Trials that survive every rung."""
+        return trials / float(self.reduction_factor) ** len(self.rungs(max_epochs))
+
 
 class AshaSettings(_Rungs):
     """Asynchronous successive halving (Li et al., 2020)."""
@@ -181,6 +189,17 @@ class HyperbandSettings(PolicySettings):
         """Epochs of the brackets that so many trials fill."""
         brackets = hyperband_brackets(max_epochs, self.reduction_factor)
         return expected_epochs(brackets, self.reduction_factor, trials)
+
+    def expected_full_trainings(self, max_epochs: int, trials: int) -> float:
+        """Trials that survive every round of their bracket, of full bands."""
+        brackets = hyperband_brackets(max_epochs, self.reduction_factor)
+        survivors = 0
+        for bracket in brackets:
+            going = bracket.size
+            for _ in bracket.milestones[:-1]:
+                going = -(-going // self.reduction_factor)
+            survivors += going
+        return trials * survivors / sum(bracket.size for bracket in brackets)
 
 
 class MedianSettings(_GracePeriod):

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from training.config import Mode, ModelTrainingConfig
+from training.config import DEFAULT_TEST_FRACTION, Mode, ModelTrainingConfig
 from training.registry import is_plugin
 from tuner.spec.policies import AshaSettings, PolicySettings
 from tuner.spec.recipes import (
@@ -22,6 +22,7 @@ from tuner.spec.settings import (
     CheckpointSettings,
     ConfirmSettings,
     ConstraintSettings,
+    ExportSettings,
     FailureSettings,
     ResourceSettings,
     SearchSettings,
@@ -33,6 +34,9 @@ from tuner.spec.yaml_source import dump_yaml
 FORMAT = 2
 """Format of a search space. In 1, of earlier versions, a field that a study did not name had the
 default of then (`DEFAULTS_OF_FORMAT_1`); in 2 it has the value of the network's recipe."""
+
+RACED_SHARE = 0.3
+"""Share of the further folds of trials that a race trains, about; see `bench_folds.py`."""
 
 
 class SpecValues(BaseModel):
@@ -57,6 +61,7 @@ class SpecValues(BaseModel):
         checkpoints: Which checkpoints are kept.
         constraints: What a trial must keep to.
         confirm: How the best trials are confirmed, None for not at all.
+        export: What is made of the checkpoints when the study is exported.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -76,6 +81,7 @@ class SpecValues(BaseModel):
     checkpoints: CheckpointSettings = CheckpointSettings()
     constraints: ConstraintSettings = ConstraintSettings()
     confirm: ConfirmSettings | None = None
+    export: ExportSettings = ExportSettings()
 
     @property
     def objectives(self) -> tuple[tuple[str, Mode], ...]:
@@ -84,15 +90,39 @@ class SpecValues(BaseModel):
 
     @property
     def max_epochs(self) -> int:
-        """Epochs of a full training."""
+        """Epochs of a full training on one fold."""
         return self.base_config().max_epochs
+
+    @property
+    def folds(self) -> int:
+        """Folds that a configuration is judged on."""
+        return self.search.folds
+
+    @property
+    def fold_epochs(self) -> int | None:
+        """Epochs of a fold where there are several, None where a trial trains once."""
+        return self.max_epochs if self.folds > 1 else None
+
+    @property
+    def full_epochs(self) -> int:
+        """Epochs of a full training on every fold."""
+        return self.max_epochs * self.folds
+
+    @property
+    def fold_ends(self) -> tuple[int, ...]:
+        """Epochs of a trial at which its folds end, counted over all of them."""
+        return tuple(self.max_epochs * (fold + 1) for fold in range(self.folds))
 
     def base_config(self) -> ModelTrainingConfig:
         """The config of the fixed values alone."""
         return self.trial_config({})
 
-    def trial_config(self, values: Mapping[str, Any]) -> ModelTrainingConfig:
+    def trial_config(self, values: Mapping[str, Any], fold: int = 0) -> ModelTrainingConfig:
         """The config of a trial with the sampled `values`.
+
+        Args:
+            values: Its values by field name.
+            fold: Which of the study's folds is for validation, from 0, where there are several.
 
         Raises:
             pydantic.ValidationError: if the values do not fit together.
@@ -102,11 +132,27 @@ class SpecValues(BaseModel):
             unnamed = dict(DEFAULTS_OF_FORMAT_1)
         else:
             unnamed = unnamed_values(flat, {*self.config, *self.space.domains})
-        flat = {**unnamed, **flat, "monitor": self.metric, "monitor_mode": self.mode}
+        flat = {
+            **unnamed,
+            **flat,
+            **self._fold_values(fold),
+            "monitor": self.metric,
+            "monitor_mode": self.mode,
+        }
         own = [metric for metric, _ in self.further_metrics if is_plugin(metric)]
         if own:
             flat["own_metrics"] = list(dict.fromkeys([*self.config.get("own_metrics", []), *own]))
         return ModelTrainingConfig.from_flat({**assumed_classes(flat), **flat})
+
+    def _fold_values(self, fold: int) -> dict[str, Any]:
+        """Fields of the config that say which cases are for validation."""
+        if self.folds == 1:
+            return {}
+        values = {"fold": fold, "num_folds": self.config.get("num_folds", self.folds)}
+        if "splits_file" not in self.config and self.config.get("test_fraction") is None:
+            # nnU-Net's folds keep none apart; a study does, with folds as without
+            values["test_fraction"] = DEFAULT_TEST_FRACTION
+        return values
 
     def default_point(self) -> dict[str, Any]:
         """The known good point of the space: each field's default, or what comes nearest."""
@@ -162,7 +208,13 @@ class SpecValues(BaseModel):
 
     def expected_epochs(self) -> float:
         """Epochs that the study is expected to take if no trial fails."""
-        return self.policy.expected_epochs(self.max_epochs, self.search.num_trials)
+        trials = self.search.num_trials
+        first = self.policy.expected_epochs(self.max_epochs, trials)
+        full = self.policy.expected_full_trainings(self.max_epochs, trials)
+        share = RACED_SHARE if self.search.race else 1.0
+        # the winner has all folds, however few trials there are
+        further = max(1.0, share * full) * (self.folds - 1) * self.max_epochs
+        return first + further
 
     def to_dict(self) -> dict[str, Any]:
         """The whole spec as plain values, every setting written out."""

@@ -76,14 +76,13 @@ def candidates(study: Study) -> list[Candidate]:
     record, spec = study.record, study.spec
     assert spec.confirm is not None
     default = spec.default_point()
-    sign = -sign_of(record.mode)
     scored = [
-        (sign * best[1], entry.number)
+        (-standing[0], -standing[1], entry.number)
         for entry in record.entries.values()
-        if entry.state.usable and (best := entry.best(record.mode)) is not None
+        if entry.state.usable and (standing := entry.standing(record.mode)) is not None
     ]
     chosen: list[Candidate] = []
-    for _, number in sorted(scored):
+    for *_, number in sorted(scored):
         values = record.entries[number].values
         if len(chosen) < spec.confirm.top and all(values != other.values for other in chosen):
             chosen.append(Candidate(f"trial {number}", values, number, values == default))

@@ -102,7 +102,8 @@ def _make_study(spec: StudySpec, before: FolderBefore) -> Study:
         write_durably(folder / GIVEN_SPEC, spec.source_text)
         write_durably(folder / RESOLVED_SPEC, spec.to_yaml())
         keep_code(folder, spec)
-        return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode), before)
+        record = StudyRecord(folder, spec.space, spec.mode, fold_epochs=spec.fold_epochs)
+        return Study(folder, spec, record, before)
     except BaseException:
         before.restore()
         raise

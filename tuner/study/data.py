@@ -42,6 +42,8 @@ class StudyData:
         preprocessed: The preprocessed folder in the cache.
         fingerprint: Of data and preprocessing settings.
         summary: One line about cases, classes and spacing.
+        further_folds: Folder and fingerprint of each fold after the first: the same arrays, split
+            otherwise.
     """
 
     spec: StudySpec
@@ -49,13 +51,15 @@ class StudyData:
     preprocessed: Path
     fingerprint: str
     summary: str
+    further_folds: tuple[tuple[Path, str], ...] = ()
 
     @property
-    def for_trials(self) -> DataSource:
-        """Where a trial finds the data, on any node."""
+    def for_trials(self) -> tuple[DataSource, ...]:
+        """Where a trial finds the data of each fold, on any node."""
         given = self.spec.base_config().data_dir
         raw = given if str(given) == PHANTOM else self.source.absolute()
-        return DataSource(self.preprocessed, raw, self.fingerprint)
+        splits = ((self.preprocessed, self.fingerprint), *self.further_folds)
+        return tuple(DataSource(folder, raw, fingerprint) for folder, fingerprint in splits)
 
 
 def prepare_data(
@@ -96,12 +100,13 @@ def prepare_data(
     if not dataset.splits["val"]:
         raise StudyError(f"the data in {source} have no case left for validation")
     splits = {name: len(cases) for name, cases in dataset.splits.items()}
+    folds = f" on the first of {completed.folds} folds" if completed.folds > 1 else ""
     mirroring = mirroring_line(completed, dataset.labels)
     if mirroring:
         report(mirroring)
     summary = (
         f"{dataset.name}: {dataset.modality}, {splits['train']} training, "
-        f"{splits['val']} validation and {splits['test']} test cases; "
+        f"{splits['val']} validation and {splits['test']} test cases{folds}; "
         f"labels {', '.join(dataset.labels)}"
     )
     return StudyData(
@@ -110,7 +115,14 @@ def prepare_data(
         preprocessed,
         dataset.fingerprint,
         "; ".join(filter(None, [summary, mirroring])),
+        tuple(_prepare_fold(completed, source, fold) for fold in range(1, completed.folds)),
     )
+
+
+def _prepare_fold(spec: StudySpec, source: Path, fold: int) -> tuple[Path, str]:
+    """Folder and fingerprint of a further fold, whose arrays are there."""
+    preprocessed = prepare_dataset(source, spec.trial_config({}, fold))
+    return preprocessed, PreprocessedDataset.load(preprocessed).fingerprint
 
 
 def shown_warnings(warnings: Sequence[str], where: str = "") -> list[str]:
@@ -147,7 +159,15 @@ def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
     """
     config = spec.base_config()
     check_config(config, dataset, spec.config)
-    given = split_of_file([case.case_id for case in dataset.cases], config)
+    cases = [case.case_id for case in dataset.cases]
+    given = split_of_file(cases, config)
+    for fold in range(1, spec.folds):
+        other = split_of_file(cases, spec.trial_config({}, fold))
+        if given is not None and other is not None and other["test"] != given["test"]:
+            raise StudyError(
+                f"folds 0 and {fold} of {config.splits_file} have different parts `test`: with "
+                f"folds={spec.folds} they must be the same, since no trial may see a test case"
+            )
     if spec.confirm is not None and given is not None and not given["test"]:
         raise StudyError(
             f"confirm judges trials on test cases, but fold {config.fold} of {config.splits_file} "

@@ -46,6 +46,36 @@ def trial_folder(study_folder: Path, number: int) -> Path:
     return study_folder / TRIALS_FOLDER / f"{number:04d}"
 
 
+FOLD_PATTERN = "fold-[1-9]*"
+"""Folders that a trial has for its folds after the first."""
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """Where a trial keeps what it trained on a fold; the first one is in its own folder.
+
+    Args:
+        folder: The trial's folder.
+        fold: The fold, from 0.
+    """
+    return folder / f"fold-{fold}" if fold else folder
+
+
+def best_checkpoints(study_folder: Path, number: int, folds: int = 1) -> dict[int, Path]:
+    """The best checkpoint of each fold of a trial, by fold from 0, of those that are there.
+
+    The validation cases of one fold are training cases of the others: each checkpoint is to be
+    judged on those of its own (`config.yaml` beside it has the `fold`).
+
+    Args:
+        study_folder: The study's folder.
+        number: The trial.
+        folds: Folds of the study.
+    """
+    folder = trial_folder(study_folder, number)
+    found = {fold: fold_folder(folder, fold) / BEST_FILE for fold in range(folds)}
+    return {fold: path for fold, path in found.items() if path.is_file()}
+
+
 CONFIG_FILE = "config.yaml"
 
 RAY_FOLDER = "ray"
@@ -78,13 +108,18 @@ def remove_checkpoints(
 
 
 def own_checkpoints(study_folder: Path, number: int, patterns: Sequence[str]) -> list[Path]:
-    """Checkpoints of a trial that the program wrote, by name: a `best.ckpt.mine` is the user's."""
+    """Checkpoints of a trial that the program wrote, by name: a `best.ckpt.mine` is the user's.
+
+    Those of all its folds are among them.
+    """
     folder = trial_folder(study_folder, number)
     if not folder.is_dir():
         return []
     own = [pattern + suffix for pattern in patterns for suffix in ("", DAMAGED, PARTIAL)]
+    folders = [folder, *sorted(path for path in folder.glob(FOLD_PATTERN) if path.is_dir())]
     return [
         path
-        for path in folder.iterdir()
+        for place in folders
+        for path in place.iterdir()
         if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in own) and path.is_file()
     ]

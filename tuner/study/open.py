@@ -39,7 +39,7 @@ def open_study(studies_dir: Path, name: str) -> Study:
     spec = load_resolved_spec(folder / RESOLVED_SPEC)
     if not (folder / DATABASE).is_file():
         raise unreadable(folder / DATABASE, ValueError("it is not there"))
-    record = StudyRecord(folder, spec.space, spec.mode)
+    record = StudyRecord(folder, spec.space, spec.mode, fold_epochs=spec.fold_epochs)
     # all of it is read; an open file would be in the way of a process that makes the study anew,
     # and the record opens it again when something is to be written
     record.close()

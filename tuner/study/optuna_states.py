@@ -69,12 +69,13 @@ def optuna_entry(
     return OptunaEntry(OptunaState.COMPLETE if complete else OptunaState.PRUNED, best[1])
 
 
-def entry_of(trial: FrozenTrial, space: Space) -> TrialEntry:
+def entry_of(trial: FrozenTrial, space: Space, fold_epochs: int | None = None) -> TrialEntry:
     """The trial that Optuna's tables hold.
 
     Args:
         trial: As Optuna reads it.
         space: What the study varies.
+        fold_epochs: Epochs of a fold where there are several.
     """
     attributes = trial.user_attrs
     return TrialEntry(
@@ -85,9 +86,11 @@ def entry_of(trial: FrozenTrial, space: Space) -> TrialEntry:
         scores=dict(trial.intermediate_values),
         metrics=named_now(attributes.get("metrics", {})),
         seconds=attributes.get("seconds", 0.0),
+        epoch_seconds=attributes.get("epoch_seconds", 0.0),
         proposed_by=attributes.get("proposed_by", ""),
         generation=attributes.get("generation", 0),
         notes=attributes.get("notes", {}),
         failures=attributes.get("failures", 0),
         overrides=attributes.get("overrides", {}),
+        fold_epochs=fold_epochs,
     )

@@ -11,8 +11,9 @@ next decision: should a power loss remove it, it is restored from the trial's ch
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from tuner.study.optuna_states import METRIC_NAMES, RUNNING, OptunaEntry, entry_
 from tuner.study.storage import TransactionalStorage, refuse_lost_record, unreadable
 from tuner.study.trial_entry import (
     BEST_VALUES,
+    FOLD_METRICS,
     GPU_SECONDS,
     IN_PROGRESS,
     LINEAGE,
@@ -42,7 +44,6 @@ from tuner.study.trial_entry import (
     TrialEntry,
     TrialState,
     epochs_spent,
-    sign_of,
 )
 
 if TYPE_CHECKING:
@@ -65,15 +66,24 @@ class StudyRecord:
         space: What the study varies.
         mode: Whether a greater ("max") or smaller ("min") score is better.
         storage: Where the trials are kept; `optuna.db` in `folder` by default.
+        fold_epochs: Epochs of a fold where trials are judged on several, None where they train
+            once.
 
     Raises:
         StudyError: if the record in `folder` cannot be read.
     """
 
     def __init__(
-        self, folder: Path, space: Space, mode: str, storage: BaseStorage | None = None
+        self,
+        folder: Path,
+        space: Space,
+        mode: str,
+        storage: BaseStorage | None = None,
+        *,
+        fold_epochs: int | None = None,
     ) -> None:
         self.folder = folder
+        self.fold_epochs = fold_epochs
         self.mode = mode
         self.space = space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -105,7 +115,7 @@ class StudyRecord:
         self.decisions: list[DecisionEntry] = [DecisionEntry(*row) for row in stored]
         self.halted: str | None = None
         self.entries: dict[int, TrialEntry] = {
-            trial.number: entry_of(trial, self.space) for trial in frozen
+            trial.number: entry_of(trial, self.space, self.fold_epochs) for trial in frozen
         }
         self._trial_ids = {trial.number: trial._trial_id for trial in frozen}
         self._in_optuna = {trial.number: OptunaEntry.of(trial) for trial in frozen}
@@ -168,19 +178,18 @@ class StudyRecord:
     def best(self, *, running: bool = True) -> TrialEntry | None:
         """The trial with the best score of all that may win, the first of equals.
 
+        Of several folds, a trial that has finished more is better.
+
         Args:
             running: Whether it may be one that still runs, and may fail yet.
         """
         scored = [
-            (score[1], entry)
+            (standing, entry)
             for entry in self.entries.values()
-            if entry.state.usable and (score := entry.best(self.mode)) is not None
+            if entry.state.usable and (standing := entry.standing(self.mode)) is not None
             if running or entry.state is not TrialState.RUNNING
         ]
-        if not scored:
-            return None
-        sign = sign_of(self.mode)
-        return max(scored, key=lambda pair: (sign * pair[0], -pair[1].number))[1]
+        return max(scored, key=lambda pair: (pair[0], -pair[1].number))[1] if scored else None
 
     def propose(
         self, values: Mapping[str, Any], proposed_by: str, generation: int = 0
@@ -199,7 +208,13 @@ class StudyRecord:
             distributions={name: distribution_of(self.space.domains[name]) for name in values},
             user_attrs={"proposed_by": proposed_by, "generation": generation},
         )
-        entry = TrialEntry(number, dict(values), proposed_by=proposed_by, generation=generation)
+        entry = TrialEntry(
+            number,
+            dict(values),
+            proposed_by=proposed_by,
+            generation=generation,
+            fold_epochs=self.fold_epochs,
+        )
         with self.transaction():
             self._trial_ids[number] = self._storage.create_new_trial(self._study_id, template)
             self.entries[number] = entry
@@ -236,16 +251,32 @@ class StudyRecord:
             self._storage.set_trial_intermediate_value(self._trial_ids[number], epoch, score)
             entry.scores[epoch] = score
             self._by_epoch.setdefault(epoch, {})[number] = score
-            entry.seconds += seconds
+            entry.add_epoch_of(seconds)
             self._note(entry, "seconds", round(entry.seconds, 3))
-            best = entry.best(self.mode)
-            if best is not None and best[0] == epoch:
-                entry.metrics = dict(metrics)
-                self._note(entry, "metrics", entry.metrics)
+            self._note(entry, "epoch_seconds", round(entry.epoch_seconds, 3))
+            self._note_metrics(entry, epoch, metrics)
             if gpus:
                 spent = entry.notes.get(GPU_SECONDS, 0.0) + seconds * gpus
                 self.note(number, GPU_SECONDS, spent, durable=False)
         return True
+
+    def _note_metrics(self, entry: TrialEntry, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics of an epoch that is the best so far; of several folds their means."""
+        fold, own = divmod(epoch - 1, self.fold_epochs) if self.fold_epochs else (0, epoch - 1)
+        best = entry.best_of_fold(fold, self.mode)
+        improved = best is not None and best[0] == own + 1
+        shown = dict(metrics)
+        if self.fold_epochs is not None:
+            by_fold: dict[str, dict[str, float]] = {**entry.notes.get(FOLD_METRICS, {})}
+            if improved:
+                by_fold[str(fold)] = dict(metrics)
+                self.note(entry.number, FOLD_METRICS, by_fold, durable=False)
+            finished = epoch % self.fold_epochs == 0
+            improved = bool(by_fold) and (finished or (improved and fold == 0))
+            shown = _means(list(by_fold.values()))
+        if improved:
+            entry.metrics = shown
+            self._note(entry, "metrics", entry.metrics)
 
     def pause(self, number: int, reason: str) -> None:
         """Set a trial aside that may be promoted later."""
@@ -396,3 +427,12 @@ class StudyRecord:
 
     def _note(self, entry: TrialEntry, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._trial_ids[entry.number], key, value)
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each metric that all rows have."""
+    return {
+        name: math.fsum(row[name] for row in rows) / len(rows)
+        for name in (rows[0] if rows else ())
+        if all(name in row for row in rows)
+    }

@@ -87,15 +87,20 @@ class TrialEntry:
         values: Sampled values by field name.
         state: How the trial stands.
         reason: Why it ended, as text.
-        scores: Value of the study's metric by epoch, from 1.
-        metrics: All metrics of the best epoch.
+        scores: Value of the study's metric by epoch, from 1. Where the trial is judged on several
+            folds, epochs are counted over all of them, and each fold has its own; the last
+            one of a fold counts as its `fold_epochs`-th, however early it ended.
+        metrics: All metrics of the best epoch; of several folds their means.
         seconds: Time spent on training, over all its runs.
+        epoch_seconds: Time of an epoch now: a mean in which each counts half as much as the next;
+            0 for none, and in records of earlier versions.
         proposed_by: What drew its values.
         generation: Generation of a searcher that works in generations.
         failures: How often it failed and was tried again.
         overrides: Values that a retry after running out of memory, or a shortened schedule, has
             in place of others.
         notes: Further facts, by name; what JSON can hold.
+        fold_epochs: Epochs of a fold where there are several, None where the trial trains once.
     """
 
     number: int
@@ -105,11 +110,13 @@ class TrialEntry:
     scores: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    epoch_seconds: float = 0.0
     proposed_by: str = ""
     generation: int = 0
     failures: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    fold_epochs: int | None = None
 
     @property
     def lineage(self) -> list[Exploit]:
@@ -153,17 +160,78 @@ class TrialEntry:
 
     @property
     def epochs(self) -> int:
-        """Epochs trained."""
+        """How far the trial has come: the epoch that it trained last."""
         return max(self.scores, default=0)
 
+    @property
+    def epochs_trained(self) -> int:
+        """Epochs that were trained; of folds that ended early there are fewer than `epochs`."""
+        return self.epochs if self.fold_epochs is None else len(self.scores)
+
+    @property
+    def finished_folds(self) -> int:
+        """Folds that were trained to their end, of several."""
+        return 0 if self.fold_epochs is None else self.epochs // self.fold_epochs
+
+    def add_epoch_of(self, seconds: float) -> None:
+        """Count the time of one more epoch."""
+        self.seconds += seconds
+        self.epoch_seconds = ((self.epoch_seconds or seconds) + seconds) / 2
+
     def best(self, mode: str) -> tuple[int, float] | None:
-        """Epoch and value of the best finite score; the first of equals."""
-        finite = {epoch: score for epoch, score in self.scores.items() if math.isfinite(score)}
+        """Epoch and value of the best finite score; the first of equals.
+
+        As soon as a fold of several is finished, the mean over those that are, each with its best
+        epoch, and the epoch at which the last of them ended.
+        """
+        if not self.finished_folds:
+            return self.best_of_fold(0, mode)
+        assert self.fold_epochs is not None
+        ended = self.finished_folds * self.fold_epochs
+        mean = self.score_at(ended, mode)
+        return (ended, mean) if math.isfinite(mean) else None
+
+    def best_of_fold(self, fold: int, mode: str) -> tuple[int, float] | None:
+        """Epoch and value of the best finite score of a fold, counted from its own start."""
+        before = fold * (self.fold_epochs or 0)
+        end = before + self.fold_epochs if self.fold_epochs else math.inf
+        finite = {
+            epoch - before: score
+            for epoch, score in self.scores.items()
+            if before < epoch <= end and math.isfinite(score)
+        }
         if not finite:
             return None
         sign = sign_of(mode)
         epoch = max(sorted(finite), key=lambda epoch: sign * finite[epoch])
         return epoch, finite[epoch]
+
+    def fold_scores(self, mode: str) -> list[float]:
+        """Best score of each finished fold of several; NaN where none is defined."""
+        found = (self.best_of_fold(fold, mode) for fold in range(self.finished_folds))
+        return [math.nan if best is None else best[1] for best in found]
+
+    def score_at(self, epoch: int, mode: str) -> float:
+        """The score that a trial has when it is compared after an epoch; NaN for none.
+
+        Where a fold of several ends, it is the mean over the folds so far, each with its best
+        epoch; those whose score is not defined are left out.
+        """
+        if self.fold_epochs is None or epoch % self.fold_epochs:
+            return self.scores.get(epoch, math.nan)
+        scores = self.fold_scores(mode)[: epoch // self.fold_epochs]
+        defined = [score for score in scores if math.isfinite(score)]
+        if len(scores) * self.fold_epochs < epoch or not defined:
+            return math.nan
+        return math.fsum(defined) / len(defined)
+
+    def standing(self, mode: str) -> tuple[int, float] | None:
+        """What trials are ranked by, greater is better: the folds they finished, then the score.
+
+        None for a trial without a score.
+        """
+        best = self.best(mode)
+        return None if best is None else (self.finished_folds, sign_of(mode) * best[1])
 
 
 def named_now(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -173,7 +241,7 @@ def named_now(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def epochs_spent(entries: Iterable[TrialEntry]) -> int:
     """Epochs trained over `entries`."""
-    return sum(entry.epochs for entry in entries)
+    return sum(entry.epochs_trained for entry in entries)
 
 
 def sign_of(mode: str) -> float:
@@ -183,6 +251,9 @@ def sign_of(mode: str) -> float:
 
 GPU_SECONDS = "gpu_seconds"
 """Note of a trial: time that it trained, times its share of a GPU."""
+
+FOLD_METRICS = "fold_metrics"
+"""Note of a trial with several folds: all metrics of each fold's best epoch, by fold."""
 
 VIOLATION = "violation"
 """Note of a trial that broke a constraint: by what share of the limit it was above it."""

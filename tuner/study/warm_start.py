@@ -171,6 +171,8 @@ def import_trials(earlier: Study, spec: StudySpec) -> tuple[list[dict[str, Any]]
         unlike |= set(fitting[1])
         # what came after it took over another trial says nothing of the values it began with
         own = entry.lineage[0].epoch if entry.lineage else entry.epochs
+        # further folds have scores of their own
+        last = min(own, entry.fold_epochs or own)
         kept.append(
             {
                 "study": earlier.name,
@@ -178,7 +180,7 @@ def import_trials(earlier: Study, spec: StudySpec) -> tuple[list[dict[str, Any]]
                 "state": (TrialState.STOPPED if own < entry.epochs else state).value,
                 "values": stored_values(spec.space, fitting[0]),
                 "scores": {
-                    str(epoch): score for epoch, score in entry.scores.items() if epoch <= own
+                    str(epoch): score for epoch, score in entry.scores.items() if epoch <= last
                 },
                 "metrics": entry.metrics,
             }

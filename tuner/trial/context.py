@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.spec.study_spec import StudySpec
-from tuner.study.files import trial_folder
+from tuner.study.files import fold_folder, trial_folder
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
@@ -24,7 +24,7 @@ class StudyContext:
     Attributes:
         folder: The study folder, an absolute path that every node can write.
         spec: The resolved spec.
-        data: Where the data are.
+        data: Where the data are, split for each fold of the study; for one without folds, once.
         gpus: GPUs of a trial, 0 for none; a fraction is one shared GPU.
         judged: Whether trials are judged on the test cases when they have trained to the end.
         code: Where the study keeps the code of the user's own; None if it has none.
@@ -32,7 +32,7 @@ class StudyContext:
 
     folder: Path
     spec: StudySpec
-    data: DataSource
+    data: tuple[DataSource, ...]
     gpus: float
     judged: bool = False
     code: Path | None = None
@@ -41,13 +41,18 @@ class StudyContext:
         """Folder of one trial."""
         return trial_folder(self.folder, number)
 
+    @property
+    def folds(self) -> int:
+        """Folds that each trial trains on; a confirmation judges on test cases, and has one."""
+        return 1 if self.judged else self.spec.folds
+
     def trial_config(
-        self, spec: StudySpec, number: int, values: Mapping[str, Any]
+        self, spec: StudySpec, number: int, values: Mapping[str, Any], fold: int = 0
     ) -> ModelTrainingConfig:
-        """The config of one trial, from its sampled values and the fixed ones."""
-        config = spec.trial_config(values)
-        folder = self.trial_folder(number)
-        config.data_dir = self.data.preprocessed
+        """The config of one trial on a fold, from its sampled values and the fixed ones."""
+        config = spec.trial_config(values, fold)
+        folder = fold_folder(self.trial_folder(number), fold)
+        config.data_dir = self.data[fold].preprocessed
         config.log_dir = folder
         config.checkpoint_dir = folder
         config.gpus = 1 if self.gpus and not spec.resources.logical_gpus else 0

@@ -30,6 +30,10 @@ class EpochGate(Callback):
         metrics_file: CSV of all epochs, rewritten after each.
         saved: Takes the number of an epoch whose checkpoint is the last one, before the epoch is
             reported.
+        fold: Which of several folds is trained, from 0. Epochs are then reported as counted over
+            all folds, and the last one of a fold as its full number, also if it ended early, so
+            that the folds of all trials end at the same epochs. The CSV has them as they are.
+        fold_epochs: Epochs of a fold; None where there is one.
     """
 
     def __init__(
@@ -37,10 +41,15 @@ class EpochGate(Callback):
         report: Callable[[Mapping[str, float]], None],
         metrics_file: Path,
         saved: Callable[[int], None] | None = None,
+        *,
+        fold: int = 0,
+        fold_epochs: int | None = None,
     ) -> None:
         self._report = report
         self._saved = saved
         self._metrics_file = metrics_file
+        self._fold_epochs = fold_epochs
+        self._epochs_before = fold * (fold_epochs or 0)
         self._history: list[dict[str, float]] = []
         self._reported = 0
         self._started = time.monotonic()
@@ -77,7 +86,7 @@ class EpochGate(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the last epoch."""
-        self._report_new()
+        self._report_new(ended=True)
 
     def _note_epoch(self, trainer: Trainer) -> None:
         # at both hooks current_epoch counts the finished epochs
@@ -91,14 +100,17 @@ class EpochGate(Callback):
                 }
             )
 
-    def _report_new(self) -> None:
+    def _report_new(self, *, ended: bool = False) -> None:
         if self._reported < len(self._history):
             self._write()
         while self._reported < len(self._history):
             self._reported += 1
             if self._saved is not None and self._reported == len(self._history):
                 self._saved(self._reported)
-            self._report(self._history[self._reported - 1])
+            row, epoch = self._history[self._reported - 1], self._reported
+            if ended and self._fold_epochs is not None and self._reported == len(self._history):
+                epoch = self._fold_epochs
+            self._report({**row, "epoch": self._epochs_before + epoch})
 
     def _write(self) -> None:
         """Rewrite the CSV, whole or not at all."""

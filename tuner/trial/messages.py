@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _NUMBER = "trial_number"
 _EXPLOITS = "exploits"
+_FOLD = "next_fold"
 _EPOCH = "epoch_report"
 _END = "trial_end"
 _DONE = "done"
@@ -45,17 +46,21 @@ class TrialRequest:
         number: Number of the trial.
         values: Its values by field name.
         exploits: The checkpoint of another trial that it last took over; None if it never did.
+        fold: Folds that it has trained to their end; it goes on with the next one.
     """
 
     number: int
     values: Mapping[str, Any]
     exploits: Snapshot | None = None
+    fold: int = 0
 
     def to_ray(self) -> dict[str, Any]:
         """As the config of a trial of Tune: the values stay flat, as its dashboard shows them."""
         config = {**self.values, _NUMBER: self.number}
         if self.exploits is not None:
             config[_EXPLOITS] = [self.exploits.trial, self.exploits.epoch]
+        if self.fold:
+            config[_FOLD] = self.fold
         return config
 
     @classmethod
@@ -64,7 +69,8 @@ class TrialRequest:
         values = dict(config)
         number = values.pop(_NUMBER)
         exploits = values.pop(_EXPLOITS, None)
-        return cls(number, values, None if exploits is None else Snapshot(*exploits))
+        fold = values.pop(_FOLD, 0)
+        return cls(number, values, None if exploits is None else Snapshot(*exploits), fold)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class EpochReport:
     """An epoch that was trained, with its checkpoint on the disk.
 
     Attributes:
-        epoch: The epoch, from 1.
+        epoch: The epoch, from 1; of several folds counted over all of them.
         score: Value of the study's metric; NaN if it is not defined.
         metrics: All metrics by name.
         seconds: Time that the epoch took.

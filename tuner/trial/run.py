@@ -36,6 +36,7 @@ from tuner.study.files import (
     LOCK_FILE,
     METRICS_FILE,
     PLACEMENT_FILE,
+    fold_folder,
 )
 from tuner.study.trial_entry import CASES, GRID, TrialState
 from tuner.trial.code import check_code
@@ -176,7 +177,7 @@ class TrialRun:
         self._reports.put(end)
 
     def _train(self) -> str:
-        """Train to the end; how long it took, as text."""
+        """Train to the end, on each fold; how long it took, as text."""
         if not self._study.folder.is_dir():
             raise FileNotFoundError(
                 f"node {socket.gethostname()} does not see the study folder "
@@ -184,10 +185,13 @@ class TrialRun:
             )
         folder = self._study.trial_folder(self._number)
         folder.mkdir(parents=True, exist_ok=True)
+        folds, trained = self._study.folds, ""
         with self._only_trainer(folder):
-            return self._train_in(folder)
+            for fold in range(self._request.fold, folds):
+                trained = self._train_in(fold_folder(folder, fold), fold)
+        return trained if folds == 1 else f"trained on all {folds} folds"
 
-    def _train_in(self, folder: Path) -> str:
+    def _train_in(self, folder: Path, fold: int) -> str:
         # torch, Lightning and MONAI load once, in the worker; the driver never needs them
         from training.data import PreprocessedDataset, get_dataloaders
         from training.data.patches.mirroring import mirror_axes
@@ -198,6 +202,10 @@ class TrialRun:
         from tuner.trial.resume import checkpoint_to_resume
 
         _freeze_gc()
+        if fold:
+            # what the fold before has left
+            _free_memory()
+            folder.mkdir(exist_ok=True)
         check_code(self._spec)
         notes = []
         exploits = self._request.exploits
@@ -205,9 +213,9 @@ class TrialRun:
             set_aside_config(folder, exploits.epoch)
             donor = self._study.trial_folder(exploits.trial)
             notes.append(take_over(folder, donor, exploits.epoch, folder / METRICS_FILE))
-        config = self._study.trial_config(self._spec, self._number, self._values)
+        config = self._study.trial_config(self._spec, self._number, self._values, fold)
         check_trial_gpu(self._study.gpus if config.gpus else 0)
-        config.data_dir = self._study.data.on_this_node(config)
+        config.data_dir = self._study.data[fold].on_this_node(config)
         # `auto` depends on the labels, and an exported model must record how it was trained
         labels = PreprocessedDataset.load(config.data_dir).labels
         config.mirror_axes = mirror_axes(config, labels)
@@ -221,6 +229,8 @@ class TrialRun:
             self.report_epoch,
             folder / METRICS_FILE,
             lambda epoch: None if epoch % interval else keep_snapshot(folder, epoch),
+            fold=fold,
+            fold_epochs=self._spec.max_epochs if self._study.folds > 1 else None,
         )
         trainer = SegmentationTrainer(
             config,
@@ -246,7 +256,7 @@ class TrialRun:
         from training.bundle.case_scores import score_test_cases
 
         config = self._study.trial_config(self._spec, self._number, self._values)
-        config.data_dir = self._study.data.on_this_node(config)
+        config.data_dir = self._study.data[0].on_this_node(config)
         checkpoint = self._study.trial_folder(self._number) / "best.ckpt"
         if not checkpoint.is_file():
             # its score was not defined in any epoch

@@ -118,7 +118,7 @@ def test_a_study_that_is_looked_at_has_no_file_open(tmp_path: Path) -> None:
 def test_a_start_that_the_disk_ends_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    def full(path: Path, *_: object) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     if fault == "optuna.db":

@@ -80,5 +80,5 @@ def test_a_trial_that_booked_a_gpu_and_has_none_halts_the_study(
 def test_logical_gpus_are_none_to_the_training(tmp_path: Path, logical: str, expected: int) -> None:
     text = f"space: {{momentum: {{uniform: [0.1, 0.9]}}}}\nresources: {{logical_gpus: {logical}}}"
     spec = parse_spec(text, source="s.yaml")
-    context = StudyContext(tmp_path, spec, DataSource(tmp_path, tmp_path, ""), gpus=0.5)
+    context = StudyContext(tmp_path, spec, (DataSource(tmp_path, tmp_path, ""),), gpus=0.5)
     assert context.trial_config(spec, 0, {"momentum": 0.5}).gpus == expected

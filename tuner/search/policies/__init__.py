@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from training.errors import PluginError
 from training.registry import taken
 from tuner.search.policies.asha import PromotionAsha, RungPolicy, StoppingAsha
+from tuner.search.policies.fold_race import FoldRace
 from tuner.search.policies.hyperband import Hyperband
 from tuner.search.policies.median import MedianStopping
 from tuner.search.policies.pasha import Pasha
@@ -40,6 +41,7 @@ __all__ = [
     "POLICIES",
     "Action",
     "Decision",
+    "FoldRace",
     "Hyperband",
     "MedianStopping",
     "Pasha",
@@ -113,7 +115,7 @@ def none(record: StudyRecord, spec: StudySpec) -> Policy:
 
 
 def build_policy(record: StudyRecord, spec: StudySpec) -> Policy:
-    """The policy that the spec asks for.
+    """The policy that the spec asks for; with several folds it is that of the first one.
 
     Raises:
         PluginError: if a user's own cannot be built with its settings.
@@ -130,4 +132,6 @@ def build_policy(record: StudyRecord, spec: StudySpec) -> Policy:
         raise PluginError(
             f"policy {name} gave {policy!r}, which is not a tuner.search.policies.Policy"
         )
-    return policy
+    if spec.folds == 1:
+        return policy
+    return FoldRace(record, policy, spec.folds, planned_trials(spec), race=spec.search.race)

@@ -85,9 +85,9 @@ class Hyperband(Policy):
         best: tuple[int, int] | None = None
         for entry in self._record.with_state(TrialState.PAUSED):
             here = self._round(entry.number, entry.epochs)
-            assert here is not None
-            survivors = self._survivors(here, last=last)
-            if survivors is None:
+            # between two folds there is no round
+            survivors = None if here is None else self._survivors(here, last=last)
+            if here is None or survivors is None:
                 continue
             if entry.number in survivors:
                 best = min(best or (0, 0), (-entry.epochs, entry.number))
@@ -122,7 +122,12 @@ class Hyperband(Policy):
         if candidates is None:
             return None
         scores, entries = self._record.scores_at(self._milestone(here)), self._record.entries
-        if any(n not in scores and not entries[n].state.finished for n in candidates):
+        milestone = self._milestone(here)
+        # a trial may pass it without a score: its first fold ended early
+        if any(
+            n not in scores and entries[n].epochs < milestone and not entries[n].state.finished
+            for n in candidates
+        ):
             return None
         ranked = sorted(
             (n for n in candidates if n in scores),

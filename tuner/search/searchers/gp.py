@@ -78,9 +78,9 @@ def observations(
     for number in chosen:
         entry = view.record.entries[number]
         curve = [
-            (rung, view.sign * entry.scores[rung])
+            (rung, view.sign * score)
             for rung in view.rungs
-            if math.isfinite(entry.scores.get(rung, math.nan))
+            if math.isfinite(score := entry.score_at(rung, view.record.mode))
         ]
         if entry.state in BAD_CONFIGS:
             broken.append(number)

@@ -24,7 +24,7 @@ def ranks_by_rung(view: SearchView) -> dict[int, float]:
         if entry.state in BAD_CONFIGS:
             keys[number] = (-1, 0.0)
             continue
-        scores = [view.sign * entry.scores.get(rung, math.nan) for rung in view.rungs]
+        scores = [view.sign * entry.score_at(rung, view.record.mode) for rung in view.rungs]
         defined = [(place, score) for place, score in enumerate(scores, 1) if math.isfinite(score)]
         if defined:
             keys[number] = defined[-1]

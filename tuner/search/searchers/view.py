@@ -29,7 +29,8 @@ class SearchView:
         seed: The study's seed.
         default: The best point that was known before the study: of earlier studies, or the
             default.
-        rungs: Epochs at which trials are compared, ascending, the full budget last.
+        rungs: Epochs at which trials are compared, ascending, the full budget last; of several
+            folds the end of each.
         further_metrics: Metrics that matter beside the study's own, with their modes.
     """
 
