@@ -69,6 +69,7 @@ def space_for(
         sum(speed.validation for speed in speeds.values()) / len(speeds),
         kind=device.kind,
         at_once=device.trials,
+        cases=len(survey.dataset.cases),
     )
     text = write_space(survey, device, plan, speeds, schedule, hours)
     return parse_spec(text, source=source)

@@ -106,11 +106,12 @@ def _config(
     if covers >= 1:
         lines += _line("window_overlap", 0.25, "most cases are one window")
     lines += _mirroring(survey)
-    lines += _line(
-        "val_fraction",
-        survey.split["val_fraction"],
-        f"{splits['val']} cases that trials are compared by, {splits['train']} for training",
-    )
+    if schedule.folds == 1:
+        lines += _line(
+            "val_fraction",
+            survey.split["val_fraction"],
+            f"{splits['val']} cases that trials are compared by, {splits['train']} for training",
+        )
     lines += _line(
         "test_fraction",
         survey.split["test_fraction"],
@@ -212,6 +213,7 @@ def _search(schedule: Schedule, hours: float) -> list[str]:
             schedule.trials,
             f"about {_duration(schedule.expected_hours)} in all, one of three training past a rung",
         ),
+        *_fold_lines(schedule),
         *_line("time_budget", f"{round(hours * 60)}m", "a limit: the study ends then in any case"),
         "",
         "policy:",
@@ -219,6 +221,11 @@ def _search(schedule: Schedule, hours: float) -> list[str]:
         *_line("grace_period", schedule.grace_period, f"trials are compared at epochs {rungs}"),
         *_line("reduction_factor", 3, "one of three goes on"),
     ]
+
+
+def _fold_lines(schedule: Schedule) -> Iterator[str]:
+    if schedule.folds > 1:
+        yield from _line("folds", schedule.folds, "with few cases one split would decide by chance")
 
 
 def _source(name: str) -> str:
