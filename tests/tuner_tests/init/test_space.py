@@ -11,6 +11,7 @@ import yaml
 from raw_data import boxes, make_data
 
 import tuner
+from tuner.api import studies
 from tuner.cli.main import main
 from tuner.errors import SpecError, StudyError
 from tuner.init.candidates import make_plan
@@ -18,6 +19,8 @@ from tuner.init.device import Device, find_device
 from tuner.init.measure import measure
 from tuner.init.survey import split_of, survey_data
 from tuner.spec.load import load_spec
+from tuner.spec.study_spec import StudySpec
+from tuner.study.create import create_study
 
 GPU = Device("cuda", 21.5e9, 2, 4, False, "a GPU of 24 GB")
 
@@ -155,3 +158,32 @@ def test_the_command_writes_a_space_that_check_accepts(
     assert "is there already" in capsys.readouterr().err
     assert main(["run", str(path), "--hours", "1"]) == 2
     assert "--hours 1.0 is for a folder of data" in capsys.readouterr().err
+
+
+def test_run_writes_the_space_of_a_folder_once(
+    raw: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The study is made, and trains nothing here."""
+    begun: list[StudySpec] = []
+
+    def run(spec: StudySpec, name: str, **_: object) -> None:
+        create_study(spec, tmp_path, name).record.close()
+        begun.append(spec)
+        raise StudyError("this test trains nothing")
+
+    monkeypatch.setattr(studies, "run", run)
+    command = ["run", str(raw), "--hours", "0.5", "--studies-dir", str(tmp_path)]
+    command += ["--name", "both", "--set", "search.seed=7"]
+    assert main(command) == 2
+    written = tmp_path / "both" / "spec.yaml"
+    assert f"the search space is {written}" in capsys.readouterr().out
+    assert written.read_text().startswith("# Kidneys: both: 12 cases")
+    assert begun[0].search.seed == 7
+    assert begun[0].search.time_budget == 1800
+    # the same command goes on with the study: nothing is measured again
+    monkeypatch.setattr("tuner.init.space.space_for", None)
+    assert main(command) == 2
+    assert begun[1] == begun[0]
