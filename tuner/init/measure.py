@@ -12,6 +12,7 @@ from torch import nn
 
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, get_dataloader
+from training.data.patches.loaders import MAX_WORKERS
 from training.inference import predict_case
 from training.losses import DeepSupervisionLoss, build_loss
 from training.models import build_model
@@ -20,7 +21,7 @@ from training.models.patch_plan import LIBRARIES
 from training.optimizers import get_optimizer
 from tuner.init.device import Device
 
-STEPS = 2
+STEPS = {"cpu": 2, "cuda": 10}
 """Steps that are timed, after one that is not: its libraries choose kernels in it."""
 
 A100_SECONDS_PER_BYTE = 0.025e-9
@@ -101,15 +102,17 @@ def _seconds_of_a_step(config: ModelTrainingConfig, network: nn.Module, device: 
     # only its value, not its time, depends on class weights
     loss = DeepSupervisionLoss(build_loss(config)).to(device.kind)
     scaler = torch.amp.GradScaler(device.kind, enabled=device.kind == "cuda")
+    steps = STEPS[device.kind]
     batches = get_dataloader(
         config.data_dir,
         "train",
         config.train_batch_size,
-        0,
+        # as `num_workers: auto` has it
+        0 if device.kind == "cpu" else min(MAX_WORKERS, device.threads),
         True,
         patch_size=config.patch_size,
         augmentation=config.augmentation,
-        steps_per_epoch=STEPS + 1,
+        steps_per_epoch=steps + 1,
     )
     clock = _Clock(device)
     for index, batch in enumerate(batches):
@@ -123,7 +126,7 @@ def _seconds_of_a_step(config: ModelTrainingConfig, network: nn.Module, device: 
         scaler.scale(value).backward()
         scaler.step(optimizer)
         scaler.update()
-    return clock.seconds() / STEPS
+    return clock.seconds() / steps
 
 
 def _seconds_of_a_case(

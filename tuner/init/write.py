@@ -106,6 +106,7 @@ def _config(
     if covers >= 1:
         lines += _line("window_overlap", 0.25, "most cases are one window")
     lines += _mirroring(survey)
+    lines += _line("scheduler", "wsd", "can be ended early, where a trial would be cut off else")
     if schedule.folds == 1:
         lines += _line(
             "val_fraction",
