@@ -19,6 +19,7 @@ from training.models import build_model
 from training.models.footprint import training_bytes
 from training.models.patch_plan import LIBRARIES
 from training.optimizers import get_optimizer
+from training.trainer import choose_precision
 from tuner.init.device import Device
 
 STEPS = {"cpu": 2, "cuda": 10}
@@ -101,7 +102,7 @@ def _seconds_of_a_step(config: ModelTrainingConfig, network: nn.Module, device: 
     optimizer, _ = get_optimizer(config, network)
     # only its value, not its time, depends on class weights
     loss = DeepSupervisionLoss(build_loss(config)).to(device.kind)
-    scaler = torch.amp.GradScaler(device.kind, enabled=device.kind == "cuda")
+    scaler = torch.amp.GradScaler(device.kind, enabled=choose_precision(config) == "16-mixed")
     steps = STEPS[device.kind]
     batches = get_dataloader(
         config.data_dir,
@@ -119,7 +120,7 @@ def _seconds_of_a_step(config: ModelTrainingConfig, network: nn.Module, device: 
         if index == 1:
             clock = _Clock(device)
         image, label = batch["image"].to(device.kind), batch["label"].to(device.kind).long()
-        with torch.autocast(device.kind, torch.float16, enabled=device.kind == "cuda"):
+        with _autocast(config, device):
             outputs = network(image)
             value = loss(outputs, label)
         optimizer.zero_grad()
@@ -136,7 +137,7 @@ def _seconds_of_a_case(
     clock = _Clock(device)
     with (
         torch.inference_mode(),
-        torch.autocast(device.kind, torch.float16, enabled=device.kind == "cuda"),
+        _autocast(config, device),
     ):
         predict_case(
             network,
@@ -146,6 +147,12 @@ def _seconds_of_a_case(
             windows_per_batch=config.val_batch_size,
         )
     return clock.seconds()
+
+
+def _autocast(config: ModelTrainingConfig, device: Device) -> torch.autocast:
+    """The arithmetic of the training."""
+    dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(choose_precision(config))
+    return torch.autocast(device.kind, dtype, enabled=dtype is not None)
 
 
 class _Clock:
