@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from training.class_weights import VoxelCounts
 from training.config import ModelTrainingConfig
 from training.errors import PluginError
-from training.inference import predict_case
+from training.inference import logit_slabs, predict_case
 from training.logged_names import EPOCH, check_logged_name
 from training.losses import DeepSupervisionLoss, build_loss
 from training.lr_schedules import is_stepped_each_step
@@ -164,20 +164,35 @@ class SegmentationLightningModule(pl.LightningModule):
         image, _ = _image_and_label(batch)
         return self.to_labels(self.predict_logits(image))
 
-    def predict_logits(self, image: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *spatial"]:
+    def predict_logits(
+        self, image: Float[Tensor, "b c *spatial"], *, mirror_axes: Sequence[int] = ()
+    ) -> Float[Tensor, "b k *spatial"]:
         """Logits of whole cases, by sliding window; two channels with a target label.
 
         They are where `image` is, which need not be the network's device.
+
+        Args:
+            image: Preprocessed cases.
+            mirror_axes: Axes that windows are mirrored along as well, see
+                `training.inference.mirrored`.
         """
-        logits = predict_case(
-            self.model,
-            image,
-            patch_size=self.config.patch_size,
-            overlap=self.config.window_overlap,
-            windows_per_batch=self.config.val_batch_size,
-            window_device=self.device,
-        )
+        logits = predict_case(self.model, image, mirror_axes=mirror_axes, **self._windows())
         return self._task_logits(logits)
+
+    def logit_slabs(
+        self, image: Float[Tensor, "c *spatial"], *, mirror_axes: Sequence[int] = ()
+    ) -> Iterator[Float[Tensor, "k slab *plane"]]:
+        """What `predict_logits` gives of a case, slab by slab, see `training.inference`."""
+        for slab in logit_slabs(self.model, image, mirror_axes=mirror_axes, **self._windows()):
+            yield self._task_logits(slab[None])[0]
+
+    def _windows(self) -> dict[str, Any]:
+        return {
+            "patch_size": self.config.patch_size,
+            "overlap": self.config.window_overlap,
+            "windows_per_batch": self.config.val_batch_size,
+            "window_device": self.device,
+        }
 
     def to_labels(self, logits: Float[Tensor, "b k *spatial"]) -> Int[Tensor, b * spatial]:
         """Label map of logits; with a target label the foreground has that label."""

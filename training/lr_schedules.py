@@ -277,11 +277,29 @@ def one_cycle(config: ModelTrainingConfig, optimizer: Optimizer, steps_per_epoch
     return _after_warmup(config, optimizer, factor, steps_per_epoch)
 
 
+def wsd(config: ModelTrainingConfig, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
+    """Warm-up, stable, decay: constant, then 1 - sqrt down to 0 in the last `decay_share`.
+
+    Hu et al., 2024 (MiniCPM, arXiv 2404.06395); the form of the decay is the best of those that
+    Haegele et al., 2024 (arXiv 2405.18392) compare. Until it decays the schedule is the same for
+    every `max_epochs`, so a training can be ended at any time by a shorter one
+    (`ModelTrainingConfig.shortest_ending`).
+    """
+    stable = config.stable_epochs - config.warmup_epochs
+
+    def factor(epoch: float, epochs: int) -> float:
+        if epoch <= stable:
+            return 1.0
+        return 1 - math.sqrt(min(1.0, (epoch - stable) / (epochs - stable)))
+
+    return _after_warmup(config, optimizer, factor, steps_per_epoch)
+
+
 def _cosine_between(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-STEPPED_EACH_STEP = ("one_cycle",)
+STEPPED_EACH_STEP = ("one_cycle", "wsd")
 """Schedules of ours that are stepped after every optimizer step; the others once an epoch."""
 
 

@@ -300,6 +300,7 @@ MODELS = Registry(
     {
         "dformer3d": "training.models.dformer.build:build_dformer3d",
         "dynunet": "training.models.dynunet:build_dynunet",
+        "resenc_unet": "training.models.resenc_unet:build_resenc_unet",
         "unet3d": "training.models.monai_networks:build_unet3d",
         "basic_unet": "training.models.monai_networks:build_basic_unet",
         "attention_unet": "training.models.monai_networks:build_attention_unet",
@@ -357,6 +358,7 @@ LR_SCHEDULES = Registry(
         "cosine": "training.lr_schedules:cosine",
         "poly": "training.lr_schedules:poly",
         "one_cycle": "training.lr_schedules:one_cycle",
+        "wsd": "training.lr_schedules:wsd",
     },
     ("config", "optimizer", "steps_per_epoch"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -48,6 +48,16 @@ def choose_devices(config: ModelTrainingConfig) -> dict[str, Any]:
         accelerator, devices = "gpu", wanted
     strategy = "ddp" if devices > 1 else "auto"
     return {"accelerator": accelerator, "devices": devices, "strategy": strategy}
+
+
+def choose_precision(config: ModelTrainingConfig) -> Literal["32-true", "16-mixed", "bf16-mixed"]:
+    """Lightning's precision for `config.precision` on this machine.
+
+    `auto` is fp16 with scaled gradients on a GPU, as nnU-Net trains, and fp32 on the CPU.
+    """
+    if config.precision != "auto":
+        return config.precision
+    return "16-mixed" if choose_devices(config)["accelerator"] == "gpu" else "32-true"
 
 
 class SegmentationTrainer:
@@ -115,7 +125,7 @@ class SegmentationTrainer:
             logging.getLogger("training").setLevel(logging.INFO)
         self.lightning = pl.Trainer(
             **devices,
-            precision=config.precision,
+            precision=choose_precision(config),
             max_epochs=config.max_epochs,
             gradient_clip_val=config.gradient_clip,
             deterministic=config.deterministic,

@@ -114,6 +114,52 @@ def test_one_cycle_starts_after_the_warm_up() -> None:
     assert rates[2:] == learning_rates(5, steps_per_epoch=2, scheduler="one_cycle")
 
 
+def test_wsd_is_constant_and_then_decays_by_one_minus_sqrt() -> None:
+    rates = learning_rates(10, steps_per_epoch=2, scheduler="wsd", warmup_epochs=1)
+    decay = [1 - math.sqrt(step / 4) for step in range(4)]
+    assert rates == pytest.approx([0.5] * 2 + [1.0] * 14 + decay)
+    assert learning_rates(1, steps_per_epoch=4, scheduler="wsd") == pytest.approx(
+        [1 - math.sqrt(step / 4) for step in range(4)]
+    )
+
+
+@given(
+    epochs=st.integers(2, 60),
+    share=st.floats(0.05, 0.95),
+    warmup=st.integers(0, 8),
+    name=st.sampled_from(["wsd", "none", "step", "exponential"]),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=80)
+def test_a_training_that_is_ended_early_had_the_rates_of_a_shorter_one(
+    epochs: int, share: float, warmup: int, name: SchedulerName, data: Any
+) -> None:
+    fields: dict[str, Any] = {
+        "scheduler": name,
+        "decay_share": share,
+        "warmup_epochs": min(warmup, epochs - 1),
+        "step_size": 3,
+        "steps_per_epoch": 2,
+    }
+    at = data.draw(st.integers(0, epochs))
+    config = ModelTrainingConfig(max_epochs=epochs, **fields)
+    shorter = config.shortest_ending(at)
+    assert at <= shorter <= epochs
+    whole, ended = (learning_rates(count, **fields) for count in (epochs, shorter))
+    assert ended[:at] == pytest.approx(whole[:at])
+    if name == "wsd":
+        assert shorter > at or shorter == epochs
+        if fields["warmup_epochs"] < at <= config.stable_epochs:
+            # one epoch less, and it would have decayed before
+            assert ModelTrainingConfig(max_epochs=shorter - 1, **fields).stable_epochs < at
+
+
+@pytest.mark.parametrize("name", ["poly", "cosine", "one_cycle", "my_schedules:own"])
+def test_other_schedules_end_where_they_were_to_end(name: str) -> None:
+    config = ModelTrainingConfig(scheduler=name, max_epochs=9)
+    assert {config.shortest_ending(epoch) for epoch in range(10)} == {9}
+
+
 def plateau_rates(values: list[float], **fields: Any) -> list[float]:
     config = ModelTrainingConfig(scheduler="plateau", learning_rate=1.0, **fields)
     optimizer = optimizer_of()

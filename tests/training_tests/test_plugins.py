@@ -17,7 +17,9 @@ from nibabel import Nifti1Image, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from training.bundle.bundle import Bundle, Manifest, load_checkpoint, write_bundle
+from training.bundle.bundle import Bundle, write_bundle
+from training.bundle.manifest import Manifest
+from training.bundle.member import Member, load_checkpoint
 from training.bundle.network_export import export_network
 from training.bundle.prediction import predict_images
 from training.class_weights import class_weight_tensor
@@ -262,8 +264,7 @@ def own_bundle(folder: Path, tmp_path: Path) -> SegmentationLightningModule:
     module = SegmentationLightningModule(build_model(config), config).eval()
     write_bundle(
         folder,
-        module=module,
-        config=config,
+        members=[Member(config, module)],
         preprocessing=Preprocessing(
             spacing=(1.0, 1.0, 1.0),
             channels=[ChannelNormalisation(modality="MR")],

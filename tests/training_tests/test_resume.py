@@ -174,3 +174,18 @@ def test_a_finished_run_can_be_prolonged_and_changed(data_dir: Path, tmp_path: P
     epochs = {epoch for _, _, epoch in results["stopped"]["steps"]}
     assert max(epochs) < EPOCHS - 1
     assert results["patient"]["steps"][-1][2] == EPOCHS - 1
+
+
+def test_a_run_that_is_ended_early_is_a_shorter_run(data_dir: Path, tmp_path: Path) -> None:
+    """wsd is cut off in its constant part, and ends its schedule in the epochs that are left."""
+    config = {"scheduler": "wsd", "decay_share": 0.5, "warmup_epochs": 1, "ema_decay": 0.9}
+    long, short = {**config, "max_epochs": 20}, {**config, "max_epochs": 4}
+    assert ModelTrainingConfig(**long).shortest_ending(2) == 4
+    runs = Runs(data_dir, tmp_path)
+    runs.add("short", config=short)
+    runs.add("lost", of="cut", config=long, resume=True, kill_at_step=2 * STEPS + 1)
+    runs.add("ended", of="cut", config=short, resume=True)
+    results = runs.make()
+    assert results["ended"]["steps"] == results["short"]["steps"][2 * STEPS :]
+    assert results["ended"]["metrics"] == pytest.approx(results["short"]["metrics"], abs=0, rel=0)
+    assert results["ended"]["weights"] == results["short"]["weights"]

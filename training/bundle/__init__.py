@@ -11,7 +11,9 @@ from training.errors import BundleError
 from training.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from training.bundle.bundle import Bundle, Manifest, write_bundle
+    from training.bundle.bundle import Bundle, write_bundle
+    from training.bundle.manifest import Manifest
+    from training.bundle.member import Member
     from training.bundle.network_export import export_network
     from training.bundle.prediction import predict_images
 
@@ -19,6 +21,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Manifest",
+    "Member",
     "export_network",
     "predict_images",
     "write_bundle",
@@ -26,7 +29,8 @@ __all__ = [
 
 _MODULES = {
     "Bundle": "training.bundle.bundle",
-    "Manifest": "training.bundle.bundle",
+    "Manifest": "training.bundle.manifest",
+    "Member": "training.bundle.member",
     "export_network": "training.bundle.network_export",
     "predict_images": "training.bundle.prediction",
     "write_bundle": "training.bundle.bundle",

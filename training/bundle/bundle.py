@@ -1,13 +1,14 @@
 """The exported model: a folder that predicts NIfTI files without Ray or the training data.
 
-A bundle holds `weights.pt` (a state dict that loads with `weights_only=True`),
-`config.yaml` (the training config), `preprocessing.json`, and `bundle.json` (labels,
-channels, metrics, provenance).
+A bundle of one network holds `weights.pt` (a state dict that loads with `weights_only=True`) and
+`config.yaml` (the training config), one of several has both in a folder a network, `members/0`,
+`members/1`, ... Beside them are `preprocessing.json`, which all of them share, and `bundle.json`
+(labels, channels, metrics, provenance, weights of the members).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -16,46 +17,34 @@ import numpy as np
 import torch
 import yaml
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
-from training.bundle.case_prediction import Tell, case_probabilities, probabilities_within_memory
-from training.bundle.folder import CONFIG, MANIFEST, PREPROCESSING, WEIGHTS, replaced_bundle
+from training.bundle.case_prediction import Tell
+from training.bundle.folder import (
+    MANIFEST,
+    MEMBER_FILES,
+    PREPROCESSING,
+    member_folder,
+    replaced_bundle,
+)
 from training.bundle.label_file import write_label_map
-from training.bundle.portable import portable_config, without_paths
-from training.bundle.trust import check_code, path_without
-from training.checkpoints import read_checkpoint
+from training.bundle.manifest import Manifest, MemberEntry
+from training.bundle.member import (
+    READ_ERRORS,
+    Member,
+    check_alike,
+    first_line,
+    label_map_of,
+    mean_probabilities,
+    read_network,
+)
+from training.bundle.portable import without_paths
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
-from training.errors import BundleError, CheckpointError, PluginError
+from training.data.raw.header import open_volume
+from training.errors import BundleError, PluginError
 from training.lightning_module import SegmentationLightningModule
-from training.models import build_model
-from training.registry import is_plugin
-
-FORMAT_VERSION = 1
-
-READ_ERRORS = (OSError, RuntimeError, CheckpointError)
-"""What damaged files raise, and `load_state_dict` for other networks."""
-
-
-class Manifest(BaseModel):
-    """The content of `bundle.json`.
-
-    Attributes:
-        format_version: Version of this layout.
-        labels: Name of each label value, background first.
-        channels: Name of each image channel.
-        metrics: Metrics of the exported checkpoint, on the validation and test cases.
-        provenance: Data fingerprint, versions, seed, commit and study of the training.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    format_version: int = FORMAT_VERSION
-    labels: list[str]
-    channels: list[str]
-    metrics: dict[str, float | None]
-    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,19 +53,18 @@ class Bundle:
 
     Attributes:
         folder: Where it was read from.
-        config: The config it was trained with.
-        preprocessing: How an image becomes the network's input, and back.
+        members: Its networks, in evaluation mode. Several rest on the CPU and take turns on the
+            device, so that an ensemble needs the GPU memory of its largest network alone.
+        preprocessing: How an image becomes the networks' input, and back.
         manifest: Labels, channels, metrics and provenance.
-        module: The network, on its device, in evaluation mode.
         tell: Called with each warning about an image's header, and when a case
             is predicted on the CPU because memory runs out.
     """
 
     folder: Path
-    config: ModelTrainingConfig
+    members: tuple[Member, ...]
     preprocessing: Preprocessing
     manifest: Manifest
-    module: SegmentationLightningModule
     tell: Tell = field(default=lambda line: None, repr=False, compare=False)
 
     @classmethod
@@ -106,38 +94,55 @@ class Bundle:
             PosixPath('predictions/case.nii.gz')
         """
         folder = Path(folder)
-        missing = [
-            name
-            for name in (WEIGHTS, CONFIG, PREPROCESSING, MANIFEST)
-            if not (folder / name).is_file()
-        ]
-        if missing:
-            raise BundleError(
-                f"{folder} is not an exported model: it lacks {', '.join(missing)}; "
-                "make one with `tune export NAME -o DIR`"
-            )
+        _check_files(folder, (PREPROCESSING, MANIFEST))
         try:
-            config = ModelTrainingConfig(**yaml.safe_load((folder / CONFIG).read_text()))
-            preprocessing = Preprocessing.model_validate_json((folder / PREPROCESSING).read_text())
-            manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
-            state = read_checkpoint(folder / WEIGHTS)
-            check_code(folder, config, trust_code=trust_code)
-            module = _trained_network(folder, config, state)
-        except (ValidationError, yaml.YAMLError, TypeError, *READ_ERRORS) as error:
-            raise BundleError(
-                f"the exported model {folder} is damaged: {_first_line(error)}; export it again"
-            ) from error
-        if manifest.format_version != FORMAT_VERSION:
-            raise BundleError(
-                f"{folder} has format {manifest.format_version}, this version reads "
-                f"{FORMAT_VERSION}: export it again"
+            manifest = Manifest.read(folder)
+            _check_files(
+                folder,
+                [f"{entry.folder}/{file}" for entry in manifest.members for file in MEMBER_FILES],
             )
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(folder, config, preprocessing, manifest, module.to(chosen).eval())
+            preprocessing = Preprocessing.model_validate_json((folder / PREPROCESSING).read_text())
+            chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            members = [
+                _read_member(folder, entry, chosen, trust_code=trust_code)
+                for entry in manifest.members
+            ]
+            check_alike([member.config for member in members])
+        except (BundleError, PluginError):
+            raise
+        except (ValueError, yaml.YAMLError, TypeError, *READ_ERRORS) as error:
+            raise BundleError(
+                f"the exported model {folder} is damaged: {first_line(error)}; export it again"
+            ) from error
+        if len(members) == 1:
+            members[0].module.to(chosen)
+        return cls(folder, tuple(members), preprocessing, manifest)
+
+    @property
+    def config(self) -> ModelTrainingConfig:
+        """The config of its first network; all of them have its classes and channels."""
+        return self.members[0].config
+
+    @property
+    def module(self) -> SegmentationLightningModule:
+        """Its network, where it has one.
+
+        Raises:
+            BundleError: if it has several.
+        """
+        if len(self.members) > 1:
+            raise BundleError(
+                f"the exported model {self.folder} has {len(self.members)} networks, see `members`"
+            )
+        return self.members[0].module
 
     def probabilities(self, image: Float[Tensor, "c d h w"]) -> Float[Tensor, "k d h w"]:
-        """Class probabilities of one preprocessed case; two classes with a target label."""
-        return case_probabilities(self.module, image)
+        """Class probabilities of one preprocessed case; two classes with a target label.
+
+        Those of several networks are averaged by their weights. Out of GPU memory it goes on with
+        the CPU, see `training.bundle.case_prediction`.
+        """
+        return mean_probabilities(self.members, image, self.tell)
 
     def label_map(
         self, images: Path | str | Sequence[Path]
@@ -162,14 +167,14 @@ class Bundle:
                 f"{images[0]} has {case.image.shape[0]} channels, but the model was trained on "
                 f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
             )
-        image = torch.from_numpy(case.image)
-        probabilities = probabilities_within_memory(
-            self.module,
-            image,
+        label = label_map_of(
+            self.members,
+            self.preprocessing,
+            case,
             lambda line: self.tell(f"{images[0]}: {line}"),
-            lambda: self.probabilities(image),
         )
-        label = self.preprocessing.invert(probabilities.cpu().numpy(), case.info)
+        _, header = open_volume(images[0])
+        label = self.manifest.postprocessing.apply(label, voxel_sizes(header.affine))
         kind = np.min_scalar_type(self.preprocessing.num_classes - 1)
         # in the wider type first: the target may be above what the two classes 0 and 1 need
         typed: np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]] = label.astype(kind)
@@ -219,35 +224,26 @@ def _as_paths(images: Path | str | Sequence[Path]) -> list[Path]:
     return [Path(image) for image in images]
 
 
-def load_checkpoint(checkpoint: Path, config: ModelTrainingConfig) -> SegmentationLightningModule:
-    """The module of a training checkpoint, in evaluation mode on the CPU.
-
-    Raises:
-        BundleError: if the checkpoint is missing, damaged, or of another network.
-    """
-    module = _module(config)
-    prefix = "model."
-    try:
-        state = read_checkpoint(checkpoint)["state_dict"]
-        module.model.load_state_dict(
-            {
-                name.removeprefix(prefix): tensor
-                for name, tensor in state.items()
-                if name.startswith(prefix)
-            }
-        )
-    except (KeyError, *READ_ERRORS) as error:
+def _check_files(folder: Path, names: Sequence[str]) -> None:
+    missing = [str(Path(name)) for name in names if not (folder / name).is_file()]
+    if missing:
         raise BundleError(
-            f"the checkpoint {checkpoint} cannot be read: {_first_line(error)}"
-        ) from error
-    return module.eval()
+            f"{folder} is not an exported model: it lacks {', '.join(missing)}; "
+            "make one with `tune export NAME -o DIR`"
+        )
+
+
+def _read_member(
+    folder: Path, entry: MemberEntry, device: torch.device, *, trust_code: bool
+) -> Member:
+    config, module = read_network(folder, folder / entry.folder, trust_code=trust_code)
+    return Member(config, module, entry.weight, entry.mirror_axes, device)
 
 
 def write_bundle(
     folder: Path,
     *,
-    module: SegmentationLightningModule,
-    config: ModelTrainingConfig,
+    members: Sequence[Member],
     preprocessing: Preprocessing,
     manifest: Manifest,
     verify: Callable[[Path], str] | None = None,
@@ -258,10 +254,9 @@ def write_bundle(
 
     Args:
         folder: Where it goes.
-        module: The network.
-        config: The config that it was trained with.
-        preprocessing: How an image becomes its input.
-        manifest: What the bundle says of itself.
+        members: Its networks; their weights sum to 1.
+        preprocessing: How an image becomes their input.
+        manifest: What the bundle says of itself; its entry of members is filled in.
         verify: Given the new bundle, before it takes the place of an older one; what it raises
             leaves that where it is.
 
@@ -269,12 +264,20 @@ def write_bundle(
         What `verify` returned, empty without it.
 
     Raises:
-        BundleError: if `folder` holds other files than a bundle's, or cannot be written.
+        BundleError: if `folder` holds other files than a bundle's or cannot be written, or the
+            networks do not predict the same classes from the same channels.
     """
-    portable = manifest.model_copy(update={"provenance": without_paths(manifest.provenance)})
+    check_alike([member.config for member in members])
+    folders = ["."] if len(members) == 1 else [member_folder(n) for n in range(len(members))]
+    entries = [
+        MemberEntry(folder=place, weight=member.weight, mirror_axes=member.mirror_axes)
+        for place, member in zip(folders, members, strict=True)
+    ]
+    provenance = without_paths(manifest.provenance)
+    portable = Manifest(**{**dict(manifest), "provenance": provenance, "members": entries})
     with replaced_bundle(folder) as new:
-        torch.save(module.model.state_dict(), new / WEIGHTS)
-        (new / CONFIG).write_text(yaml.safe_dump(portable_config(config), sort_keys=False))
+        for place, member in zip(folders, members, strict=True):
+            member.write(new / place)
         (new / PREPROCESSING).write_text(preprocessing.model_dump_json(indent=2))
         (new / MANIFEST).write_text(portable.model_dump_json(indent=2))
         if verify is None:
@@ -284,117 +287,3 @@ def write_bundle(
         except BundleError as error:
             # that folder no longer exists when the user reads the message
             raise BundleError(str(error).replace(str(new), str(folder))) from error
-
-
-def verify_bundle(
-    folder: Path,
-    module: SegmentationLightningModule,
-    images: Sequence[Path],
-    cached: Float[Tensor, "c d h w"] | None = None,
-    label: Path | None = None,
-) -> None:
-    """Check that the written bundle predicts what the trial's model predicts.
-
-    The bundle is read back and segments the case from its image files; the trial's model
-    segments the same case from the preprocessed cache. The cache keeps what carries a label
-    outside the body, so it was made with the label map `label`.
-
-    Args:
-        folder: The bundle.
-        module: The trial's model.
-        images: Image files of the case.
-        cached: The preprocessed case; without it the trial's model gets what the bundle makes of
-            the files.
-        label: The case's label map, where the preprocessed case was made with it.
-
-    Raises:
-        BundleError: if the two differ.
-        DatasetError: if the files cannot be read.
-    """
-    bundle = Bundle.load(folder, device="cpu", trust_code=True)
-    case = torch.from_numpy(bundle.preprocessing.apply(images, label).image)
-    _check_alike(bundle, module, case, case if cached is None else cached, str(images[0]))
-
-
-def verify_network(
-    folder: Path, module: SegmentationLightningModule, cached: Float[Tensor, "c d h w"], name: str
-) -> None:
-    """Check a written bundle as `verify_bundle` does, on a case that is preprocessed already.
-
-    Args:
-        folder: The bundle.
-        module: The trial's model.
-        cached: The preprocessed case.
-        name: What it is, for the message of an error.
-
-    Raises:
-        BundleError: if the two differ.
-    """
-    _check_alike(Bundle.load(folder, device="cpu", trust_code=True), module, cached, cached, name)
-
-
-def _check_alike(
-    bundle: Bundle,
-    module: SegmentationLightningModule,
-    case: Float[Tensor, "c d h w"],
-    cached: Float[Tensor, "c2 d2 h2 w2"],
-    name: str,
-) -> None:
-    expected = case_probabilities(module, cached)
-    written = bundle.probabilities(case)
-    if written.shape != expected.shape:
-        raise BundleError(
-            f"the exported model {bundle.folder} predicts a grid of {tuple(written.shape)} for "
-            f"{name}, the trial's model {tuple(expected.shape)}: the data has changed "
-            "since it was preprocessed"
-        )
-    difference = float((written - expected).abs().max())
-    if not difference <= 1e-4:
-        raise BundleError(
-            f"the exported model {bundle.folder} does not predict what its trial predicted for "
-            f"{name}: probabilities differ by {difference:.3g} (limit 1e-4)"
-        )
-
-
-def _module(config: ModelTrainingConfig) -> SegmentationLightningModule:
-    """An untrained module of `config`; its loss is not used, so it needs no data."""
-    plain = config.model_copy(update={"class_weights": "uniform"})
-    return SegmentationLightningModule(build_model(plain), plain)
-
-
-def _module_of_network(config: ModelTrainingConfig) -> SegmentationLightningModule:
-    """An untrained module of the network alone: what was only trained with is not imported."""
-    trained_with = {"loss": "cross_entropy", "monitor": "val_dice", "own_metrics": []}
-    return _module(config.model_copy(update=trained_with))
-
-
-def _trained_network(
-    folder: Path, config: ModelTrainingConfig, state: Mapping[str, Any]
-) -> SegmentationLightningModule:
-    """The module of a bundle's network, with its weights."""
-    if not is_plugin(config.model_name):
-        module = _module_of_network(config)
-        module.model.load_state_dict(state)
-        return module
-    try:
-        with path_without(folder):
-            module = _module_of_network(config)
-        module.model.load_state_dict(state)
-    except PluginError:
-        raise
-    except Exception as error:
-        # whatever a user's code does
-        raise BundleError(
-            f"the exported model {folder} does not fit {config.model_name} of this machine, which "
-            f"may be another version than it was trained with: {_first_line(error)}"
-        ) from error
-    return module
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def clean_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics as JSON can hold them: null for a value that is not defined."""
-    return {name: value if np.isfinite(value) else None for name, value in metrics.items()}

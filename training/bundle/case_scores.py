@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,8 +25,9 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.bundle.bundle import load_checkpoint
-from training.bundle.case_prediction import Tell, probabilities_within_memory
+from training.bundle.case_prediction import Tell
+from training.bundle.member import Member, label_map_of, load_checkpoint, mean_probabilities
+from training.bundle.postprocessing import Postprocessing
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, Preprocessing, RawCase
 from training.data.raw.volume import read_label
@@ -39,6 +40,9 @@ from training.trainer import choose_devices
 
 Grid = Literal["file", "preprocessed"]
 """Whether a score was measured against the label file or on the preprocessed grid."""
+
+NOTHING = Postprocessing()
+"""Leaves label maps as they are predicted."""
 
 logger = logging.getLogger(__name__)
 
@@ -78,63 +82,68 @@ def missing_files(cases: Iterable[RawCase]) -> list[Path]:
 
 
 def on_file_grid(
-    module: SegmentationLightningModule,
+    members: Sequence[Member],
     preprocessing: Preprocessing,
     cases: Iterable[RawCase],
     tell: Tell = lambda line: None,
+    postprocessing: Postprocessing = NOTHING,
 ) -> Iterator[PredictedCase]:
     """Predict cases from their image files, beside their label files; one after the other.
 
     Args:
-        module: The network, on its device, in evaluation mode.
+        members: The networks that predict it, one or an ensemble.
         preprocessing: How an image becomes the network's input, and back.
         cases: The cases.
         tell: Called when a case is predicted on the CPU because GPU memory runs out.
+        postprocessing: What is done to the predicted label maps.
 
     Raises:
         DatasetError: if a file cannot be read, or image and label differ in shape.
     """
     for case in cases:
         prepared = preprocessing.apply(case.images)
-        probabilities = probabilities_within_memory(module, torch.from_numpy(prepared.image), tell)
-        prediction = preprocessing.invert(probabilities.cpu().numpy(), prepared.info)
+        prediction = label_map_of(members, preprocessing, prepared, tell)
         label = read_label(case.label, preprocessing.num_classes)
         if label.shape != prediction.shape:
             raise DatasetError(
                 f"{case.label}: shape {label.shape} differs from {prediction.shape} of its image"
             )
         spacing = tuple(float(size) for size in voxel_sizes(label.affine))
+        prediction = postprocessing.apply(prediction, spacing)
         yield PredictedCase(
             case.case_id,
             torch.from_numpy(np.ascontiguousarray(prediction)),
-            _task_target(label.data, module.config),
+            task_target(label.data, members[0].config),
             spacing,
         )
 
 
 def on_preprocessed_grid(
-    module: SegmentationLightningModule,
+    members: Sequence[Member],
     dataset: PreprocessedDataset,
     split: str = "test",
     tell: Tell = lambda line: None,
+    postprocessing: Postprocessing = NOTHING,
 ) -> Iterator[PredictedCase]:
     """Predict the preprocessed cases of a split, one after the other.
 
     Args:
-        module: The network, on its device, in evaluation mode.
+        members: The networks that predict it, one or an ensemble.
         dataset: The preprocessed data.
         split: `val` or `test`.
         tell: Called when a case is predicted on the CPU because GPU memory runs out.
+        postprocessing: What is done to the predicted label maps.
 
     Raises:
         DatasetError: if an array is damaged or missing.
     """
     for case in dataset.splits[split]:
         image = torch.from_numpy(np.array(dataset.image(case)))
-        probabilities = probabilities_within_memory(module, image, tell)
-        target = _task_target(np.array(dataset.label(case)), module.config)
-        prediction = predict_labels(probabilities[None])[0]
-        yield PredictedCase(case, prediction, target, dataset.spacing)
+        probabilities = mean_probabilities(members, image, tell)
+        target = task_target(np.array(dataset.label(case)), members[0].config)
+        prediction = predict_labels(probabilities[None])[0].cpu().numpy()
+        prediction = postprocessing.apply(prediction, dataset.spacing)
+        yield PredictedCase(case, torch.from_numpy(prediction), target, dataset.spacing)
 
 
 def mean_scores(
@@ -214,14 +223,15 @@ def score_test_cases(
     module = load_for_scoring(checkpoint, config)
     if metric == "loss":
         return _losses(module, dataset), "preprocessed"
+    members = [Member(config, module)]
     cases = files_of(dataset, "test")
     if not missing_files(cases):
-        predicted = on_file_grid(module, dataset.preprocessing, cases)
+        predicted = on_file_grid(members, dataset.preprocessing, cases)
         try:
             return scores_by_case(module, predicted, metric), "file"
         except DatasetError as error:
             logger.warning("the test cases are scored on the preprocessed grid: %s", error)
-    return scores_by_case(module, on_preprocessed_grid(module, dataset), metric), "preprocessed"
+    return scores_by_case(module, on_preprocessed_grid(members, dataset), metric), "preprocessed"
 
 
 def load_for_scoring(checkpoint: Path, config: ModelTrainingConfig) -> SegmentationLightningModule:
@@ -238,7 +248,7 @@ def _losses(module: SegmentationLightningModule, dataset: PreprocessedDataset) -
     losses = {}
     for case in dataset.splits["test"]:
         image = torch.from_numpy(np.array(dataset.image(case)))[None].to(module.device)
-        target = _task_target(np.array(dataset.label(case)), module.config).long()
+        target = task_target(np.array(dataset.label(case)), module.config).long()
         with torch.inference_mode():
             logits = module.predict_logits(image)
             loss = float(module.training_loss([logits], target[None].to(module.device)))
@@ -247,7 +257,7 @@ def _losses(module: SegmentationLightningModule, dataset: PreprocessedDataset) -
     return losses
 
 
-def _task_target(label: NDArray[Any], config: ModelTrainingConfig) -> Tensor:
+def task_target(label: NDArray[Any], config: ModelTrainingConfig) -> Tensor:
     """A label map as the network is to predict it."""
     if config.target_label is not None:
         label = (label == config.target_label).astype(np.uint8)

@@ -1,8 +1,9 @@
 """The folder of an exported model: filled or replaced whole, and nothing else in it touched.
 
-A new bundle is written into a hidden folder inside the target, then moved in file by file, with
-the manifest last. Without a manifest a folder is not a bundle, so one that is half replaced is
-never taken for a whole one, and the old files are put back by the next export.
+A bundle of one network has its weights and config at the top; one of several has a folder a network
+in `members/`. A new bundle is written into a hidden folder inside the target, then moved in entry
+by entry, with the manifest last. Without a manifest a folder is not a bundle, so one that is half
+replaced is never taken for a whole one, and the old files are put back by the next export.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,13 +26,28 @@ CONFIG = "config.yaml"
 PREPROCESSING = "preprocessing.json"
 MANIFEST = "bundle.json"
 
+MEMBERS = "members"
+"""The folder of an ensemble's networks: `members/0`, `members/1`, ..."""
+
+MEMBER_FILES = (WEIGHTS, CONFIG)
+"""The files of each network of an ensemble, in its folder."""
+
 BUNDLE_FILES = (WEIGHTS, CONFIG, PREPROCESSING, MANIFEST)
-"""All files of a bundle; the manifest is written last and removed first."""
+"""All files of a bundle of one network."""
+
+ENTRIES = (MEMBERS, *BUNDLE_FILES)
+"""What is moved, in this order: the manifest is written last and removed first."""
 
 STAGING = ".segtune-export-"
 """Prefix of the name of the hidden folder."""
 
-NEW, OLD = "new", "old"
+NEW, MOVING, OLD = "new", "moving", "old"
+"""Its parts: the new entries; the old ones while they are moved out; and when all of them are."""
+
+
+def member_folder(index: int) -> str:
+    """The folder of a network of an ensemble, in that of the bundle."""
+    return f"{MEMBERS}/{index}"
 
 
 def check_bundle_folder(folder: Path) -> None:
@@ -84,37 +100,56 @@ def replaced_bundle(folder: Path) -> Iterator[Path]:
 
 
 def _swap(staging: Path, folder: Path) -> None:
-    """Move the old files out and the new ones in."""
-    for name in BUNDLE_FILES:
-        with (staging / NEW / name).open("rb") as file:
-            os.fsync(file.fileno())
-    old = staging / OLD
-    old.mkdir()
-    for name in reversed(BUNDLE_FILES):
-        if (folder / name).is_file():
-            (folder / name).rename(old / name)
-    for name in BUNDLE_FILES:
-        (staging / NEW / name).rename(folder / name)
-    for name in BUNDLE_FILES:
-        (old / name).unlink(missing_ok=True)
+    """Move the old entries out and the new ones in."""
+    new, moving, old = staging / NEW, staging / MOVING, staging / OLD
+    for path in new.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    moving.mkdir()
+    for name in reversed(ENTRIES):
+        if os.path.lexists(folder / name):
+            (folder / name).rename(moving / name)
+    moving.rename(old)
+    for name in ENTRIES:
+        if (new / name).exists():
+            (new / name).rename(folder / name)
+    _remove_entries(old)
 
 
 def _put_back(staging: Path, folder: Path) -> None:
     """Undo a replacement that was cut off, and remove its hidden folder."""
-    if not (folder / MANIFEST).is_file() and (staging / OLD).is_dir():
-        for name in BUNDLE_FILES:
-            if (staging / OLD / name).is_file():
-                (staging / OLD / name).replace(folder / name)
-            elif not (staging / NEW / name).is_file():
-                # a new file that was moved in already
-                (folder / name).unlink(missing_ok=True)
-    for part in (NEW, OLD):
-        for name in BUNDLE_FILES:
-            (staging / part / name).unlink(missing_ok=True)
+    if not (folder / MANIFEST).is_file():
+        if (staging / OLD).is_dir():
+            # what is not there any more was moved in
+            moved_in = [name for name in ENTRIES if not (staging / NEW / name).exists()]
+            _remove_entries(folder, moved_in)
+        for part in (OLD, MOVING):
+            for name in ENTRIES:
+                if (staging / part / name).exists():
+                    _remove_entries(folder, [name])
+                    (staging / part / name).replace(folder / name)
+    for part in (NEW, MOVING, OLD):
+        _remove_entries(staging / part)
         with suppress(OSError):
             (staging / part).rmdir()
     with suppress(OSError):
         staging.rmdir()
+
+
+def _remove_entries(folder: Path, names: Sequence[str] = ENTRIES) -> None:
+    """Remove a bundle's entries of these names: its own files one by one, then empty folders."""
+    for name in names:
+        if name != MEMBERS:
+            (folder / name).unlink(missing_ok=True)
+            continue
+        for member in folder.glob(f"{MEMBERS}/*"):
+            for file in MEMBER_FILES:
+                (member / file).unlink(missing_ok=True)
+            with suppress(OSError):
+                member.rmdir()
+        with suppress(OSError):
+            (folder / MEMBERS).rmdir()
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -124,10 +159,8 @@ def _refuse_foreign(folder: Path) -> None:
         raise BundleError(f"{folder} is not a folder: choose another with -o or --export")
     stagings = {path.name for path in _stagings(folder)}
     names = {path.name for path in folder.iterdir()} - stagings
-    foreign = sorted(
-        name for name in names if name not in BUNDLE_FILES or not (folder / name).is_file()
-    )
-    cut_off = any((folder / name / OLD).is_dir() for name in stagings)
+    foreign = sorted(name for name in names if not _is_entry(folder / name))
+    cut_off = any((folder / name / part).is_dir() for name in stagings for part in (MOVING, OLD))
     if not foreign and names and not cut_off and not _is_manifest(folder / MANIFEST):
         foreign = sorted(names)
     if foreign:
@@ -136,6 +169,22 @@ def _refuse_foreign(folder: Path) -> None:
             f"{folder} holds files that are not an exported model's ({shown}): nothing was "
             "changed; choose another folder with -o or --export, or move that away"
         )
+
+
+def _is_entry(path: Path) -> bool:
+    """Whether a path is what a bundle has under that name, with nothing else in it."""
+    if path.name != MEMBERS:
+        return path.name in BUNDLE_FILES and path.is_file()
+    return _is_folder(path) and all(
+        found.name.isdecimal()
+        and _is_folder(found)
+        and all(file.name in MEMBER_FILES and file.is_file() for file in found.iterdir())
+        for found in path.iterdir()
+    )
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _is_manifest(path: Path) -> bool:
@@ -153,11 +202,12 @@ def _stagings(folder: Path) -> list[Path]:
 
 
 def _is_staging(path: Path) -> bool:
-    if not path.is_dir() or path.is_symlink():
-        return False
-    inside = {found.relative_to(path) for found in path.rglob("*")}
-    own = {Path(part, name) for part in (NEW, OLD) for name in BUNDLE_FILES}
-    return inside <= {*own, Path(NEW), Path(OLD)}
+    return _is_folder(path) and all(
+        part.name in (NEW, MOVING, OLD)
+        and _is_folder(part)
+        and all(_is_entry(entry) for entry in part.iterdir())
+        for part in path.iterdir()
+    )
 
 
 @contextmanager

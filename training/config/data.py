@@ -92,7 +92,7 @@ class DataFields(ConfigPart):
     foreground_fraction: Annotated[Float, Field(ge=0, le=1)] = 1 / 3
     """Share of the patches that are centred on a foreground voxel."""
 
-    augmentation: AugmentationName = "default"
+    augmentation: AugmentationName = "nnunet"
     """Augmentation of training patches: none, flip (mirroring), default (mirroring and
     nnU-Net's changes of intensity), or nnunet (these, and its rotation and scaling); or an import
     path of your own."""

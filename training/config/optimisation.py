@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -9,6 +10,9 @@ from pydantic import Field, model_validator
 from training.config.base import ConfigPart
 from training.config.types import Bool, Float, Int, OptimizerName, SchedulerName
 from training.errors import FieldsError
+
+OPEN_SCHEDULES = ("none", "step", "exponential", "plateau")
+"""Schedules that do not look at `max_epochs`: a training may end after any epoch."""
 
 
 class OptimisationFields(ConfigPart):
@@ -32,7 +36,7 @@ class OptimisationFields(ConfigPart):
     nesterov: Bool = False
     """Nesterov's form of momentum, for sgd."""
 
-    scheduler: SchedulerName = "none"
+    scheduler: SchedulerName = "poly"
     """Learning-rate schedule: a key of `training.registry.LR_SCHEDULES`, or an import path of your
     own."""
 
@@ -54,17 +58,41 @@ class OptimisationFields(ConfigPart):
     one_cycle_peak: Annotated[Float, Field(gt=0, lt=1)] = 0.3
     """Share of the training after which one_cycle has risen to `learning_rate`."""
 
+    decay_share: Annotated[Float, Field(gt=0, lt=1)] = 0.2
+    """Share of `max_epochs` in which wsd decays, at its end."""
+
     ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = None
     """Decay a step of a moving average of the weights, e.g. 0.999; null keeps none.
 
     The averaged weights are those that are validated, tested and exported.
     """
 
-    gradient_clip: Annotated[Float, Field(gt=0)] | None = None
+    gradient_clip: Annotated[Float, Field(gt=0)] | None = 12.0
     """Largest norm of the gradient; null does not clip."""
 
     max_epochs: Annotated[Int, Field(ge=1)] = 100
     """Epochs of a full training run."""
+
+    @property
+    def stable_epochs(self) -> int:
+        """Epochs of warm-up and constant rate of wsd, before its decay."""
+        return max(self.warmup_epochs, _stable(self.max_epochs, self.decay_share))
+
+    def shortest_ending(self, epoch: int) -> int:
+        """Epochs of the shortest training that goes on after `epoch` and ends its schedule.
+
+        Its learning rates up to `epoch` are those of this config, so a run may be given its
+        `max_epochs` then, and is the run that it would have been with them from the start.
+        """
+        if self.scheduler in OPEN_SCHEDULES:
+            return min(max(epoch, self.warmup_epochs + 1), self.max_epochs)
+        if self.scheduler != "wsd" or epoch > self.stable_epochs:
+            return self.max_epochs
+        stable = max(epoch, self.warmup_epochs)
+        epochs = max(stable + 1, math.floor(stable / (1 - self.decay_share)) - 1)
+        while _stable(epochs, self.decay_share) < stable:
+            epochs += 1
+        return min(epochs, self.max_epochs)
 
     @model_validator(mode="after")
     def _check_optimisation_fields(self) -> Self:
@@ -78,3 +106,8 @@ class OptimisationFields(ConfigPart):
                 ("warmup_epochs", "max_epochs"),
             )
         return self
+
+
+def _stable(epochs: int, decay_share: float) -> int:
+    """Epochs of a training before its decay, which has one epoch at least."""
+    return epochs - max(1, round(decay_share * epochs))

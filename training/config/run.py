@@ -47,8 +47,9 @@ class RunFields(ConfigPart):
     )
     """Overlap of neighbouring sliding windows, as a share of the window."""
 
-    precision: Precision = Field(default="32-true", json_schema_extra=NOT_SEARCHABLE)
-    """Arithmetic of the training: full, or mixed with fp16 or bf16."""
+    precision: Precision = Field(default="auto", json_schema_extra=NOT_SEARCHABLE)
+    """Arithmetic of the training: full, or mixed with fp16 or bf16; `auto` is 16-mixed on a GPU and
+    32-true on the CPU."""
 
     gpus: Annotated[Int, Field(ge=0)] = Field(default=1, json_schema_extra=NOT_SEARCHABLE)
     """GPUs to train on; where there is none, as many processes on the CPU. 0 forces the CPU."""

@@ -19,7 +19,7 @@ class TaskFields(ConfigPart):
     )
     """Train background against this one label; null trains all classes."""
 
-    loss: LossName = "cross_entropy"
+    loss: LossName = "dice_ce"
     """Training loss: a key of `training.registry.LOSSES`, or an import path of your own."""
 
     class_weights: ClassWeightPreset | list[PositiveWeight] = "uniform"

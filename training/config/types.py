@@ -85,7 +85,7 @@ ClassWeightPreset = Annotated[str, NameIn(CLASS_WEIGHTS, ("uniform",))]
 AugmentationName = Annotated[str, NameIn(AUGMENTATIONS)]
 MetricPath = Annotated[str, NameIn(METRICS)]
 ModulePath = Annotated[str, NameIn(MODULES)]
-Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
 Mode = Literal["min", "max"]
 
 

@@ -20,7 +20,8 @@ def training_bytes(config: ModelTrainingConfig) -> int:
 
     Weights, gradients, the optimizer's moments, the moving average of the weights, and the
     activations of a batch of patches that autograd keeps for the backward pass, half as large in
-    mixed precision. They are counted on torch's device `meta`, so nothing is allocated or computed.
+    mixed precision; precision `auto` counts as mixed unless `gpus` is 0. They are counted on
+    torch's device `meta`, so nothing is allocated or computed.
     What a library needs for its own
     work (cuDNN, the allocator's blocks, the CUDA context) comes on top.
 
@@ -40,7 +41,8 @@ def training_bytes(config: ModelTrainingConfig) -> int:
         weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT_BYTES
         copies = 2 + COPIES_OF_OPTIMIZER.get(config.optimizer, 0) + (config.ema_decay is not None)
         activations = _activation_bytes(model, image)
-    return weights * copies + (activations if config.precision == "32-true" else activations // 2)
+    full = config.precision == "32-true" or (config.precision == "auto" and config.gpus == 0)
+    return weights * copies + (activations if full else activations // 2)
 
 
 def _activation_bytes(model: torch.nn.Module, image: Tensor) -> int:

@@ -29,6 +29,7 @@ from tuner.errors import StudyError
 from tuner.report.files import write_results
 from tuner.report.live import StudyView
 from tuner.report.preparation import preparation_view
+from tuner.search.deadline import TimePlan
 from tuner.spec.grid import planned_trials
 from tuner.spec.plugins import CODE_FOLDER, import_plugins
 from tuner.study.code import edited_code, study_code
@@ -44,6 +45,8 @@ from tuner.trial.networks import check_some_network_builds
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from tuner.spec.settings import TrialResources
 
 
 def run_study(study: Study, address: str | None = None, console: Console | None = None) -> bool:
@@ -96,7 +99,8 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             keeper.prune()
             with signals_stop(stopper), lost_worker_ends_one_trial():
                 if budgets.reason is None and not study.searched:
-                    view = StudyView(study, resources, dashboard, console)
+                    plan = _time_plan(study, resources, stopper)
+                    view = StudyView(study, resources, dashboard, console, plan)
                     stoppers = CombinedStopper(stopper, budgets)
                     with view, leave_when_stuck(stopper, study.record):
                         run_tune(
@@ -105,6 +109,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                             resources,
                             [ViewCallback(view, spec.metric), keeper],
                             stoppers,
+                            plan=plan,
                         )
                 study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
                 if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
@@ -118,6 +123,17 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         if halted and not stopper.interrupted:
             raise StudyError(halted_message(halted, study.folder))
         return stopper.interrupted
+
+
+def _time_plan(study: Study, resources: TrialResources, stopper: StudyStopper) -> TimePlan | None:
+    """The plan of a study with a time budget.
+
+    Trials of a population end together; with several folds, the best trial has all of them early.
+    """
+    spec = study.spec
+    if spec.search.time_budget is None or spec.population or spec.folds > 1:
+        return None
+    return TimePlan.of(study, resources.max_concurrent, lambda: stopper.seconds_left)
 
 
 def _tell_edited_code(study: Study, console: Console | None) -> None:

@@ -28,6 +28,14 @@ class Promotes(Protocol):
         """Number of that trial, None if none does."""
         ...
 
+    def may_start(self) -> bool:
+        """Whether a new trial may start."""
+        ...
+
+    def keeps_paused(self) -> bool:
+        """Whether trials stay paused when nothing is left to run."""
+        ...
+
     def never_promoted(self, number: int) -> str:
         """The reason of a trial that is still paused when the study ends."""
         ...
@@ -88,6 +96,8 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         if self._record.unfinished():
             # one of those that run may have to go on later
             return None
+        if self._policy.keeps_paused():
+            return str(Searcher.FINISHED)
         with self._record.transaction():
             for paused in self._record.with_state(TrialState.PAUSED):
                 reason = self._policy.never_promoted(paused.number)
@@ -129,7 +139,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         promoted = self._policy.promote()
         if promoted is not None:
             return self._go_on(promoted)
-        new = self._new()
+        new = self._new() if self._policy.may_start() else None
         if new is not None or self._record.unfinished():
             return new
         promoted = self._policy.promote(last=True)

@@ -54,6 +54,11 @@ class StudyStopper(Stopper):  # type: ignore[misc]
         """Never stop a single trial."""
         return False
 
+    @property
+    def seconds_left(self) -> float:
+        """Seconds of the time budget that are left; infinite without one."""
+        return self._deadline - time.monotonic()
+
     def lift_time_budget(self) -> None:
         """Remove the time limit: it does not apply to what follows the search."""
         self._deadline = math.inf

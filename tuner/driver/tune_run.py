@@ -12,7 +12,7 @@ from tuner.driver.lost_workers import LostWorkers, head_is_gone
 from tuner.driver.scheduler import RecordScheduler
 from tuner.driver.searcher import build_searcher
 from tuner.driver.stopping import HaltStopper
-from tuner.search.policies import Policy, build_policy
+from tuner.search.policies import Policy, build_policy, planned
 from tuner.study.code import code_folder
 from tuner.study.confirmation import Candidate
 from tuner.study.data import StudyData
@@ -24,6 +24,7 @@ from tuner.trial.trainable import TrialTrainable
 
 if TYPE_CHECKING:
     from tuner.driver.searcher import RecordSearcher
+    from tuner.search.deadline import TimePlan
     from tuner.spec.settings import TrialResources
 
 
@@ -81,8 +82,19 @@ def run_tune(
     callbacks: list[tune.Callback],
     stopper: Stopper,
     chosen: list[Candidate] | None = None,
+    plan: TimePlan | None = None,
 ) -> None:
-    """Run the search with Ray Tune, or with candidates their confirmation."""
+    """Run the search with Ray Tune, or with candidates their confirmation.
+
+    Args:
+        study: The study.
+        data: Its data.
+        resources: Share of a trial.
+        callbacks: What watches the trials.
+        stopper: What ends the run early.
+        chosen: What is confirmed; None for the search.
+        plan: What fits into the time budget of a search; None without one.
+    """
     # nothing is read back from it, and Tune would stumble over a partly written file
     remove_ray_files(study.folder / RAY_FOLDER)
     context = StudyContext(
@@ -96,6 +108,8 @@ def run_tune(
     trainable = tune.with_parameters(TrialTrainable, study=context)
     if chosen is None:
         policy = build_policy(study.record, study.spec)
+        if plan is not None:
+            policy = planned(policy, study.record, study.spec, plan)
         searcher: RecordSearcher = build_searcher(study, policy)
     else:
         policy = Policy(study.record)

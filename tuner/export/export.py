@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,7 @@ import numpy as np
 import torch
 import yaml
 
-from training.bundle.bundle import (
-    Manifest,
-    clean_metrics,
-    load_checkpoint,
-    verify_bundle,
-    verify_network,
-    write_bundle,
-)
+from training.bundle.bundle import write_bundle
 from training.bundle.case_scores import (
     Grid,
     load_for_scoring,
@@ -28,6 +21,9 @@ from training.bundle.case_scores import (
     on_preprocessed_grid,
 )
 from training.bundle.folder import check_bundle_folder
+from training.bundle.manifest import Manifest, clean_metrics
+from training.bundle.member import Member, load_checkpoint
+from training.bundle.verify import verify_bundle, verify_network
 from training.config import ModelTrainingConfig
 from training.data.prepared.cache import FORMAT_VERSION
 from training.errors import BundleError, DatasetError
@@ -45,7 +41,6 @@ from tuner.study.provenance import PREPARATION, RESUMED
 from tuner.study.trial_entry import TrialEntry, TrialState
 
 if TYPE_CHECKING:
-    from training.lightning_module import SegmentationLightningModule
     from tuner.study.study import Study
 
 WAY_OUT = "--data-dir DIR says where they are now"
@@ -132,7 +127,8 @@ def export_trial(
 
 def _export(study: Study, folder: Path, chosen: _Chosen, data_dir: Path | None) -> Exported:
     entry = chosen.entry
-    best = entry.best(study.record.mode)
+    # of several folds that of the first: none is better than another by cases that differ
+    best = entry.best_of_fold(0, study.record.mode)
     source = trial_folder(chosen.folder, entry.number)
     checkpoint = source / BEST_FILE
     if best is None or not checkpoint.is_file():
@@ -145,9 +141,9 @@ def _export(study: Study, folder: Path, chosen: _Chosen, data_dir: Path | None) 
     config = _config(config_file(source, best[0]), source, provenance)
     data = find_data(study.name, provenance, config, data_dir)
     try:
-        module = load_checkpoint(checkpoint, config)
+        members = [Member(config, load_checkpoint(checkpoint, config))]
         tested, grid = _test_metrics(data, checkpoint, config)
-        metrics = {**entry.metrics, **tested}
+        metrics = {**entry.metrics_of_fold(0), **tested}
         manifest = Manifest(
             labels=data.labels,
             channels=data.channels,
@@ -165,11 +161,10 @@ def _export(study: Study, folder: Path, chosen: _Chosen, data_dir: Path | None) 
         )
         verified = write_bundle(
             folder,
-            module=module,
-            config=config,
+            members=members,
             preprocessing=data.preprocessing,
             manifest=manifest,
-            verify=lambda new: _verify(new, module, data),
+            verify=lambda new: _verify(new, members, data),
         )
     except BundleError as error:
         raise ExportError(str(error)) from error
@@ -292,7 +287,7 @@ def _config(path: Path, source: Path, provenance: dict[str, Any]) -> ModelTraini
     return config
 
 
-def _verify(folder: Path, module: SegmentationLightningModule, data: ExportData) -> str:
+def _verify(folder: Path, members: Sequence[Member], data: ExportData) -> str:
     """Compare the written bundle with the trial's model, on the data that are still available.
 
     Returns:
@@ -310,20 +305,20 @@ def _verify(folder: Path, module: SegmentationLightningModule, data: ExportData)
         # an older version may have preprocessed the same file in another way
         same = data.dataset is not None and data.dataset.format_version == FORMAT_VERSION
         try:
-            verify_bundle(folder, module, files.images, cached if same else None, files.label)
+            verify_bundle(folder, members, files.images, cached if same else None, files.label)
         except DatasetError as error:
             data.notes.append(str(error))
         else:
             return f"it predicts the case {case} as the trial's model does"
     if cached is not None:
-        verify_network(folder, module, cached, f"the preprocessed case {case}")
+        verify_network(folder, members, cached, f"the preprocessed case {case}")
         data.notes.append(
             f"the image files of the case {case} are not there, or not those of the study: the "
             f"exported model was compared with the trial's on the preprocessed case; {WAY_OUT}"
         )
         return f"it predicts the preprocessed case {case} as the trial's model does"
-    voxels = torch.randn(len(data.channels), *module.config.patch_size)
-    verify_network(folder, module, voxels, "random voxels")
+    voxels = torch.randn(len(data.channels), *members[0].config.patch_size)
+    verify_network(folder, members, voxels, "random voxels")
     data.notes.append(
         "neither the study's image files nor their cache are there: the exported model was "
         "compared with "
@@ -342,16 +337,17 @@ def _test_metrics(
     if not data.splits["test"]:
         return {}, None
     module = load_for_scoring(checkpoint, config)
+    members = [Member(config, module)]
     files = data.files("test")
     if files:
         try:
-            cases = on_file_grid(module, data.preprocessing, files, data.notes.append)
+            cases = on_file_grid(members, data.preprocessing, files, data.notes.append)
             return _named(mean_scores(module, cases), "file"), "file"
         except (DatasetError, MemoryError) as error:
             reason = str(error) or type(error).__name__
             data.notes.append(f"a test case cannot be measured against its label file: {reason}")
     if data.dataset is not None:
-        cases = on_preprocessed_grid(module, data.dataset, "test", data.notes.append)
+        cases = on_preprocessed_grid(members, data.dataset, "test", data.notes.append)
         data.notes.append(
             "the files of the test cases cannot all be used: test metrics are measured on the "
             "preprocessed grid (preprocessed_test_*), which leaves out what resampling loses; "

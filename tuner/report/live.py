@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from tuner.study.study import Study
 
 
+class Forecast(Protocol):
+    """Protocol of what knows how much fits into a time budget."""
+
+    def capacity(self) -> str:
+        """How many full trainings fit; empty while not known."""
+        ...
+
+    def ending(self) -> str:
+        """What still runs until the study ends; empty while there is time."""
+        ...
+
+
 class StudyView:
     """Shows a study while it runs: one live picture, or plain lines outside a terminal.
 
@@ -31,6 +43,7 @@ class StudyView:
         resources: Share of a trial.
         dashboard: Address of the Ray dashboard, if there is one.
         console: Where to show it; nowhere if None.
+        forecast: What fits into the time budget; None without one.
     """
 
     def __init__(
@@ -39,15 +52,19 @@ class StudyView:
         resources: TrialResources,
         dashboard: str | None,
         console: Console | None,
+        forecast: Forecast | None = None,
     ) -> None:
         self._study = study
         self._record = study.record
         self._spec = study.spec
         self._max_epochs = study.spec.max_epochs
+        self._folds = study.spec.folds
         self._num_trials = planned_trials(study.spec)
         self._resources = resources
         self._dashboard = dashboard
         self._console = console or Console(quiet=True)
+        self._forecast = forecast
+        self._told = ""
         self._started = time.monotonic()
         self._epochs_before = epochs_spent(study.record.entries.values())
         self._replayed: dict[int, int] = {}
@@ -60,9 +77,11 @@ class StudyView:
         dashboard = f"http://{self._dashboard}" if self._dashboard else "of the joined cluster"
         self._console.print(f"study          {self._study.folder}", markup=False)
         self._console.print(f"Ray dashboard  {dashboard}")
+        on = f" on each of {self._folds} folds" if self._folds > 1 else ""
         self._console.print(
             f"trials         {self._num_trials} of up to {self._max_epochs} "
-            f"epochs, {share.max_concurrent} at once, {share.cpu:g} CPU and {share.gpu:g} GPU each"
+            f"epochs{on}, {share.max_concurrent} at once, "
+            f"{share.cpu:g} CPU and {share.gpu:g} GPU each"
         )
         self._picture = open_picture(self._console)
         return self
@@ -95,8 +114,9 @@ class StudyView:
             outcome: Its score, or why it has none.
         """
         if epoch > self._replayed.get(number, 0):
-            line = f"epoch {epoch}/{self._max_epochs}  {outcome}"
-            self._line(self._record.entries[number], line)
+            entry = self._record.entries[number]
+            self._line(entry, f"epoch {self._progress(entry, epoch)}  {outcome}")
+            self._tell_forecast()
 
     def trial_noted(self, number: int, note: str) -> None:
         """Announce a message of a trial."""
@@ -118,20 +138,34 @@ class StudyView:
             # a reason may hold brackets: torch's is "[enforce fail at alloc_cpu.cpp:118] ..."
             self._console.print(f"[{style}]trial {entry.number}[/] {escape(text)}")
 
+    def _tell_forecast(self) -> None:
+        """Tell how much fits into the time budget when it is first known, and how the end goes."""
+        if self._forecast is None:
+            return
+        text = self._forecast.ending()
+        if not self._told:
+            text = text or self._forecast.capacity()
+        if text and text != self._told and not self._console.quiet:
+            self._told = text
+            if self._picture is None:
+                print(f"[{self._clock()}] time budget: {text}", file=self._console.file, flush=True)
+            else:
+                self._console.print(f"time budget: {text}", markup=False)
+
     def _clock(self) -> str:
         return numbers.duration(time.monotonic() - self._started)
 
     def _panel(self) -> Panel:
         record, spec = self._record, self._spec
         spent = epochs_spent(record.entries.values())
-        full = self._num_trials * self._max_epochs
+        full = self._num_trials * self._spec.full_epochs
         lines = [
             "trials  " + state_counts(self._study),
             "best    " + best_line(self._study),
             f"epochs  {spent} of {full} that full training would take "
             f"({numbers.share(spent, full)})",
             *(f"budget  {line}" for line in budget_lines(self._study)),
-            f"time    {self._clock()}, {self._time_left(spent)}",
+            f"time    {self._clock()}, {self._time_left(spent)}{self._ending()}",
         ]
         headings = ("trial", "epoch", spec.metric)
         running = terminal_table(
@@ -143,21 +177,31 @@ class StudyView:
         )
         return Panel(Group("\n".join(lines), "", running), title=escape(self._study.name))
 
+    def _ending(self) -> str:
+        text = "" if self._forecast is None else self._forecast.ending()
+        return f": {text}" if text else ""
+
     def _row(self, entry: TrialEntry) -> list[str]:
         last = entry.scores.get(entry.epochs)
         return [
             str(entry.number),
-            f"{entry.epochs}/{self._max_epochs}",
+            self._progress(entry, entry.epochs),
             "" if last is None else numbers.score(last),
             numbers.values(entry.trained_values),
         ]
+
+    def _progress(self, entry: TrialEntry, epoch: int) -> str:
+        """An epoch of a trial, of how many."""
+        return numbers.progress(epoch, entry.ends_at or self._max_epochs, self._folds)
 
     def _time_left(self, spent: int) -> str:
         """An estimate from the epochs so far and the expected savings of early stopping."""
         trained = spent - self._epochs_before
         if not trained:
             return "time left not known yet"
-        ended = [entry.epochs for entry in self._record.entries.values() if entry.state.finished]
+        ended = [
+            entry.epochs_trained for entry in self._record.entries.values() if entry.state.finished
+        ]
         per_trial = (
             sum(ended) / len(ended)
             if ended

@@ -245,7 +245,7 @@ class RandInt(Interval):
         super().__post_init__()
         if not (float(self.low).is_integer() and float(self.high).is_integer()):
             raise ValueError(
-                f"randint needs whole numbers, but got (low={self.low}, high={self.high})"
+                f"{self.kind} needs whole numbers, but got (low={self.low}, high={self.high})"
             )
         object.__setattr__(self, "low", int(self.low))
         object.__setattr__(self, "high", int(self.high))
@@ -289,6 +289,84 @@ class RandInt(Interval):
     def at(self, position: float) -> int:
         """The whole number whose share of the unit interval the position lies in."""
         return self.low + min(int(position * self.count), self.count - 1)
+
+
+@dataclass(frozen=True)
+class LogRandInt(RandInt):
+    """A whole number from `low` to `high`, both included, whose logarithm is uniform.
+
+    A number n has the share of the logarithmic scale from n - 1/2 to n + 1/2, as with Optuna.
+
+    Raises:
+        ValueError: unless both are whole numbers and `1 <= low < high`.
+    """
+
+    kind: ClassVar[str] = "lograndint"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low < 1:
+            raise ValueError(
+                f"lograndint needs low >= 1, but got (low={self.low}, high={self.high})"
+            )
+
+    def nearest(self, value: Any) -> int:
+        """The whole number between the bounds that comes nearest; the middle if there is none."""
+        return super().nearest(value if is_number(value) else math.sqrt(self.low * self.high))
+
+    def sample(self, rng: random.Random) -> int:
+        """A whole number, small ones more often than large ones."""
+        return self.at(rng.random())
+
+    def describe(self) -> str:
+        """The domain in one line."""
+        return f"{self.low} to {self.high}, whole, logarithmic"
+
+    @property
+    def distribution(self) -> Distribution:
+        """A whole number whose logarithm is uniform."""
+        return Distribution(low=self.low, high=self.high, step=1, log=True, whole=True)
+
+    def grid(self, points: int) -> list[Any]:
+        """Numbers at even distances on a logarithmic scale; all of them where they are few."""
+        if self.count <= points:
+            return list(range(self.low, self.high + 1))
+        return super().grid(points)
+
+    def to_unit(self, value: Any) -> Float[ndarray, " w"]:
+        """The middle of its share of the unit interval."""
+        return np.array([self._middles(np.array(value))])
+
+    def at(self, position: float) -> int:
+        """The whole number whose share of the unit interval the position lies in."""
+        return self.low + int(self.places(np.array([[position]]))[0])
+
+    def places(self, coordinates: Float[ndarray, "n w"]) -> Int[ndarray, " n"]:
+        """Which of the numbers lie at coordinates."""
+        first, last = self._ends
+        numbers = np.exp(first + np.clip(coordinates[:, 0], 0.0, 1.0) * (last - first))
+        places: Int[ndarray, " n"] = np.clip(
+            np.floor(numbers + 0.5).astype(int) - self.low, 0, self.count - 1
+        )
+        return places
+
+    def snapped(self, coordinates: Float[ndarray, "n w"]) -> Float[ndarray, "n w"]:
+        """Coordinates in the middle of the shares that the numbers have of the unit interval."""
+        middles: Float[ndarray, "n w"] = self._middles(self.low + self.places(coordinates))[:, None]
+        return middles
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """Logarithms of the ends of the scale."""
+        return math.log(self.low - 0.5), math.log(self.high + 0.5)
+
+    def _middles(self, numbers: Int[ndarray, "..."]) -> Float[ndarray, "..."]:
+        """The middle of the share of the unit interval that each number has."""
+        first, last = self._ends
+        middles: Float[ndarray, "..."] = (
+            (np.log(numbers - 0.5) + np.log(numbers + 0.5)) / 2 - first
+        ) / (last - first)
+        return middles
 
 
 @dataclass(frozen=True)

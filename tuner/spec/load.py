@@ -64,6 +64,8 @@ def load_resolved_spec(path: Path) -> StudySpec:
     values = YamlSource.parse(text, str(path))
     if isinstance(values.data, dict):
         translate(values.data)
+        # the first format did not name itself
+        values.data.setdefault("format", 1)
     return StudySpec.from_source(values, text)
 
 

@@ -106,6 +106,6 @@ def fits(
     if domain is not None:
         path = (*path, *domain.place_of(value))
         if problem.is_fraction:
-            message += ": use randint, or choice, for whole numbers"
+            message += ": use randint, lograndint or choice for whole numbers"
     parser.problem(path, message)
     return False

@@ -12,7 +12,7 @@ from tuner.spec.field_errors import model_problems
 from tuner.spec.old_sections import old_sections, refusal
 from tuner.spec.parser import SpecParser
 from tuner.spec.settings import Section
-from tuner.spec.spec_values import PARTS, SECTION_OF, SECTIONS, may_be_off
+from tuner.spec.spec_values import FORMAT, PARTS, SECTION_OF, SECTIONS, may_be_off
 from tuner.spec.yaml_source import Override, YamlSource
 
 
@@ -54,7 +54,14 @@ def check_parts(parser: SpecParser) -> None:
         options = (path for path in parser.source.origins if path[0] in old)
         parser.problem(next(options, (old[0],)), refusal(parser.data), key=True)
     for name in parser.data:
-        if name not in {*PARTS, *old}:
+        if name == "format":
+            if parser.data[name] not in range(1, FORMAT + 1):
+                parser.problem(
+                    (name,),
+                    f"format={parser.data[name]!r} is not one that this version reads, 1 to "
+                    f"{FORMAT}: a newer version of segtune wrote the file",
+                )
+        elif name not in {*PARTS, *old}:
             hint = suggestion(name, PARTS)
             if name in ModelTrainingConfig.model_fields:
                 hint = f": fixed values of the config go under `config:`, e.g. config.{name}"

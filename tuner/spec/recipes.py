@@ -1,18 +1,20 @@
 """The known good default of each network: a published recipe, where the file says nothing else.
 
-A recipe is used for fields that a space varies and its file does not fix, as the study's first
-trial and as the centre of searchers that want one. What belongs to an optimizer, its learning
-rate above all, is that of the optimizer which the trial really has.
+A trial trains with the recipe of its network in all that neither `config` nor `space` names
+(`unnamed_values`). In the fields that a space varies it is the study's first trial, and the centre
+of searchers that want one. What belongs to an optimizer, its learning rate above all, is that of
+the optimizer which the trial really has.
 
 A user's own network may bring a recipe along: an attribute `recipe` of its function, or of its
-module, that maps config fields to values. Where it does not, and for a network of ours that has no
-entry here, the defaults of `ModelTrainingConfig` hold.
+module, that maps config fields to values. It is read for fields that vary alone, since a search
+space is read without importing code of others. Where there is none the defaults of
+`ModelTrainingConfig` hold, which are nnU-Net's training.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +23,14 @@ from training.config import ModelTrainingConfig
 from training.errors import PluginError, suggestion
 from training.registry import MODELS, is_plugin
 
-__all__ = ["RECIPES", "Recipe", "recipe_values", "usual_optimizer"]
+__all__ = [
+    "DEFAULTS_OF_FORMAT_1",
+    "RECIPES",
+    "Recipe",
+    "recipe_values",
+    "unnamed_values",
+    "usual_optimizer",
+]
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,10 @@ RECIPES: dict[str, Recipe] = {
         8e-4,
     ),
     "dynunet": _convolutional(NNUNET),
+    "resenc_unet": _convolutional(
+        "nnU-Net's residual-encoder U-Net (Isensee et al., 2024, arXiv:2404.09556), trained as "
+        "nnU-Net's plain U-Net"
+    ),
     "unet3d": _convolutional(NNUNET),
     "basic_unet": _convolutional(NNUNET),
     "attention_unet": _convolutional(NNUNET),
@@ -140,6 +153,18 @@ RECIPES: dict[str, Recipe] = {
     "unetr": _transformer("UNETR (Hatamizadeh et al., 2022, arXiv:2103.10504)", 1e-4),
 }
 """The recipe of each network."""
+
+
+DEFAULTS_OF_FORMAT_1 = MappingProxyType(
+    {
+        "loss": "cross_entropy",
+        "scheduler": "none",
+        "augmentation": "default",
+        "gradient_clip": None,
+        "precision": "32-true",
+    }
+)
+"""What `ModelTrainingConfig` had for fields that a study of format 1 does not name."""
 
 
 OF_OPTIMIZERS = frozenset({"learning_rate", "weight_decay", "momentum", "nesterov"})
@@ -179,6 +204,29 @@ def recipe_values(model_name: str, optimizer: str, max_epochs: int) -> dict[str,
         **ours.optimizers.get(optimizer, {}),
         "warmup_epochs": min(round(ours.warmup * max_epochs), max_epochs - 1),
     }
+
+
+def unnamed_values(given: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
+    """The recipe of a trial's network, in the fields that its search space does not name.
+
+    Args:
+        given: Values of the trial's config that are known.
+        named: Fields that the search space names, fixed or varying.
+    """
+    fields = ModelTrainingConfig.model_fields
+    model_name = given.get("model_name", fields["model_name"].default)
+    if is_plugin(model_name):
+        return {}
+    if "optimizer" in named:
+        optimizer = given.get("optimizer", fields["optimizer"].default)
+    else:
+        optimizer = usual_optimizer(model_name)
+    max_epochs = given.get("max_epochs", fields["max_epochs"].default)
+    recipe = {"optimizer": optimizer, **recipe_values(model_name, optimizer, max_epochs)}
+    if given.get("momentum") == 0:
+        # there is no Nesterov's form of none
+        recipe.pop("nesterov", None)
+    return {name: value for name, value in recipe.items() if name not in named}
 
 
 def own_recipe(model_name: str) -> dict[str, Any]:

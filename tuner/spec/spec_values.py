@@ -11,7 +11,12 @@ from pydantic import BaseModel, ConfigDict
 from training.config import DEFAULT_TEST_FRACTION, Mode, ModelTrainingConfig
 from training.registry import is_plugin
 from tuner.spec.policies import AshaSettings, PolicySettings
-from tuner.spec.recipes import recipe_values, usual_optimizer
+from tuner.spec.recipes import (
+    DEFAULTS_OF_FORMAT_1,
+    recipe_values,
+    unnamed_values,
+    usual_optimizer,
+)
 from tuner.spec.settings import (
     EMBEDDED_DATA,
     CheckpointSettings,
@@ -24,6 +29,10 @@ from tuner.spec.settings import (
 )
 from tuner.spec.space import Space
 from tuner.spec.yaml_source import dump_yaml
+
+FORMAT = 2
+"""Format of a search space. In 1, of earlier versions, a field that a study did not name had the
+default of then (`DEFAULTS_OF_FORMAT_1`); in 2 it has the value of the network's recipe."""
 
 RACED_SHARE = 0.3
 """Share of the further folds of trials that a race trains, about; see `bench_folds.py`."""
@@ -38,6 +47,7 @@ class SpecValues(BaseModel):
     Attributes:
         source: The file it was read from.
         source_text: The file as given.
+        format: `FORMAT`, or that of an earlier version which made the study.
         metric: Validation metric that trials are compared by.
         mode: Whether a greater ("max") or smaller ("min") metric is better.
         further_metrics: Metrics that matter beside it, with their modes.
@@ -56,6 +66,7 @@ class SpecValues(BaseModel):
 
     source: Path
     source_text: str
+    format: int = FORMAT
     metric: str
     mode: Mode
     further_metrics: tuple[tuple[str, Mode], ...] = ()
@@ -113,9 +124,14 @@ class SpecValues(BaseModel):
         Raises:
             pydantic.ValidationError: if the values do not fit together.
         """
+        flat = {**self.config, **values}
+        if self.format == 1:
+            unnamed = dict(DEFAULTS_OF_FORMAT_1)
+        else:
+            unnamed = unnamed_values(flat, {*self.config, *self.space.domains})
         flat = {
-            **self.config,
-            **values,
+            **unnamed,
+            **flat,
             **self._fold_values(fold),
             "monitor": self.metric,
             "monitor_mode": self.mode,
@@ -201,6 +217,7 @@ class SpecValues(BaseModel):
         """The whole spec as plain values, every setting written out."""
         sections = {name: getattr(self, name) for name in SECTIONS}
         return {
+            "format": self.format,
             "metric": self._listed(0),
             "mode": self._listed(1),
             "config": dict(self.config),

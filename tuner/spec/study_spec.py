@@ -17,7 +17,7 @@ from tuner.spec.read_config import read_config
 from tuner.spec.read_metrics import read_metrics
 from tuner.spec.read_sections import apply_overrides, check_parts, read_section
 from tuner.spec.read_space import read_space
-from tuner.spec.spec_values import PARTS, SECTIONS, SpecValues
+from tuner.spec.spec_values import FORMAT, PARTS, SECTIONS, SpecValues
 from tuner.spec.yaml_source import Override, YamlSource, dump_yaml
 
 
@@ -75,6 +75,7 @@ class StudySpec(SpecValues):
         spec = cls(
             source=Path(source.name),
             source_text=text,
+            format=source.data.get("format", FORMAT),
             metric=metric,
             mode=mode,
             further_metrics=tuple(further),

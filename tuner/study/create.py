@@ -78,7 +78,8 @@ def _same_study(spec: StudySpec, studies_dir: Path, name: str) -> Study | None:
         refuse_foreign(folder)
         return None
     existing = open_study(studies_dir, name)
-    changes = spec_changes(existing.spec, spec)
+    # a study goes on as it began, also where an earlier version made it
+    changes = spec_changes(existing.spec, spec.model_copy(update={"format": existing.spec.format}))
     if not changes:
         return existing
     existing.record.close()

@@ -1,13 +1,18 @@
-"""Maps trial states to Optuna's, for optuna-dashboard and `optuna.load_study`."""
+"""Maps trials and their states to Optuna's, for optuna-dashboard and `optuna.load_study`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from tuner.study.trial_entry import TrialEntry, TrialState
+from tuner.spec.space import restored_values
+from tuner.study.trial_entry import TrialEntry, TrialState, named_now
+
+if TYPE_CHECKING:
+    from tuner.spec.space import Space
 
 METRIC_NAMES = "study:metric_names"
 """Attribute of a study in which Optuna keeps the names of its metrics."""
@@ -62,3 +67,29 @@ def optuna_entry(
         return OptunaEntry(OptunaState.FAIL)
     complete = wins or entry.state is TrialState.COMPLETED
     return OptunaEntry(OptunaState.COMPLETE if complete else OptunaState.PRUNED, best[1])
+
+
+def entry_of(trial: FrozenTrial, space: Space, fold_epochs: int | None = None) -> TrialEntry:
+    """The trial that Optuna's tables hold.
+
+    Args:
+        trial: As Optuna reads it.
+        space: What the study varies.
+        fold_epochs: Epochs of a fold where there are several.
+    """
+    attributes = trial.user_attrs
+    return TrialEntry(
+        number=trial.number,
+        values=restored_values(space, trial.params),
+        state=TrialState(attributes.get("state", TrialState.RUNNING)),
+        reason=attributes.get("reason", ""),
+        scores=dict(trial.intermediate_values),
+        metrics=named_now(attributes.get("metrics", {})),
+        seconds=attributes.get("seconds", 0.0),
+        proposed_by=attributes.get("proposed_by", ""),
+        generation=attributes.get("generation", 0),
+        notes=attributes.get("notes", {}),
+        failures=attributes.get("failures", 0),
+        overrides=attributes.get("overrides", {}),
+        fold_epochs=fold_epochs,
+    )

@@ -22,14 +22,14 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.errors import StudyError
-from tuner.spec.space import restored_values, stored_values
+from tuner.spec.space import stored_values
 from tuner.study.distributions import distribution_of
 from tuner.study.files import DATABASE
-from tuner.study.optuna_states import METRIC_NAMES, RUNNING, OptunaEntry, optuna_entry
+from tuner.study.optuna_states import METRIC_NAMES, RUNNING, OptunaEntry, entry_of, optuna_entry
 from tuner.study.storage import TransactionalStorage, refuse_lost_record, unreadable
 from tuner.study.trial_entry import (
     BEST_VALUES,
@@ -37,13 +37,13 @@ from tuner.study.trial_entry import (
     GPU_SECONDS,
     IN_PROGRESS,
     LINEAGE,
+    MAX_EPOCHS,
     OVERRIDDEN,
     DecisionEntry,
     Exploit,
     TrialEntry,
     TrialState,
     epochs_spent,
-    named_now,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class StudyRecord:
         self.decisions: list[DecisionEntry] = [DecisionEntry(*row) for row in stored]
         self.halted: str | None = None
         self.entries: dict[int, TrialEntry] = {
-            trial.number: self._entry_from(trial) for trial in frozen
+            trial.number: entry_of(trial, self.space, self.fold_epochs) for trial in frozen
         }
         self._trial_ids = {trial.number: trial._trial_id for trial in frozen}
         self._in_optuna = {trial.number: OptunaEntry.of(trial) for trial in frozen}
@@ -309,12 +309,28 @@ class StudyRecord:
             entry.failures += 1
             self._note(entry, "failures", entry.failures)
             if overrides:
-                step = [entry.epochs, dict(overrides)]
-                self.note(number, OVERRIDDEN, [*entry.overridden, step])
-                entry.overrides = {**entry.overrides, **overrides}
-                self._note(entry, "overrides", entry.overrides)
+                self._override(entry, overrides)
             self.decide(number, "retried", reason)
             self._note_state(entry, TrialState.INTERRUPTED, reason)
+
+    def shorten(self, number: int, epochs: int, reason: str) -> None:
+        """Let a trial end its schedule, after so many epochs in all; a decision.
+
+        Args:
+            number: The trial; it does not train now.
+            epochs: Its `max_epochs` from its next epoch on.
+            reason: Why.
+        """
+        with self.transaction():
+            self._override(self.entries[number], {MAX_EPOCHS: epochs})
+            self.decide(number, "shortened", reason)
+
+    def _override(self, entry: TrialEntry, values: Mapping[str, Any]) -> None:
+        """Replace values of a trial from its next epoch on."""
+        step = [entry.epochs, dict(values)]
+        self.note(entry.number, OVERRIDDEN, [*entry.overridden, step])
+        entry.overrides = {**entry.overrides, **values}
+        self._note(entry, "overrides", entry.overrides)
 
     def exploit(self, number: int, step: Exploit, reason: str) -> None:
         """Let a trial that waits go on from the weights of another, with other values."""
@@ -410,24 +426,6 @@ class StudyRecord:
 
     def _note(self, entry: TrialEntry, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._trial_ids[entry.number], key, value)
-
-    def _entry_from(self, trial: FrozenTrial) -> TrialEntry:
-        attributes = trial.user_attrs
-        return TrialEntry(
-            number=trial.number,
-            values=restored_values(self.space, trial.params),
-            state=TrialState(attributes.get("state", TrialState.RUNNING)),
-            reason=attributes.get("reason", ""),
-            scores=dict(trial.intermediate_values),
-            metrics=named_now(attributes.get("metrics", {})),
-            seconds=attributes.get("seconds", 0.0),
-            proposed_by=attributes.get("proposed_by", ""),
-            generation=attributes.get("generation", 0),
-            notes=attributes.get("notes", {}),
-            failures=attributes.get("failures", 0),
-            overrides=attributes.get("overrides", {}),
-            fold_epochs=self.fold_epochs,
-        )
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

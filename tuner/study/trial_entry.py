@@ -45,7 +45,11 @@ BAD_CONFIGS = (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.INFEASI
 
 
 OVERRIDDEN = "overridden"
-"""Note of a trial: after which epochs which values were replaced, as it had run out of memory."""
+"""Note of a trial: after which epochs which values were replaced, as it had run out of memory or
+its schedule was shortened."""
+
+MAX_EPOCHS = "max_epochs"
+"""Value that is replaced where a trial's schedule is shortened."""
 
 BEST_VALUES = "best_values"
 """Note of a trial: the values that its best score was reached with, if they are not those that
@@ -91,7 +95,8 @@ class TrialEntry:
         proposed_by: What drew its values.
         generation: Generation of a searcher that works in generations.
         failures: How often it failed and was tried again.
-        overrides: Values that a retry after running out of memory has in place of others.
+        overrides: Values that a retry after running out of memory, or a shortened schedule, has
+            in place of others.
         notes: Further facts, by name; what JSON can hold.
         fold_epochs: Epochs of a fold where there are several, None where the trial trains once.
     """
@@ -116,8 +121,14 @@ class TrialEntry:
         return [Exploit(**step) for step in self.notes.get(LINEAGE, ())]
 
     @property
+    def ends_at(self) -> int | None:
+        """Epochs that its schedule was shortened to, to end in time; None if it was not."""
+        epochs: int | None = self.overrides.get(MAX_EPOCHS)
+        return epochs
+
+    @property
     def overridden(self) -> list[list[Any]]:
-        """After which epochs which values were replaced, as the trial had run out of memory."""
+        """After which epochs which values were replaced."""
         # a record of an earlier version does not have the epoch
         first = [[0, self.overrides]] if self.overrides else []
         return list(self.notes.get(OVERRIDDEN, first))
@@ -191,6 +202,13 @@ class TrialEntry:
         """Best score of each finished fold of several; NaN where none is defined."""
         found = (self.best_of_fold(fold, mode) for fold in range(self.finished_folds))
         return [math.nan if best is None else best[1] for best in found]
+
+    def metrics_of_fold(self, fold: int) -> dict[str, float]:
+        """All metrics of a fold's best epoch; those of the best epoch where there is one fold."""
+        if self.fold_epochs is None:
+            return self.metrics
+        by_fold: dict[str, dict[str, float]] = self.notes.get(FOLD_METRICS, {})
+        return by_fold.get(str(fold), {})
 
     def score_at(self, epoch: int, mode: str) -> float:
         """The score that a trial has when it is compared after an epoch; NaN for none.

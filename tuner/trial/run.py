@@ -245,8 +245,11 @@ class TrialRun:
         self._note = "; ".join(filter(None, [*notes, note]))
         trainer.fit(resume=checkpoint or False)
         epochs = trainer.lightning.current_epoch
-        early = "" if epochs == self._spec.max_epochs else ", then stopped improving"
-        return f"trained {epochs} epochs{early}"
+        if epochs < config.max_epochs:
+            return f"trained {epochs} epochs, then stopped improving"
+        shortened = epochs < self._spec.max_epochs
+        end = ", the end of a schedule that was shortened to the time" if shortened else ""
+        return f"trained {epochs} epochs{end}"
 
     def _judge(self) -> dict[str, Any]:
         """Notes on the score of each test case, with the best checkpoint if there is one."""

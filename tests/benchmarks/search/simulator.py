@@ -58,6 +58,7 @@ class Outcome:
         seconds: When the study ended.
         idle: Seconds that workers were idle, over all of them.
         trials: Trials that were proposed.
+        cut: Trials that the deadline cut off.
     """
 
     curve: list[tuple[int, float, float]] = field(default_factory=list)
@@ -65,6 +66,7 @@ class Outcome:
     seconds: float = 0.0
     idle: float = 0.0
     trials: int = 0
+    cut: int = 0
 
     def epochs_to(self, target: float) -> float:
         """Epochs until the best checkpoint in hand was as good as `target`; inf for never."""
@@ -86,6 +88,7 @@ class Simulator:
         seed: Seed of the noise.
         budget: Epochs after which the study ends.
         targets: The study also ends when the greatest of these is reached.
+        deadline: Seconds after which what runs is cut off.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Simulator:
         seed: int,
         budget: int,
         targets: tuple[float, ...] = (),
+        deadline: float = math.inf,
     ) -> None:
         self._problem = problem
         self._searcher = searcher
@@ -114,7 +118,8 @@ class Simulator:
         self._best = -math.inf
         self._epochs_of: dict[Any, int] = {}
         self._order = 0
-        self._now = 0.0
+        self._deadline = deadline
+        self.now = 0.0
         self._outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -123,13 +128,17 @@ class Simulator:
             self._fill()
             if not self._events:
                 break
-            before = self._now
-            self._now, _, trial = heapq.heappop(self._events)
+            before = self.now
+            if self._events[0][0] > self._deadline:
+                self.now = self._deadline
+                self._outcome.cut = len(self._events)
+                break
+            self.now, _, trial = heapq.heappop(self._events)
             busy = len(self._events) + 1
-            self._outcome.idle += (self._workers - busy) * (self._now - before)
+            self._outcome.idle += (self._workers - busy) * (self.now - before)
             if not self._step(trial):
                 break
-        self._outcome.seconds = self._now
+        self._outcome.seconds = self.now
         self._outcome.trials = len(self._epochs_of)
         return self._outcome
 
@@ -186,7 +195,7 @@ class Simulator:
 
     def _train(self, trial: SimulatedTrial) -> None:
         self._order += 1
-        end = self._now + self._problem.seconds(trial.config)
+        end = self.now + self._problem.seconds(trial.config)
         heapq.heappush(self._events, (end, self._order, trial))
 
     def _step(self, trial: SimulatedTrial) -> bool:
@@ -200,7 +209,9 @@ class Simulator:
             "epoch": trial.epoch,
             "training_iteration": trial.epoch,
             "score": score,
-            **EpochReport(trial.epoch, score, {"val_dice": score}, 1.0).to_ray(),
+            **EpochReport(
+                trial.epoch, score, {"val_dice": score}, self._problem.seconds(trial.config)
+            ).to_ray(),
             "trial_id": trial.trial_id,
         }
         trial.last_result = result
@@ -224,7 +235,7 @@ class Simulator:
     def _ending(self, trial: SimulatedTrial, score: float) -> dict[str, Any] | None:
         if not math.isfinite(score):
             return TrialEnd(TrialState.DIVERGED, "the loss is NaN").to_ray()
-        if trial.epoch >= self._problem.epochs:
+        if trial.epoch >= trial.config.get("max_epochs", self._problem.epochs):
             return TrialEnd(TrialState.COMPLETED, "trained to the end").to_ray()
         return None
 
@@ -233,7 +244,7 @@ class Simulator:
         if math.isfinite(score) and score > self._observed:
             self._observed = score
             self._best = self._problem.true(trial.config, trial.epoch)
-            self._outcome.curve.append((self._outcome.epochs, self._now, self._best))
+            self._outcome.curve.append((self._outcome.epochs, self.now, self._best))
 
 
 def _key(config: Mapping[str, Any], trial_id: str) -> int | str:

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from training.bundle.bundle import Bundle, Manifest, load_checkpoint, verify_bundle, write_bundle
+from training.bundle.bundle import Bundle, write_bundle
 from training.bundle.case_prediction import case_probabilities
+from training.bundle.manifest import Manifest
+from training.bundle.member import Member, load_checkpoint
 from training.bundle.prediction import collect_cases, predict_images
+from training.bundle.verify import verify_bundle
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
 from training.data.prepared.preprocessing import ChannelNormalisation
@@ -45,7 +48,7 @@ def make_bundle(folder: Path, **settings: Any) -> SegmentationLightningModule:
         provenance={"seed": 0},
     )
     write_bundle(
-        folder, module=module, config=config, preprocessing=preprocessing, manifest=manifest
+        folder, members=[Member(config, module)], preprocessing=preprocessing, manifest=manifest
     )
     return module
 
@@ -77,11 +80,11 @@ def test_a_bundle_predicts_what_its_model_predicts(tmp_path: Path) -> None:
     case = bundle.preprocessing.apply([image])
     tensor = torch.from_numpy(case.image)
     assert torch.equal(bundle.probabilities(tensor), case_probabilities(module, tensor))
-    verify_bundle(tmp_path / "bundle", module, [image], tensor)
+    verify_bundle(tmp_path / "bundle", [Member(module.config, module)], [image], tensor)
     with torch.no_grad():
         next(module.model.parameters()).mul_(2)
     with pytest.raises(BundleError, match="does not predict what its trial predicted"):
-        verify_bundle(tmp_path / "bundle", module, [image], tensor)
+        verify_bundle(tmp_path / "bundle", [Member(module.config, module)], [image], tensor)
 
 
 def test_a_case_whose_label_leaves_the_body_is_verified_as_it_was_cached(tmp_path: Path) -> None:
@@ -95,9 +98,9 @@ def test_a_case_whose_label_leaves_the_body_is_verified_as_it_was_cached(tmp_pat
         nib.save(nib.Nifti1Image(data, np.diag([2, 2, 3, 1])), path)
     settings = Bundle.load(tmp_path / "bundle").preprocessing
     cached = torch.from_numpy(settings.apply([image], label).image)
-    verify_bundle(tmp_path / "bundle", module, [image], cached, label)
+    verify_bundle(tmp_path / "bundle", [Member(module.config, module)], [image], cached, label)
     with pytest.raises(BundleError, match="predicts a grid of"):
-        verify_bundle(tmp_path / "bundle", module, [image], cached)
+        verify_bundle(tmp_path / "bundle", [Member(module.config, module)], [image], cached)
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "SAR", "PIR"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +25,7 @@ from training.bundle.case_scores import (
     score_test_cases,
     scores_by_case,
 )
+from training.bundle.member import Member
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, prepare_dataset
 from training.errors import DatasetError
@@ -64,31 +65,35 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreprocessedDataset:
     )
 
 
+def alone(module: SegmentationLightningModule) -> list[Member]:
+    return [Member(module.config, module)]
+
+
 def perfect(dataset: PreprocessedDataset, **values: object) -> SegmentationLightningModule:
     """A module that knows the preprocessed labels by heart, by the voxels of the image."""
     config = config_of(dataset.folder, **values)
     module = SegmentationLightningModule(build_model(config), config).eval()
     known = {dataset.image(case).tobytes(): dataset.label(case) for case in dataset.cases}
 
-    def logits(image: Tensor) -> Tensor:
-        label = torch.from_numpy(np.array(known[image[0].numpy().tobytes()])).long()
-        scores = 9.0 * torch.nn.functional.one_hot(label, 3).movedim(-1, 0)[None]
-        return module._task_logits(scores)
+    def slabs(image: Tensor, **_: object) -> Iterator[Tensor]:
+        label = torch.from_numpy(np.array(known[image.numpy().tobytes()])).long()
+        scores = 9.0 * torch.nn.functional.one_hot(label, 3).movedim(-1, 0)
+        yield from module._task_logits(scores[None])[0].split(3, dim=1)
 
-    module.predict_logits = logits  # type: ignore[assignment, method-assign]
+    module.logit_slabs = slabs  # type: ignore[assignment, method-assign]
     return module
 
 
 def test_what_preprocessing_loses_costs_against_the_file(dataset: PreprocessedDataset) -> None:
     module = perfect(dataset)
-    own = mean_scores(module, on_preprocessed_grid(module, dataset))
+    own = mean_scores(module, on_preprocessed_grid(alone(module), dataset))
     # the plate, a third of a voxel thick there, is lost: on that grid it costs nothing
     assert own["dice"] == own["dice_1"] == own["nsd"] == 1.0
     assert own["hd95"] == 0.0
     assert math.isnan(own["dice_2"])
     files = files_of(dataset, "test")
     assert len(files) == 2
-    found = mean_scores(module, on_file_grid(module, dataset.preprocessing, files))
+    found = mean_scores(module, on_file_grid(alone(module), dataset.preprocessing, files))
     assert found["dice_2"] == 0.0
     assert found["hd95_2_missing"] == 2
     assert 0.5 < found["dice_1"] < 1.0
@@ -103,7 +108,7 @@ def test_metrics_are_those_of_the_files_by_hand(
     monkeypatch.setattr(np, "Inf", np.inf, raising=False)
     module = perfect(dataset)
     files = files_of(dataset, "test")
-    predicted = list(on_file_grid(module, dataset.preprocessing, files))
+    predicted = list(on_file_grid(alone(module), dataset.preprocessing, files))
     dices, distances = [], []
     for case, found in zip(files, predicted, strict=True):
         label = np.asarray(nib.load(case.label).dataobj)
@@ -127,14 +132,14 @@ def test_a_target_label_is_compared_with_that_label_of_the_file(
 ) -> None:
     module = perfect(dataset, target_label=1)
     files = files_of(dataset, "test")
-    (first, _) = on_file_grid(module, dataset.preprocessing, files)
+    (first, _) = on_file_grid(alone(module), dataset.preprocessing, files)
     label = np.asarray(nib.load(files[0].label).dataobj)
     np.testing.assert_array_equal(first.target.numpy(), label == 1)
     assert set(np.unique(first.prediction.numpy())) == {0, 1}
     whole = mean_scores(
-        perfect(dataset), on_file_grid(perfect(dataset), dataset.preprocessing, files)
+        perfect(dataset), on_file_grid(alone(perfect(dataset)), dataset.preprocessing, files)
     )
-    scores = mean_scores(module, on_file_grid(module, dataset.preprocessing, files))
+    scores = mean_scores(module, on_file_grid(alone(module), dataset.preprocessing, files))
     assert scores["dice"] == scores["dice_1"] == pytest.approx(whole["dice_1"], abs=0.1)
     assert "dice_2" not in scores
 
@@ -182,8 +187,8 @@ def test_a_confirmation_says_on_which_grid_it_judged(
             label.with_suffix(".away").replace(label)
     module.eval()
     expected = {
-        "file": on_file_grid(module, dataset.preprocessing, files),
-        "preprocessed": on_preprocessed_grid(module, dataset),
+        "file": on_file_grid(alone(module), dataset.preprocessing, files),
+        "preprocessed": on_preprocessed_grid(alone(module), dataset),
     }
     assert grid == ("file" if spoil is None else "preprocessed")
     assert scores == scores_by_case(module, expected[grid], "accuracy")
@@ -198,4 +203,4 @@ def test_another_shape_of_the_label_is_named(dataset: PreprocessedDataset, tmp_p
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4)), tmp_path / "l.nii.gz")
     other = SimpleNamespace(case_id="x", images=case.images, label=tmp_path / "l.nii.gz")
     with pytest.raises(DatasetError, match=r"l\.nii\.gz: shape \(3, 4, 5\) differs from"):
-        list(on_file_grid(module, dataset.preprocessing, [other]))  # type: ignore[list-item]
+        list(on_file_grid(alone(module), dataset.preprocessing, [other]))  # type: ignore[list-item]

@@ -6,30 +6,49 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from training.bundle.folder import BUNDLE_FILES, STAGING, check_bundle_folder, replaced_bundle
+from training.bundle.folder import (
+    BUNDLE_FILES,
+    STAGING,
+    check_bundle_folder,
+    member_folder,
+    replaced_bundle,
+)
 from training.errors import BundleError
 
 ROOT = Path(__file__).parents[3]
 
 
-def write(folder: Path, version: str) -> None:
+ONE = BUNDLE_FILES
+TWO = (
+    *(f"{member_folder(n)}/{name}" for n in range(2) for name in ("weights.pt", "config.yaml")),
+    *("preprocessing.json", "bundle.json"),
+)
+"""Files of a bundle of one network, and of one of two."""
+
+
+def write(folder: Path, version: str, files: Sequence[str] = ONE) -> None:
     with replaced_bundle(folder) as new:
-        fill(new, version)
+        fill(new, version, files)
 
 
-def fill(new: Path, version: str) -> None:
-    for name in BUNDLE_FILES:
+def fill(new: Path, version: str, files: Sequence[str] = ONE) -> None:
+    for name in files:
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
         (new / name).write_text(f'{{"format_version": "{version} {name}"}}')
 
 
-def is_whole(folder: Path, version: str) -> bool:
-    return {path.name: path.read_text() for path in folder.iterdir()} == {
-        name: f'{{"format_version": "{version} {name}"}}' for name in BUNDLE_FILES
+def is_whole(folder: Path, version: str, files: Sequence[str] = ONE) -> bool:
+    found = {
+        path.relative_to(folder).as_posix(): path.read_text() if path.is_file() else ""
+        for path in folder.rglob("*")
+        if path.is_file() or not any(path.iterdir())
     }
+    return found == {name: f'{{"format_version": "{version} {name}"}}' for name in files}
 
 
 def test_a_bundle_is_made_and_replaced(tmp_path: Path) -> None:
@@ -39,6 +58,29 @@ def test_a_bundle_is_made_and_replaced(tmp_path: Path) -> None:
     write(folder, "new")
     assert is_whole(folder, "new")
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(("old", "new"), [(ONE, TWO), (TWO, ONE), (TWO, (*TWO[:2], *TWO[4:]))])
+def test_no_network_of_an_older_bundle_is_left(
+    tmp_path: Path, old: Sequence[str], new: Sequence[str]
+) -> None:
+    write(tmp_path, "old", old)
+    assert is_whole(tmp_path, "old", old)
+    write(tmp_path, "new", new)
+    assert is_whole(tmp_path, "new", new)
+
+
+@pytest.mark.parametrize("mine", ["members/notes.txt", "members/0/notes.txt", "members/best/a"])
+def test_files_among_the_members_are_the_users(tmp_path: Path, mine: str) -> None:
+    write(tmp_path, "old", TWO)
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    with pytest.raises(BundleError, match=r"holds files that are not .* \(members\)"):
+        write(tmp_path, "new")
+    (tmp_path / mine).unlink()
+    if mine == "members/best/a":
+        (tmp_path / "members" / "best").rmdir()
+    assert is_whole(tmp_path, "old", TWO)
 
 
 def test_an_empty_folder_is_filled_and_stays_the_same_one(tmp_path: Path) -> None:
@@ -101,61 +143,82 @@ def test_what_fails_before_the_end_leaves_the_old_bundle(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-CUTS = [(True, 1), (True, 4), (True, 6), (True, 8), (False, 0), (False, 3)]
-"""Whether there is a bundle, and moves: of old files four are moved out, then four new ones in."""
+LAYOUTS = [(ONE, ONE), (ONE, TWO), (TWO, ONE), (TWO, TWO), ((), ONE), ((), TWO)]
+"""Files of the old bundle, which may not be there, and of the new one."""
 
 
-@pytest.mark.parametrize(("there", "moves"), CUTS)
-@pytest.mark.parametrize("end", ["error", "kill"])
+def moves_of(files: Sequence[str]) -> int:
+    return len({Path(name).parts[0] for name in files})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "moves"),
+    [(old, new, n) for old, new in LAYOUTS for n in range(moves_of(old) + moves_of(new) + 2)],
+)
 def test_a_replacement_that_is_cut_off_is_undone(
-    tmp_path: Path, there: bool, moves: int, end: str
+    tmp_path: Path, old: Sequence[str], new: Sequence[str], moves: int
 ) -> None:
-    """A process that fails or dies after so many moves of files."""
-    folder = tmp_path / "bundle"
-    if there:
-        write(folder, "old")
+    """It fails, or its process dies, after so many moves.
+
+    The old entries are moved out, the folder with them is renamed, and the new ones are moved in.
+    """
+    finished = moves == moves_of(old) + moves_of(new) + 1
+    folder = tmp_path / "failed"
+    if old:
+        write(folder, "old", old)
+    done = cut_off(folder, new, moves, "raise OSError(28, 'No space left on device')")
+    if finished:
+        assert is_whole(folder, "new", new)
+    else:
+        assert "No space left" in done.stdout, done
+        assert is_whole(folder, "old", old) if old else not folder.exists()
+    folder = tmp_path / "killed"
+    if old:
+        write(folder, "old", old)
+    done = cut_off(folder, new, moves, "os.kill(os.getpid(), signal.SIGKILL)")
+    if not finished:
+        assert done.returncode == -signal.SIGKILL
+        # never a mixture that would be taken for a bundle
+        manifest = folder / "bundle.json"
+        if manifest.is_file():
+            assert "old" in manifest.read_text()
+            assert all("old" in (folder / name).read_text() for name in old)
+    write(folder, "next")
+    assert is_whole(folder, "next")
+
+
+def cut_off(
+    folder: Path, files: Sequence[str], moves: int, end: str
+) -> subprocess.CompletedProcess[str]:
+    """Replace a bundle in a process of its own that ends after so many moves."""
     program = f"""
 import os, signal, sys
 from pathlib import Path
-from training.bundle.folder import BUNDLE_FILES, replaced_bundle
+from training.bundle.folder import replaced_bundle
 from training.errors import BundleError
 moves, rename = 0, Path.rename
 def cut_off(path, target):
     global moves
     if moves == {moves}:
-        if {end!r} == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise OSError(28, "No space left on device")
+        {end}
     moves += 1
     return rename(path, target)
 Path.rename = cut_off
 try:
     with replaced_bundle(Path(sys.argv[1])) as new:
-        for name in BUNDLE_FILES:
+        for name in {tuple(files)!r}:
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_text('{{"format_version": "new ' + name + '"}}')
 except BundleError as error:
     print(error)
 """
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", program, str(folder)],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    finished = moves == 8
-    if end == "kill" and not finished:
-        assert done.returncode == -signal.SIGKILL
-        # never a mixture that would be taken for a bundle
-        manifest = folder / "bundle.json"
-        if manifest.is_file():
-            assert "old" in manifest.read_text()
-            assert all("old" in (folder / name).read_text() for name in BUNDLE_FILES)
-    elif not finished:
-        assert "No space left" in done.stdout, done
-        assert is_whole(folder, "old") if there else not folder.exists()
-    write(folder, "next")
-    assert is_whole(folder, "next")
 
 
 def test_a_cut_off_replacement_comes_back_when_the_next_one_fails(tmp_path: Path) -> None:

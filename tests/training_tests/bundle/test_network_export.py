@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from training.bundle import network_export
-from training.bundle.bundle import Bundle, Manifest, write_bundle
+from training.bundle.bundle import Bundle, write_bundle
+from training.bundle.manifest import Manifest
+from training.bundle.member import Member
 from training.bundle.network_export import export_network
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
@@ -43,8 +45,7 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
             parameter.add_(0.1 * torch.randn_like(parameter))
     write_bundle(
         tmp_path / "bundle",
-        module=module,
-        config=config,
+        members=[Member(config, module)],
         preprocessing=Preprocessing(
             spacing=(1.0, 1.0, 1.0),
             channels=[ChannelNormalisation(modality="MR")] * 2,

@@ -10,11 +10,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.bundle import case_prediction
-from training.bundle.bundle import Bundle, Manifest, write_bundle
-from training.bundle.case_prediction import case_probabilities, probabilities_within_memory
+from training.bundle.bundle import Bundle, write_bundle
+from training.bundle.case_prediction import (
+    case_probabilities,
+    probabilities_within_memory,
+    within_memory,
+)
+from training.bundle.manifest import Manifest
+from training.bundle.member import Member
 from training.bundle.prediction import predict_images
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
@@ -39,8 +45,7 @@ def make_bundle(folder: Path, **settings: Any) -> SegmentationLightningModule:
     module = SegmentationLightningModule(build_model(config), config).eval()
     write_bundle(
         folder,
-        module=module,
-        config=config,
+        members=[Member(config, module)],
         preprocessing=Preprocessing(
             spacing=(1.0, 1.0, 1.0),
             channels=[ChannelNormalisation(modality="MR")],
@@ -110,15 +115,15 @@ def test_whatever_ends_a_case_is_said_with_its_file(
     make_bundle(tmp_path / "bundle")
     for name in "ab":
         save(tmp_path / "in" / f"{name}.nii.gz")
-    whole, cases = Bundle.probabilities, []
+    whole, cases = Bundle.label_map, []
 
-    def once(self: Bundle, image: Tensor) -> Tensor:
-        cases.append(image)
+    def once(self: Bundle, images: Any) -> Any:
+        cases.append(images)
         if len(cases) == 1:
             raise error
-        return whole(self, image)
+        return whole(self, images)
 
-    monkeypatch.setattr(Bundle, "probabilities", once)
+    monkeypatch.setattr(Bundle, "label_map", once)
     lines: list[str] = []
     failed = predict_images(
         tmp_path / "bundle", [tmp_path / "in"], tmp_path / "out", on_case=lines.append
@@ -145,7 +150,7 @@ def test_without_gpu_memory_it_goes_on_with_the_cpu(
     expected = case_probabilities(module, image)
     blended_on: list[torch.device | None] = []
 
-    def small(*arguments: Any, blend_device: torch.device | None = None) -> Tensor:
+    def small(*arguments: Any, mirror_axes: object, blend_device: Any = None) -> Tensor:
         blended_on.append(blend_device)
         if len(blended_on) <= times:
             raise error
@@ -163,44 +168,26 @@ def test_without_gpu_memory_it_goes_on_with_the_cpu(
     assert blended_on == [None, torch.device("cpu"), None][: times + 1]
 
 
-def test_other_errors_are_no_lack_of_memory(tmp_path: Path) -> None:
-    module = make_bundle(tmp_path / "bundle")
-
-    def broken() -> Tensor:
+def test_other_errors_are_no_lack_of_memory() -> None:
+    def broken(blend_device: torch.device | None) -> Tensor:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with pytest.raises(RuntimeError, match="device-side assert"):
-        probabilities_within_memory(module, torch.randn(1, 9, 12, 8), print, broken)
+        within_memory([], broken, print)
 
 
-def test_windows_go_to_the_network_and_are_blended_where_the_image_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A machine without a GPU has one device, so what MONAI is asked for is looked at."""
-    asked: dict[str, Any] = {}
+def test_windows_go_to_the_network_and_are_blended_where_the_image_is() -> None:
+    """A machine without a GPU has one device; torch's meta device has no values to come back."""
+    seen = []
 
-    def inference(inputs: Tensor, **options: Any) -> Tensor:
-        asked.update(options, inputs=inputs.device.type)
-        return inputs
+    def network(windows: Tensor) -> Tensor:
+        seen.append(windows.device.type)
+        return windows
 
-    monkeypatch.setattr("monai.inferers.sliding_window_inference", inference)
-    gpu = torch.device("cuda", 0)
-    predict_case(nn.Identity(), torch.randn(1, 1, 9, 9, 9), patch_size=(8, 8, 8), window_device=gpu)
-    # without `device` MONAI blends where the inputs are
-    assert (asked["sw_device"], asked["inputs"], asked.get("device")) == (gpu, "cpu", None)
-
-
-def test_monais_own_error_of_a_full_gpu_is_known(tmp_path: Path) -> None:
-    module = make_bundle(tmp_path / "bundle")
-    image = torch.randn(1, 9, 12, 8)
-
-    def full() -> Tensor:
-        raise RuntimeError("Seems to be OOM.") from OUT_OF_GPU
-
-    lines: list[str] = []
-    found = probabilities_within_memory(module, image, lines.append, full)
-    assert torch.equal(found, case_probabilities(module, image))
-    assert lines == ["out of GPU memory: blends its windows on the CPU"]
+    image = torch.randn(1, 1, 9, 9, 9)
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        predict_case(network, image, patch_size=(8, 8, 8), window_device=torch.device("meta"))
+    assert seen == ["meta"]
 
 
 def listing(folder: Path) -> dict[str, bytes]:

@@ -11,7 +11,8 @@ from raw_data import make_data
 from training.config import ModelTrainingConfig
 from training.data import get_dataloaders, prepare_dataset
 from training.data.patches.augmentation import AUGMENTATIONS, Augmentation, preset_of
-from training.data.patches.mirroring import mirror_axes, sided_labels
+from training.data.patches.mirroring import mirror_axes, sided_labels, trained_mirror_axes
+from training.errors import DatasetError
 
 
 @pytest.mark.parametrize(
@@ -99,3 +100,35 @@ def test_left_and_right_keep_their_sides_in_training(
     assert len(patches) == 20
     on_the_left = patches[..., :6]
     assert bool((on_the_left == 2).any()) is swaps
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "axes"),
+    [
+        ({}, ["background", "liver"], (0, 1, 2)),
+        ({}, ["background", "left kidney"], (0, 1)),
+        ({"augmentation": "none"}, ["background", "liver"], ()),
+        ({"augmentation": "flip"}, ["background", "liver"], (0, 1, 2)),
+        ({"augmentation": "my_package.changes:turn"}, ["background", "liver"], ()),
+        ({"mirror_axes": ["width", "depth"]}, ["background", "left kidney"], (0, 2)),
+        ({"mirror_axes": []}, ["background", "liver"], ()),
+        # it says how much else is changed
+        ({"augmentation_strength": 0}, ["background", "liver"], (0, 1, 2)),
+    ],
+)
+def test_prediction_may_mirror_what_training_mirrored(
+    values: dict[str, Any], labels: list[str], axes: tuple[int, ...]
+) -> None:
+    assert trained_mirror_axes(ModelTrainingConfig(**values), labels) == axes
+
+
+def test_without_labels_those_of_the_preprocessed_folder_decide(tmp_path: Path) -> None:
+    config = ModelTrainingConfig(data_dir=tmp_path / "none")
+    with pytest.raises(DatasetError, match="none"):
+        trained_mirror_axes(config)
+    config.mirror_axes = ["height"]
+    assert trained_mirror_axes(config) == (1,)
+    config = ModelTrainingConfig()
+    sided = sided_data(tmp_path / "data", ("background", "left kidney", "right kidney"))
+    config.data_dir = prepare_dataset(sided, config, cache_dir=tmp_path / "cache")
+    assert trained_mirror_axes(config) == (0, 1)

@@ -17,12 +17,14 @@ from training.models import MODELS, build_model
 from training.models.dynunet import UNetPlan
 from training.models.padding import FixedSizeNetwork, PaddedNetwork
 from training.models.parameters import CHECKPOINTING
+from training.models.resenc_unet import ResidualBlock, _initialise
 from training.testing import check_network
 
 NAMES = tuple(MODELS)
 SMALL: dict[str, dict[str, Any]] = {
     "dformer3d": {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]},
     "dynunet": {"filters": [4, 8, 8, 8, 8]},
+    "resenc_unet": {"filters": [4, 8, 8, 8, 8], "blocks": [1, 1, 2, 1, 1]},
     "unet3d": {"channels": [4, 8, 8], "num_res_units": 1},
     "basic_unet": {"features": [4, 4, 8, 8, 8, 4]},
     "attention_unet": {"channels": [4, 8, 8]},
@@ -36,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
 SUPERVISED: dict[ModelName, dict[str, Any]] = {
     "dformer3d": {"deep_supervision": True},
     "dynunet": {},
+    "resenc_unet": {},
     "segresnet_ds": {},
     "mednext": {"deep_supervision": True},
 }
@@ -59,7 +62,9 @@ def test_every_network_trains_on_any_size(name: ModelName, size: tuple[int, int,
 
 
 # the small forms of the others differ in widths and depths alone
-@pytest.mark.parametrize("name", ["dynunet", "unet3d", "segresnet", "segresnet_ds", "unetr"])
+@pytest.mark.parametrize(
+    "name", ["dynunet", "resenc_unet", "unet3d", "segresnet", "segresnet_ds", "unetr"]
+)
 def test_default_networks_take_sizes_that_do_not_divide(name: ModelName) -> None:
     config = ModelTrainingConfig(model_name=name, patch_size=(16, 32, 48))
     model = build_model(config).eval()
@@ -74,7 +79,7 @@ def test_deep_supervision_gives_logits_of_each_resolution(name: ModelName) -> No
     outputs = model(image)
     sizes = [tuple(scale.shape[2:]) for scale in outputs]
     halves = [tuple(-(-size // 2**level) for size in (10, 33, 18)) for level in range(len(sizes))]
-    if name == "dynunet":
+    if name in {"dynunet", "resenc_unet"}:
         # the plan halves the short axis twice and then leaves it
         halves = [(10, 33, 18), (5, 17, 9), (3, 9, 5)]
     assert len(sizes) > 1
@@ -114,6 +119,7 @@ def test_checkpointing_is_refused_where_there_is_none(name: ModelName) -> None:
         ("swin_unetr", "features_size", "feature_size"),
         ("segresnet", "init_filter", "init_filters"),
         ("dynunet", "filter", "filters"),
+        ("resenc_unet", "block", "blocks"),
         ("basic_unet", "feature", "features"),
         ("attention_unet", "channel", "channels"),
         ("vnet", "acts", "act"),
@@ -265,3 +271,73 @@ def test_weights_depend_on_the_seed_alone() -> None:
     other = build_model(config).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "spacing", "channels", "classes", "parameters"),
+    [
+        ((40, 56, 40), (1.0, 1.0, 1.0), 1, 3, 25_895_593),
+        ((128, 160, 112), (1.0, 1.0, 1.0), 4, 4, 101_944_372),
+        ((20, 320, 256), (3.6, 0.62, 0.62), 2, 3, 140_403_602),
+        ((192, 192, 192), (1.0, 0.78, 0.78), 1, 14, 102_359_430),
+    ],
+)
+def test_resenc_unet_has_as_many_parameters_as_nnunets(
+    patch_size: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    channels: int,
+    classes: int,
+    parameters: int,
+) -> None:
+    """Of `ResidualEncoderUNet` in dynamic_network_architectures 0.4.4, by nnU-Net's plans."""
+    config = ModelTrainingConfig(
+        model_name="resenc_unet",
+        patch_size=patch_size,
+        target_spacing=spacing,
+        input_channels=channels,
+        num_classes=classes,
+    )
+    with torch.device("meta"):
+        network = build_model(config)
+    assert sum(weight.numel() for weight in network.parameters()) == parameters
+
+
+def test_resenc_unet_computes_what_nnunets_does() -> None:
+    """Logits of `ResidualEncoderUNet` (as above) with the same weights, at three resolutions."""
+    config = ModelTrainingConfig(
+        model_name="resenc_unet",
+        patch_size=(32, 32, 32),
+        input_channels=2,
+        model_params={"filters": [4, 8, 16, 32], "blocks": [1, 3, 4, 6]},
+    )
+    network = build_model(config)
+    with torch.no_grad():
+        for weight in network.parameters():
+            wave = torch.sin(torch.arange(weight.numel(), dtype=torch.float64) + 1)
+            weight.copy_(0.3 * wave.reshape(weight.shape))
+    image = torch.cos(torch.arange(2 * 32**3, dtype=torch.float64) * 0.7)
+    outputs = network(image.reshape(1, 2, 32, 32, 32).float())
+    expected = [
+        ((0.35858, 0.19175, 0.04213), 0.198371, 0.169600),
+        ((0.48139, 0.25535, -0.18154), 0.186476, 0.317031),
+        ((0.84394, -0.26907, 0.48867), 0.316258, 0.350115),
+    ]
+    for logits, (voxel, mean, spread) in zip(outputs, expected, strict=True):
+        assert logits[0, :, 3, 2, 1].tolist() == pytest.approx(voxel, abs=1e-4)
+        assert logits.mean().item() == pytest.approx(mean, abs=1e-4)
+        assert logits.std().item() == pytest.approx(spread, abs=1e-4)
+
+
+def test_a_residual_block_begins_as_its_shortcut() -> None:
+    block = ResidualBlock(4, 4, (3, 3, 3), (1, 1, 1)).apply(_initialise)
+    features = torch.rand(1, 4, 6, 6, 6)
+    torch.testing.assert_close(block(features), features)
+
+
+def test_resenc_unet_says_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"at least 2 stages, but patch_size=\[4, 4, 4\] allows 1"):
+        build("resenc_unet", patch_size=(4, 4, 4), model_params={})
+    with pytest.raises(ValueError, match=r"blocks=\[1, 2\] needs one entry of 1 or more for each"):
+        build("resenc_unet", patch_size=(32, 32, 32), model_params={"blocks": [1, 2]})
+    with pytest.raises(ValueError, match="4 strides but 1 kernel sizes"):
+        build("resenc_unet", patch_size=(32, 32, 32), model_params={"kernel_size": [3]})

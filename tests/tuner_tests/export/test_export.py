@@ -143,13 +143,13 @@ def test_test_metrics_are_those_of_the_exported_model_against_the_label_files(
     files = files_of(dataset, "test")
     bundle = Bundle.load(tmp_path / "bundle", "cpu")
     accuracies = []
-    for case in on_file_grid(bundle.module, bundle.preprocessing, files):
+    for case in on_file_grid(bundle.members, bundle.preprocessing, files):
         images = dataset.cases[case.case_id].images
         np.testing.assert_array_equal(bundle.label_map(images), case.prediction.numpy())
         accuracies.append(float((case.prediction == case.target).double().mean()))
     assert manifest["metrics"]["test_accuracy"] == pytest.approx(np.mean(accuracies))
     by_case = scores_by_case(
-        bundle.module, on_file_grid(bundle.module, bundle.preprocessing, files), "dice_1"
+        bundle.module, on_file_grid(bundle.members, bundle.preprocessing, files), "dice_1"
     )
     assert manifest["metrics"]["test_dice_1"] == pytest.approx(np.mean(list(by_case.values())))
     assert not any(name.startswith("preprocessed") for name in manifest["metrics"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import optuna
 import pytest
 from optuna.storages import InMemoryStorage
 from spec_text import parse
@@ -18,9 +19,10 @@ from tuner.search.policies.explore import perturbed
 from tuner.search.searchers import SEARCHERS
 from tuner.search.searchers.view import SearchView
 from tuner.spec.domain import Distribution, Domain
-from tuner.spec.domains import DOMAINS, Choice, LogUniform, QUniform, RandInt, Uniform
+from tuner.spec.domains import DOMAINS, Choice, LogRandInt, LogUniform, QUniform, RandInt, Uniform
 from tuner.spec.grid import grid_points
 from tuner.spec.space import Space, restored_values, stored_values
+from tuner.study.distributions import distribution_of
 from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialState
 
@@ -118,6 +120,8 @@ ALL: list[Domain] = [
     Uniform(0.5, 2),
     LogUniform(1e-5, 1e-1),
     RandInt(2, 9),
+    LogRandInt(1, 64),
+    LogRandInt(1, 3),
     QUniform(0.25, 0.75, 0.125),
     PowerOfTwo(0, 4),
 ]
@@ -229,3 +233,21 @@ def test_a_wrong_value_of_a_named_choice_is_found_at_its_name() -> None:
 def test_spaces_are_compared_by_their_domains() -> None:
     assert Space({"seed": RandInt(1, 2)}) == Space({"seed": RandInt(1, 2)})
     assert Space({"seed": RandInt(1, 2)}) != Space({"seed": RandInt(1, 3)})
+
+
+def test_whole_numbers_are_uniform_on_a_logarithmic_scale_as_optunas_are() -> None:
+    domain = LogRandInt(1, 64)
+    rng = random.Random(0)
+    ours = np.array([domain.sample(rng) for _ in range(4000)])
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    theirs = np.array([study.ask({"x": distribution_of(domain)}).params["x"] for _ in range(4000)])
+    for bound in (1, 2, 4, 8, 16, 32):
+        share = np.log((bound + 0.5) / 0.5) / np.log(64.5 / 0.5)
+        assert (ours <= bound).mean() == pytest.approx(share, abs=0.03)
+        assert (theirs <= bound).mean() == pytest.approx(share, abs=0.03)
+    assert domain.grid(5) == [1, 2, 6, 19, 64]
+    assert domain.nearest(None) == 8
+    with pytest.raises(ValueError, match=r"lograndint needs low >= 1, but got \(low=0, high=8\)"):
+        LogRandInt(0, 8)
+    with pytest.raises(ValueError, match="lograndint needs whole numbers"):
+        LogRandInt(1.5, 8)  # type: ignore[arg-type]

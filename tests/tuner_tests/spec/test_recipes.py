@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from training.config import ModelName, ModelTrainingConfig, OptimizerName
 from training.registry import MODELS, OPTIMIZERS
-from tuner.spec.load import parse_spec
+from tuner.errors import SpecError
+from tuner.spec.load import load_resolved_spec, parse_spec
 from tuner.spec.recipes import RECIPES, recipe_values
 
 WIDE = """
@@ -93,3 +96,59 @@ space: {momentum: {uniform: [0.5, 0.9]}, scheduler: {choice: [cosine, step]}}
     # the nearest of momentum; of the scheduler, whose recipe is no option, the first
     assert spec.default_point() == {"momentum": 0.9, "scheduler": "cosine"}
     assert spec.trial_config(spec.default_point()).loss == "focal"
+
+
+FEW = "config: {{model_name: {name}}}\nspace: {{seed: {{randint: [0, 9]}}}}\n"
+
+
+def test_what_a_space_does_not_name_is_the_recipe_of_the_trials_network() -> None:
+    text = """
+config: {max_epochs: 100, weight_decay: 0.5}
+space:
+  model_name: {choice: [dynunet, segresnet]}
+  scheduler: {choice: [none, step], when: {model_name: segresnet}}
+"""
+    spec = parse_spec(text, source="s")
+    plain = spec.trial_config({"model_name": "dynunet"})
+    assert (plain.optimizer, plain.learning_rate, plain.nesterov) == ("sgd", 0.01, True)
+    assert (plain.loss, plain.augmentation, plain.gradient_clip) == ("dice_ce", "nnunet", 12)
+    other = spec.trial_config({"model_name": "segresnet", "scheduler": "step"})
+    assert (other.optimizer, other.learning_rate, other.warmup_epochs) == ("adamw", 2e-4, 5)
+    # what is named stays, also where it takes no part
+    assert plain.weight_decay == other.weight_decay == 0.5
+    assert other.scheduler == "step"
+    assert plain.scheduler == ModelTrainingConfig().scheduler
+
+
+def test_the_recipe_is_that_of_the_optimizer_which_is_named() -> None:
+    text = FEW.format(name="dynunet, optimizer: adamw")
+    assert parse_spec(text, source="s").base_config().learning_rate == 1e-3
+    # no momentum has no Nesterov's form
+    still = parse_spec(FEW.format(name="dynunet, momentum: 0"), source="s").base_config()
+    assert (still.optimizer, still.momentum, still.nesterov) == ("sgd", 0, False)
+
+
+def test_a_config_that_names_nothing_is_nnunets_training() -> None:
+    config = ModelTrainingConfig()
+    assert (config.loss, config.scheduler, config.poly_power) == ("dice_ce", "poly", 0.9)
+    assert (config.augmentation, config.gradient_clip) == ("nnunet", 12)
+    assert config.precision == "auto"
+
+
+def test_a_study_of_an_earlier_version_keeps_the_defaults_of_then(tmp_path: Path) -> None:
+    resolved = tmp_path / "spec.resolved.yaml"
+    resolved.write_text(FEW.format(name="dynunet, scheduler: cosine"))
+    spec = load_resolved_spec(resolved)
+    config = spec.trial_config({"seed": 3})
+    assert (config.loss, config.augmentation, config.precision) == (
+        "cross_entropy",
+        "default",
+        "32-true",
+    )
+    assert (config.optimizer, config.learning_rate, config.scheduler) == ("adamw", 1e-4, "cosine")
+    assert config.gradient_clip is None
+    # and a study that goes on is written as what it is
+    resolved.write_text(spec.to_yaml())
+    assert load_resolved_spec(resolved).trial_config({"seed": 3}) == config
+    with pytest.raises(SpecError, match="format=3 is not one that this version reads, 1 to 2"):
+        parse_spec(FEW.format(name="dynunet") + "format: 3\n", source="s")

@@ -77,7 +77,7 @@ def test_types_and_ranges_are_said_in_words(name: str, kind: str) -> None:
 
 
 def test_every_choice_of_a_field_is_named() -> None:
-    assert FIELDS["precision"].kind == "32-true | 16-mixed | bf16-mixed"
+    assert FIELDS["precision"].kind == "auto | 32-true | 16-mixed | bf16-mixed"
     for name in ("optimizer", "loss", "scheduler", "model_name"):
         known = FIELDS[name].kind.split(" | ")
         assert FIELDS[name].default in known

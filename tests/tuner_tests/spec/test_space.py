@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.spec.domains import DOMAINS, Choice, Domain, LogUniform, QUniform, RandInt, Uniform
+from tuner.spec.domains import (
+    DOMAINS,
+    Choice,
+    Domain,
+    LogRandInt,
+    LogUniform,
+    QUniform,
+    RandInt,
+    Uniform,
+)
 from tuner.spec.space import Space
 
 EXAMPLES: list[Domain] = [
@@ -18,6 +27,7 @@ EXAMPLES: list[Domain] = [
     Uniform(0.8, 0.99),
     LogUniform(1e-5, 1e-2),
     RandInt(1, 4),
+    LogRandInt(1, 64),
     QUniform(0.25, 0.75, 0.25),
     QUniform(8, 64, 8),
 ]

@@ -142,7 +142,7 @@ def test_what_does_not_fit_a_spec_any_more_is_told_with_its_place() -> None:
 
 
 def test_every_section_is_listed_once_and_follows_from_the_table() -> None:
-    assert list(parse(TEXT).to_dict()) == list(PARTS)
+    assert list(parse(TEXT).to_dict()) == ["format", *PARTS]
     for name in SECTIONS:
         assert name in SpecValues.model_fields
         spec = parse(f"{SPACE}{name}: {{}}\n")

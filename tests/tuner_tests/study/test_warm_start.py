@@ -63,7 +63,7 @@ ADAM = {"learning_rate": 0.01, "optimizer": "adamw", "class_weights": "uniform"}
             None,
         ),
         # a number that differs is told
-        ({"max_epochs: 9": "max_epochs: 12"}, ADAM, (ADAM, ["max_epochs"])),
+        ({"max_epochs: 9": "max_epochs: 12"}, ADAM, (ADAM, ["max_epochs", "warmup_epochs"])),
         ({"loss: dice_ce": "loss: focal"}, ADAM, None),
         # what varies here was fixed there
         (

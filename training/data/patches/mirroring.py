@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from training.config import MIRROR_AXES, MirrorAxis, ModelTrainingConfig
+from training.data.patches.augmentation import preset_of
+from training.data.prepared.cache import PreprocessedDataset
 
 LEFT_RIGHT: Final = "width"
 """The axis that grows to the right, see `training.data.preprocessing.AXES`."""
@@ -29,6 +31,33 @@ def mirror_axes(config: ModelTrainingConfig, labels: Sequence[str]) -> list[Mirr
     if config.mirror_axes != "auto":
         return list(config.mirror_axes)
     return [axis for axis in MIRROR_AXES if axis != LEFT_RIGHT or not sided_labels(labels)]
+
+
+def trained_mirror_axes(
+    config: ModelTrainingConfig, labels: Sequence[str] | None = None
+) -> tuple[int, ...]:
+    """The axes that a training with a config mirrored its patches along, so that prediction may.
+
+    None where its augmentation does not mirror, or is a plug-in, which does not say what it does.
+
+    Args:
+        config: The training's config.
+        labels: Name of each label value, background first, which decide what `auto` is; those
+            of the preprocessed folder `config.data_dir` by default.
+
+    Returns:
+        0 for depth, 1 for height, 2 for width.
+
+    Raises:
+        DatasetError: if the labels are needed and not given, and `config.data_dir` is not a
+            preprocessed folder.
+    """
+    if not preset_of(config.augmentation).mirroring:
+        return ()
+    if labels is None:
+        given = config.mirror_axes != "auto"
+        labels = [] if given else PreprocessedDataset.load(config.data_dir).labels
+    return tuple(sorted(MIRROR_AXES.index(axis) for axis in mirror_axes(config, labels)))
 
 
 def sided_labels(labels: Sequence[str]) -> list[str]:

@@ -7,24 +7,27 @@ normalise by modality, resample to one spacing. The steps and their defaults fol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from jaxtyping import Float, UInt
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
+from torch import Tensor
 
 from training.data.prepared.label_loss import lost_by_resampling, outside
 from training.data.prepared.resampling import (
+    PLANES,
     anisotropic_axis,
     resample_image,
     resample_label,
-    resample_linear,
+    resample_slabs,
 )
 from training.data.raw.header import (
     SPACING_RATIO,
@@ -44,6 +47,9 @@ AIR = -500.0
 
 MAX_VOXELS = 2**30
 """Voxels of a channel after resampling above which a spacing must be wrong: 1024 x 1024 x 1024."""
+
+STORED = 65535
+"""What a probability of 1 is stored as, in whole numbers of 16 bits."""
 
 Box = tuple[tuple[int, int], ...]
 """First voxel and end on each axis."""
@@ -219,22 +225,53 @@ class Preprocessing(BaseModel):
         """Label map on the file's own grid, in the file's axis order.
 
         Args:
-            probabilities: Class probabilities of the preprocessed case.
+            probabilities: Class probabilities of the preprocessed case, in any precision.
             info: What `apply` returned with the case.
         """
+        planes = probabilities.shape[1]
+        slabs = (
+            torch.from_numpy(np.array(probabilities[:, first : first + PLANES], dtype=np.float32))
+            for first in range(0, planes, PLANES)
+        )
+        return self.invert_slabs(slabs, planes, info)
+
+    def invert_slabs(
+        self,
+        slabs: Iterable[Float[Tensor, "k slab h w"]],
+        planes: int,
+        info: CaseGeometry,
+        stored: UInt[np.ndarray, "i j k c"] | None = None,
+    ) -> UInt[np.ndarray, "i j k"]:
+        """Label map on the file's own grid, of probabilities that come slab by slab.
+
+        The probabilities are resampled class by class and a few planes at a time, and the class
+        of the highest is kept: a scan of the whole body with many classes would not fit in memory.
+
+        Args:
+            slabs: Class probabilities, slab by slab along the depth, on the CPU.
+            planes: Depth of the preprocessed case.
+            info: What `apply` returned with the case.
+            stored: An array that gets the probabilities on the file's grid, as `STORED` has them.
+        """
         size = tuple(end - first for first, end in info.crop)
-        best = np.full(size, -np.inf, dtype=np.float32)
-        dtype = label_dtype(len(probabilities))
-        inside = np.zeros(size, dtype=dtype)
-        # class by class: a whole-body scan with many classes would not fit in memory
-        for value, probability in enumerate(probabilities):
-            resampled = resample_linear(probability, size, info.anisotropic_axis)
-            better = resampled > best
-            best[better] = resampled[better]
-            inside[better] = value
         permuted = tuple(info.shape[int(source)] for source in np.argsort(info.orientation[:, 0]))
-        whole = np.zeros(permuted, dtype=dtype)
-        whole[_slices(info.crop)] = inside
+        whole = np.zeros(permuted, dtype=label_dtype(self.num_classes))
+        inside = whole[_slices(info.crop)]
+        kept: list[NDArray[np.uint16]] = []
+        if stored is not None:
+            # around the body is background
+            stored[..., 0], stored[..., 1:] = STORED, 0
+            kept = [
+                reorient(stored[..., value], info.orientation)[_slices(info.crop)]
+                for value in range(stored.shape[-1])
+            ]
+        for chosen, classes in resample_slabs(slabs, planes, size, info.anisotropic_axis):
+            best = torch.full((chosen.stop - chosen.start, *size[1:]), -torch.inf)
+            for value, probability in enumerate(classes):
+                np.copyto(inside[chosen], value, where=(probability > best).numpy())
+                torch.maximum(best, probability, out=best)
+                if kept:
+                    kept[value][chosen] = (probability * STORED).round().numpy()
         return np.ascontiguousarray(
             nib.orientations.apply_orientation(whole, _inverse(info.orientation))
         )

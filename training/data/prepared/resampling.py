@@ -8,7 +8,7 @@ Voxel centres are aligned, not corners, as in ITK and torch's `align_corners=Fal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 ANISOTROPY = 3.0
 """Ratio of spacings above which a grid is strongly anisotropic, as nnU-Net has it."""
+
+PLANES = 32
+"""Planes of the new grid that are resampled at once, where a volume comes slab by slab."""
 
 SAME_SPACING = 1e-3
 """Relative difference below which two spacings of a file are the same but for rounding."""
@@ -114,6 +118,95 @@ def resample_linear(
     chosen = slices[_nearest(len(slices), shape[axis])]
     resampled = _interpolate(chosen[:, None], _without(shape, axis), "bilinear")[:, 0]
     return np.ascontiguousarray(np.moveaxis(resampled, 0, axis))
+
+
+def resample_slabs(
+    slabs: Iterable[Float[Tensor, "k slab h w"]],
+    planes: int,
+    shape: tuple[int, ...],
+    axis: int | None = None,
+) -> Iterator[tuple[slice, Iterator[Float[Tensor, "new h2 w2"]]]]:
+    """Volumes of several classes on a grid of `shape`, as `resample_linear` makes them of each.
+
+    Neither the volumes nor the resampled ones are ever whole in memory.
+
+    Args:
+        slabs: The volumes, slab by slab along their first axis.
+        planes: Planes of all slabs together.
+        shape: The new grid, over the same extent.
+        axis: Axis across thick slices, along which the nearest is taken.
+
+    Yields:
+        Which planes of the new grid, a few at a time; and their values for each class, one class
+        after the other.
+    """
+    below, above, share = _between(planes, shape[0], nearest=axis == 0)
+    first = done = 0
+    carried: Tensor | None = None
+    for slab in slabs:
+        held = slab[:, :0] if carried is None else carried
+        end = first + held.shape[1] + slab.shape[1]
+        ready = int(np.searchsorted(above, end))
+        for start in range(done, ready, PLANES):
+            chosen = slice(start, min(start + PLANES, ready))
+            near = below[chosen] - first, above[chosen] - first, share[chosen]
+            yield chosen, _classes_between(held, slab, *near, shape[1:], axis)
+        done = ready
+        # of what is left the next planes may need the last ones
+        needed = min(int(below[done]), end) if done < shape[0] else end
+        both = torch.cat([held, slab[:, max(needed - first - held.shape[1], 0) :]], dim=1)
+        carried = both[:, both.shape[1] - (end - needed) :].clone()
+        first = needed
+
+
+def _classes_between(
+    held: Tensor,
+    slab: Tensor,
+    below: NDArray[np.int64],
+    above: NDArray[np.int64],
+    share: NDArray[np.float32],
+    plane: tuple[int, ...],
+    axis: int | None,
+) -> Iterator[Tensor]:
+    """Planes between those of `held` and `slab` together, class by class."""
+    low, high = int(below[0]), int(above[-1]) + 1
+    lower, upper = torch.from_numpy(below - low), torch.from_numpy(above - low)
+    weight = torch.from_numpy(share)[:, None, None]
+    for of_held, of_slab in zip(held, slab, strict=True):
+        skipped = max(low - len(of_held), 0)
+        source = torch.cat([of_held[low:high], of_slab[skipped : max(high - len(of_held), 0)]])
+        source = _resized_planes(source, plane, None if axis == 0 else axis)
+        values = source[lower]
+        yield torch.lerp(values, source[upper], weight) if share.any() else values
+
+
+def _resized_planes(
+    planes: Float[Tensor, "n h w"], shape: tuple[int, ...], axis: int | None
+) -> Float[Tensor, "n h2 w2"]:
+    """Each plane on another grid, linearly; along the axis 1 or 2 the nearest, if it is given."""
+    if tuple(planes.shape[1:]) == shape:
+        return planes
+    if axis is not None:
+        chosen = torch.from_numpy(_nearest(planes.shape[axis], shape[axis - 1]))
+        planes = planes.index_select(axis, chosen)
+    return F.interpolate(planes[:, None], size=shape, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _between(
+    old: int, new: int, *, nearest: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """For each new plane the old ones below and above its centre, and the share of the latter."""
+    if nearest:
+        chosen = _nearest(old, new)
+        return chosen, chosen, np.zeros(new, dtype=np.float32)
+    centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    below = np.floor(centres).astype(np.int64)
+    share = centres - below
+    return (
+        below,
+        np.where(share > 0, np.minimum(below + 1, old - 1), below),
+        share.astype(np.float32),
+    )
 
 
 def _spline(voxels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:

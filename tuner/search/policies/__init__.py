@@ -17,6 +17,7 @@ from tuner.search.policies.median import MedianStopping
 from tuner.search.policies.pasha import Pasha
 from tuner.search.policies.pb2 import PopulationBandits
 from tuner.search.policies.pbt import PopulationTraining
+from tuner.search.policies.planned import PlannedPolicy, planned
 from tuner.search.policies.policy import Action, Decision, Policy
 from tuner.spec.brackets import hyperband_brackets
 from tuner.spec.grid import planned_trials
@@ -44,6 +45,7 @@ __all__ = [
     "Hyperband",
     "MedianStopping",
     "Pasha",
+    "PlannedPolicy",
     "Policy",
     "PopulationBandits",
     "PopulationTraining",
@@ -51,6 +53,7 @@ __all__ = [
     "RungPolicy",
     "StoppingAsha",
     "build_policy",
+    "planned",
 ]
 
 Settings = TypeVar("Settings", bound=PolicySettings)

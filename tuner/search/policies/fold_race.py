@@ -152,6 +152,14 @@ class FoldRace(Policy):
             promoted = self._likeliest(waiting)
         return self._unfinished_winner() if promoted is None and last else promoted
 
+    def may_start(self) -> bool:
+        """Whether the other policy lets a new trial start."""
+        return self._first.may_start()
+
+    def keeps_paused(self) -> bool:
+        """Whether the other policy keeps trials paused."""
+        return self._first.keeps_paused()
+
     def never_promoted(self, number: int) -> str:
         """Why a trial that is still paused got no further fold."""
         entry = self._record.entries[number]

@@ -68,6 +68,14 @@ class Policy:
         """
         return None
 
+    def may_start(self) -> bool:
+        """Whether a new trial may start, if no paused one goes on."""
+        return True
+
+    def keeps_paused(self) -> bool:
+        """Whether trials stay paused when nothing is left to run, for a run with more time."""
+        return False
+
     def never_promoted(self, number: int) -> str:
         """The reason of a trial that is still paused when the study ends."""
         entry = self._record.entries[number]

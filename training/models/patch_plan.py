@@ -1,0 +1,133 @@
+"""Patch and batch for a memory target, as nnU-Net's planner chooses them (Isensee et al., 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from training.config import ModelTrainingConfig
+from training.models.dynunet import UNetPlan
+from training.models.footprint import training_bytes
+from training.models.parameters import stride_product
+
+LIBRARIES = 2_500_000_000
+"""Bytes of a GPU that cuDNN, the allocator and the CUDA context take beside a training step.
+
+With them the estimate gives, for nnU-Net's plans of its targets, about what it measured on a GPU:
+7.7 GB (plain), 9, 23 and 37 GB (residual encoder M, L and XL; Isensee et al., 2024, table 1)."""
+
+LARGEST = 256**3
+"""Voxels that a patch has at most."""
+
+SMALLEST_BATCH = 2
+
+MIN_DIVISOR = 4
+"""Voxels that a U-Net of three stages makes one of, along the axis that it halves most."""
+
+SHARE_OF_DATA = 0.05
+"""Voxels of all cases that one batch may hold, where it has more patches than the fewest."""
+
+Size = tuple[int, int, int]
+
+
+class PatchPlan(NamedTuple):
+    """Patch and batch of a network.
+
+    Attributes:
+        patch_size: Voxels of a patch (depth, height, width).
+        batch_size: Patches of a step.
+        bytes: Estimate of what a step takes, without `LIBRARIES`.
+    """
+
+    patch_size: Size
+    batch_size: int
+    bytes: int
+
+
+def plan_patch(
+    config: ModelTrainingConfig,
+    shape: Sequence[float],
+    spacing: Sequence[float],
+    memory: float,
+    *,
+    dataset_voxels: float = math.inf,
+    largest: float = LARGEST,
+) -> PatchPlan:
+    """The largest patch, up to a whole case, with which two fit into memory; then as many as fit.
+
+    The patch begins as the median case, or where that is larger as a patch of cubic extent. While
+    two of them do not fit, the axis that covers most of the median case becomes shorter, each axis
+    being a multiple of what the U-Net of that patch halves it by.
+
+    Args:
+        config: Names the network, and all else that memory depends on; its patch and batch do not
+            matter.
+        shape: Median size of the cases in voxels of `spacing` (depth, height, width).
+        spacing: Size of a voxel in mm.
+        memory: Bytes for a training step.
+        dataset_voxels: Voxels of all training cases; a batch holds 5 % of them at most, so that it
+            differs from the next one.
+        largest: Voxels of a patch at most.
+
+    Raises:
+        ValueError: if the network cannot be built, or not even the smallest patch fits.
+    """
+    config = config.model_copy(update={"target_spacing": tuple(map(float, spacing))})
+    extent = [(largest * math.prod(spacing)) ** (1 / 3) / voxel for voxel in spacing]
+    first = [min(round(have), round(most)) for have, most in zip(shape, extent, strict=True)]
+    patch, divisor = _divisible(first, spacing)
+    a_voxel = 0.0
+    while True:
+        voxels = math.prod(patch)
+        # memory grows with the voxels, so that patches far too large need not be estimated
+        if voxels <= largest and voxels * a_voxel <= memory:
+            needed = _bytes(config, patch, SMALLEST_BATCH)
+            if needed <= memory:
+                break
+            a_voxel = 0.9 * needed / voxels
+        axis = max(range(3), key=lambda axis: patch[axis] / shape[axis])
+        before = patch
+        patch, divisor = _shorter(patch, axis, divisor, spacing)
+        if patch == before or max(divisor) < MIN_DIVISOR:
+            raise ValueError(
+                f"a training step of {config.model_name} takes more than {memory / 1e9:.2g} GB "
+                f"even with patches of {list(before)}: choose a smaller network"
+            )
+    one, two = (_bytes(config, patch, batch) for batch in (1, 2))
+    fitting = int((memory - one) // max(two - one, 1)) + 1
+    distinct = dataset_voxels * SHARE_OF_DATA / math.prod(patch)
+    batch = max(SMALLEST_BATCH, round(min(fitting, distinct)))
+    return PatchPlan(patch, batch, one + (two - one) * (batch - 1))
+
+
+def _bytes(config: ModelTrainingConfig, patch: Size, batch: int) -> int:
+    return training_bytes(
+        config.model_copy(update={"patch_size": patch, "train_batch_size": batch})
+    )
+
+
+def _shorter(patch: Size, axis: int, divisor: Size, spacing: Sequence[float]) -> tuple[Size, Size]:
+    """The patch with an axis shortened by the least step, and what divides it."""
+
+    def cut(step: int) -> tuple[Size, Size]:
+        left = list(patch)
+        left[axis] = max(1, left[axis] - step)
+        return _divisible(left, spacing)
+
+    coarse = cut(divisor[axis])
+    # a smaller patch may be halved less often, and so be shortened by less
+    fine = cut(coarse[1][axis])
+    return coarse if fine[0] == patch else fine
+
+
+def _divisible(patch: Sequence[int], spacing: Sequence[float]) -> tuple[Size, Size]:
+    """The next larger patch that its U-Net halves without a rest, and what divides it."""
+    while True:
+        divisor = stride_product(UNetPlan.of(patch, spacing).strides)
+        depth, height, width = (
+            -(-size // by) * by for size, by in zip(patch, divisor, strict=True)
+        )
+        if (depth, height, width) == tuple(patch):
+            return (depth, height, width), divisor
+        patch = (depth, height, width)
