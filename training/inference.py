@@ -89,14 +89,14 @@ def logit_slabs(
     Windows overlap and are blended with a gaussian importance map, as in nnU-Net
     (Isensee et al., 2021): the same windows and map as in MONAI's `sliding_window_inference`.
     MONAI holds the logits of all of the case, which for a CT of the whole body with many classes
-    are more than most computers can. Here a slab is given away when no more windows reach it, so
-    no more than two times the depth of a window is held. A case smaller than the window is padded
+    are more than most computers can. Here planes are given away when no more windows reach them,
+    so no more than the depth of a window is held. A case smaller than the window is padded
     and cropped back.
 
     Arguments are those of `predict_case`, for one case.
 
     Yields:
-        Logits of the next planes, on the device of `image`; the next slab may reuse their memory.
+        Logits of the next planes, on the device of `image`; the next ones take over their memory.
 
     Raises:
         ValueError: for a case of other than 2 or 3 spatial axes.
@@ -120,7 +120,8 @@ def logit_slabs(
     blending: _Blending | None = None
     for first, row in groupby(dense_patch_slices(size, window, steps), lambda box: box[0].start):
         if blending is not None:
-            yield blending.finish(first)[inside]
+            yield blending.finished(first)[inside]
+            blending.move(first)
         for boxes in _batched(row, windows_per_batch):
             windows = torch.stack([padded[(slice(None), *box)] for box in boxes]).to(device)
             # a network under autocast gives half of the precision
@@ -130,7 +131,7 @@ def logit_slabs(
             for box, window_logits in zip(boxes, logits * importance, strict=True):
                 blending.add(box, window_logits, importance)
     assert blending is not None
-    yield blending.rest()[inside]
+    yield blending.finished(size[0])[inside]
 
 
 class _Blending:
@@ -152,24 +153,23 @@ class _Blending:
         self.total[(slice(None), planes, *box[1:])] += logits.to(self.total.device)
         self.weight[(planes, *box[1:])] += importance.to(self.total.device)
 
-    def finish(self, first: int) -> Float[Tensor, "k slab *plane"]:
+    def finished(self, first: int) -> Float[Tensor, "k slab *plane"]:
         """The planes before the plane `first`, which no more windows reach."""
         done = first - self.first
-        total, weight = self.total, self.weight
-        self.first, self.total = first, _moved(total, done)
-        self.weight = _moved(weight[None], done)[0]
-        return total[:, :done].div_(weight[:done])
+        return self.total[:, :done].div_(self.weight[:done])
 
-    def rest(self) -> Float[Tensor, "k slab *plane"]:
-        """All planes that are left, when no more windows follow."""
-        return self.total.div_(self.weight)
-
-
-def _moved(planes: Float[Tensor, "k depth *plane"], done: int) -> Float[Tensor, "k depth *plane"]:
-    """As many planes without the first, and with zeros at the end."""
-    moved = torch.zeros_like(planes)
-    moved[:, : planes.shape[1] - done] = planes[:, done:]
-    return moved
+    def move(self, first: int) -> None:
+        """Let go of the planes before the plane `first`; what is kept moves to their place."""
+        done, depth = first - self.first, len(self.weight)
+        # in steps that do not overlap, so that there is never a second copy of all
+        for start in range(0, depth - done, done):
+            moved = slice(start, min(start + done, depth - done))
+            source = slice(moved.start + done, moved.stop + done)
+            self.total[:, moved] = self.total[:, source]
+            self.weight[moved] = self.weight[source]
+        self.total[:, depth - done :] = 0
+        self.weight[depth - done :] = 0
+        self.first = first
 
 
 def _padded(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from importlib.metadata import version
 
     from training.errors import BundleError, DatasetError, PluginError, SegtuneError
+    from tuner.api.init import init_space
     from tuner.api.studies import list_studies, open_study, resume, run
     from tuner.api.study import Study, StudyInterrupted
     from tuner.api.trial import Trial
@@ -48,6 +49,7 @@ __all__ = [
     "TrialState",
     "TunerError",
     "__version__",
+    "init_space",
     "list_studies",
     "load_spec",
     "open_study",
@@ -70,6 +72,7 @@ _MODULES = {
     "Trial": "tuner.api.trial",
     "TrialState": "tuner.study.trial_entry",
     "TunerError": "tuner.errors",
+    "init_space": "tuner.api.init",
     "list_studies": "tuner.api.studies",
     "load_spec": "tuner.spec.load",
     "open_study": "tuner.api.studies",

@@ -36,6 +36,8 @@ def fields(data_dir: Path, folder: Path, **more: Any) -> dict[str, Any]:
         "steps_per_epoch": 4,
         "max_epochs": 2,
         "learning_rate": 0.01,
+        # a mean over voxels, which is one over processes, too
+        "loss": "cross_entropy",
         "scheduler": "one_cycle",
         "optimizer": "sgd",
         "ema_decay": 0.9,

@@ -102,7 +102,7 @@ def test_fit_and_test_log_every_metric(tmp_path: Path) -> None:
 
 
 def test_validation_metrics_are_means_over_whole_cases(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, max_epochs=3)
+    config = tiny_config(tmp_path, max_epochs=3, loss="cross_entropy")
     trainer = tiny_trainer(config)
     metrics = trainer.fit()
     module = trainer.module.eval()

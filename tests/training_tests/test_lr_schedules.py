@@ -48,7 +48,7 @@ def test_the_names_are_those_of_the_config() -> None:
 
 
 def test_none_is_constant() -> None:
-    assert get_scheduler(ModelTrainingConfig(), optimizer_of()) is None
+    assert get_scheduler(ModelTrainingConfig(scheduler="none"), optimizer_of()) is None
     rates = learning_rates(5, scheduler="none", warmup_epochs=2)
     assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
 

@@ -50,7 +50,12 @@ def test_every_pair_lowers_a_loss(optimizer: str, scheduler: str) -> None:
 
 def test_settings_arrive() -> None:
     optimizer, scheduler = build(
-        optimizer="sgd", momentum=0.95, nesterov=True, weight_decay=0.02, learning_rate=0.3
+        optimizer="sgd",
+        momentum=0.95,
+        nesterov=True,
+        weight_decay=0.02,
+        learning_rate=0.3,
+        scheduler="none",
     )
     group = optimizer.param_groups[0]
     assert (group["momentum"], group["nesterov"]) == (0.95, True)

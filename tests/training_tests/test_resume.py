@@ -137,7 +137,7 @@ def test_a_finished_run_can_be_prolonged_and_changed(data_dir: Path, tmp_path: P
     runs.add("whole", config={**averaged, "max_epochs": 3})
     runs.add("part", config={**averaged, "max_epochs": 1})
     runs.add("rest", of="part", config={**averaged, "max_epochs": 3}, resume=True)
-    runs.add("constant", config={"max_epochs": 2, "optimizer": "sgd"})
+    runs.add("constant", config={"max_epochs": 2, "optimizer": "sgd", "loss": "cross_entropy"})
     changed = {
         "max_epochs": 4,
         "scheduler": "cosine",

@@ -158,7 +158,7 @@ class Overflows(Precision):
 
 
 def test_a_step_that_the_gradient_scaler_leaves_out_is_no_divergence(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path)
+    trainer = trainer_of(tmp_path, scheduler="none")
     trainer.lightning.strategy._precision_plugin = Overflows()
     trainer.fit()
     assert trainer.lightning.current_epoch == 5

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 
+PLANES = 16
+"""Planes whose probabilities are made at once."""
+
 Predicted = TypeVar("Predicted")
 
 Tell = Callable[[str], None]
@@ -57,8 +60,9 @@ def probability_slabs(
     Arguments are those of `case_probabilities`.
     """
     slabs = module.logit_slabs(image.to(blend_device or module.device), mirror_axes=mirror_axes)
-    for logits in slabs:
-        yield torch.softmax(logits.float(), dim=0)
+    for slab in slabs:
+        for logits in slab.split(PLANES, dim=1):
+            yield torch.softmax(logits.float(), dim=0)
 
 
 def probabilities_within_memory(

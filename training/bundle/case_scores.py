@@ -240,8 +240,12 @@ def load_for_scoring(checkpoint: Path, config: ModelTrainingConfig) -> Segmentat
     Raises:
         BundleError: if the checkpoint is missing, damaged, or of another network.
     """
-    on_gpu = choose_devices(config)["accelerator"] == "gpu"
-    return load_checkpoint(checkpoint, config).to("cuda" if on_gpu else "cpu").eval()
+    return load_checkpoint(checkpoint, config).to(scoring_device(config)).eval()
+
+
+def scoring_device(config: ModelTrainingConfig) -> torch.device:
+    """The device that a config asks for."""
+    return torch.device("cuda" if choose_devices(config)["accelerator"] == "gpu" else "cpu")
 
 
 def _losses(module: SegmentationLightningModule, dataset: PreprocessedDataset) -> dict[str, float]:

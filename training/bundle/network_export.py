@@ -2,6 +2,8 @@
 
 Three formats, by suffix: `.pt2` (`torch.export`), `.ts` (TorchScript) and `.onnx`. Each takes
 preprocessed patches (batch, channels, depth, height, width) and gives logits of the same size.
+Those of an ensemble are the logarithms of the weighted mean of its networks' probabilities: their
+softmax is that mean. Mirroring and postprocessing are no part of a file.
 The batch is free; the patch size is the one that was asked for, since D-Former cuts its token
 grid into groups by the size it sees, and each format refuses another size by itself. No file
 contains folder names of the machine that wrote it.
@@ -12,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from training.bundle.bundle import Bundle
+from training.bundle.member import Member
 from training.durable_write import check_writable
 from training.errors import BundleError
 from training.local_path import is_url, url_refusal
@@ -69,14 +73,20 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
 
 
 def export_network(
-    bundle: Bundle, path: Path, size: Sequence[int] | None = None, *, overwrite: bool = False
+    bundle: Bundle,
+    path: Path,
+    size: Sequence[int] | None = None,
+    *,
+    member: int | None = None,
+    overwrite: bool = False,
 ) -> float:
-    """Write a bundle's network and check the file against it.
+    """Write a bundle's network, or the mean of its networks, and check the file against it.
 
     Args:
         bundle: The exported model.
         path: File to write; its suffix is the format: .pt2, .ts or .onnx.
         size: Depth, height and width of a patch; the config's `patch_size` by default.
+        member: Which network of an ensemble, from 0; the mean of all by default.
         overwrite: Whether a file that is there is replaced.
 
     Returns:
@@ -84,12 +94,14 @@ def export_network(
         inputs of two batch sizes.
 
     Raises:
-        BundleError: for what `check_target` refuses, a size below one voxel, packages that are
-            not installed, a network that the format cannot hold, or a file whose logits differ
-            by more than `PARITY`. Nothing is left or changed then.
+        BundleError: for what `check_target` refuses, a network that the bundle does not have,
+            networks of different patch sizes without a `size`, a size below one voxel, packages
+            that are not installed, a network that the format cannot hold, or a file whose logits
+            differ by more than `PARITY`. Nothing is left or changed then.
     """
     check_target(path, overwrite=overwrite)
-    size = tuple(size or bundle.config.patch_size)
+    members = chosen_members(bundle, member)
+    size = tuple(size or shared_patch_size(members))
     if len(size) != 3 or min(size) < 1:
         raise BundleError(f"the size {list(size)} needs three voxel counts of at least 1")
     made = [parent for parent in path.absolute().parents if not parent.exists()]
@@ -97,7 +109,7 @@ def export_network(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
             partial = Path(folder, path.name)
-            difference = _write_checked(bundle, partial, size)
+            difference = _write_checked(members, partial, size)
             _place(partial, path, overwrite=overwrite)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -109,11 +121,65 @@ def export_network(
     return difference
 
 
-def _write_checked(bundle: Bundle, path: Path, size: Sequence[int]) -> float:
-    """Write a network to a new file; the largest difference of its logits."""
+def chosen_members(bundle: Bundle, member: int | None) -> list[Member]:
+    """The network of a bundle that is wanted; all of them by default.
+
+    Raises:
+        BundleError: if there is no such network.
+    """
+    if member is None:
+        return list(bundle.members)
+    if not 0 <= member < len(bundle.members):
+        raise BundleError(
+            f"the exported model {bundle.folder} has no network {member}: they are 0 to "
+            f"{len(bundle.members) - 1}"
+        )
+    return [bundle.members[member]]
+
+
+def shared_patch_size(members: Sequence[Member]) -> tuple[int, ...]:
+    """The patch size that networks were trained with.
+
+    Raises:
+        BundleError: if they have several.
+    """
+    sizes = sorted({tuple(member.config.patch_size) for member in members})
+    if len(sizes) > 1:
+        shown = " and ".join(str(list(size)) for size in sizes)
+        raise BundleError(
+            f"the networks of this ensemble were trained with patches of {shown}: choose one size "
+            "for the file with --size, or one network with --member"
+        )
+    return sizes[0]
+
+
+class _Mean(nn.Module):
+    """Logits whose softmax is the weighted mean of the members' probabilities."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(member.module.model for member in members)
+        self.target = members[0].config.target_label
+        self.weights = [math.log(member.weight) for member in members]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logarithms of the mean probabilities."""
+        parts = []
+        for network, weight in zip(self.networks, self.weights, strict=True):
+            logits = network(image)
+            if self.target is not None:
+                logits = logits[:, [0, self.target]]
+            parts.append(torch.log_softmax(logits, dim=1) + weight)
+        return torch.logsumexp(torch.stack(parts), dim=0)
+
+
+def _write_checked(members: Sequence[Member], path: Path, size: Sequence[int]) -> float:
+    """Write networks to a new file; the largest difference of its logits."""
     write, read = FORMATS[path.suffix]
-    network = bundle.module.model.eval()
-    image = torch.randn(2, bundle.config.input_channels, *size, device=bundle.module.device)
+    config, device = members[0].config, members[0].module.device
+    network: nn.Module = members[0].module.model if len(members) == 1 else _Mean(members)
+    network.eval()
+    image = torch.randn(2, config.input_channels, *size, device=device)
     with _quiet(), torch.no_grad():
         try:
             write(network, image, path)
@@ -121,10 +187,14 @@ def _write_checked(bundle: Bundle, path: Path, size: Sequence[int]) -> float:
             raise
         except Exception as error:
             raise BundleError(
-                f"{bundle.config.model_name} cannot be written as {path.suffix} for patches "
+                f"{_names(members)} cannot be written as {path.suffix} for patches "
                 f"of {list(size)}: {str(error).strip().splitlines()[0]}"
             ) from error
         return _difference(network, read(path), image)
+
+
+def _names(members: Sequence[Member]) -> str:
+    return ", ".join(dict.fromkeys(member.config.model_name for member in members))
 
 
 def _place(partial: Path, path: Path, *, overwrite: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -208,21 +208,36 @@ class Study:
         trial: int | Trial | None = None,
         *,
         data_dir: str | Path | None = None,
+        ensemble: int | Override | None = None,
+        ensemble_time: float | Override | None = None,
+        mirroring: str | bool | Override | None = None,
+        postprocessing: bool | Override | None = None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> Exported:
-        """Export a trial's best checkpoint as a bundle, and check that the bundle predicts alike.
+        """Export the best model as a bundle, and check that it predicts as the trials' models do.
+
+        It is the winner or an ensemble of the best trials, with mirroring and postprocessing, as
+        the validation cases choose. What is not given is as the study's section `export` has it.
 
         Args:
             folder: Folder to write; `export/` in the study's folder by default. An older bundle
                 there is replaced.
-            trial: The trial or its number; the winner by default: the config that the
-                confirmation chose, or without one the best trial.
+            trial: A trial or its number, which is exported alone. The winner by default is the
+                config that the confirmation chose, or without one the best trial.
             data_dir: Where the data are now, if they were moved.
+            ensemble: How many networks the model may have; 1 for the winner alone.
+            ensemble_time: How many times as long as the winner it may take to predict a case.
+            mirroring: `"auto"`, `"on"` or `"off"`: whether predictions are averaged over mirrored
+                images.
+            postprocessing: Whether predictions may be cleaned of small components.
+            tell: Called with a line before each network predicts the validation cases.
 
         Returns:
-            What was exported: `folder`, `metrics`, `notes` and more.
+            What was exported: `folder`, `members`, `choice`, `metrics`, `notes` and more.
 
         Raises:
             ExportError: if there is no such trial, it has no checkpoint, or the bundle differs.
+            SpecError: if a setting is not valid.
 
         Example:
             >>> import tuner
@@ -233,10 +248,20 @@ class Study:
         target = self.folder / "export" if folder is None else Path(folder)
         number = trial.number if isinstance(trial, Trial) else trial
         moved = None if data_dir is None else Path(data_dir)
+        given = {
+            "ensemble": ensemble,
+            "ensemble_time": ensemble_time,
+            "mirroring": mirroring,
+            "postprocessing": postprocessing,
+        }
+        settings = self.spec.export
+        overrides = _overrides({n: v for n, v in given.items() if v is not None}, "export")
+        if overrides:
+            settings = self.spec.with_settings(overrides).export
         with quiet_libraries():
-            from tuner.export.export import export_trial
+            from tuner.export.export import export_study
 
-            return export_trial(self._study, target.absolute(), number, moved)
+            return export_study(self._study, target.absolute(), number, moved, settings, tell)
 
     @property
     def most_failed(self) -> bool:
@@ -316,13 +341,13 @@ class Study:
         return trials_html(self._study)
 
 
-def _overrides(budgets: Mapping[str, Any]) -> dict[str, Override]:
-    """Budgets as overrides of a spec, with the argument's name for error messages."""
+def _overrides(settings: Mapping[str, Any], section: str = "search") -> dict[str, Override]:
+    """Settings of a section as overrides, with the argument's name for error messages."""
     from tuner.spec.yaml_source import Override
 
     return {
-        f"search.{name}": value
+        f"{section}.{name}": value
         if isinstance(value, Override)
         else Override(value, f"{name}={value!r}")
-        for name, value in budgets.items()
+        for name, value in settings.items()
     }

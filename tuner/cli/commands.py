@@ -6,24 +6,25 @@ import argparse
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuner.cli.completion import shell_code
 from tuner.cli.exit_codes import DONE, INTERRUPTED, NO_RESULT
-from tuner.cli.options import overrides_of
+from tuner.cli.options import DEFAULT_HOURS, export_settings, overrides_of
+from tuner.errors import SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.api.study import Study
+    from tuner.spec.study_spec import StudySpec
 
 
 def run(options: argparse.Namespace, out: Console) -> int:
     """`tune run`."""
     from tuner.api import studies
-    from tuner.spec.load import load_spec
 
-    spec = load_spec(options.space, overrides_of(options))
+    spec = _space_to_run(options, out)
     if options.export is not None:
         from tuner.study.folder import check_export
 
@@ -41,8 +42,66 @@ def run(options: argparse.Namespace, out: Console) -> int:
     code = _ended(study, out)
     # the best of the others is a model, also where most trials failed
     if options.export is not None and study.best is not None:
-        return _export_to(study, options.export, None, None, out) or code
+        return _export_to(study, out, options.export) or code
     return code
+
+
+def _space_to_run(options: argparse.Namespace, out: Console) -> StudySpec:
+    """The search space of `tune run`: a file, or one that is written for data."""
+    from tuner.api.init import init_space, is_data
+    from tuner.spec.load import load_spec, parse_spec
+
+    if not is_data(options.space):
+        for option in ("hours", "gpu_memory"):
+            if getattr(options, option) is not None:
+                raise SpecError(
+                    f"--{option.replace('_', '-')} {getattr(options, option)} is for a folder of "
+                    f"data, and {options.space} is a search space: it has its own settings; "
+                    "--time-budget limits its time"
+                )
+        return load_spec(options.space, overrides_of(options))
+    from tuner.study.create import usual_name
+    from tuner.study.files import GIVEN_SPEC
+    from tuner.study.folder import holds_study
+
+    source = Path(f"{options.space.absolute().name}.yaml")
+    options.name = options.name or usual_name(source)
+    folder = options.studies_dir / options.name
+    if holds_study(folder):
+        # it was written before: another measurement would make another study of it
+        text = (folder / GIVEN_SPEC).read_text(encoding="utf-8")
+    else:
+        given = init_space(
+            options.space,
+            hours=options.hours or DEFAULT_HOURS,
+            gpu_memory=options.gpu_memory,
+            progress=out,
+        )
+        text = given.source_text
+    out.print(f"the search space is {folder / GIVEN_SPEC}", markup=False)
+    return parse_spec(text, source=source, overrides=overrides_of(options))
+
+
+def init(options: argparse.Namespace, out: Console) -> int:
+    """`tune init`."""
+    from tuner.api.init import init_space
+
+    spec = init_space(
+        options.data,
+        options.output,
+        hours=options.hours,
+        gpu_memory=options.gpu_memory,
+        overwrite=options.overwrite,
+        progress=out,
+    )
+    name = shlex.quote(str(options.output))
+    out.print(
+        f"wrote {options.output}: {spec.search.num_trials} trials of up to {spec.max_epochs} "
+        "epochs",
+        markup=False,
+    )
+    out.print(f"next    tune run {name}", markup=False)
+    return DONE
 
 
 def resume(options: argparse.Namespace, out: Console) -> int:
@@ -158,29 +217,49 @@ def export(options: argparse.Namespace, out: Console) -> int:
     from tuner.api import studies
 
     study = studies.open_study(options.name, studies_dir=options.studies_dir)
-    return _export_to(study, options.output, options.trial, options.data_dir, out)
+    return _export_to(
+        study,
+        out,
+        options.output,
+        options.trial,
+        data_dir=options.data_dir,
+        **export_settings(options),
+    )
 
 
 def _export_to(
-    study: Study, folder: Path | None, trial: int | None, data_dir: Path | None, out: Console
+    study: Study, out: Console, folder: Path | None, trial: int | None = None, **settings: Any
 ) -> int:
     from tuner.report.numbers import score
     from tuner.report.tables import case_scores_table
 
-    exported = study.export(folder, trial, data_dir=data_dir)
+    exported = study.export(
+        folder, trial, tell=lambda line: out.print(line, markup=False), **settings
+    )
     shown = folder or exported.folder
+    members = len(exported.members)
+    what = exported.trial if members == 1 else f"an ensemble of {members} networks, the winner"
+    winner = "" if members == 1 else f" {exported.trial}"
     out.print(
-        f"exported {exported.trial} (epoch {exported.epoch}) to {shown}; {exported.verified}",
+        f"exported {what}{winner} (epoch {exported.epoch}) to {shown}; {exported.verified}",
         markup=False,
     )
+    for line in exported.choice:
+        out.print(f"  {line}", markup=False)
     for note in exported.notes:
         out.print(f"note    {note}", markup=False)
     for name, value in sorted(exported.metrics.items()):
         if name.startswith("val_dice"):
             out.print(f"  {name:<16} {score(value)}", markup=False)
     if exported.grid is not None:
-        table = case_scores_table(exported.test_scores(), exported.tolerance, exported.grid)
+        scores = exported.test_scores()
+        alone = exported.test_scores(exported.winner_metrics)
+        table = case_scores_table(scores, exported.tolerance, exported.grid)
         out.print(table, markup=False)
+        if alone != scores:
+            out.print("of the winner as it was trained:", markup=False)
+            table = case_scores_table(alone, exported.tolerance, exported.grid)
+            out.print(table, markup=False)
     bundle = shlex.quote(str(shown))
     out.print(f"next    tune predict {bundle} IMAGE.nii.gz -o predictions", markup=False)
     return DONE
@@ -205,15 +284,34 @@ def predict(options: argparse.Namespace, out: Console) -> int:
 def convert(options: argparse.Namespace, out: Console) -> int:
     """`tune convert`."""
     from training.bundle.bundle import Bundle
-    from training.bundle.network_export import check_target, export_network
+    from training.bundle.network_export import (
+        check_target,
+        chosen_members,
+        export_network,
+        shared_patch_size,
+    )
 
     check_target(options.output, overwrite=options.overwrite)
     bundle = Bundle.load(options.bundle, device="cpu", trust_code=options.trust_code)
-    difference = export_network(bundle, options.output, options.size, overwrite=options.overwrite)
-    size = " x ".join(map(str, options.size or bundle.config.patch_size))
+    members = chosen_members(bundle, options.member)
+    size = options.size or shared_patch_size(members)
+    difference = export_network(
+        bundle, options.output, size, member=options.member, overwrite=options.overwrite
+    )
+    meaning = (
+        f"; a softmax of them is the weighted mean of the probabilities of {len(members)} networks"
+        if len(members) > 1
+        else ""
+    )
+    left_out = [
+        *(["mirroring"] if any(member.mirror_axes for member in members) else []),
+        *(["postprocessing"] if bundle.manifest.postprocessing.steps else []),
+    ]
+    note = f"; the model's {' and '.join(left_out)} is no part of the file" if left_out else ""
     out.print(
-        f"wrote {options.output}: preprocessed patches of {size} voxels in batches of any size; "
-        f"its logits differ from the model's by at most {difference:.1e}",
+        f"wrote {options.output}: preprocessed patches of {' x '.join(map(str, size))} voxels in "
+        f"batches of any size; its logits differ from the model's by at most {difference:.1e}"
+        f"{meaning}{note}",
         markup=False,
     )
     return DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,10 @@ NAMED_OPTIONS: dict[str, str] = {
 }
 """Options that are short for `--set KEY=VALUE`, and their keys."""
 
-POSITIONAL = ("space", "bundle", "images")
+DEFAULT_HOURS = 8.0
+"""Hours that a space is written for."""
+
+POSITIONAL = ("space", "data", "bundle", "images")
 """Paths that are positional arguments."""
 
 
@@ -91,10 +95,39 @@ def add_budget_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_space_options(parser: argparse.ArgumentParser) -> None:
+def add_hours(parser: argparse.ArgumentParser, default: float | None, note: str = "") -> None:
+    """What a space is written for: hours, and the memory of a GPU."""
+    parser.add_argument(
+        "--hours",
+        type=_hours,
+        default=default,
+        metavar="H",
+        help=f"hours that a study of the space may take{note}",
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        metavar="SIZE",
+        help=f"memory of the GPU that trials will train on, e.g. 24GB (default: that of this "
+        f"machine){note and '; for a folder of data'}",
+    )
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours: write e.g. 8 or 0.5")
+    return hours
+
+
+def add_space_options(
+    parser: argparse.ArgumentParser, metavar: str = "SPACE.yaml", text: str = "the search space"
+) -> None:
     """Options that change values of a search space."""
     add = parser.add_argument
-    add("space", type=Path, metavar="SPACE.yaml", help="the search space")
+    add("space", type=Path, metavar=metavar, help=text)
     add("--data-dir", metavar="DIR", help="folder of the data (default: as in the space)")
     add_budget_options(parser)
     add(
@@ -147,9 +180,19 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
-    """The required option for the output."""
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
+def add_output(
+    parser: argparse.ArgumentParser, metavar: str, text: str, default: Path | None = None
+) -> None:
+    """The option for the output, which is required where it has no default."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=default is None,
+        default=default,
+        metavar=metavar,
+        help=text,
+    )
 
 
 def overrides_of(options: argparse.Namespace) -> dict[str, Override]:
@@ -170,6 +213,22 @@ def overrides_of(options: argparse.Namespace) -> dict[str, Override]:
             raise SpecError(f"--set {setting}: write --set KEY=VALUE, e.g. --set optimizer=sgd")
         overrides[key.strip()] = Override(value, f"--set {setting}")
     return overrides
+
+
+def export_settings(options: argparse.Namespace) -> dict[str, Override]:
+    """Options of `tune export` as settings of the section `export`."""
+    from tuner.spec.yaml_source import Override
+
+    shown = {
+        "ensemble": f"--ensemble {options.ensemble}",
+        "ensemble_time": f"--ensemble-time {options.ensemble_time}",
+        "mirroring": "--no-mirroring",
+        "postprocessing": "--no-postprocessing",
+    }
+    given = {name: getattr(options, name) for name in shown}
+    return {
+        name: Override(value, shown[name]) for name, value in given.items() if value is not None
+    }
 
 
 def refuse_urls(options: argparse.Namespace) -> None:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 from tuner.cli import commands
 from tuner.cli.completion import SHELLS
 from tuner.cli.options import (
+    DEFAULT_HOURS,
     add_address,
     add_budget_options,
+    add_hours,
     add_listing_options,
     add_output,
     add_space_options,
@@ -80,7 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    add_space_options(parser)
+    add_space_options(
+        parser, "SPACE", "the search space, a YAML file; or a folder of data, which one is made for"
+    )
+    add_hours(parser, None, f", for a folder of data (default: {DEFAULT_HOURS:g})")
     parser.add_argument(
         "--name", help="name of the study (default: the name of the space's file and the time)"
     )
@@ -88,10 +93,22 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--export",
         type=Path,
         metavar="DIR",
-        help="export the winner to DIR (default: no export; `tune export` does it later)",
+        help="export the best model to DIR (default: no export; `tune export` does it later)",
     )
     add_studies_dir(parser)
     add_address(parser)
+
+
+def _init_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data",
+        type=Path,
+        metavar="DATA",
+        help="folder of the data, in Decathlon or nnU-Net layout; or phantom",
+    )
+    add_output(parser, "FILE.yaml", "search space to write", default=Path("space.yaml"))
+    add_hours(parser, DEFAULT_HOURS)
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
 def _resume_options(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +146,32 @@ def _fields_options(parser: argparse.ArgumentParser) -> None:
 def _export_options(parser: argparse.ArgumentParser) -> None:
     add_study_name(parser)
     parser.add_argument(
-        "--trial", type=int, metavar="ID", help="trial to export (default: the best)"
+        "--trial", type=int, metavar="ID", help="trial to export, alone (default: the best)"
+    )
+    parser.add_argument(
+        "--ensemble",
+        metavar="N",
+        help="networks that the model may have; 1 for the winner alone (default: as in the space)",
+    )
+    parser.add_argument(
+        "--ensemble-time",
+        metavar="X",
+        help="times as long as the winner that an ensemble may take for a case (default: as in "
+        "the space)",
+    )
+    parser.add_argument(
+        "--no-mirroring",
+        action="store_const",
+        const="off",
+        dest="mirroring",
+        help="do not average predictions over mirrored images (default: as in the space)",
+    )
+    parser.add_argument(
+        "--no-postprocessing",
+        action="store_const",
+        const="false",
+        dest="postprocessing",
+        help="do not clean predictions of small components (default: as in the space)",
     )
     parser.add_argument(
         "-o",
@@ -172,6 +214,12 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         metavar=("D", "H", "W"),
         help="voxels of a patch (default: the patch size of training)",
     )
+    parser.add_argument(
+        "--member",
+        type=int,
+        metavar="N",
+        help="network of an ensemble, from 0 (default: the mean of all)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     _add_trust_code(parser)
 
@@ -196,9 +244,20 @@ COMMANDS: tuple[Command, ...] = (
             "tune run search_spaces/dformer.yaml",
             "tune run liver.yaml --name liver --data-dir Task03_Liver --export bundle",
             "tune run liver.yaml --num-trials 40 --time-budget 8h --set optimizer=sgd",
+            "tune run Task04_Hippocampus --hours 1",
         ),
         _run_options,
         commands.run,
+    ),
+    Command(
+        "init",
+        "write a search space for data",
+        (
+            "tune init Task03_Liver -o liver.yaml",
+            "tune init Task03_Liver -o liver.yaml --hours 24 --gpu-memory 24GB",
+        ),
+        _init_options,
+        commands.init,
     ),
     Command(
         "resume",
@@ -242,7 +301,11 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "export",
         "export a study's best model, ready to predict",
-        ("tune export liver -o bundle", "tune export liver --trial 7"),
+        (
+            "tune export liver -o bundle",
+            "tune export liver --ensemble 3 --no-mirroring",
+            "tune export liver --trial 7",
+        ),
         _export_options,
         commands.export,
     ),

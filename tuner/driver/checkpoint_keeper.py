@@ -1,7 +1,9 @@
 """Removes the checkpoints that a study no longer needs.
 
 A trial that may go on keeps its best and its last checkpoint. Of those that have ended, the best
-`keep` trials do; the others lost, and theirs are removed as soon as the record says so. Above
+`checkpoints.keep` trials do. As many as an exported ensemble may have (`export.ensemble`), and the
+best trial of each network, keep at least their best one, so that an ensemble has a choice. The
+others lost, and theirs are removed as soon as the record says so. Above
 the disk budget, ended trials lose their last checkpoints and then their best, the worst trial
 first. The winner's are never removed. Checkpoints that trials of a population keep for each other
 (`epoch-00010.ckpt`) are removed when every trial has come further. Of a confirmation, the best
@@ -52,6 +54,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self._objectives = study.spec.objectives
         self._folder = study.folder
         self._settings = study.spec.checkpoints
+        self._ensemble = study.spec.export.ensemble
         self._console = console
         self._warned = False
         self._kept: list[tuple[int, float, int]] = []
@@ -96,13 +99,28 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         insort(self._kept, (-standing[0], -standing[1], entry.number))
         # only ended trials are ranked: a place that is lost is lost for good
         losers = self._kept[self._settings.keep :]
-        del self._kept[self._settings.keep :]
-        front = self._front() if losers else set()
+        if not losers:
+            return
+        front = self._front()
+        members = self._members()
+        self._kept = [
+            place
+            for place in self._kept
+            if place not in losers or place[-1] in front or place[-1] in members
+        ]
         for place in losers:
             if place[-1] in front:
-                self._kept.append(place)
-            else:
-                self._remove(place[-1], CHECKPOINT_FILES)
+                continue
+            self._remove(place[-1], (LAST_FILE,) if place[-1] in members else CHECKPOINT_FILES)
+
+    def _members(self) -> set[int]:
+        """Ended trials that an ensemble may want: the best ones, and the best of each network."""
+        ranked = [number for *_, number in self._kept]
+        of_network: dict[Any, int] = {}
+        for number in ranked:
+            values = self._record.entries[number].values
+            of_network.setdefault(values.get("model_name"), number)
+        return {*ranked[: self._ensemble], *of_network.values()}
 
     def _front(self) -> set[int]:
         """Ended trials of the Pareto front: the user may export any of them."""

@@ -47,6 +47,11 @@ class ExportData:
     cases: Mapping[str, RawCase]
     notes: list[str] = field(default_factory=list)
 
+    def note(self, line: str) -> None:
+        """Add a note, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+
     def files(self, split: str) -> list[RawCase]:
         """Files of the cases of a split; [] unless all of them are there."""
         names = self.splits[split]

@@ -10,29 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import yaml
 
 from training.bundle.bundle import write_bundle
+from training.bundle.case_prediction import Tell
 from training.bundle.case_scores import (
+    NOTHING,
     Grid,
-    load_for_scoring,
     mean_scores,
     on_file_grid,
     on_preprocessed_grid,
+    scoring_device,
 )
 from training.bundle.folder import check_bundle_folder
 from training.bundle.manifest import Manifest, clean_metrics
 from training.bundle.member import Member, load_checkpoint
+from training.bundle.postprocessing import Postprocessing
 from training.bundle.verify import verify_bundle, verify_network
-from training.config import ModelTrainingConfig
 from training.data.prepared.cache import FORMAT_VERSION
 from training.errors import BundleError, DatasetError
 from tuner.errors import ExportError
+from tuner.export.candidates import candidate_of, other_candidates
+from tuner.export.choose import Choice, choose
 from tuner.export.data import ExportData, find_data
 from tuner.spec.plugins import import_plugins
 from tuner.study.code import study_code
 from tuner.study.commands import study_command
-from tuner.study.config_files import config_file
 from tuner.study.confirmation import SEED, confirmed_configs, is_finished, open_confirmation
 from tuner.study.files import BEST_FILE, trial_folder
 from tuner.study.lineage import schedule
@@ -41,6 +43,7 @@ from tuner.study.provenance import PREPARATION, RESUMED
 from tuner.study.trial_entry import TrialEntry, TrialState
 
 if TYPE_CHECKING:
+    from tuner.spec.settings import ExportSettings
     from tuner.study.study import Study
 
 WAY_OUT = "--data-dir DIR says where they are now"
@@ -61,6 +64,10 @@ class Exported:
         labels: Name of each label value, background first.
         tolerance: Tolerance of the normalised surface Dice, in mm.
         notes: What could not be done as usual, in words.
+        members: The exported networks, in words.
+        choice: Members, mirroring and postprocessing with the reasons, in words.
+        winner_metrics: Test metrics of the trial by itself, without mirroring and postprocessing;
+            those of `metrics` where that is what was exported.
     """
 
     folder: Path
@@ -72,23 +79,31 @@ class Exported:
     labels: list[str]
     tolerance: float
     notes: list[str]
+    members: list[str]
+    choice: list[str]
+    winner_metrics: dict[str, float]
 
-    def test_scores(self) -> dict[str, list[float]]:
+    def test_scores(self, metrics: Mapping[str, float] | None = None) -> dict[str, list[float]]:
         """Test scores of each class and their means (`mean`); {} without test cases.
 
         A list has Dice, NSD, HD95 and ASSD (in mm), and the number of cases without a distance.
+
+        Args:
+            metrics: `winner_metrics` for those of the trial by itself; those of what was exported
+                by default.
         """
         if self.grid is None:
             return {}
+        found = self.metrics if metrics is None else metrics
         prefix = test_prefix(self.grid)
         known = {
             name: f"_{label}"
             for label, name in enumerate(self.labels)
-            if f"{prefix}dice_{label}" in self.metrics
+            if f"{prefix}dice_{label}" in found
         }
         return {
             name: [
-                self.metrics.get(f"{prefix}{score.format(suffix)}", math.nan)
+                found.get(f"{prefix}{score.format(suffix)}", math.nan)
                 for score in ("dice{}", "nsd{}", "hd95{}", "assd{}", "hd95{}_missing")
             ]
             for name, suffix in {**known, "mean": ""}.items()
@@ -100,20 +115,30 @@ def test_prefix(grid: Grid) -> str:
     return "test_" if grid == "file" else f"{grid}_test_"
 
 
-def export_trial(
-    study: Study, folder: Path, number: int | None = None, data_dir: Path | None = None
+def export_study(
+    study: Study,
+    folder: Path,
+    number: int | None = None,
+    data_dir: Path | None = None,
+    settings: ExportSettings | None = None,
+    tell: Tell = lambda line: None,
 ) -> Exported:
-    """Export a trial's best checkpoint as a bundle, and check that the bundle predicts alike.
+    """Export the best model of a study as a bundle, and check that it predicts as its trials do.
 
-    Where the data's files are gone, bundle and test metrics are looked at on the preprocessed
-    cases; where these are gone as well, the bundle is written without.
+    That is the winner or an ensemble, with mirroring and postprocessing, as the validation cases
+    choose, see `tuner.export.choose`. Where the data's files are gone, bundle and test metrics are
+    looked at on the preprocessed cases; where these are gone as well, the bundle is written
+    without.
 
     Args:
         study: The study.
         folder: Where the bundle goes; an older bundle there is replaced.
-        number: A trial of the search. By default the seed with the best validation score of the
-            config that the confirmation chose, or without one the best trial.
+        number: A trial of the search, which is exported alone. By default the winner is the seed
+            with the best validation score of the config that the confirmation chose, or without
+            one the best trial.
         data_dir: Where the data's files are now; where they were by default.
+        settings: What is wanted; those of the study by default.
+        tell: Called with a line before each network predicts the validation cases.
 
     Raises:
         ExportError: if there is no such trial, it has no checkpoint, the bundle differs, or
@@ -121,29 +146,46 @@ def export_trial(
         DatasetError: if `data_dir` has not the layout of data.
     """
     check_bundle_folder(folder)
+    wanted = settings or study.spec.export
+    if number is not None:
+        wanted = wanted.model_copy(update={"ensemble": 1})
     with study_code(study.folder):
-        return _export(study, folder, _chosen(study, number), data_dir)
+        return _export(study, folder, _chosen(study, number), data_dir, wanted, tell)
 
 
-def _export(study: Study, folder: Path, chosen: _Chosen, data_dir: Path | None) -> Exported:
+def _export(
+    study: Study,
+    folder: Path,
+    chosen: _Chosen,
+    data_dir: Path | None,
+    settings: ExportSettings,
+    tell: Tell,
+) -> Exported:
     entry = chosen.entry
     # of several folds that of the first: none is better than another by cases that differ
     best = entry.best_of_fold(0, study.record.mode)
-    source = trial_folder(chosen.folder, entry.number)
-    checkpoint = source / BEST_FILE
-    if best is None or not checkpoint.is_file():
+    if best is None or not (trial_folder(chosen.folder, entry.number) / BEST_FILE).is_file():
         raise ExportError(
             f"{chosen.name} of the study {study.name!r} has no checkpoint "
             f"({entry.state}: {entry.reason}): choose another with --trial"
         )
     provenance = study.provenance()
     import_plugins(study.spec)
-    config = _config(config_file(source, best[0]), source, provenance)
+    winner = candidate_of(chosen.name, entry, study, chosen.folder, provenance)
+    config = winner.config
     data = find_data(study.name, provenance, config, data_dir)
     try:
-        members = [Member(config, load_checkpoint(checkpoint, config))]
-        tested, grid = _test_metrics(data, checkpoint, config)
-        metrics = {**entry.metrics_of_fold(0), **tested}
+        alone = Member(
+            config, load_checkpoint(winner.checkpoint, config), device=scoring_device(config)
+        )
+        candidates = [winner]
+        if settings.ensemble > 1:
+            candidates += other_candidates(study, winner, settings.ensemble, provenance)
+        choice = choose(candidates, data, study.spec.metric, settings, study.folder, tell)
+        members = _members(choice)
+        tested, grid = _test_metrics(data, members, choice.postprocessing)
+        of_winner = tested if choice.is_plain else _test_metrics(data, [alone], NOTHING)[0]
+        metrics = {**(choice.metrics or entry.metrics_of_fold(0)), **tested}
         manifest = Manifest(
             labels=data.labels,
             channels=data.channels,
@@ -157,6 +199,12 @@ def _export(study: Study, folder: Path, chosen: _Chosen, data_dir: Path | None) 
                 "epoch": best[0],
                 "test_grid": grid,
                 **_schedule(chosen.entries, entry.number, best[0]),
+            },
+            postprocessing=choice.postprocessing,
+            choice={
+                **choice.document,
+                "reasons": choice.lines,
+                "winner_test_metrics": clean_metrics(of_winner),
             },
         )
         verified = write_bundle(
@@ -178,7 +226,24 @@ def _export(study: Study, folder: Path, chosen: _Chosen, data_dir: Path | None) 
         labels=data.labels,
         tolerance=config.surface_tolerance,
         notes=data.notes,
+        members=[member.candidate.name for member in choice.members],
+        choice=choice.lines,
+        winner_metrics=of_winner,
     )
+
+
+def _members(choice: Choice) -> list[Member]:
+    """The networks of what was chosen; they rest on the CPU."""
+    return [
+        Member(
+            chosen.candidate.config,
+            load_checkpoint(chosen.candidate.checkpoint, chosen.candidate.config),
+            chosen.weight,
+            chosen.mirror_axes,
+            scoring_device(chosen.candidate.config),
+        )
+        for chosen in choice.members
+    ]
 
 
 def _public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -277,16 +342,6 @@ def _searched(study: Study, entry: TrialEntry) -> _Chosen:
     return _Chosen(entry, entries, study.folder, name, entry.number, confirmed=False)
 
 
-def _config(path: Path, source: Path, provenance: dict[str, Any]) -> ModelTrainingConfig:
-    """The config of a trial; paths inside it are where the study folder is now."""
-    config = ModelTrainingConfig(**yaml.safe_load(path.read_text()))
-    config.log_dir = source
-    config.checkpoint_dir = source
-    config.data_dir = Path(provenance["data"]["preprocessed"])
-    config.gpus = 1
-    return config
-
-
 def _verify(folder: Path, members: Sequence[Member], data: ExportData) -> str:
     """Compare the written bundle with the trial's model, on the data that are still available.
 
@@ -296,6 +351,8 @@ def _verify(folder: Path, members: Sequence[Member], data: ExportData) -> str:
     Raises:
         BundleError: if they differ.
     """
+    # the written bundle predicts on the CPU
+    members = [replace(member, device=None) for member in members]
     case = data.splits["val"][0]
     cached = None
     if data.dataset is not None:
@@ -307,19 +364,19 @@ def _verify(folder: Path, members: Sequence[Member], data: ExportData) -> str:
         try:
             verify_bundle(folder, members, files.images, cached if same else None, files.label)
         except DatasetError as error:
-            data.notes.append(str(error))
+            data.note(str(error))
         else:
             return f"it predicts the case {case} as the trial's model does"
     if cached is not None:
         verify_network(folder, members, cached, f"the preprocessed case {case}")
-        data.notes.append(
+        data.note(
             f"the image files of the case {case} are not there, or not those of the study: the "
             f"exported model was compared with the trial's on the preprocessed case; {WAY_OUT}"
         )
         return f"it predicts the preprocessed case {case} as the trial's model does"
     voxels = torch.randn(len(data.channels), *members[0].config.patch_size)
     verify_network(folder, members, voxels, "random voxels")
-    data.notes.append(
+    data.note(
         "neither the study's image files nor their cache are there: the exported model was "
         "compared with "
         f"the trial's on random voxels alone, on no case; {WAY_OUT}"
@@ -328,7 +385,7 @@ def _verify(folder: Path, members: Sequence[Member], data: ExportData) -> str:
 
 
 def _test_metrics(
-    data: ExportData, checkpoint: Path, config: ModelTrainingConfig
+    data: ExportData, members: Sequence[Member], postprocessing: Postprocessing
 ) -> tuple[dict[str, float], Grid | None]:
     """Metrics on the cases that no trial has seen, and the grid that they were measured on.
 
@@ -336,25 +393,24 @@ def _test_metrics(
     """
     if not data.splits["test"]:
         return {}, None
-    module = load_for_scoring(checkpoint, config)
-    members = [Member(config, module)]
+    module, told = members[0].module, data.note
     files = data.files("test")
     if files:
         try:
-            cases = on_file_grid(members, data.preprocessing, files, data.notes.append)
+            cases = on_file_grid(members, data.preprocessing, files, told, postprocessing)
             return _named(mean_scores(module, cases), "file"), "file"
         except (DatasetError, MemoryError) as error:
             reason = str(error) or type(error).__name__
-            data.notes.append(f"a test case cannot be measured against its label file: {reason}")
+            data.note(f"a test case cannot be measured against its label file: {reason}")
     if data.dataset is not None:
-        cases = on_preprocessed_grid(members, data.dataset, "test", data.notes.append)
-        data.notes.append(
+        cases = on_preprocessed_grid(members, data.dataset, "test", told, postprocessing)
+        data.note(
             "the files of the test cases cannot all be used: test metrics are measured on the "
             "preprocessed grid (preprocessed_test_*), which leaves out what resampling loses; "
             f"{WAY_OUT}"
         )
         return _named(mean_scores(module, cases), "preprocessed"), "preprocessed"
-    data.notes.append(
+    data.note(
         "there are no test metrics: neither the files of the test cases nor their cache are "
         f"there; {WAY_OUT}"
     )

@@ -76,9 +76,6 @@ class TimePlan:
         trials: Trials of the study.
         workers: Trials at once.
         seconds_left: Seconds until the study is cut off.
-
-    Example:
-        >>> plan = TimePlan(record, spec.trial_config, (1, 3), 20, 2, lambda: 600)  # doctest: +SKIP
     """
 
     def __init__(
@@ -129,20 +126,23 @@ class TimePlan:
     def pace(self, entry: TrialEntry | None = None) -> float | None:
         """Seconds of an epoch, of a trial or of the recent ones; None while none has ended."""
         if entry is not None and entry.scores:
-            return SLACK * entry.seconds / len(entry.scores)
+            return SLACK * _epoch_seconds(entry)
         newest = (self._record.entries[n] for n in reversed(self._record.entries))
-        paces = [e.seconds / len(e.scores) for e in islice(newest, RECENT) if e.scores]
+        paces = [_epoch_seconds(e) for e in islice(newest, RECENT) if e.scores]
         return SLACK * statistics.fmean(paces) if paces else None
 
     @property
     def startup(self) -> float:
-        """Seconds that a worker needs to begin a trial, or to go on with one."""
+        """Seconds that a worker needs to begin a trial, or to go on with one.
+
+        The first trials, which wait for the start of their worker processes, do not count.
+        """
         decisions = self._record.decisions
         known, startup = self._startup
         if known != len(decisions):
             startup = self._measured_startup()
             self._startup = len(decisions), startup
-        # before any trial has ended
+        # before any such trial has ended
         return (self.pace() or 0.0) if startup is None else startup
 
     def _measured_startup(self) -> float | None:
@@ -158,7 +158,9 @@ class TimePlan:
         beside = [
             max(0.0, seconds - self._record.entries[number].seconds) / runs
             for number, (seconds, runs) in islice(reversed(spent.items()), RECENT)
-            if number not in begun and self._record.entries[number].scores
+            if number >= self._workers
+            and number not in begun
+            and self._record.entries[number].scores
         ]
         return statistics.median(beside) if beside else None
 
@@ -242,3 +244,8 @@ class TimePlan:
         ending = sum(entry.ends_at is not None for entry in running)
         ends = f"{ending} of the {len(running)} running trials end their schedules, " * bool(ending)
         return f"{ends}no new ones"
+
+
+def _epoch_seconds(entry: TrialEntry) -> float:
+    """Seconds of an epoch of a trial that has ended one."""
+    return entry.epoch_seconds or entry.seconds / len(entry.scores)

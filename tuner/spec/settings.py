@@ -135,7 +135,8 @@ class CheckpointSettings(Section):
 
     keep: Annotated[Whole, Field(ge=1)] = 5
     """How many of the best trials keep their checkpoints; those of other trials are removed
-    when they have ended."""
+    when they have ended. The best checkpoint is kept of at least `export.ensemble` trials, and of
+    the best trial of each network."""
 
     disk_budget: Annotated[ByteSize, Field(gt=0)] | None = None
     """Disk that checkpoints of the study may take, e.g. `20GB`; null for no limit. Those of
@@ -212,6 +213,30 @@ class ConfirmSettings(Section):
 
     seeds: Annotated[Whole, Field(ge=2)] = 3
     """With how many seeds each."""
+
+
+def _on_or_off(value: Any) -> Any:
+    # YAML reads these two words as true and false
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+class ExportSettings(Section):
+    """The section `export`: what is made of the study's checkpoints when it is exported."""
+
+    ensemble: Annotated[Whole, Field(ge=1)] = 5
+    """How many networks an exported model may have. They are selected among the best trials by
+    the validation cases, and taken where cross-validation over these cases says that they are
+    better than the winner alone; 1 for the winner alone."""
+
+    ensemble_time: Annotated[Number, Field(ge=1)] = 5.0
+    """How many times as long as the winner an ensemble may take to predict a case."""
+
+    mirroring: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
+    """Whether predictions are averaged over mirrored images, along the axes that the training
+    mirrored: `auto` for each network that validation cases are predicted better with."""
+
+    postprocessing: bool = True
+    """Whether predictions are cleaned of small components, where validation cases improve."""
 
 
 EMBEDDED_DATA = "phantom"

@@ -22,6 +22,7 @@ from tuner.spec.settings import (
     CheckpointSettings,
     ConfirmSettings,
     ConstraintSettings,
+    ExportSettings,
     FailureSettings,
     ResourceSettings,
     SearchSettings,
@@ -60,6 +61,7 @@ class SpecValues(BaseModel):
         checkpoints: Which checkpoints are kept.
         constraints: What a trial must keep to.
         confirm: How the best trials are confirmed, None for not at all.
+        export: What is made of the checkpoints when the study is exported.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -79,6 +81,7 @@ class SpecValues(BaseModel):
     checkpoints: CheckpointSettings = CheckpointSettings()
     constraints: ConstraintSettings = ConstraintSettings()
     confirm: ConfirmSettings | None = None
+    export: ExportSettings = ExportSettings()
 
     @property
     def objectives(self) -> tuple[tuple[str, Mode], ...]:

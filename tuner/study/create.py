@@ -45,7 +45,7 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
         StudyError: if the name is not usable, or belongs to a study of another spec or to a
             folder with other content, or another process runs the study. Nothing was changed then.
     """
-    name = _usual_name(spec.source) if name is None else name
+    name = usual_name(spec.source) if name is None else name
     folder = new_study_path(studies_dir, name)
     with write_errors_explained(folder):
         # looked at before the lock, which would be a file in a folder of the user's
@@ -63,7 +63,7 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
             raise
 
 
-def _usual_name(source: Path) -> str:
+def usual_name(source: Path) -> str:
     """The name of a space's file and the time."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).lstrip("._-") or "study"
     return f"{stem[:200]}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -86,6 +86,7 @@ def entry_of(trial: FrozenTrial, space: Space, fold_epochs: int | None = None) -
         scores=dict(trial.intermediate_values),
         metrics=named_now(attributes.get("metrics", {})),
         seconds=attributes.get("seconds", 0.0),
+        epoch_seconds=attributes.get("epoch_seconds", 0.0),
         proposed_by=attributes.get("proposed_by", ""),
         generation=attributes.get("generation", 0),
         notes=attributes.get("notes", {}),

@@ -251,8 +251,9 @@ class StudyRecord:
             self._storage.set_trial_intermediate_value(self._trial_ids[number], epoch, score)
             entry.scores[epoch] = score
             self._by_epoch.setdefault(epoch, {})[number] = score
-            entry.seconds += seconds
+            entry.add_epoch_of(seconds)
             self._note(entry, "seconds", round(entry.seconds, 3))
+            self._note(entry, "epoch_seconds", round(entry.epoch_seconds, 3))
             self._note_metrics(entry, epoch, metrics)
             if gpus:
                 spent = entry.notes.get(GPU_SECONDS, 0.0) + seconds * gpus

@@ -86,6 +86,18 @@ def compare(
     return Comparison(difference, p_value, p_cases, len(by_case))
 
 
+def paired_interval(differences: Float[ndarray, " cases"]) -> Interval:
+    """Mean of the paired differences of two predictors over cases, and its t-interval.
+
+    It holds for other cases, of the same trained networks. Differences that are NaN are left out;
+    without any the mean is NaN.
+    """
+    defined = differences[~np.isnan(differences)]
+    if not len(defined):
+        return Interval(math.nan, -math.inf, math.inf)
+    return _t_interval(defined.mean(), [defined])[0]
+
+
 def _defined_means(scores: Float[ndarray, "seeds cases"], axis: int) -> Float[ndarray, " n"]:
     """Means over the scores that are defined, without those of which none is."""
     defined = ~np.isnan(scores)

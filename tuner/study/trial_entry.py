@@ -92,6 +92,8 @@ class TrialEntry:
             one of a fold counts as its `fold_epochs`-th, however early it ended.
         metrics: All metrics of the best epoch; of several folds their means.
         seconds: Time spent on training, over all its runs.
+        epoch_seconds: Time of an epoch now: a mean in which each counts half as much as the next;
+            0 for none, and in records of earlier versions.
         proposed_by: What drew its values.
         generation: Generation of a searcher that works in generations.
         failures: How often it failed and was tried again.
@@ -108,6 +110,7 @@ class TrialEntry:
     scores: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    epoch_seconds: float = 0.0
     proposed_by: str = ""
     generation: int = 0
     failures: int = 0
@@ -169,6 +172,11 @@ class TrialEntry:
     def finished_folds(self) -> int:
         """Folds that were trained to their end, of several."""
         return 0 if self.fold_epochs is None else self.epochs // self.fold_epochs
+
+    def add_epoch_of(self, seconds: float) -> None:
+        """Count the time of one more epoch."""
+        self.seconds += seconds
+        self.epoch_seconds = ((self.epoch_seconds or seconds) + seconds) / 2
 
     def best(self, mode: str) -> tuple[int, float] | None:
         """Epoch and value of the best finite score; the first of equals.

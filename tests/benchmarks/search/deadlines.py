@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ def rate(config: ModelTrainingConfig, epoch: int) -> float:
     return 1 - math.sqrt(min(1.0, max(0.0, share)))
 
 
+@cache
+def _config(scheduler: str, max_epochs: int) -> ModelTrainingConfig:
+    return ModelTrainingConfig.from_flat({"scheduler": scheduler, "max_epochs": max_epochs})
+
+
 class Scheduled:
     """A problem whose trials follow a learning-rate schedule.
 
@@ -60,9 +66,7 @@ class Scheduled:
 
     def config(self, values: Mapping[str, Any]) -> ModelTrainingConfig:
         """The config of a trial, as far as its schedule goes."""
-        return ModelTrainingConfig(
-            scheduler=self._scheduler, max_epochs=values.get("max_epochs", self.epochs)
-        )
+        return _config(self._scheduler, values.get("max_epochs", self.epochs))
 
     def true(self, values: Mapping[str, Any], epoch: int) -> float:
         """The score without noise."""
@@ -138,7 +142,7 @@ def simulate_deadline(
         "score": 0.0 if winner is None else _true(problem, winner) / problem.best,
         "annealed": winner is not None and _annealed(problem, winner),
         "cut": outcome.cut,
-        "trials": outcome.trials,
+        "tried": outcome.trials,
         "idle": outcome.idle / (outcome.seconds * workers),
         "unused": 1 - outcome.seconds / deadline,
     }
@@ -147,7 +151,6 @@ def simulate_deadline(
 def _best(entry: TrialEntry) -> tuple[dict[str, Any], int]:
     best = entry.best("max")
     assert best is not None
-    # trial_number takes part in the noise alone
     return entry.trained_values_at(best[0]), best[0]
 
 

@@ -20,6 +20,7 @@ from training.bundle.case_prediction import case_probabilities
 from training.bundle.case_scores import NOTHING
 from training.bundle.manifest import Manifest
 from training.bundle.member import Member
+from training.bundle.network_export import FORMATS, export_network
 from training.bundle.postprocessing import Postprocessing, RemoveSmall
 from training.bundle.verify import verify_bundle, verify_network
 from training.config import ModelTrainingConfig
@@ -28,6 +29,7 @@ from training.data.prepared.preprocessing import ChannelNormalisation
 from training.errors import BundleError
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
+from tuner.cli.main import main
 
 NETWORKS: list[dict[str, Any]] = [
     {
@@ -180,6 +182,63 @@ def test_every_network_of_it_is_verified(tmp_path: Path) -> None:
     swapped = [Member(m.config, m.module, w) for m, w in zip(members, WEIGHTS[::-1], strict=True)]
     with pytest.raises(BundleError, match=r"the exported model .* does not predict"):
         verify_bundle(tmp_path / "bundle", swapped, [image])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("target", [None, 2])
+@pytest.mark.parametrize("suffix", [".pt2", ".ts", ".onnx"])
+def test_one_file_gives_the_mean_of_all_networks(
+    tmp_path: Path, suffix: str, target: int | None
+) -> None:
+    write(tmp_path / "bundle", make_members(target_label=target))
+    bundle = Bundle.load(tmp_path / "bundle", "cpu")
+    path = tmp_path / f"network{suffix}"
+    with pytest.raises(BundleError, match=r"\[8, 8, 8\] and \[8, 12, 8\]: choose one size"):
+        export_network(bundle, path)
+    assert export_network(bundle, path, (8, 12, 8)) < 1e-4
+    # one window of each network: only of the second is it a patch of training
+    patch = torch.randn(1, 1, 8, 12, 8)
+    networks = [member.module for member in bundle.members]
+    with torch.no_grad():
+        each = [module._task_logits(module.model(patch)).softmax(dim=1) for module in networks]
+        logits = FORMATS[suffix][1](path)(patch)
+    torch.testing.assert_close(
+        logits.softmax(dim=1), 0.75 * each[0] + 0.25 * each[1], rtol=0, atol=1e-5
+    )
+
+
+def test_its_file_predicts_a_patch_as_the_bundle_does(tmp_path: Path) -> None:
+    members = make_members()
+    for member in members:
+        member.config.patch_size = (8, 12, 8)
+    write(tmp_path / "bundle", members)
+    bundle = Bundle.load(tmp_path / "bundle", "cpu")
+    export_network(bundle, tmp_path / "mean.pt2")
+    patch = torch.randn(1, 8, 12, 8)
+    with torch.no_grad():
+        logits = FORMATS[".pt2"][1](tmp_path / "mean.pt2")(patch[None])[0]
+    torch.testing.assert_close(
+        logits.softmax(dim=0), bundle.probabilities(patch), rtol=0, atol=1e-5
+    )
+
+
+def test_one_network_of_it_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "bundle", [replace(m, mirror_axes=(0,)) for m in make_members()])
+    path = tmp_path / "one.pt2"
+    convert = ["convert", str(tmp_path / "bundle"), "-o", str(path), "--member"]
+    assert main([*convert, "2"]) == 2
+    assert "has no network 2: they are 0 to 1" in capsys.readouterr().err
+    assert main([*convert, "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 x 12 x 8" in shown
+    assert "mirroring is no part" in " ".join(shown.split())
+    patch = torch.randn(1, 1, 8, 12, 8)
+    bundle = Bundle.load(tmp_path / "bundle", "cpu")
+    with torch.no_grad():
+        logits = FORMATS[".pt2"][1](path)(patch)
+        torch.testing.assert_close(logits, bundle.members[1].module.model(patch))
 
 
 def test_networks_of_other_classes_or_channels_make_no_ensemble(tmp_path: Path) -> None:

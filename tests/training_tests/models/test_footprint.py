@@ -22,7 +22,10 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def config_of(name: str, **fields: Any) -> ModelTrainingConfig:
     return ModelTrainingConfig(
-        model_name=name, model_params=SMALL.get(name, {}), patch_size=PATCH, **fields
+        model_name=name,
+        model_params=SMALL.get(name, {}),
+        patch_size=PATCH,
+        **{"precision": "32-true", **fields},
     )
 
 
@@ -64,6 +67,19 @@ def test_moments_and_averages_of_the_weights_count() -> None:
     numbers = sum(parameter.numel() for parameter in build_model(adam).parameters())
     assert training_bytes(adam) - training_bytes(sgd) == FLOAT_BYTES * numbers
     assert training_bytes(averaged) - training_bytes(adam) == FLOAT_BYTES * numbers
+
+
+def test_the_precision_that_is_not_known_yet_counts_as_the_least() -> None:
+    full, half, auto, on_cpu = (
+        training_bytes(config_of("unet3d", **given))
+        for given in (
+            {"precision": "32-true"},
+            {"precision": "16-mixed"},
+            {"precision": "auto"},
+            {"precision": "auto", "gpus": 0},
+        )
+    )
+    assert half == auto < full == on_cpu
 
 
 def test_recomputed_activations_do_not_count() -> None:

@@ -11,22 +11,27 @@ from rich.console import Console
 
 from tuner.driver.checkpoint_keeper import CheckpointKeeper
 from tuner.spec.load import parse_spec
-from tuner.spec.settings import CheckpointSettings
+from tuner.spec.settings import CheckpointSettings, ExportSettings
 from tuner.spec.study_spec import StudySpec
 from tuner.study.files import CHECKPOINT_FILES, trial_folder
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
 
-SPEC = parse_spec("space: {learning_rate: {uniform: [0.1, 1]}}", source="s.yaml")
+SPACE = "space: {learning_rate: {uniform: [0.1, 1]}, model_name: {choice: [unet3d, dformer3d]}}"
+SPEC = parse_spec(f"{SPACE}\nexport: {{ensemble: 1}}", source="s.yaml")
 SIZE = 1000
 
 
 def trial(
-    folder: Path, record: StudyRecord, score: float | None, state: TrialState = TrialState.COMPLETED
+    folder: Path,
+    record: StudyRecord,
+    score: float | None,
+    state: TrialState = TrialState.COMPLETED,
+    network: str = "unet3d",
 ) -> int:
     """A trial with both checkpoints that ended in a state."""
-    number = record.propose({"learning_rate": 0.5}, "test").number
+    number = record.propose({"learning_rate": 0.5, "model_name": network}, "test").number
     if score is not None:
         record.report(number, 1, score, {}, 1.0)
     if state is TrialState.PAUSED:
@@ -59,8 +64,10 @@ def keeper_of(
     record: StudyRecord,
     checkpoints: CheckpointSettings,
     console: Console | None = None,
+    ensemble: int = 1,
 ) -> CheckpointKeeper:
-    spec = SPEC.model_copy(update={"checkpoints": checkpoints})
+    export = ExportSettings(ensemble=ensemble)
+    spec = SPEC.model_copy(update={"checkpoints": checkpoints, "export": export})
     return CheckpointKeeper(Study(folder, spec, record), console)
 
 
@@ -84,6 +91,26 @@ def test_trials_that_lost_keep_no_checkpoint(tmp_path: Path) -> None:
     keeper_of(tmp_path, record, CheckpointSettings(keep=2)).prune()
     assert kept(tmp_path) == expected
     assert all((where / "metrics.csv").is_file() for where in (tmp_path / "trials").iterdir())
+
+
+def test_an_ensemble_keeps_the_best_checkpoints_it_may_want(tmp_path: Path) -> None:
+    record = in_memory()
+    both, best = {"best", "last"}, {"best"}
+    expected = {
+        trial(tmp_path, record, 0.5, network="dformer3d"): best,
+        trial(tmp_path, record, 0.6): set(),
+        trial(tmp_path, record, 0.7): best,
+        trial(tmp_path, record, 0.8): best,
+        trial(tmp_path, record, 0.9): both,
+        trial(tmp_path, record, 0.4, network="dformer3d"): set(),
+    }
+    keeper = keeper_of(tmp_path, record, CheckpointSettings(keep=1), ensemble=3)
+    keeper.prune()
+    assert kept(tmp_path) == expected
+    better = trial(tmp_path, record, 0.85, network="dformer3d")
+    keeper.prune()
+    # 0.5 is not the best of its network any more, and 0.7 is the fourth
+    assert {n for n, names in kept(tmp_path).items() if names} == {3, 4, better}
 
 
 ENDINGS = st.tuples(

@@ -26,7 +26,7 @@ from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
 from tuner.cli.main import main
 from tuner.errors import ExportError
-from tuner.export.export import export_trial
+from tuner.export.export import export_study
 from tuner.report.tables import case_scores_table
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import ConfirmSettings
@@ -133,7 +133,7 @@ def manifest_of(bundle: Path) -> dict[str, Any]:
 def test_test_metrics_are_those_of_the_exported_model_against_the_label_files(
     study: Study, tmp_path: Path
 ) -> None:
-    exported = export_trial(study, tmp_path / "bundle")
+    exported = export_study(study, tmp_path / "bundle")
     assert exported.verified.endswith("as the trial's model does")
     assert exported.notes == []
     assert exported.grid == "file"
@@ -177,7 +177,7 @@ def test_a_confirmed_model_tells_the_values_that_it_was_trained_with(
             record.finish(number, TrialState.COMPLETED, "trained 1 epochs")
             trial = Path("trials") / f"{number:04d}"
             shutil.copytree(study.folder / "trials" / "0000", folder / trial)
-        export_trial(confirmed, tmp_path / "bundle")
+        export_study(confirmed, tmp_path / "bundle")
     finally:
         record.close()
         shutil.rmtree(folder)
@@ -190,7 +190,7 @@ def test_without_the_files_the_cache_is_looked_at_under_other_names(
     study: Study, tmp_path: Path, moved: Callable[[str], Path]
 ) -> None:
     where = moved("data")
-    exported = export_trial(study, tmp_path / "bundle")
+    exported = export_study(study, tmp_path / "bundle")
     assert exported.grid == "preprocessed"
     assert exported.verified.startswith("it predicts the preprocessed case case_")
     assert all("--data-dir DIR" in note for note in exported.notes)
@@ -204,17 +204,17 @@ def test_without_the_files_the_cache_is_looked_at_under_other_names(
     assert table.columns[0].header == "test cases (grid: preprocessed)"
     assert manifest_of(tmp_path / "bundle")["provenance"]["test_grid"] == "preprocessed"
     # the way out
-    again = export_trial(study, tmp_path / "again", data_dir=where)
+    again = export_study(study, tmp_path / "again", data_dir=where)
     assert (again.grid, again.notes) == ("file", [])
 
 
 def test_moved_files_alone_are_enough(
     study: Study, tmp_path: Path, moved: Callable[[str], Path]
 ) -> None:
-    with_all = export_trial(study, tmp_path / "first")
+    with_all = export_study(study, tmp_path / "first")
     where = moved("data")
     moved("cache")
-    exported = export_trial(study, tmp_path / "bundle", data_dir=where)
+    exported = export_study(study, tmp_path / "bundle", data_dir=where)
     assert (exported.grid, exported.notes) == ("file", [])
     assert exported.verified == with_all.verified
     assert exported.metrics == pytest.approx(with_all.metrics, nan_ok=True)
@@ -245,11 +245,11 @@ def test_other_data_are_refused_and_changed_ones_are_not_taken_for_the_studys(
 ) -> None:
     other = write_lesions(tmp_path / "other", cases=7, spacing=(1.0, 1.0, 1.5))
     with pytest.raises(ExportError, match=r"other are not those that the study 'lesions'"):
-        export_trial(study, tmp_path / "bundle", data_dir=other)
+        export_study(study, tmp_path / "bundle", data_dir=other)
     assert not (tmp_path / "bundle").exists()
     moved("data")
     shutil.copytree(other, home / "data")
-    exported = export_trial(study, tmp_path / "bundle")
+    exported = export_study(study, tmp_path / "bundle")
     assert "are not those that the study 'lesions' was made with" in exported.notes[0]
     assert "or not those of the study" in exported.notes[-1]
     assert exported.grid == "preprocessed"
@@ -264,8 +264,8 @@ def test_a_study_of_an_older_version_needs_data_or_cache(
     where = moved("data")
     moved("cache")
     with pytest.raises(ExportError, match="say where the data are now with --data-dir DIR"):
-        export_trial(study, tmp_path / "bundle")
-    exported = export_trial(study, tmp_path / "bundle", data_dir=where)
+        export_study(study, tmp_path / "bundle")
+    exported = export_study(study, tmp_path / "bundle", data_dir=where)
     assert (exported.grid, exported.notes) == ("file", [])
 
 
@@ -300,7 +300,7 @@ def everything_in(path: Path) -> bytes:
 def test_a_bundle_tells_nothing_of_the_machine_that_made_it(
     study: Study, home: Path, tmp_path: Path
 ) -> None:
-    export_trial(study, tmp_path / "bundle")
+    export_study(study, tmp_path / "bundle")
     files = sorted((tmp_path / "bundle").iterdir())
     assert [path.name for path in files] == [
         "bundle.json",
@@ -320,7 +320,7 @@ def test_a_bundle_tells_nothing_of_the_machine_that_made_it(
 
 
 def test_a_bundle_of_an_older_version_still_loads(study: Study, tmp_path: Path) -> None:
-    export_trial(study, tmp_path / "bundle")
+    export_study(study, tmp_path / "bundle")
     config = tmp_path / "bundle" / "config.yaml"
     paths = {"data_dir": "/home/jane/cache", "log_dir": "/a/b", "checkpoint_dir": "/a/b"}
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **paths}))
@@ -334,7 +334,7 @@ def test_a_study_whose_score_was_never_defined_says_what_to_do(
 ) -> None:
     monkeypatch.setattr(study.record.entries[0], "scores", {1: float("nan")})
     with pytest.raises(ExportError, match=r"val_dice was not defined in any epoch.*another metric"):
-        export_trial(study, tmp_path / "bundle")
+        export_study(study, tmp_path / "bundle")
 
 
 def test_a_test_case_that_cannot_be_read_costs_the_metrics_their_name_alone(
@@ -345,7 +345,7 @@ def test_a_test_case_that_cannot_be_read_costs_the_metrics_their_name_alone(
         yield
 
     monkeypatch.setattr("tuner.export.export.on_file_grid", full)
-    exported = export_trial(study, tmp_path / "bundle")
+    exported = export_study(study, tmp_path / "bundle")
     assert exported.grid == "preprocessed"
     assert exported.notes[0].endswith("cannot be measured against its label file: MemoryError")
     assert "preprocessed_test_dice" in exported.metrics

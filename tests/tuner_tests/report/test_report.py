@@ -108,6 +108,43 @@ def test_epochs_that_a_checkpoint_brings_along_are_not_told_again(
     ]
 
 
+class Forecasts:
+    """What is told after each epoch: how many trainings fit, or how the study ends."""
+
+    def __init__(self, *endings: str) -> None:
+        self.endings = list(endings)
+
+    def capacity(self) -> str:
+        return "about 2.0 trainings of 5 epochs fit into it"
+
+    def ending(self) -> str:
+        return self.endings.pop(0)
+
+
+def test_the_end_of_a_time_budget_is_told_once(record: StudyRecord, spec: StudySpec) -> None:
+    out = io.StringIO()
+    add(record)
+    study = Study(record.folder, spec, record)
+    forecast = Forecasts("", "", "no new ones", "no new ones")
+    console = Console(file=out, width=200)
+    with StudyView(study, TrialResources(1, 0, 1), None, console, forecast) as view:
+        view.trial_started(0)
+        for epoch in (1, 2, 3):
+            view.epoch_ended(0, epoch, "val_dice 0.5")
+        record.shorten(0, 4, "the time ends")
+        view.epoch_ended(0, 4, "val_dice 0.6")
+    lines = [line.partition("] ")[2] for line in out.getvalue().splitlines() if "] " in line]
+    assert [" ".join(line.split()) for line in lines] == [
+        "trial 0 started",
+        "trial 0 epoch 1/5 val_dice 0.5",
+        "time budget: about 2.0 trainings of 5 epochs fit into it",
+        "trial 0 epoch 2/5 val_dice 0.5",
+        "trial 0 epoch 3/5 val_dice 0.5",
+        "time budget: no new ones",
+        "trial 0 epoch 4/4 val_dice 0.6",
+    ]
+
+
 ENDINGS = [
     (TrialState.DIVERGED, "the training loss is nan", "lower the range of learning_rate"),
     (TrialState.OUT_OF_MEMORY, "can't allocate", "patch_size or train_batch_size smaller"),
@@ -121,7 +158,7 @@ def test_a_study_without_a_model_does_not_send_people_in_a_circle(
     record: StudyRecord, spec: StudySpec, state: TrialState, reason: str, advice: str
 ) -> None:
     """Neither the summary nor `tune export` send to `tune resume`, which has nothing to do."""
-    from tuner.export.export import export_trial
+    from tuner.export.export import export_study
 
     for score in (0.5, math.nan, 0.4):
         record.finish(add(record, score), state, reason)
@@ -130,7 +167,7 @@ def test_a_study_without_a_model_does_not_send_people_in_a_circle(
     shown = summary(record, spec)
     assert f"no trial can be exported: 3 {state} (trial 0: {reason})" in shown
     with pytest.raises(ExportError) as error:
-        export_trial(study, record.folder / "bundle")
+        export_study(study, record.folder / "bundle")
     for text in (shown, str(error.value)):
         assert advice in text
         assert f"tune run SPACE.yaml --name {record.folder.name}-2" in text
@@ -143,16 +180,16 @@ def test_no_factor_is_given_of_no_epochs(record: StudyRecord, spec: StudySpec) -
 
 
 def test_a_study_that_may_find_one_yet_is_resumed(record: StudyRecord, spec: StudySpec) -> None:
-    from tuner.export.export import export_trial
+    from tuner.export.export import export_study
 
     record.finish(add(record), TrialState.DIVERGED, "the training loss is nan")
     study = Study(record.folder, spec, record)
     assert f"tune resume {record.folder.name}" in summary(record, spec)
     with pytest.raises(ExportError, match="tune resume"):
-        export_trial(study, record.folder / "bundle")
+        export_study(study, record.folder / "bundle")
     add(record, 0.5)
     with pytest.raises(ExportError, match="still runs: export it when one has ended"):
-        export_trial(study, record.folder / "bundle")
+        export_study(study, record.folder / "bundle")
 
 
 def test_a_grid_that_is_spent_is_the_end_of_its_study(tmp_path: Path) -> None:

@@ -264,6 +264,8 @@ def test_what_a_start_takes_is_measured() -> None:
     study = Planned()
     study.plan = TimePlan.of(Study(study.record.folder, study.spec, study.record), 1, lambda: 100.0)
     assert study.plan.pace() is None
+    # it waits for the start of the worker's process
+    study.trial()
     number = study.trial(paused=False)
     begun = study.record.decisions[-1].time
     for epoch in (1, 2):
@@ -326,5 +328,5 @@ def test_more_trials_are_tried_than_without_a_plan() -> None:
         for planned_end in (True, False)
     )  # fmt: skip
     assert without["cut"] > 0
-    assert with_plan["trials"] == 24 > without["trials"]
+    assert with_plan["tried"] == 24 > without["tried"]
     assert with_plan["score"] > without["score"]

@@ -1,0 +1,99 @@
+"""The trained networks that an ensemble may have: the winner, and the best of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from training.bundle.member import SHARED_FIELDS
+from training.config import ModelTrainingConfig
+from tuner.study.config_files import config_file
+from tuner.study.files import BEST_FILE, trial_folder
+from tuner.study.trial_entry import TrialEntry
+
+if TYPE_CHECKING:
+    from tuner.study.study import Study
+
+POOL = 2
+"""How many candidates there are for each network that an ensemble may have."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint that may be exported.
+
+    Attributes:
+        name: Whose it is, in words.
+        config: The config that it was trained with; its paths are those of now.
+        checkpoint: The file.
+    """
+
+    name: str
+    config: ModelTrainingConfig
+    checkpoint: Path
+
+
+def other_candidates(
+    study: Study, winner: Candidate, ensemble: int, provenance: dict[str, Any]
+) -> list[Candidate]:
+    """The best other trials of the search that have ended and have a checkpoint, best first.
+
+    Args:
+        study: The study.
+        winner: What is exported alone if no ensemble is better.
+        ensemble: How many networks an ensemble may have.
+        provenance: Where the study comes from.
+    """
+    found: list[Candidate] = []
+    for entry, checkpoint in _trained(study):
+        if len(found) >= POOL * ensemble - 1:
+            break
+        if checkpoint == winner.checkpoint:
+            continue
+        candidate = candidate_of(f"trial {entry.number}", entry, study, study.folder, provenance)
+        one, other = candidate.config, winner.config
+        if all(getattr(one, name) == getattr(other, name) for name in SHARED_FIELDS):
+            found.append(candidate)
+    return found
+
+
+def candidate_of(
+    name: str, entry: TrialEntry, study: Study, folder: Path, provenance: dict[str, Any]
+) -> Candidate:
+    """The candidate of a trial with a score.
+
+    Args:
+        name: The trial, in words.
+        entry: The trial.
+        study: The study.
+        folder: The folder with its trial folder, that of the study or of its confirmation.
+        provenance: Where the study comes from.
+    """
+    source = trial_folder(folder, entry.number)
+    # of several folds the first one, whose validation cases judge all candidates
+    best = entry.best_of_fold(0, study.record.mode)
+    assert best is not None
+    config = ModelTrainingConfig(**yaml.safe_load(config_file(source, best[0]).read_text()))
+    config.log_dir = source
+    config.checkpoint_dir = source
+    config.data_dir = Path(provenance["data"]["preprocessed"])
+    config.gpus = 1
+    return Candidate(name, config, source / BEST_FILE)
+
+
+def _trained(study: Study) -> Iterator[tuple[TrialEntry, Path]]:
+    mode = study.record.mode
+    scored = [
+        (-standing[0], -standing[1], entry.number)
+        for entry in study.record.entries.values()
+        if entry.state.finished
+        if entry.state.usable and (standing := entry.standing(mode)) is not None
+    ]
+    for *_, number in sorted(scored):
+        checkpoint = trial_folder(study.folder, number) / BEST_FILE
+        if checkpoint.is_file():
+            yield study.record.entries[number], checkpoint

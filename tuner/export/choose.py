@@ -1,0 +1,336 @@
+"""Chooses what of a study is exported, by validation cases: members, mirroring, postprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.bundle.case_scores import NOTHING, PredictedCase, mean_scores
+from training.bundle.member import load_checkpoint
+from training.bundle.postprocessing import Postprocessing
+from training.data.patches.mirroring import trained_mirror_axes
+from training.errors import BundleError
+from tuner.errors import ExportError
+from tuner.export.measure import Measure
+from tuner.export.postprocessing import label_maps, nested_postprocessing
+from tuner.export.predictions import Predicted, ValidationCases, mean_predictions, validation_cases
+from tuner.export.scratch import Scratch
+from tuner.export.selection import Limits, SelectionCases, nested_gains, select
+from tuner.study.statistics import Interval, paired_interval
+
+if TYPE_CHECKING:
+    from tuner.export.candidates import Candidate
+    from tuner.export.data import ExportData
+    from tuner.spec.settings import ExportSettings
+
+AXES = ("depth", "height", "width")
+
+
+@dataclass(frozen=True)
+class ChosenMember:
+    """A network of what is exported.
+
+    Attributes:
+        candidate: Whose it is.
+        weight: Its share of the mean of probabilities.
+        mirror_axes: Axes that images are mirrored along.
+    """
+
+    candidate: Candidate
+    weight: float
+    mirror_axes: tuple[int, ...]
+
+
+@dataclass
+class Choice:
+    """What is exported, and why.
+
+    Attributes:
+        members: The networks, the one with the largest weight first.
+        postprocessing: What is done to label maps.
+        lines: What was chosen and why, in words.
+        document: The same for `bundle.json`.
+        metrics: Validation metrics `val_*` of what is exported; {} where these are the winner's.
+    """
+
+    members: list[ChosenMember]
+    postprocessing: Postprocessing = NOTHING
+    lines: list[str] = field(default_factory=list)
+    document: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the winner as it was trained and judged."""
+        alone = len(self.members) == 1 and not self.members[0].mirror_axes
+        return alone and not self.postprocessing.steps
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    data: ExportData,
+    metric: str,
+    settings: ExportSettings,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> Choice:
+    """Choose members, mirroring and postprocessing by the validation cases.
+
+    Args:
+        candidates: The networks, the winner first.
+        data: The study's data; without validation cases the winner is exported as it is.
+        metric: The study's metric.
+        settings: What is wanted.
+        folder: Where predictions are kept meanwhile.
+        tell: Called with a line before each candidate predicts.
+
+    Raises:
+        BundleError: if the winner's checkpoint cannot be read.
+        ExportError: if `folder` has no room.
+    """
+    winner = candidates[0]
+    scratch = Scratch(folder)
+    prepared = validation_cases(data, scratch)
+    if not prepared:
+        return _without_cases(winner, data, settings)
+    num_classes = data.preprocessing.num_classes if winner.config.target_label is None else 2
+    measure = Measure.of(metric, winner.config)
+    cases = ValidationCases(prepared, data.labels, measure, num_classes, scratch)
+    tell(_told(cases, winner))
+    plain, predicted = cases.predict(winner, settings.mirroring)
+    choice = Choice([ChosenMember(winner, 1.0, predicted.mirror_axes)])
+    before = measure.mean(plain.scores)
+    name = measure.name(num_classes)
+    choice.document = {
+        "measure": name,
+        "validation_cases": len(cases),
+        "winner": {"network": winner.name, "score": before, "seconds": plain.seconds},
+    }
+    gains = np.zeros(len(cases))
+    gains += _choose_mirroring(choice, cases, plain, predicted, settings)
+    members = [(1.0, predicted)]
+    if settings.ensemble > 1 and len(candidates) > 1:
+        members, more = _choose_members(choice, cases, predicted, candidates[1:], settings, tell)
+        gains += more
+    if not choice.is_plain:
+        gain = paired_interval(gains)
+        choice.lines.append(
+            f"{name} of {len(cases)} validation cases: {before:.4f} before, "
+            f"{before + gain.mean:.4f} so ({_gain(gain)}; each case is scored by what was chosen "
+            "without it)"
+        )
+        choice.document["score"] = {"before": before, **_as_document(gain)}
+    if settings.postprocessing:
+        _choose_postprocessing(choice, cases, members, data)
+    if not choice.is_plain:
+        choice.metrics = _metrics(choice, cases, members, data.preprocessing.spacing)
+    seconds = sum(member.seconds for _, member in members)
+    choice.document["seconds_per_case"] = seconds
+    choice.lines.append(
+        f"predicts a preprocessed validation case in {seconds:.3g} s; the winner without "
+        f"mirroring in {plain.seconds:.3g} s"
+    )
+    return choice
+
+
+def _without_cases(winner: Candidate, data: ExportData, settings: ExportSettings) -> Choice:
+    axes = trained_mirror_axes(winner.config, data.labels) if settings.mirroring == "on" else ()
+    line = (
+        "the validation cases are not there: the winner alone is exported, "
+        f"{_mirrors(axes)}, as nothing can be chosen by them"
+    )
+    return Choice([ChosenMember(winner, 1.0, axes)], lines=[line])
+
+
+def _choose_mirroring(
+    choice: Choice,
+    cases: ValidationCases,
+    plain: Predicted,
+    predicted: Predicted,
+    settings: ExportSettings,
+) -> NDArray[np.float64]:
+    """Say whether the winner mirrors; gain of each case by it."""
+    choice.document["mirroring"] = {"setting": settings.mirroring}
+    if predicted is plain:
+        if settings.mirroring == "auto":
+            choice.lines.append(f"mirroring: off for {plain.candidate.name}, no better with it")
+        return np.zeros(len(cases))
+    gains = cases.mirroring_gains(plain, predicted, settings.mirroring)
+    gain = paired_interval(gains)
+    choice.lines.append(
+        f"mirroring: {plain.candidate.name} {_mirrors(predicted.mirror_axes)}: {_gain(gain)}"
+    )
+    choice.document["mirroring"] |= _as_document(gain)
+    return gains
+
+
+def _choose_members(
+    choice: Choice,
+    cases: ValidationCases,
+    winner: Predicted,
+    others: Sequence[Candidate],
+    settings: ExportSettings,
+    tell: Callable[[str], None],
+) -> tuple[list[tuple[float, Predicted]], NDArray[np.float64]]:
+    """Select the members, and say why; they, and the gain of each case over the winner."""
+    alone, nothing = [(1.0, winner)], np.zeros(len(cases))
+    if len(cases) < 2:
+        choice.lines.append(
+            "ensemble: no, one validation case cannot say whether it is better than the winner"
+        )
+        return alone, nothing
+    found = [winner, *_predict_others(choice, cases, others, settings, tell)]
+    seconds = [predicted.seconds for predicted in found]
+    limits = Limits(settings.ensemble, settings.ensemble_time * winner.seconds)
+    voxels = SelectionCases(cases.measure, cases.num_classes, cases.scratch)
+    for number, label in enumerate(cases.targets(winner.candidate)):
+        voxels.add([predicted.probabilities[number] for predicted in found], label)
+    counts = select(voxels, seconds, limits)
+    gains = nested_gains(voxels, seconds, limits)
+    gain = paired_interval(gains)
+    members = [
+        (count / sum(counts), predicted)
+        for count, predicted in zip(counts, found, strict=True)
+        if count
+    ]
+    members.sort(key=lambda member: -member[0])
+    used = gain.mean > 0 and members != alone
+    choice.document["ensemble"] = {
+        "at_most": settings.ensemble,
+        "time_limit": settings.ensemble_time,
+        "candidates": [predicted.candidate.name for predicted in found],
+        "used": used,
+        **_as_document(gain),
+    }
+    if not used:
+        why = (
+            "no mean with another one is better"
+            if members == alone
+            else f"the selected are no better for other cases: {_gain(gain)}"
+        )
+        choice.lines.append(
+            f"ensemble: no, {winner.candidate.name} alone; of {len(found)} networks {why}"
+        )
+        return alone, nothing
+    choice.members = [
+        ChosenMember(predicted.candidate, weight, predicted.mirror_axes)
+        for weight, predicted in members
+    ]
+    shown = ", ".join(
+        f"{weight:.2f} {predicted.candidate.name} ({_mirrors(predicted.mirror_axes)})"
+        for weight, predicted in members
+    )
+    choice.lines.append(
+        f"ensemble of {len(members)} of {len(found)} networks: {shown}; against the winner: "
+        f"{_gain(gain)}"
+    )
+    choice.document["members"] = [
+        {
+            "network": predicted.candidate.name,
+            "score": cases.measure.mean(predicted.scores),
+            "seconds": predicted.seconds,
+        }
+        for _, predicted in members
+    ]
+    return members, gains
+
+
+def _predict_others(
+    choice: Choice,
+    cases: ValidationCases,
+    others: Sequence[Candidate],
+    settings: ExportSettings,
+    tell: Callable[[str], None],
+) -> Iterator[Predicted]:
+    """The predictions of the other candidates, of those that can be read and find room."""
+    for number, candidate in enumerate(others, 1):
+        # with mirroring and without, and for what is compared afterwards
+        if cases.scratch.free < 3 * cases.bytes_of_one:
+            choice.lines.append(
+                f"the disk has no room for the predictions of more than {number} networks"
+            )
+            return
+        tell(_told(cases, candidate))
+        try:
+            yield cases.predict(candidate, settings.mirroring)[1]
+        except (BundleError, ExportError) as error:
+            choice.lines.append(f"{candidate.name} is left out: {error}")
+
+
+def _choose_postprocessing(
+    choice: Choice,
+    cases: ValidationCases,
+    members: Sequence[tuple[float, Predicted]],
+    data: ExportData,
+) -> None:
+    """Choose the postprocessing, and say why."""
+    grid, found = label_maps(cases, members, data)
+    chosen, gains = nested_postprocessing(found, cases.num_classes)
+    gain = paired_interval(gains)
+    used = bool(chosen.steps) and gain.mean > 0
+    target = members[0][1].candidate.config.target_label
+    labels = data.labels if target is None else [data.labels[0], data.labels[target]]
+    steps = chosen.describe(labels)
+    choice.document["postprocessing"] = {
+        "used": used,
+        "grid": grid,
+        "steps": steps,
+        **_as_document(gain),
+    }
+    if used:
+        choice.postprocessing = chosen
+        line = f"{'; '.join(steps)}: mean Dice {_gain(gain)}"
+    elif steps:
+        line = f"none, what was chosen is no better for other cases: mean Dice {_gain(gain)}"
+    else:
+        line = "none, no step makes the validation cases better"
+    choice.lines.append(f"postprocessing: {line}")
+
+
+def _metrics(
+    choice: Choice,
+    cases: ValidationCases,
+    members: Sequence[tuple[float, Predicted]],
+    spacing: tuple[float, float, float],
+) -> dict[str, float]:
+    """Validation metrics of what is exported, on the preprocessed grid."""
+    winner = choice.members[0].candidate
+    module = load_checkpoint(winner.checkpoint, winner.config)
+    predictions = mean_predictions(members)
+    predicted = (
+        PredictedCase(
+            case.name,
+            torch.from_numpy(choice.postprocessing.apply(mean.argmax(axis=0), spacing)),
+            torch.from_numpy(label),
+            spacing,
+        )
+        for case, mean, label in zip(cases.cases, predictions, cases.targets(winner), strict=True)
+    )
+    return {f"val_{name}": value for name, value in mean_scores(module, predicted).items()}
+
+
+def _told(cases: ValidationCases, candidate: Candidate) -> str:
+    return f"{candidate.name} predicts the {len(cases)} validation cases"
+
+
+def _mirrors(axes: Sequence[int]) -> str:
+    if not axes:
+        return "without mirroring"
+    return f"mirroring along {', '.join(AXES[axis] for axis in axes)}"
+
+
+def _gain(gain: Interval) -> str:
+    if not np.isfinite(gain.low):
+        return f"{gain.mean:+.4f}"
+    return f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+
+
+def _as_document(gain: Interval) -> dict[str, Any]:
+    values = {"gain": gain.mean, "low": gain.low, "high": gain.high}
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}

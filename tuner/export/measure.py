@@ -1,0 +1,90 @@
+"""What members, mirroring and postprocessing are chosen by: Dice or IoU of validation cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from training.config import ModelTrainingConfig
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An overlap score, of one class or the mean over several.
+
+    Attributes:
+        kind: `dice` or `iou`.
+        classes: The classes of the network that count.
+    """
+
+    kind: Literal["dice", "iou"]
+    classes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, metric: str, config: ModelTrainingConfig) -> Measure:
+        """The study's metric where it is Dice or IoU, else the mean Dice.
+
+        Args:
+            metric: The study's metric, e.g. `val_dice` or `val_iou_2`.
+            config: A config of the study.
+        """
+        kind, _, label = metric.removeprefix("val_").partition("_")
+        foreground = config.num_classes - 1 if config.target_label is None else 1
+        classes = tuple(range(1, foreground + 1))
+        if kind not in ("dice", "iou") or not (label.isdecimal() or not label):
+            return cls("dice", classes)
+        if label and config.target_label is None:
+            classes = (int(label),)
+        return cls("dice" if kind == "dice" else "iou", classes)
+
+    def name(self, num_classes: int) -> str:
+        """Its name in words."""
+        words = {"dice": "Dice", "iou": "IoU"}[self.kind]
+        whole = len(self.classes) == num_classes - 1
+        return f"mean {words}" if whole and num_classes > 2 else words
+
+    def by_class(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores `(class,)` of a case; NaN where a class is in neither.
+
+        Args:
+            counts: Voxels `(3, class)` in both, predicted, and true.
+        """
+        both, predicted, true = counts[:, list(self.classes)].astype(np.float64)
+        union = predicted + true - both
+        scores = np.full(len(both), np.nan)
+        there = union > 0
+        top = 2 * both if self.kind == "dice" else both
+        bottom = predicted + true if self.kind == "dice" else union
+        scores[there] = top[there] / bottom[there]
+        return scores
+
+    def of_labels(self, prediction: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
+        """Scores `(class,)` of a predicted label map."""
+        counts = np.zeros((3, max(self.classes) + 1), dtype=np.int64)
+        for value in self.classes:
+            predicted, true = prediction == value, label == value
+            counts[:, value] = [
+                np.count_nonzero(found) for found in (predicted & true, predicted, true)
+            ]
+        return self.by_class(counts)
+
+    def by_case(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mean over the classes `(case,)` of scores `(case, class)`, NaN where none is defined."""
+        return np.array([_mean(case) for case in scores])
+
+    def mean(self, scores: NDArray[np.float64]) -> float:
+        """Mean over the cases of each class, then over the classes, as `training.metrics` has it.
+
+        It is 0 where no score is defined.
+        """
+        value = _mean(np.array([_mean(of_class) for of_class in scores.T]))
+        return 0.0 if np.isnan(value) else value
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")

@@ -1,0 +1,104 @@
+"""Chooses the postprocessing of what is exported, by label maps of validation cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+
+from training.bundle.postprocessing import Case, Postprocessing, choose_postprocessing
+from training.data.prepared.cache import FORMAT_VERSION
+from training.data.raw.volume import read_label
+from training.errors import DatasetError
+from tuner.export.measure import Measure
+from tuner.export.predictions import Predicted, ValidationCases, mean_predictions
+from tuner.export.selection import parts
+
+if TYPE_CHECKING:
+    from training.bundle.case_scores import Grid
+    from tuner.export.data import ExportData
+    from tuner.export.scratch import Scratch
+
+
+def nested_postprocessing(
+    cases: Sequence[Case], num_classes: int
+) -> tuple[Postprocessing, NDArray[np.float64]]:
+    """The postprocessing that helps cases, and what it gives by cross-validation over them.
+
+    Args:
+        cases: Label maps.
+        num_classes: Classes of the networks, background included.
+
+    Returns:
+        What all cases choose; and the gain of each case's mean Dice `(case,)` by what was chosen
+        without it, NaN where there is none.
+    """
+    measure = Measure("dice", tuple(range(1, num_classes)))
+    gains = np.full(len(cases), np.nan)
+    for part, others in parts(len(cases)) if len(cases) > 1 else ():
+        without = _chosen([cases[number] for number in others], num_classes)
+        for number in part:
+            prediction, label, spacing = cases[number]
+            cleaned = without.apply(prediction, spacing)
+            scores = np.stack([measure.of_labels(p, label) for p in (prediction, cleaned)])
+            before, after = measure.by_case(scores)
+            gains[number] = after - before
+    return _chosen(cases, num_classes), gains
+
+
+def _chosen(cases: Sequence[Case], num_classes: int) -> Postprocessing:
+    return choose_postprocessing(lambda: cases, num_classes).postprocessing
+
+
+def label_maps(
+    cases: ValidationCases, members: Sequence[tuple[float, Predicted]], data: ExportData
+) -> tuple[Grid, list[Case]]:
+    """Predicted and true label maps, in the images' own grids where the files are there.
+
+    Args:
+        cases: The validation cases.
+        members: Weights, and what the networks predict.
+        data: The study's data.
+    """
+    files = data.files("val")
+    # an older version may have preprocessed the same file in another way
+    same = data.dataset is None or data.dataset.format_version == FORMAT_VERSION
+    if files and same:
+        try:
+            return "file", list(_on_file_grid(cases, members, data))
+        except DatasetError as error:
+            data.note(str(error))
+    predictions, targets = mean_predictions(members), cases.targets(members[0][1].candidate)
+    return "preprocessed", [
+        (
+            _kept(cases.scratch, mean.argmax(axis=0)),
+            _kept(cases.scratch, label),
+            data.preprocessing.spacing,
+        )
+        for mean, label in zip(predictions, targets, strict=True)
+    ]
+
+
+def _on_file_grid(
+    cases: ValidationCases, members: Sequence[tuple[float, Predicted]], data: ExportData
+) -> Iterator[Case]:
+    target = members[0][1].candidate.config.target_label
+    for files, mean in zip(data.files("val"), mean_predictions(members), strict=True):
+        # with its label, as it was preprocessed for the study
+        prepared = data.preprocessing.apply(files.images, files.label)
+        if prepared.image.shape[1:] != mean.shape[1:]:
+            raise DatasetError(f"{files.images[0]} has changed since it was preprocessed")
+        label = read_label(files.label, data.preprocessing.num_classes)
+        true = label.data if target is None else label.data == target
+        spacing = tuple(float(size) for size in voxel_sizes(label.affine))
+        prediction = data.preprocessing.invert(mean, prepared.info)
+        yield _kept(cases.scratch, prediction), _kept(cases.scratch, true), spacing
+
+
+def _kept(scratch: Scratch, label: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    kept = scratch.array(label.shape, np.uint8 if label.max(initial=0) < 256 else np.uint16)
+    kept[:] = label
+    return kept

@@ -1,0 +1,1 @@
+"""Writes a search space for data: what `tune init` does."""
