@@ -247,6 +247,6 @@ def test_a_valid_spec_with_folds_says_what_they_cost() -> None:
     out = io.StringIO()
     print_spec(Console(file=out, width=200), spec)
     assert "folds     3: a trial that is behind beyond doubt gets no further one" in out.getvalue()
-    # all train the first fold, and three in ten the two others
-    budget = "about 80 epochs; training every trial to epoch 5 on every fold would take 150"
+    # all train the first fold, and two in ten the two others
+    budget = "about 70 epochs; training every trial to epoch 5 on every fold would take 150"
     assert budget in out.getvalue()
