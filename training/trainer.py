@@ -18,6 +18,7 @@ from training.checkpoints import BEST_CHECKPOINT, LAST_CHECKPOINT, DurableCheckp
 from training.hparams import Hyperparameter, hyperparameters_of, log_hyperparameters
 from training.lightning_module import SegmentationLightningModule, build_module
 from training.logged_names import EPOCH
+from training.models.precision import FASTER_IN_BF16, cpu_computes_in_bf16
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -53,11 +54,15 @@ def choose_devices(config: ModelTrainingConfig) -> dict[str, Any]:
 def choose_precision(config: ModelTrainingConfig) -> Literal["32-true", "16-mixed", "bf16-mixed"]:
     """Lightning's precision for `config.precision` on this machine.
 
-    `auto` is fp16 with scaled gradients on a GPU, as nnU-Net trains, and fp32 on the CPU.
+    `auto` is fp16 with scaled gradients on a GPU, as nnU-Net trains. On a CPU it is bf16 where
+    the CPU computes in it and the network gains by it, and else fp32.
     """
     if config.precision != "auto":
         return config.precision
-    return "16-mixed" if choose_devices(config)["accelerator"] == "gpu" else "32-true"
+    if choose_devices(config)["accelerator"] == "gpu":
+        return "16-mixed"
+    faster = config.model_name in FASTER_IN_BF16 and cpu_computes_in_bf16()
+    return "bf16-mixed" if faster else "32-true"
 
 
 class SegmentationTrainer:

@@ -60,7 +60,9 @@ def test_the_front_is_ordered_and_leaves_out_what_cannot_win() -> None:
 
 
 def test_the_front_keeps_its_checkpoints_while_it_is_one(tmp_path: Path) -> None:
-    spec = spec_of("[val_dice, val_seconds_per_case]", "checkpoints: {keep: 1}")
+    spec = spec_of(
+        "[val_dice, val_seconds_per_case]", "checkpoints: {keep: 1}\nexport: {ensemble: 1}"
+    )
     record = StudyRecord(Path("memory"), spec.space, spec.mode, InMemoryStorage())
     keeper = CheckpointKeeper(Study(tmp_path, spec, record))
     kept = []
