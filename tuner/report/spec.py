@@ -103,5 +103,5 @@ def _target_lines(spec: StudySpec) -> Iterator[str]:
         yield (
             f"confirm   the best {spec.confirm.top} and the default config, "
             f"{spec.confirm.seeds} seeds each: after the search, up to {most * spec.max_epochs} "
-            "epochs beside its budget"
+            f"epochs {'in what is left of' if spec.confirm.auto else 'beside'} its budget"
         )
