@@ -295,6 +295,7 @@ PUBLIC_MODULES = (
     "training.lr_schedules",
     "training.metrics",
     "training.bundle",
+    "training.bundle.postprocessing",
     "training.testing",
 )
 """Modules whose public names the API pages list."""

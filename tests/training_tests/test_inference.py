@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
+from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from training.inference import mirrored, predict_case
+from training.inference import logit_slabs, mirrored, predict_case
 
 
 def lopsided(spatial_dims: int = 3) -> nn.Module:
@@ -51,3 +53,24 @@ def test_a_slice_has_height_and_width() -> None:
     found = predict_case(network, image, patch_size=(1, 6, 8), mirror_axes=(1,))
     expected = (network(image) + network(image.flip(2)).flip(2)) / 2
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "shape", [(9, 8, 8), (33, 12, 9), (4, 14, 5), (8, 8, 8), (21, 7, 7)], ids=str
+)
+@pytest.mark.parametrize(("overlap", "batch"), [(0.5, 1), (0.25, 3), (0, 2), (0.8, 4)])
+@torch.inference_mode()
+def test_slabs_are_the_whole_case_of_monai(
+    shape: tuple[int, ...], overlap: float, batch: int
+) -> None:
+    network, image = lopsided(), torch.randn(2, 2, *shape)
+    expected = sliding_window_inference(image, (8, 8, 8), batch, network, overlap, mode="gaussian")
+    options: dict[str, Any] = {"overlap": overlap, "windows_per_batch": batch}
+    found = predict_case(network, image, patch_size=(8, 8, 8), **options)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    planes = [
+        slab.shape[1] for slab in logit_slabs(network, image[0], patch_size=(8, 8, 8), **options)
+    ]
+    assert sum(planes) == shape[0]
+    # never more than a window is deep, however long the case is
+    assert max(planes) <= 8

@@ -61,8 +61,8 @@ def probability_slabs(
     """
     slabs = module.logit_slabs(image.to(blend_device or module.device), mirror_axes=mirror_axes)
     for slab in slabs:
-        for logits in slab.split(PLANES, dim=1):
-            yield torch.softmax(logits.float(), dim=0)
+        for first in range(0, slab.shape[1], PLANES):
+            yield torch.softmax(slab[:, first : first + PLANES].float(), dim=0)
 
 
 def probabilities_within_memory(

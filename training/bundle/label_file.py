@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,31 @@ def write_label_map(label: NDArray[np.unsignedinteger[Any]], image: Path, output
     Raises:
         OSError: if the file cannot be written; one that was there stays.
     """
-    source = load_nifti(image).header
-    kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
-    header = kind.header_class()
-    header.set_data_dtype(label.dtype)
-    header.set_data_shape(label.shape)
-    for field in PLACE:
-        header[field] = source[field]
-    # the first entry is the handedness of the qform
-    header["pixdim"][:4] = source["pixdim"][:4]
-    header["xyzt_units"] = int(source["xyzt_units"]) & SPATIAL_UNIT
+    header, kind = header_like(image, label.dtype, label.shape)
     content = kind(label, header.get_best_affine(), header).to_bytes()
     if output.name.lower().endswith(".gz"):
         # without a time, so that the same label map is the same file
         content = gzip.compress(content, compresslevel=1, mtime=0)
     with durable_file(output) as file:
         file.write(content)
+
+
+def header_like(image: Path, dtype: np.dtype[Any], shape: Sequence[int]) -> tuple[Any, type[Any]]:
+    """A new header with the place and the unit of an image, and the kind of image that has it.
+
+    Args:
+        image: The image, `.nii` or `.nii.gz`.
+        dtype: Type of the voxels of the new file.
+        shape: Its grid, that of the image; a fourth axis may follow.
+    """
+    source = load_nifti(image).header
+    kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+    header = kind.header_class()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    for field in PLACE:
+        header[field] = source[field]
+    # the first entry is the handedness of the qform
+    header["pixdim"][:4] = source["pixdim"][:4]
+    header["xyzt_units"] = int(source["xyzt_units"]) & SPATIAL_UNIT
+    return header, kind

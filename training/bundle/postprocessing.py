@@ -18,6 +18,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
+__all__ = [
+    "Chosen",
+    "KeepLargest",
+    "KeepLargestForeground",
+    "Postprocessing",
+    "RemoveSmall",
+    "choose_postprocessing",
+]
+
 LabelMap = NDArray[np.integer[Any]]
 
 Case = tuple[LabelMap, LabelMap, Sequence[float]]

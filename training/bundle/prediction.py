@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from pytorch_lightning.utilities.memory import is_out_of_cpu_memory
 
 from training.bundle.bundle import Bundle
+from training.bundle.output_files import check_output_files, output_files
 from training.data.raw.file_names import (
     CaseFiles,
     by_stem,
@@ -18,11 +20,9 @@ from training.data.raw.file_names import (
     nifti_files,
     nifti_stem,
 )
-from training.durable_write import check_writable
+from training.data.raw.volume import voxels_in_header
 from training.errors import BundleError, DatasetError
 from training.local_path import MISSING
-
-SUFFIXES = (".nii.gz", ".nii")
 
 
 def predict_images(
@@ -33,6 +33,9 @@ def predict_images(
     device: str | None = None,
     overwrite: bool = False,
     trust_code: bool = False,
+    mirroring: bool = True,
+    probabilities: bool = False,
+    skip_existing: bool = False,
     on_case: Callable[[str], None],
 ) -> list[str]:
     """Segment images and write one label map a case.
@@ -49,7 +52,13 @@ def predict_images(
         overwrite: Whether files that are there already may be replaced; images never are.
         trust_code: Whether a network that is not of this package may be imported, see
             `Bundle.load`.
-        on_case: Called with a line about each case, and with the number of failed cases of several.
+        mirroring: Whether networks predict mirrored images as well, where the bundle says so.
+        probabilities: Whether class probabilities are written as well, as
+            `CASE_probabilities.nii.gz` beside the label map.
+        skip_existing: Whether cases whose files are there already, and can be read, are left as
+            they are: so that a long run that was cut off can go on.
+        on_case: Called with a line about each case, and with the numbers of those that were skipped
+            and of those that failed.
 
     Returns:
         Cases that could not be segmented; the others were.
@@ -58,83 +67,70 @@ def predict_images(
         BundleError: before anything is segmented, if the model cannot be read, an image does not
             exist, a label map would replace a file, or the folder cannot be written.
     """
+    if overwrite and skip_existing:
+        raise BundleError("files that exist are replaced or skipped: say one of the two")
     if device is not None:
         _check_device(device)
-    bundle = replace(Bundle.load(bundle_folder, device, trust_code=trust_code), tell=on_case)
+    bundle = Bundle.load(bundle_folder, device, trust_code=trust_code, mirroring=mirroring)
+    bundle = replace(bundle, tell=on_case)
     cases = collect_cases(images, bundle.config.input_channels)
-    targets = _targets(cases, output)
-    _check_targets(cases, targets, overwrite=overwrite)
+    targets = output_files(cases, output, probabilities=probabilities)
+    if skip_existing:
+        whole = {name for name in cases if targets[name].is_whole()}
+        cases = {name: files for name, files in cases.items() if name not in whole}
+        if whole:
+            on_case(f"{len(whole)} of {len(targets)} cases are there already and are left alone")
+    check_output_files(cases, targets, overwrite=overwrite)
+    progress = _Progress({name: sum(map(voxels_in_header, cases[name])) for name in cases})
     failed = []
     for name, files in cases.items():
+        wanted = targets[name]
         try:
-            bundle.predict(files, targets[name])
+            bundle.predict(files, wanted.label_map, probabilities=wanted.probabilities)
         except Exception as error:
             failed.append(name)
-            line = f"{name}: not segmented: {_reason(error, files)}"
+            progress.after(name)
+            on_case(f"{name}: not segmented: {_reason(error, files)}")
         else:
-            line = f"{name}: {targets[name]}"
-        on_case(line)
+            on_case(f"{name}: {wanted.label_map}{progress.after(name)}")
     if failed and len(cases) > 1:
         on_case(f"{len(failed)} of {len(cases)} cases could not be segmented")
     return failed
 
 
-def _targets(cases: Mapping[str, Sequence[Path]], output: Path) -> dict[str, Path]:
-    """The label map that each case is written to."""
-    if not output.name.lower().endswith(SUFFIXES):
-        return {name: output / f"{name}.nii.gz" for name in cases}
-    if len(cases) > 1:
-        raise BundleError(f"{output} is one file, but there are {len(cases)} cases: give a folder")
-    return dict.fromkeys(cases, output)
+class _Progress:
+    """How many cases are done, and how long the others will take, by their voxels.
 
-
-def _check_targets(
-    cases: Mapping[str, Sequence[Path]], targets: Mapping[str, Path], *, overwrite: bool
-) -> None:
-    """Check that label maps can be written, and replace nothing that they must not.
-
-    Raises:
-        BundleError: naming what is in the way.
+    Args:
+        voxels: Voxels of each case.
     """
-    inputs = {_identity(file): file for files in cases.values() for file in files}
-    existing = []
-    for name, target in targets.items():
-        if not target.exists() and not target.is_symlink():
-            continue
-        image = inputs.get(_identity(target))
-        if image is not None:
-            whose = "its image" if image in cases[name] else f"the image {image}"
-            raise BundleError(f"the label map {target} would replace {whose}: choose another -o")
-        if not target.is_file():
-            raise BundleError(f"{target} exists and is not a file: choose another -o")
-        existing.append(target)
-    if existing and not overwrite:
-        others = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
-        raise BundleError(
-            f"the label map {existing[0]}{others} already: choose another -o, or say --overwrite "
-            "to have what is there replaced"
-        )
-    for folder in {target.parent for target in targets.values()}:
-        _make_writable(folder)
+
+    def __init__(self, voxels: Mapping[str, int]) -> None:
+        self._left = dict(voxels)
+        self._count = len(voxels)
+        self._done = 0
+        self._started = time.monotonic()
+
+    def after(self, name: str) -> str:
+        """What to say when a case is done: its number, and the time that is left."""
+        # a file whose header cannot be read has 0 voxels
+        self._done += max(self._left.pop(name), 1)
+        if self._count == 1:
+            return ""
+        number = f"{self._count - len(self._left)} of {self._count}"
+        if not self._left:
+            return f" ({number})"
+        seconds = (time.monotonic() - self._started) * sum(self._left.values()) / self._done
+        return f" ({number}, {time_left(seconds)} left)"
 
 
-def _identity(path: Path) -> object:
-    """A key that is equal for two names of one file (links, case-insensitive file systems)."""
-    try:
-        status = path.stat()
-    except OSError:
-        return path.resolve()
-    return status.st_dev, status.st_ino
-
-
-def _make_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        check_writable(folder)
-    except OSError as error:
-        raise BundleError(
-            f"no label map can be written to {folder} ({error.strerror}): choose another -o"
-        ) from error
+def time_left(seconds: float) -> str:
+    """A time to wait in words, no finer than it can be known."""
+    if seconds < 60:
+        return "less than a minute"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
 
 
 def _reason(error: Exception, files: Sequence[Path]) -> str:

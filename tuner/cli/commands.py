@@ -276,6 +276,9 @@ def predict(options: argparse.Namespace, out: Console) -> int:
         device=options.device,
         overwrite=options.overwrite,
         trust_code=options.trust_code,
+        mirroring=not options.no_mirroring,
+        probabilities=options.probabilities,
+        skip_existing=options.skip_existing,
         on_case=lambda line: out.print(line, markup=False),
     )
     return NO_RESULT if failed else DONE

@@ -1,10 +1,10 @@
 """Removes the checkpoints that a study no longer needs.
 
 A trial that may go on keeps its best and its last checkpoint. Of those that have ended, the best
-`checkpoints.keep` trials do. As many as an exported ensemble may have (`export.ensemble`), and the
-best trial of each network, keep at least their best one, so that an ensemble has a choice. The
-others lost, and theirs are removed as soon as the record says so. Above
-the disk budget, ended trials lose their last checkpoints and then their best, the worst trial
+`checkpoints.keep` trials do. As many as an exported ensemble may have (`export.ensemble`), the
+best trial of each network, and the default config, which what is exported is compared with, keep
+at least their best one. The others lost, and theirs are removed as soon as the record says so.
+Above the disk budget, ended trials lose their last checkpoints and then their best, the worst trial
 first. The winner's are never removed. Checkpoints that trials of a population keep for each other
 (`epoch-00010.ckpt`) are removed when every trial has come further. Of a confirmation, the best
 trial of each configuration keeps its own.
@@ -55,6 +55,7 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self._folder = study.folder
         self._settings = study.spec.checkpoints
         self._ensemble = study.spec.export.ensemble
+        self._default = study.spec.default_point()
         self._console = console
         self._warned = False
         self._kept: list[tuple[int, float, int]] = []
@@ -114,13 +115,17 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
             self._remove(place[-1], (LAST_FILE,) if place[-1] in members else CHECKPOINT_FILES)
 
     def _members(self) -> set[int]:
-        """Ended trials that an ensemble may want: the best ones, and the best of each network."""
+        """Ended trials that an ensemble may want: the best ones, and the best of each network.
+
+        And the default config, which what is exported is compared with.
+        """
         ranked = [number for *_, number in self._kept]
         of_network: dict[Any, int] = {}
         for number in ranked:
             values = self._record.entries[number].values
             of_network.setdefault(values.get("model_name"), number)
-        return {*ranked[: self._ensemble], *of_network.values()}
+        default = {n for n in ranked if self._record.entries[n].values == self._default}
+        return {*ranked[: self._ensemble], *of_network.values(), *default}
 
     def _front(self) -> set[int]:
         """Ended trials of the Pareto front: the user may export any of them."""

@@ -16,6 +16,7 @@ from tuner.study.confirmation import (
     confirmed_configs,
     is_confirmed,
     missing,
+    plan_confirmation,
 )
 from tuner.study.data import StudyData
 from tuner.study.files import CONFIRM_FOLDER, remove_checkpoints
@@ -38,6 +39,8 @@ def confirm_study(
 ) -> None:
     """Train the best trials of the study and its default config again, with other seeds.
 
+    It is not limited by the time budget, but `confirm: auto` begins only what fits in it.
+
     Args:
         study: The study, with the spec that its folder has.
         data: Its data, and the spec with what they decide.
@@ -50,6 +53,14 @@ def confirm_study(
     chosen = candidates(searched)
     if not chosen:
         return
+    # what was begun is trained to the end
+    seconds = stopper.seconds_left
+    stopper.lift_time_budget()
+    why_not = plan_confirmation(searched, seconds, resources.max_concurrent)
+    if why_not is not None:
+        if console is not None:
+            console.print(why_not, markup=False)
+        return
     (study.folder / CONFIRM_FOLDER).mkdir(exist_ok=True)
     confirmation = begin_confirmation(searched)
     record = confirmation.record
@@ -60,7 +71,7 @@ def confirm_study(
         return
     trials = len(record.entries) + len(missing(confirmation, chosen))
     # what is confirmed is given, so no grid has an end
-    given = {"searcher": "random", "num_trials": trials, "time_budget": None}
+    given = {"searcher": "random", "num_trials": trials, "time_budget": None, "folds": 1}
     search = data.spec.search.model_copy(update=given)
     shown = replace(confirmation, spec=data.spec.model_copy(update={"search": search}))
     view = StudyView(shown, resources, dashboard, console)

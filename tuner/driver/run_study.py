@@ -113,7 +113,6 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                         )
                 study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
                 if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
-                    stopper.lift_time_budget()
                     confirm_study(given, data, resources, stopper, dashboard, console)
         halted = study.record.halted
         study.record.close_running(halted or stopper.reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,11 @@ import yaml
 
 from training.bundle.member import SHARED_FIELDS
 from training.config import ModelTrainingConfig
+from training.data import PreprocessedDataset
+from training.errors import DatasetError
 from tuner.study.config_files import config_file
-from tuner.study.files import BEST_FILE, trial_folder
-from tuner.study.trial_entry import TrialEntry, sign_of
+from tuner.study.files import BEST_FILE, CONFIG_FILE, fold_folder, trial_folder
+from tuner.study.trial_entry import TrialEntry
 
 if TYPE_CHECKING:
     from tuner.study.study import Study
@@ -24,17 +26,24 @@ POOL = 2
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint that may be exported.
+    """A trial whose checkpoints may be exported.
 
     Attributes:
-        name: Whose it is, in words.
-        config: The config that it was trained with; its paths are those of now.
-        checkpoint: The file.
+        name: The trial, in words.
+        config: The config that its first fold was trained with; its paths are those of now.
+        checkpoint: The checkpoint of its first fold.
+        further: Configs and checkpoints of its further folds, which belong to it in an ensemble.
     """
 
     name: str
     config: ModelTrainingConfig
     checkpoint: Path
+    further: tuple[tuple[ModelTrainingConfig, Path], ...] = ()
+
+    @property
+    def networks(self) -> tuple[tuple[ModelTrainingConfig, Path], ...]:
+        """Config and checkpoint of each fold."""
+        return ((self.config, self.checkpoint), *self.further)
 
 
 def other_candidates(
@@ -56,7 +65,11 @@ def other_candidates(
             continue
         candidate = candidate_of(f"trial {entry.number}", entry, study, study.folder, provenance)
         one, other = candidate.config, winner.config
-        if all(getattr(one, name) == getattr(other, name) for name in SHARED_FIELDS):
+        alike = all(getattr(one, name) == getattr(other, name) for name in SHARED_FIELDS)
+        if winner.further:
+            candidate = with_folds(candidate, study)
+        # all of them predict the same validation cases
+        if alike and len(candidate.networks) == len(winner.networks):
             found.append(candidate)
     return found
 
@@ -74,7 +87,8 @@ def candidate_of(
         provenance: Where the study comes from.
     """
     source = trial_folder(folder, entry.number)
-    best = entry.best(study.record.mode)
+    # with several folds, the checkpoint beside the trial's config is that of the first
+    best = entry.best_of_fold(0, study.record.mode)
     assert best is not None
     config = ModelTrainingConfig(**yaml.safe_load(config_file(source, best[0]).read_text()))
     config.log_dir = source
@@ -84,14 +98,35 @@ def candidate_of(
     return Candidate(name, config, source / BEST_FILE)
 
 
+def with_folds(candidate: Candidate, study: Study) -> Candidate:
+    """A trial of a search with the networks of all its folds, where all of them are there."""
+    folder, folds = candidate.checkpoint.parent, study.spec.folds
+    places = [fold_folder(folder, fold) for fold in range(1, folds)]
+    if not all((place / BEST_FILE).is_file() for place in places):
+        return candidate
+    further = []
+    for place in places:
+        config = ModelTrainingConfig(**yaml.safe_load((place / CONFIG_FILE).read_text()))
+        config.log_dir = config.checkpoint_dir = place
+        config.gpus = 1
+        try:
+            PreprocessedDataset.load(config.data_dir)
+        except DatasetError:
+            # without its split nobody knows which cases it was not trained on
+            return candidate
+        further.append((config, place / BEST_FILE))
+    return replace(candidate, further=tuple(further))
+
+
 def _trained(study: Study) -> Iterator[tuple[TrialEntry, Path]]:
     mode = study.record.mode
     scored = [
-        (-sign_of(mode) * best[1], entry.number)
+        (-standing[0], -standing[1], entry.number)
         for entry in study.record.entries.values()
-        if entry.state.finished and entry.state.usable and (best := entry.best(mode)) is not None
+        if entry.state.finished
+        if entry.state.usable and (standing := entry.standing(mode)) is not None
     ]
-    for _, number in sorted(scored):
+    for *_, number in sorted(scored):
         checkpoint = trial_folder(study.folder, number) / BEST_FILE
         if checkpoint.is_file():
             yield study.record.entries[number], checkpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,14 @@ from tuner.export.selection import Limits, SelectionCases, nested_gains, select
 from tuner.study.statistics import Interval, paired_interval
 
 if TYPE_CHECKING:
+    from training.config import ModelTrainingConfig
     from tuner.export.candidates import Candidate
     from tuner.export.data import ExportData
     from tuner.spec.settings import ExportSettings
+
+GOOD_ENOUGH = 0.5
+"""Least score of a member, as a share of the winner's. A weaker one that seems to help has mostly
+been lucky with a few validation cases."""
 
 AXES = ("depth", "height", "width")
 
@@ -37,12 +42,16 @@ class ChosenMember:
     """A network of what is exported.
 
     Attributes:
-        candidate: Whose it is.
+        name: Whose it is, in words.
+        config: The config that it was trained with.
+        checkpoint: Its weights.
         weight: Its share of the mean of probabilities.
         mirror_axes: Axes that images are mirrored along.
     """
 
-    candidate: Candidate
+    name: str
+    config: ModelTrainingConfig
+    checkpoint: Path
     weight: float
     mirror_axes: tuple[int, ...]
 
@@ -96,15 +105,16 @@ def choose(
     """
     winner = candidates[0]
     scratch = Scratch(folder)
-    prepared = validation_cases(data, scratch)
+    prepared = validation_cases(data, winner, scratch)
     if not prepared:
         return _without_cases(winner, data, settings)
     num_classes = data.preprocessing.num_classes if winner.config.target_label is None else 2
     measure = Measure.of(metric, winner.config)
     cases = ValidationCases(prepared, data.labels, measure, num_classes, scratch)
     tell(_told(cases, winner))
-    plain, predicted = cases.predict(winner, settings.mirroring)
-    choice = Choice([ChosenMember(winner, 1.0, predicted.mirror_axes)])
+    plain = cases.plain(winner)
+    predicted = cases.mirrored(plain, settings.mirroring) or plain
+    choice = Choice(_networks([(1.0, predicted)]))
     before = measure.mean(plain.scores)
     name = measure.name(num_classes)
     choice.document = {
@@ -115,15 +125,20 @@ def choose(
     gains = np.zeros(len(cases))
     gains += _choose_mirroring(choice, cases, plain, predicted, settings)
     members = [(1.0, predicted)]
+    if winner.further:
+        choice.lines.append(
+            f"folds: the {len(winner.networks)} networks of a trial are averaged; each predicts "
+            "the validation cases that it was not trained on"
+        )
     if settings.ensemble > 1 and len(candidates) > 1:
         members, more = _choose_members(choice, cases, predicted, candidates[1:], settings, tell)
         gains += more
     if not choice.is_plain:
         gain = paired_interval(gains)
         choice.lines.append(
-            f"{name} of {len(cases)} validation cases: {before:.4f} before, "
-            f"{before + gain.mean:.4f} so ({_gain(gain)}; each case is scored by what was chosen "
-            "without it)"
+            f"{name} of {len(cases)} validation cases: {before:.4f} by {winner.name} as it was "
+            f"trained, {before + gain.mean:.4f} now ({_gain(gain)}; each case is scored by what "
+            "was chosen without it)"
         )
         choice.document["score"] = {"before": before, **_as_document(gain)}
     if settings.postprocessing:
@@ -145,7 +160,8 @@ def _without_cases(winner: Candidate, data: ExportData, settings: ExportSettings
         "the validation cases are not there: the winner alone is exported, "
         f"{_mirrors(axes)}, as nothing can be chosen by them"
     )
-    return Choice([ChosenMember(winner, 1.0, axes)], lines=[line])
+    alone = ChosenMember(winner.name, winner.config, winner.checkpoint, 1.0, axes)
+    return Choice([alone], lines=[line])
 
 
 def _choose_mirroring(
@@ -185,12 +201,10 @@ def _choose_members(
             "ensemble: no, one validation case cannot say whether it is better than the winner"
         )
         return alone, nothing
-    found = [winner, *_predict_others(choice, cases, others, settings, tell)]
+    found = _pool(choice, cases, winner, others, settings, tell)
     seconds = [predicted.seconds for predicted in found]
-    limits = Limits(settings.ensemble, settings.ensemble_time * winner.seconds)
-    voxels = SelectionCases(cases.measure, cases.num_classes, cases.scratch)
-    for number, label in enumerate(cases.targets(winner.candidate)):
-        voxels.add([predicted.probabilities[number] for predicted in found], label)
+    limits = _limits(found, settings)
+    voxels = _selection_cases(cases, found)
     counts = select(voxels, seconds, limits)
     gains = nested_gains(voxels, seconds, limits)
     gain = paired_interval(gains)
@@ -201,10 +215,11 @@ def _choose_members(
     ]
     members.sort(key=lambda member: -member[0])
     used = gain.mean > 0 and members != alone
+    names = list(dict.fromkeys(predicted.candidate.name for predicted in found))
     choice.document["ensemble"] = {
         "at_most": settings.ensemble,
         "time_limit": settings.ensemble_time,
-        "candidates": [predicted.candidate.name for predicted in found],
+        "candidates": names,
         "used": used,
         **_as_document(gain),
     }
@@ -215,19 +230,16 @@ def _choose_members(
             else f"the selected are no better for other cases: {_gain(gain)}"
         )
         choice.lines.append(
-            f"ensemble: no, {winner.candidate.name} alone; of {len(found)} networks {why}"
+            f"ensemble: no, {winner.candidate.name} alone; of {len(names)} networks {why}"
         )
         return alone, nothing
-    choice.members = [
-        ChosenMember(predicted.candidate, weight, predicted.mirror_axes)
-        for weight, predicted in members
-    ]
+    choice.members = _networks(members)
     shown = ", ".join(
         f"{weight:.2f} {predicted.candidate.name} ({_mirrors(predicted.mirror_axes)})"
         for weight, predicted in members
     )
     choice.lines.append(
-        f"ensemble of {len(members)} of {len(found)} networks: {shown}; against the winner: "
+        f"ensemble of {len(members)} of {len(names)} networks: {shown}; against the winner: "
         f"{_gain(gain)}"
     )
     choice.document["members"] = [
@@ -241,26 +253,82 @@ def _choose_members(
     return members, gains
 
 
-def _predict_others(
+def _pool(
     choice: Choice,
     cases: ValidationCases,
+    winner: Predicted,
     others: Sequence[Candidate],
     settings: ExportSettings,
     tell: Callable[[str], None],
-) -> Iterator[Predicted]:
-    """The predictions of the other candidates, of those that can be read and find room."""
-    for number, candidate in enumerate(others, 1):
+) -> list[Predicted]:
+    """What an ensemble is selected from, the winner first.
+
+    Mirroring takes several times as long, so by itself (`auto`) only the candidates that are
+    selected without it are tried with it as well.
+    """
+    found = [winner]
+    for candidate in others:
         # with mirroring and without, and for what is compared afterwards
         if cases.scratch.free < 3 * cases.bytes_of_one:
             choice.lines.append(
-                f"the disk has no room for the predictions of more than {number} networks"
+                f"the disk has no room for the predictions of more than {len(found)} networks"
             )
-            return
+            break
         tell(_told(cases, candidate))
         try:
-            yield cases.predict(candidate, settings.mirroring)[1]
+            found.append(cases.plain(candidate))
         except (BundleError, ExportError) as error:
             choice.lines.append(f"{candidate.name} is left out: {error}")
+    least = GOOD_ENOUGH * cases.measure.mean(winner.scores)
+    weak = [plain for plain in found[1:] if cases.measure.mean(plain.scores) < least]
+    if weak:
+        names = ", ".join(plain.candidate.name for plain in weak)
+        choice.lines.append(
+            f"left out, with less than {GOOD_ENOUGH:g} of the winner's score: {names}"
+        )
+        found = [one for one in found if all(one is not other for other in weak)]
+    if settings.mirroring == "on":
+        return [winner, *(cases.mirrored(plain, "on") or plain for plain in found[1:])]
+    if settings.mirroring == "off" or len(found) == 1:
+        return found
+    seconds = [predicted.seconds for predicted in found]
+    counts = select(_selection_cases(cases, found), seconds, _limits(found, settings))
+    tried = [plain for plain, count in zip(found[1:], counts[1:], strict=True) if count]
+    mirrored = [cases.mirrored(plain, settings.mirroring) for plain in tried]
+    return [*found, *(predicted for predicted in mirrored if predicted is not None)]
+
+
+def _networks(members: Sequence[tuple[float, Predicted]]) -> list[ChosenMember]:
+    """The networks of trials: of each all folds, which share its weight."""
+    return [
+        ChosenMember(
+            predicted.candidate.name,
+            config,
+            checkpoint,
+            weight / len(predicted.candidate.networks),
+            predicted.mirror_axes,
+        )
+        for weight, predicted in members
+        for config, checkpoint in predicted.candidate.networks
+    ]
+
+
+def _limits(found: Sequence[Predicted], settings: ExportSettings) -> Limits:
+    checkpoints = [predicted.candidate.checkpoint for predicted in found]
+    # networks of folds come together, and limits are those of single ones
+    folds = len(found[0].candidate.networks)
+    return Limits(
+        settings.ensemble // folds,
+        settings.ensemble_time * found[0].seconds / folds,
+        tuple(checkpoints.index(checkpoint) for checkpoint in checkpoints),
+    )
+
+
+def _selection_cases(cases: ValidationCases, found: Sequence[Predicted]) -> SelectionCases:
+    voxels = SelectionCases(cases.measure, cases.num_classes, cases.scratch)
+    for number, label in enumerate(cases.targets(found[0].candidate)):
+        voxels.add([predicted.probabilities[number] for predicted in found], label)
+    return voxels
 
 
 def _choose_postprocessing(
@@ -300,7 +368,7 @@ def _metrics(
     spacing: tuple[float, float, float],
 ) -> dict[str, float]:
     """Validation metrics of what is exported, on the preprocessed grid."""
-    winner = choice.members[0].candidate
+    winner = members[0][1].candidate
     module = load_checkpoint(winner.checkpoint, winner.config)
     predictions = mean_predictions(members)
     predicted = (

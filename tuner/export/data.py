@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
 
 
+WAY_OUT = "--data-dir DIR says where they are now"
+
+
 @dataclass(frozen=True)
 class ExportData:
     """Data of a study at export: those that a bundle needs, and cases to verify it on.

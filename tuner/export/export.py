@@ -13,25 +13,18 @@ import torch
 
 from training.bundle.bundle import write_bundle
 from training.bundle.case_prediction import Tell
-from training.bundle.case_scores import (
-    NOTHING,
-    Grid,
-    mean_scores,
-    on_file_grid,
-    on_preprocessed_grid,
-    scoring_device,
-)
+from training.bundle.case_scores import Grid, scoring_device
 from training.bundle.folder import check_bundle_folder
 from training.bundle.manifest import Manifest, clean_metrics
 from training.bundle.member import Member, load_checkpoint
-from training.bundle.postprocessing import Postprocessing
 from training.bundle.verify import verify_bundle, verify_network
 from training.data.prepared.cache import FORMAT_VERSION
 from training.errors import BundleError, DatasetError
 from tuner.errors import ExportError
-from tuner.export.candidates import candidate_of, other_candidates
+from tuner.export.candidates import candidate_of, other_candidates, with_folds
 from tuner.export.choose import Choice, choose
-from tuner.export.data import ExportData, find_data
+from tuner.export.data import WAY_OUT, ExportData, find_data
+from tuner.export.held_out import gain_over_default, score_test_cases, test_prefix
 from tuner.spec.plugins import import_plugins
 from tuner.study.code import study_code
 from tuner.study.commands import study_command
@@ -45,8 +38,6 @@ from tuner.study.trial_entry import TrialEntry, TrialState
 if TYPE_CHECKING:
     from tuner.spec.settings import ExportSettings
     from tuner.study.study import Study
-
-WAY_OUT = "--data-dir DIR says where they are now"
 
 
 @dataclass(frozen=True)
@@ -110,11 +101,6 @@ class Exported:
         }
 
 
-def test_prefix(grid: Grid) -> str:
-    """How the names of test metrics begin: `test_` is kept for those of the label files."""
-    return "test_" if grid == "file" else f"{grid}_test_"
-
-
 def export_study(
     study: Study,
     folder: Path,
@@ -162,7 +148,8 @@ def _export(
     tell: Tell,
 ) -> Exported:
     entry = chosen.entry
-    best = entry.best(study.record.mode)
+    # of several folds that of the first: none is better than another by cases that differ
+    best = entry.best_of_fold(0, study.record.mode)
     if best is None or not (trial_folder(chosen.folder, entry.number) / BEST_FILE).is_file():
         raise ExportError(
             f"{chosen.name} of the study {study.name!r} has no checkpoint "
@@ -177,14 +164,22 @@ def _export(
         alone = Member(
             config, load_checkpoint(winner.checkpoint, config), device=scoring_device(config)
         )
+        if settings.ensemble >= study.spec.folds > 1 and chosen.folder == study.folder:
+            winner = with_folds(winner, study)
         candidates = [winner]
         if settings.ensemble > 1:
             candidates += other_candidates(study, winner, settings.ensemble, provenance)
         choice = choose(candidates, data, study.spec.metric, settings, study.folder, tell)
         members = _members(choice)
-        tested, grid = _test_metrics(data, members, choice.postprocessing)
-        of_winner = tested if choice.is_plain else _test_metrics(data, [alone], NOTHING)[0]
-        metrics = {**(choice.metrics or entry.metrics), **tested}
+        tested = score_test_cases(data, members, study.spec.metric, choice.postprocessing)
+        of_winner = tested
+        if not choice.is_plain:
+            of_winner = score_test_cases(data, [alone], study.spec.metric)
+        gain = gain_over_default(study, data, tested, winner, provenance)
+        if gain is not None:
+            choice.lines.append(gain.describe())
+            choice.document["against_default"] = gain.to_json()
+        metrics = {**(choice.metrics or entry.metrics_of_fold(0)), **tested.metrics}
         manifest = Manifest(
             labels=data.labels,
             channels=data.channels,
@@ -196,14 +191,14 @@ def _export(
                 "seed": config.seed,
                 "confirmed": chosen.confirmed,
                 "epoch": best[0],
-                "test_grid": grid,
+                "test_grid": tested.grid,
                 **_schedule(chosen.entries, entry.number, best[0]),
             },
             postprocessing=choice.postprocessing,
             choice={
                 **choice.document,
                 "reasons": choice.lines,
-                "winner_test_metrics": clean_metrics(of_winner),
+                "winner_test_metrics": clean_metrics(of_winner.metrics),
             },
         )
         verified = write_bundle(
@@ -221,13 +216,13 @@ def _export(
         best[0],
         verified,
         metrics,
-        grid,
+        tested.grid,
         labels=data.labels,
         tolerance=config.surface_tolerance,
         notes=data.notes,
-        members=[member.candidate.name for member in choice.members],
+        members=[member.name for member in choice.members],
         choice=choice.lines,
-        winner_metrics=of_winner,
+        winner_metrics=of_winner.metrics,
     )
 
 
@@ -235,11 +230,11 @@ def _members(choice: Choice) -> list[Member]:
     """The networks of what was chosen; they rest on the CPU."""
     return [
         Member(
-            chosen.candidate.config,
-            load_checkpoint(chosen.candidate.checkpoint, chosen.candidate.config),
+            chosen.config,
+            load_checkpoint(chosen.checkpoint, chosen.config),
             chosen.weight,
             chosen.mirror_axes,
-            scoring_device(chosen.candidate.config),
+            scoring_device(chosen.config),
         )
         for chosen in choice.members
     ]
@@ -381,40 +376,3 @@ def _verify(folder: Path, members: Sequence[Member], data: ExportData) -> str:
         f"the trial's on random voxels alone, on no case; {WAY_OUT}"
     )
     return "it was not verified on a case"
-
-
-def _test_metrics(
-    data: ExportData, members: Sequence[Member], postprocessing: Postprocessing
-) -> tuple[dict[str, float], Grid | None]:
-    """Metrics on the cases that no trial has seen, and the grid that they were measured on.
-
-    {} and None if there are no such cases, or nothing is left of them.
-    """
-    if not data.splits["test"]:
-        return {}, None
-    module, told = members[0].module, data.note
-    files = data.files("test")
-    if files:
-        try:
-            cases = on_file_grid(members, data.preprocessing, files, told, postprocessing)
-            return _named(mean_scores(module, cases), "file"), "file"
-        except (DatasetError, MemoryError) as error:
-            reason = str(error) or type(error).__name__
-            data.note(f"a test case cannot be measured against its label file: {reason}")
-    if data.dataset is not None:
-        cases = on_preprocessed_grid(members, data.dataset, "test", told, postprocessing)
-        data.note(
-            "the files of the test cases cannot all be used: test metrics are measured on the "
-            "preprocessed grid (preprocessed_test_*), which leaves out what resampling loses; "
-            f"{WAY_OUT}"
-        )
-        return _named(mean_scores(module, cases), "preprocessed"), "preprocessed"
-    data.note(
-        "there are no test metrics: neither the files of the test cases nor their cache are "
-        f"there; {WAY_OUT}"
-    )
-    return {}, None
-
-
-def _named(scores: dict[str, float], grid: Grid) -> dict[str, float]:
-    return {f"{test_prefix(grid)}{name}": value for name, value in scores.items()}

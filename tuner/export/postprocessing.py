@@ -19,6 +19,7 @@ from tuner.export.selection import parts
 
 if TYPE_CHECKING:
     from training.bundle.case_scores import Grid
+    from training.data import RawCase
     from tuner.export.data import ExportData
     from tuner.export.scratch import Scratch
 
@@ -63,12 +64,12 @@ def label_maps(
         members: Weights, and what the networks predict.
         data: The study's data.
     """
-    files = data.files("val")
+    files = [data.cases[case.name] for case in cases.cases if case.name in data.cases]
     # an older version may have preprocessed the same file in another way
     same = data.dataset is None or data.dataset.format_version == FORMAT_VERSION
-    if files and same:
+    if len(files) == len(cases) and same:
         try:
-            return "file", list(_on_file_grid(cases, members, data))
+            return "file", list(_on_file_grid(files, cases, members, data))
         except DatasetError as error:
             data.note(str(error))
     predictions, targets = mean_predictions(members), cases.targets(members[0][1].candidate)
@@ -83,15 +84,18 @@ def label_maps(
 
 
 def _on_file_grid(
-    cases: ValidationCases, members: Sequence[tuple[float, Predicted]], data: ExportData
+    files: Sequence[RawCase],
+    cases: ValidationCases,
+    members: Sequence[tuple[float, Predicted]],
+    data: ExportData,
 ) -> Iterator[Case]:
     target = members[0][1].candidate.config.target_label
-    for files, mean in zip(data.files("val"), mean_predictions(members), strict=True):
+    for case, mean in zip(files, mean_predictions(members), strict=True):
         # with its label, as it was preprocessed for the study
-        prepared = data.preprocessing.apply(files.images, files.label)
+        prepared = data.preprocessing.apply(case.images, case.label)
         if prepared.image.shape[1:] != mean.shape[1:]:
-            raise DatasetError(f"{files.images[0]} has changed since it was preprocessed")
-        label = read_label(files.label, data.preprocessing.num_classes)
+            raise DatasetError(f"{case.images[0]} has changed since it was preprocessed")
+        label = read_label(case.label, data.preprocessing.num_classes)
         true = label.data if target is None else label.data == target
         spacing = tuple(float(size) for size in voxel_sizes(label.affine))
         prediction = data.preprocessing.invert(mean, prepared.info)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from training.bundle.case_scores import load_for_scoring, task_target
 from training.bundle.member import Member
+from training.data import PreprocessedDataset
 from training.data.patches.mirroring import trained_mirror_axes
 from tuner.export.selection import MIN_GAIN, parts
 
@@ -34,7 +35,7 @@ class Predicted:
         mirror_axes: Axes that images were mirrored along.
         probabilities: Class probabilities `(k, d, h, w)` of each case.
         scores: Scores `(case, class)`.
-        seconds: Time for a case.
+        seconds: Time for a case, of all its networks.
     """
 
     candidate: Candidate
@@ -52,17 +53,19 @@ class PreparedCase:
         name: Its name.
         image: Its image `(c, d, h, w)`.
         label: Its label map `(d, h, w)`.
+        fold: The fold whose validation case it is.
     """
 
     name: str
     image: NDArray[np.float32]
     label: NDArray[Any]
+    fold: int = 0
 
 
-def validation_cases(data: ExportData, scratch: Scratch) -> list[PreparedCase]:
+def validation_cases(data: ExportData, winner: Candidate, scratch: Scratch) -> list[PreparedCase]:
     """The preprocessed validation cases: the study's own, or made again from their files.
 
-    [] where neither is there.
+    Where the winner has networks of several folds, those of all folds. [] where there are none.
 
     Raises:
         DatasetError: if one is damaged.
@@ -70,9 +73,11 @@ def validation_cases(data: ExportData, scratch: Scratch) -> list[PreparedCase]:
     """
     dataset = data.dataset
     if dataset is not None:
+        further = [PreprocessedDataset.load(config.data_dir) for config, _ in winner.further]
         return [
-            PreparedCase(name, dataset.image(name), dataset.label(name))
-            for name in data.splits["val"]
+            PreparedCase(name, of_fold.image(name), of_fold.label(name), fold)
+            for fold, of_fold in enumerate((dataset, *further))
+            for name in of_fold.splits["val"]
         ]
     cases = []
     for files in data.files("val"):
@@ -89,7 +94,8 @@ class ValidationCases:
     """The validation cases, as the networks of a study predict them.
 
     Attributes:
-        cases: The preprocessed cases.
+        cases: The preprocessed cases, fold after fold; each is predicted by the network that did
+            not train on it.
         labels: Name of each label value of the data, background first.
         measure: What is to be as large as possible.
         num_classes: Classes of the networks' probabilities.
@@ -115,21 +121,32 @@ class ValidationCases:
         for case in self.cases:
             yield task_target(np.array(case.label), candidate.config).numpy()
 
-    def predict(self, candidate: Candidate, mirroring: Mirroring) -> tuple[Predicted, Predicted]:
-        """What a candidate predicts without mirroring, and with it where that is better.
+    def plain(self, candidate: Candidate) -> Predicted:
+        """What a candidate predicts without mirroring.
 
         Raises:
             BundleError: if its checkpoint cannot be read.
             ExportError: if the disk has no room for the predictions.
         """
+        return self._predict(candidate, ())
+
+    def mirrored(self, plain: Predicted, mirroring: Mirroring) -> Predicted | None:
+        """What a candidate predicts with mirroring, None where that is not wanted or not better.
+
+        Args:
+            plain: What it predicts without.
+            mirroring: Whether it is wanted.
+
+        Raises:
+            ExportError: if the disk has no room for the predictions.
+        """
+        candidate = plain.candidate
         axes = trained_mirror_axes(candidate.config, self.labels)
-        module = load_for_scoring(candidate.checkpoint, candidate.config)
-        plain = self._predict(candidate, Member(candidate.config, module))
         if not axes or mirroring == "off":
-            return plain, plain
-        mirrored = self._predict(candidate, Member(candidate.config, module, mirror_axes=axes))
+            return None
+        mirrored = self._predict(candidate, axes)
         wanted = mirroring == "on" or self._is_better(mirrored, plain, range(len(self)))
-        return plain, mirrored if wanted else plain
+        return mirrored if wanted else None
 
     def mirroring_gains(
         self, plain: Predicted, chosen: Predicted, mirroring: Mirroring
@@ -146,24 +163,29 @@ class ValidationCases:
         means = [self.measure.mean(found.scores[list(rows)]) for found in (one, other)]
         return means[0] > means[1] + MIN_GAIN
 
-    def _predict(self, candidate: Candidate, member: Member) -> Predicted:
+    def _predict(self, candidate: Candidate, mirror_axes: tuple[int, ...]) -> Predicted:
         whole = self.scratch.array([self.bytes_of_one // 2], np.float16)
-        kept, scores, seconds, first = [], [], [], 0
-        for case, label in zip(self.cases, self.targets(candidate), strict=True):
-            image = torch.from_numpy(np.array(case.image))
-            started = time.perf_counter()
-            probabilities = member.probabilities(image).cpu().numpy()
-            seconds.append(time.perf_counter() - started)
-            stored = whole[first : first + probabilities.size].reshape(probabilities.shape)
-            stored[:] = probabilities
-            first += probabilities.size
-            kept.append(stored)
-            scores.append(self.measure.of_labels(probabilities.argmax(axis=0), label))
-        # the first one also loads kernels and fills caches
-        counted = seconds[1:] or seconds
-        return Predicted(
-            candidate, member.mirror_axes, kept, np.array(scores), float(np.mean(counted))
-        )
+        targets = self.targets(candidate)
+        kept, scores, seconds, first = [], [], 0.0, 0
+        for fold, (config, checkpoint) in enumerate(candidate.networks):
+            module = load_for_scoring(checkpoint, config)
+            member = Member(config, module, mirror_axes=mirror_axes)
+            times = []
+            for case in self.cases:
+                if case.fold != fold:
+                    continue
+                image = torch.from_numpy(np.array(case.image))
+                started = time.perf_counter()
+                probabilities = member.probabilities(image).cpu().numpy()
+                times.append(time.perf_counter() - started)
+                stored = whole[first : first + probabilities.size].reshape(probabilities.shape)
+                stored[:] = probabilities
+                first += probabilities.size
+                kept.append(stored)
+                scores.append(self.measure.of_labels(probabilities.argmax(axis=0), next(targets)))
+            # the first one also loads kernels and fills caches
+            seconds += float(np.mean(times[1:] or times)) if times else 0.0
+        return Predicted(candidate, mirror_axes, kept, np.array(scores), seconds)
 
 
 def mean_predictions(

@@ -48,10 +48,27 @@ class Limits:
     Attributes:
         members: Different networks.
         seconds: Time that they may take together for a case.
+        networks: Which network each candidate is of, where several are of one, of which only one
+            may be taken; each is of its own by default.
     """
 
     members: int
     seconds: float
+    networks: tuple[int, ...] = ()
+
+    def allow(self, counts: Counts, seconds: Sequence[float]) -> bool:
+        """Whether an ensemble is allowed; the winner alone, which is the first one, always is.
+
+        Args:
+            counts: How often each candidate is taken.
+            seconds: Seconds that each candidate takes for a case.
+        """
+        taken = [candidate for candidate, count in enumerate(counts) if count]
+        if taken == [0]:
+            return True
+        networks = {self.networks[candidate] if self.networks else candidate for candidate in taken}
+        time = math.fsum(seconds[candidate] for candidate in taken)
+        return len(networks) == len(taken) <= self.members and time <= self.seconds
 
 
 @dataclass(frozen=True)
@@ -154,17 +171,12 @@ def select(
     """
     rows = list(range(len(cases)) if subset is None else subset)
 
-    def allowed(counts: Counts) -> bool:
-        taken = [candidate for candidate, count in enumerate(counts) if count]
-        time = math.fsum(seconds[candidate] for candidate in taken)
-        return taken == [0] or (len(taken) <= limits.members and time <= limits.seconds)
-
     def with_one_more(taken: Counts) -> _Scored:
         options = (_one_more(taken, candidate) for candidate in range(len(seconds)))
         scored = [
             (cases.measure.mean(cases.scores(counts)[rows]), -_members(counts), counts)
             for counts in options
-            if allowed(counts)
+            if limits.allow(counts, seconds)
         ]
         # of equals the first one with the fewest networks
         return max(scored, key=lambda found: found[:2])

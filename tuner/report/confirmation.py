@@ -21,9 +21,8 @@ def confirm_columns(spec: StudySpec) -> list[str]:
     return ["config", "seeds", spec.metric, test, "95 % interval", "minus default", "p"]
 
 
-def confirm_rows(configs: Sequence[ConfirmedConfig], spec: StudySpec) -> list[list[str]]:
+def confirm_rows(configs: Sequence[ConfirmedConfig]) -> list[list[str]]:
     """A row a config, the winner first."""
-    assert spec.confirm is not None
     rows = []
     for config in configs:
         against = config.against_default
@@ -34,7 +33,7 @@ def confirm_rows(configs: Sequence[ConfirmedConfig], spec: StudySpec) -> list[li
         rows.append(
             [
                 name,
-                f"{len(config.trials)} of {spec.confirm.seeds}",
+                f"{len(config.trials)} of {config.seeds}",
                 numbers.score(config.validation),
                 numbers.score(config.test.mean) + grid,
                 numbers.interval(config.test),

@@ -13,6 +13,7 @@ from tuner.report.confirmation import confirm_columns, confirm_rows
 from tuner.report.plots import front_plot, learning_curves, state_legend
 from tuner.report.results_table import shown_values, value_names
 from tuner.report.tables import best_line, best_score, front_rows, html_table
+from tuner.report.worth import QUESTION, did_it_pay
 from tuner.study.confirmation import verdict
 from tuner.study.lineage import schedule
 from tuner.study.pareto import pareto_front
@@ -46,11 +47,11 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
     name, record, spec = study.name, study.record, study.spec
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     spent = epochs_spent(entries)
-    full = max(1, len(entries) * spec.max_epochs)
+    full = max(1, len(entries) * spec.full_epochs)
     best = record.best()
     score = best.best(record.mode) if best else None
     figures = [
-        (f"best {spec.metric}", numbers.score(score[1]) if score else "none"),
+        (f"best {spec.metric}", (best_score(best, record.mode) if best else "") or "none"),
         ("best trial", f"{best.number}{_running(best)}" if best else "none"),
         ("trials", str(len(entries))),
         ("epochs spent", f"{spent} of {full} ({numbers.share(spent, full)})"),
@@ -58,7 +59,8 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>{escape(name)}</title><style>{STYLE}</style></head><body>",
-        f"<h1>Study {escape(name)}</h1><div class='figures'>",
+        f"<h1>Study {escape(name)}</h1>",
+        f"<p><b>{QUESTION}</b> {escape(did_it_pay(study))}.</p><div class='figures'>",
         *(f"<div>{escape(title)}<b>{escape(value)}</b></div>" for title, value in figures),
         f"</div><h2>{escape(spec.metric)} by epoch</h2>",
         state_legend(entries),
@@ -95,7 +97,7 @@ def _confirmation(confirmed: Sequence[ConfirmedConfig], spec: StudySpec) -> list
     return [
         "<h2>Confirmed with other seeds</h2>",
         f"<p><b>{escape(verdict(confirmed))}.</b></p>",
-        *([html_table(confirm_columns(spec), confirm_rows(confirmed, spec))] if confirmed else []),
+        *([html_table(confirm_columns(spec), confirm_rows(confirmed))] if confirmed else []),
         f"<p>{escape(METHOD)}</p>",
     ]
 

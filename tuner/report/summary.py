@@ -12,6 +12,7 @@ from rich.markup import escape
 from tuner.report import numbers
 from tuner.report.confirmation import confirm_columns, confirm_rows
 from tuner.report.tables import best_line, front_rows, plain_table, state_counts, trials_table
+from tuner.report.worth import QUESTION, did_it_pay
 from tuner.spec.grid import planned_trials
 from tuner.study.budget import budget_lines, spent_budget
 from tuner.study.commands import shown_name, study_command
@@ -60,7 +61,7 @@ def goal_tables(study: Study) -> Iterator[RenderableType]:
         confirmation = open_confirmation(study)
         confirmed = confirmed_configs(study, confirmation)
         if confirmed:
-            yield plain_table(confirm_columns(spec), confirm_rows(confirmed, spec))
+            yield plain_table(confirm_columns(spec), confirm_rows(confirmed))
         yield escape(f"confirm {verdict(confirmed)}")
         for entry in confirmation.record.entries.values() if confirmation else ():
             if entry.state is not TrialState.COMPLETED:
@@ -89,11 +90,12 @@ def print_summary(
     record, spec = study.record, study.spec
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     console.print()
+    console.print(f"{QUESTION} {did_it_pay(study)}", markup=False)
     for line in failure_lines(record):
         console.print(line, markup=False)
     console.print(trials_table(entries if shown is None else shown, spec.metric, record.mode))
     spent = epochs_spent(entries)
-    full = len(entries) * spec.max_epochs
+    full = len(entries) * spec.full_epochs
     console.print()
     console.print("trials  " + state_counts(study))
     if full:

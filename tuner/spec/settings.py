@@ -135,8 +135,8 @@ class CheckpointSettings(Section):
 
     keep: Annotated[Whole, Field(ge=1)] = 5
     """How many of the best trials keep their checkpoints; those of other trials are removed
-    when they have ended. The best checkpoint is kept of at least `export.ensemble` trials, and of
-    the best trial of each network."""
+    when they have ended. The best checkpoint is kept of at least `export.ensemble` trials, of the
+    best trial of each network, and of the default config."""
 
     disk_budget: Annotated[ByteSize, Field(gt=0)] | None = None
     """Disk that checkpoints of the study may take, e.g. `20GB`; null for no limit. Those of
@@ -208,11 +208,23 @@ class ConstraintSettings(Section):
 class ConfirmSettings(Section):
     """The section `confirm`: the best trials are trained again, with other seeds."""
 
+    FORM: ClassVar[str] = "a mapping of names, or auto"
+
+    auto: bool = False
+    """Whether the time budget limits it: with as many seeds, of at least two, as there is time for
+    when the search has ended, or not at all. `confirm: auto` is short for `{auto: true, top: 1}`:
+    the winner and the default config."""
+
     top: Annotated[Whole, Field(ge=1)] = 3
     """How many of the best trials, beside the default config."""
 
     seeds: Annotated[Whole, Field(ge=2)] = 3
     """With how many seeds each."""
+
+    @classmethod
+    def expand(cls, given: Any) -> Any:
+        """The settings that `auto` stands for."""
+        return {"auto": True, "top": 1} if given == "auto" else given
 
 
 def _on_or_off(value: Any) -> Any:

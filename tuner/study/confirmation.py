@@ -8,14 +8,17 @@ validation score over its seeds; its test scores say how good it is.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.durable_write import write_durably
 from tuner.study.budget import spent_budget
-from tuner.study.files import CONFIRM_FOLDER, DATABASE
+from tuner.study.files import CONFIRM_FOLDER, CONFIRM_PLAN, DATABASE
 from tuner.study.record import StudyRecord
 from tuner.study.statistics import Comparison, Interval, compare, interval
 from tuner.study.study import Study
@@ -36,6 +39,13 @@ PREPROCESSED = "preprocessed"
 DEFAULT = "default"
 """Name of the default config."""
 
+
+LEAST_SEEDS = 2
+"""With fewer there is no interval over seeds."""
+
+MARGIN = 1.15
+"""Time that is planned for a training, in times of what it took in the search: test cases are
+predicted, and workers started."""
 
 COMPARABLE = ({"file"}, {PREPROCESSED})
 """Grids of two configs whose scores can be compared."""
@@ -66,9 +76,62 @@ def open_confirmation(study: Study) -> Study | None:
 
 
 def begin_confirmation(study: Study) -> Study:
-    """The confirmation of a study, whose folder is there; its record is made if it is not."""
-    folder = study.folder / CONFIRM_FOLDER
-    return Study(folder, study.spec, StudyRecord(folder, study.spec.space, study.spec.mode))
+    """The confirmation of a study, whose folder is there; its record is made if it is not.
+
+    Its spec has the number of seeds that was planned, where `confirm: auto` left it open.
+    """
+    folder, spec = study.folder / CONFIRM_FOLDER, study.spec
+    if spec.confirm is not None and (folder / CONFIRM_PLAN).is_file():
+        plan = json.loads((folder / CONFIRM_PLAN).read_text())
+        confirm = spec.confirm.model_copy(update={"seeds": plan["seeds"]})
+        spec = spec.model_copy(update={"confirm": confirm})
+    return Study(folder, spec, StudyRecord(folder, spec.space, spec.mode))
+
+
+def plan_confirmation(study: Study, seconds: float, workers: int) -> str | None:
+    """Plan how many seeds a confirmation has that only takes the time that is left.
+
+    The plan is kept: a confirmation that was cut off goes on with it.
+
+    Args:
+        study: The study, which has searched.
+        seconds: Time that is left; infinite without a limit.
+        workers: Trials at once.
+
+    Returns:
+        Why there is no confirmation, None where there is one.
+    """
+    assert study.spec.confirm is not None
+    plan = study.folder / CONFIRM_FOLDER / CONFIRM_PLAN
+    if not study.spec.confirm.auto or plan.is_file():
+        return None
+    chosen = candidates(study)
+    cost = max((_training_seconds(study, candidate) for candidate in chosen), default=0.0)
+
+    def needed(count: int) -> float:
+        return MARGIN * cost * math.ceil(count * len(chosen) / workers)
+
+    possible = range(study.spec.confirm.seeds, LEAST_SEEDS - 1, -1)
+    fitting = next((count for count in possible if needed(count) <= seconds), None)
+    if fitting is None:
+        return (
+            f"not confirmed: {len(chosen)} configs with {LEAST_SEEDS} seeds each would take about "
+            f"{needed(LEAST_SEEDS) / 60:.0f} minutes, and {max(0.0, seconds) / 60:.0f} are left of "
+            "the time budget"
+        )
+    plan.parent.mkdir(exist_ok=True)
+    write_durably(plan, json.dumps({"seeds": fitting}))
+    return None
+
+
+def _training_seconds(study: Study, candidate: Candidate) -> float:
+    """Seconds of a whole training: those of the trial's epochs, or else of the slowest trial's."""
+    entries = study.record.entries
+    same = [entries[candidate.trial]] if candidate.trial is not None else []
+    same = same or [entry for entry in entries.values() if entry.values == candidate.values]
+    trained = [entry for entry in same or entries.values() if entry.epochs]
+    trained = trained or [entry for entry in entries.values() if entry.epochs]
+    return study.spec.max_epochs * max(entry.seconds / entry.epochs for entry in trained)
 
 
 def candidates(study: Study) -> list[Candidate]:
@@ -122,7 +185,8 @@ def is_confirmed(study: Study, confirmation: Study | None) -> bool:
         return True
     chosen = candidates(study)
     if confirmation is None:
-        return not chosen
+        # by itself it begins when the search ends, with time left, or not at all
+        return study.spec.confirm.auto or not chosen
     return not confirmation.record.unfinished() and not missing(confirmation, chosen)
 
 
@@ -134,6 +198,7 @@ class ConfirmedConfig:
         candidate: The config.
         trials: Its confirmation trials that were judged, the best validation score first.
         tried: How many of its confirmation trials have ended.
+        seeds: With how many seeds it is trained.
         validation: Mean over seeds of the best validation score.
         cases: Test cases that at least one of its trials has a score of, by name.
         scores: Their scores, a row a seed; NaN where one is not defined.
@@ -147,6 +212,7 @@ class ConfirmedConfig:
     candidate: Candidate
     trials: list[TrialEntry]
     tried: int
+    seeds: int
     validation: float
     cases: list[str]
     scores: Float[ndarray, "seeds cases"]
@@ -159,7 +225,7 @@ def confirmed_configs(study: Study, confirmation: Study | None) -> list[Confirme
     """Results of the confirmation so far, the winner first."""
     if study.spec.confirm is None or confirmation is None:
         return []
-    found = [_judged(candidate, confirmation.record) for candidate in candidates(study)]
+    found = [_judged(candidate, confirmation) for candidate in candidates(study)]
     known = [config for config in found if config is not None]
     default = next((config for config in known if config.candidate.is_default), None)
     compared = [_compared(config, default) for config in known]
@@ -195,7 +261,8 @@ def verdict(configs: Sequence[ConfirmedConfig]) -> str:
     return f"{winner.candidate.name} wins and differs from the default config: {figures}"
 
 
-def _judged(candidate: Candidate, confirmation: StudyRecord) -> ConfirmedConfig | None:
+def _judged(candidate: Candidate, confirmed: Study) -> ConfirmedConfig | None:
+    confirmation = confirmed.record
     mine = [entry for entry in confirmation.entries.values() if entry.values == candidate.values]
     scored = {
         entry.number: best[1]
@@ -214,6 +281,7 @@ def _judged(candidate: Candidate, confirmation: StudyRecord) -> ConfirmedConfig 
         candidate,
         trials,
         sum(entry.state.finished for entry in mine),
+        len(seeds(confirmed.spec)),
         float(np.mean(list(scored.values()))),
         cases,
         scores,

@@ -20,6 +20,8 @@ WARM_START = "warm_start.json"
 
 CONFIRM_FOLDER = "confirm"
 
+CONFIRM_PLAN = "plan.json"
+
 TRIALS_FOLDER = "trials"
 
 METRICS_FILE = "metrics.csv"

@@ -117,11 +117,11 @@ def test_whatever_ends_a_case_is_said_with_its_file(
         save(tmp_path / "in" / f"{name}.nii.gz")
     whole, cases = Bundle.label_map, []
 
-    def once(self: Bundle, images: Any) -> Any:
+    def once(self: Bundle, images: Any, **options: Any) -> Any:
         cases.append(images)
         if len(cases) == 1:
             raise error
-        return whole(self, images)
+        return whole(self, images, **options)
 
     monkeypatch.setattr(Bundle, "label_map", once)
     lines: list[str] = []

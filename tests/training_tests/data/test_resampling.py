@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -12,6 +13,7 @@ from training.data.prepared.resampling import (
     resample_image,
     resample_label,
     resample_linear,
+    resample_slabs,
 )
 
 
@@ -85,3 +87,24 @@ def test_thick_slices_are_resampled_as_nnunet_does(
     assert cubic.shape == new
     assert cubic.flags.c_contiguous
     np.testing.assert_allclose(cubic, reference(volume, new, axis, 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+@pytest.mark.parametrize(
+    "shape", [(9, 6, 7), (30, 6, 11), (4, 13, 3), (1, 2, 2), (71, 9, 5)], ids=str
+)
+@pytest.mark.parametrize("planes", [1, 2, 4, 9])
+def test_slabs_are_resampled_as_the_whole_volume(
+    axis: int | None, shape: tuple[int, int, int], planes: int
+) -> None:
+    classes = np.random.default_rng(0).random((3, 9, 6, 7)).astype(np.float32)
+    slabs = torch.from_numpy(classes).split(planes, dim=1)
+    found = np.full((3, *shape), np.nan, dtype=np.float32)
+    done = 0
+    for chosen, values in resample_slabs(iter(slabs), 9, shape, axis):
+        assert chosen.start == done, "one after the other"
+        done = chosen.stop
+        for value, of_class in enumerate(values):
+            found[value, chosen] = of_class
+    expected = np.stack([resample_linear(of_class, shape, axis) for of_class in classes])
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -113,6 +113,24 @@ def test_an_ensemble_keeps_the_best_checkpoints_it_may_want(tmp_path: Path) -> N
     assert {n for n, names in kept(tmp_path).items() if names} == {3, 4, better}
 
 
+def test_the_default_config_keeps_its_best_checkpoint(tmp_path: Path) -> None:
+    record = in_memory()
+    number = record.propose(SPEC.default_point(), "test").number
+    record.report(number, 1, 0.1, {}, 1.0)
+    record.finish(number, TrialState.COMPLETED, "")
+    where = trial_folder(tmp_path, number)
+    where.mkdir(parents=True)
+    for name in CHECKPOINT_FILES:
+        (where / name).write_bytes(b"x")
+    trial(tmp_path, record, 0.8)
+    trial(tmp_path, record, 0.7)
+    trial(tmp_path, record, 0.9, network="dformer3d")
+    keeper_of(tmp_path, record, CheckpointSettings(keep=1)).prune()
+    names = kept(tmp_path)
+    assert names[number] == {"best"}
+    assert names[2] == set()
+
+
 ENDINGS = st.tuples(
     st.floats(0, 1), st.sampled_from([TrialState.COMPLETED, TrialState.STOPPED, TrialState.FAILED])
 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from training.bundle.bundle import Bundle
 from training.bundle.case_prediction import case_probabilities
-from training.bundle.case_scores import files_of, mean_scores, on_file_grid
+from training.bundle.case_scores import files_of, mean_scores, on_file_grid, scores_by_case
 from training.bundle.member import Member, load_checkpoint
 from training.bundle.postprocessing import Postprocessing
 from training.config import ModelTrainingConfig
@@ -30,7 +30,7 @@ from tuner.export.selection import Counts
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import ExportSettings
 from tuner.study.data import prepare_data
-from tuner.study.files import PROVENANCE, RESOLVED_SPEC
+from tuner.study.files import PROVENANCE, RESOLVED_SPEC, fold_folder
 from tuner.study.provenance import provenance
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
@@ -103,6 +103,9 @@ def selected(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[float]]:
     """The ensemble that is selected whatever it predicts; what it was selected by is kept."""
     asked: list[Sequence[float]] = []
 
+    # untrained networks are no good, and selected all the same
+    monkeypatch.setattr("tuner.export.choose.GOOD_ENOUGH", 0)
+
     def choose(cases: Any, seconds: Sequence[float], limits: Any) -> Counts:
         asked.append(seconds)
         return (1, 3, 0)
@@ -172,6 +175,33 @@ def test_an_ensemble_is_exported_whole_with_its_own_scores(
     assert list(study.folder.glob(".*")) == []
 
 
+def test_it_is_compared_with_the_default_config_case_by_case(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = study.record.entries[2].values
+    monkeypatch.setattr(type(study.spec), "default_point", lambda _: default)
+    exported = export_study(study, tmp_path / "bundle", 0, settings=PLAIN)
+    dataset = PreprocessedDataset.load(Path(study.provenance()["data"]["preprocessed"]))
+    files = files_of(dataset, "test")
+    scores = [
+        scores_by_case(
+            module,
+            on_file_grid([Member(module.config, module)], dataset.preprocessing, files),
+            "dice",
+        )
+        for module in modules_of(study, 0, 2)
+    ]
+    differences = [scores[0][case] - scores[1][case] for case in scores[0]]
+    found = Bundle.load(tmp_path / "bundle", "cpu").manifest.choice["against_default"]
+    assert found["gain"] == pytest.approx(np.mean(differences))
+    assert found["cases"] == len(files) == 2
+    expected = f"against the default config (trial 2, 1 epochs): test_dice {found['gain']:+.4f} ["
+    assert any(line.startswith(expected) for line in exported.choice)
+    # the default config is not compared with itself
+    itself = export_study(study, tmp_path / "itself", 2, settings=PLAIN)
+    assert not any("default config" in line for line in itself.choice)
+
+
 @pytest.mark.parametrize("gains", [(0.02, -0.05, 0.01), (0.0, 0.0, 0.0)])
 def test_an_ensemble_that_is_no_better_for_other_cases_is_not_taken(
     study: Study,
@@ -192,6 +222,15 @@ def test_an_ensemble_that_is_no_better_for_other_cases_is_not_taken(
     assert exported.winner_metrics.items() <= exported.metrics.items()
 
 
+def test_networks_far_worse_than_the_winner_are_no_candidates(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.export.choose.GOOD_ENOUGH", 1e9)
+    exported = export_study(study, tmp_path / "bundle", settings=PLAIN)
+    assert any(line.endswith("of the winner's score: trial 1, trial 2") for line in exported.choice)
+    assert exported.members == ["trial 0"]
+
+
 def test_mirroring_is_on_only_along_axes_that_were_trained(study: Study, tmp_path: Path) -> None:
     wanted = ExportSettings(mirroring="on", postprocessing=False, ensemble=1)
     export_study(study, tmp_path / "first", settings=wanted)
@@ -208,19 +247,17 @@ def test_mirroring_is_on_by_itself_where_validation_cases_are_better_with_it(
 ) -> None:
     dataset = PreprocessedDataset.load(Path(study.provenance()["data"]["preprocessed"]))
     truth = {dataset.image(case).tobytes(): dataset.label(case) for case in dataset.cases}
-    whole = Member.probabilities
 
-    def predicted(member: Member, image: torch.Tensor, tell: Any = None) -> torch.Tensor:
-        label = truth.get(image.numpy().tobytes())
-        if label is None or bool(member.mirror_axes) is not better:
-            return whole(member, image)
-        classes = torch.from_numpy(np.array(label)).long()
-        return torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
+    class Predicting(Member):
+        def probabilities(self, image: torch.Tensor, tell: Any = None) -> torch.Tensor:
+            if bool(self.mirror_axes) is not better:
+                return super().probabilities(image)
+            classes = torch.from_numpy(np.array(truth[image.numpy().tobytes()])).long()
+            return torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
 
-    monkeypatch.setattr(Member, "probabilities", predicted)
+    monkeypatch.setattr("tuner.export.predictions.Member", Predicting)
     wanted = ExportSettings(postprocessing=False, ensemble=1)
     exported = export_study(study, tmp_path / "bundle", settings=wanted)
-    monkeypatch.undo()
     bundle = Bundle.load(tmp_path / "bundle", "cpu")
     assert bundle.members[0].mirror_axes == ((0, 2) if better else ())
     expected = "mirroring along depth, width: +" if better else "mirroring: off"
@@ -230,19 +267,16 @@ def test_mirroring_is_on_by_itself_where_validation_cases_are_better_with_it(
 def test_postprocessing_is_kept_where_it_helps_other_cases(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Member.probabilities
     dataset = PreprocessedDataset.load(Path(study.provenance()["data"]["preprocessed"]))
     truth = {dataset.image(case).tobytes(): dataset.label(case) for case in dataset.cases}
 
-    def with_island(member: Member, image: torch.Tensor, tell: Any = None) -> torch.Tensor:
-        label = truth.get(image.numpy().tobytes())
-        if label is None:
-            return whole(member, image)
-        classes = torch.from_numpy(np.array(label)).long()
-        classes[0, 0, :2] = 1
-        return torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
+    class WithIsland(Member):
+        def probabilities(self, image: torch.Tensor, tell: Any = None) -> torch.Tensor:
+            classes = torch.from_numpy(np.array(truth[image.numpy().tobytes()])).long()
+            classes[0, 0, :2] = 1
+            return torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
 
-    monkeypatch.setattr(Member, "probabilities", with_island)
+    monkeypatch.setattr("tuner.export.predictions.Member", WithIsland)
     wanted = ExportSettings(ensemble=1, mirroring="off")
     exported = export_study(study, tmp_path / "bundle", settings=wanted)
     bundle_choice = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
@@ -276,3 +310,58 @@ def test_a_section_of_the_space_says_what_is_exported() -> None:
     assert parse_spec(spec.to_yaml(), source="again.yaml").export == spec.export
     with pytest.raises(SpecError, match="mirroring='sometimes'"):
         parse_spec(text.replace("off", "sometimes"), source="space.yaml")
+
+
+def test_the_networks_of_all_folds_are_exported_and_each_judged_on_its_own_cases(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = json.loads((folder / PROVENANCE).read_text())["data"]["source"]
+    monkeypatch.setenv("SEGTUNE_CACHE", str(tmp_path / "cache"))
+    text = SPACE.format(data_dir=data_dir).replace("  val_fraction: 0.4\n", "")
+    spec = parse_spec(text + "search: {folds: 2}\n", source="space.yaml")
+    data = prepare_data(spec)
+    home = tmp_path / "studies" / "folds"
+    home.mkdir(parents=True)
+    (home / PROVENANCE).write_text(json.dumps(provenance(data, seed=0)))
+    record = StudyRecord(home, spec.space, spec.mode, fold_epochs=spec.fold_epochs)
+    values = {"learning_rate": 1e-3, "patch_size": [8, 8, 8]}
+    record.propose(values, "test")
+    for step in range(1, 7):
+        record.report(0, step, 0.5, {"val_dice": 0.5}, 1.0)
+    record.finish(0, TrialState.COMPLETED, "trained 3 epochs on 2 folds")
+    splits = []
+    for fold, source in enumerate(data.for_trials):
+        place = fold_folder(home / "trials" / "0000", fold)
+        place.mkdir(parents=True)
+        config = data.spec.trial_config(values, fold)
+        config.data_dir = source.preprocessed
+        splits.append(PreprocessedDataset.load(source.preprocessed).splits)
+        (place / "config.yaml").write_text(yaml.safe_dump(config.flat()))
+        torch.manual_seed(fold)
+        module = SegmentationLightningModule(build_model(config), config)
+        torch.save({"state_dict": module.state_dict()}, place / "best.ckpt")
+    judged: dict[int, list[bytes]] = {0: [], 1: []}
+
+    class Noting(Member):
+        def probabilities(self, image: torch.Tensor, tell: Any = None) -> torch.Tensor:
+            judged[self.config.fold or 0].append(image.numpy().tobytes())
+            return super().probabilities(image)
+
+    monkeypatch.setattr("tuner.export.predictions.Member", Noting)
+    study = Study(home, spec, record)
+    exported = export_study(study, tmp_path / "bundle", settings=PLAIN)
+    record.close()
+    assert exported.members == ["trial 0", "trial 0"]
+    bundle = Bundle.load(tmp_path / "bundle", "cpu")
+    assert [member.weight for member in bundle.members] == [0.5, 0.5]
+    assert [member.config.fold for member in bundle.members] == [0, 1]
+    dataset = PreprocessedDataset.load(data.preprocessed)
+    for fold, split in enumerate(splits):
+        assert judged[fold] == [dataset.image(case).tobytes() for case in split["val"]]
+    assert set(splits[0]["val"]).isdisjoint(splits[1]["val"])
+    # one network is that of the first fold
+    alone = export_study(
+        study, tmp_path / "alone", settings=PLAIN.model_copy(update={"ensemble": 1})
+    )
+    assert alone.members == ["trial 0"]
+    assert Bundle.load(tmp_path / "alone", "cpu").config.fold == 0

@@ -110,10 +110,20 @@ def test_limits_of_members_and_time_are_kept(tmp_path: Path) -> None:
     assert select(voxels, seconds, Limits(members=1, seconds=0.5)) == (1, 0, 0, 0, 0, 0)
 
 
+def test_one_network_is_taken_in_one_way_alone(tmp_path: Path) -> None:
+    """With and without mirroring, say."""
+    voxels, _, _ = make(tmp_path, [3.0] * 4)
+    counts = select(voxels, [1.0] * 4, ANY)
+    assert counts[1]
+    assert counts[2]
+    of_one = Limits(members=9, seconds=np.inf, networks=(0, 1, 1, 3))
+    assert 0 in select(voxels, [1.0] * 4, of_one)[1:3]
+
+
 def test_the_gain_is_that_on_cases_that_it_was_not_selected_by(tmp_path: Path) -> None:
     """Of candidates that differ by luck alone, the best by some cases is no better on others."""
     apparent, nested = [], []
-    for seed in range(12):
+    for seed in range(100, 130):
         voxels, _, _ = make(tmp_path, [3.0] * 8, cases=5, seed=seed)
         alone = Limits(members=1, seconds=np.inf)
         counts = select(voxels, [1.0] * 8, alone)
@@ -121,7 +131,7 @@ def test_the_gain_is_that_on_cases_that_it_was_not_selected_by(tmp_path: Path) -
         apparent.append(DICE.mean(voxels.scores(counts)) - winner)
         nested.append(np.mean(nested_gains(voxels, [1.0] * 8, alone)))
     assert np.mean(apparent) > 0.01
-    assert abs(np.mean(nested)) < 0.4 * np.mean(apparent)
+    assert abs(np.mean(nested)) < 0.3 * np.mean(apparent)
 
 
 def test_a_real_gain_is_seen(tmp_path: Path) -> None:

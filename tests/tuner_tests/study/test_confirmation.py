@@ -20,15 +20,21 @@ from trial_messages import completed, epoch_result
 from tuner.driver.confirm_searcher import ConfirmSearcher
 from tuner.report.confirmation import confirm_rows, write_confirm_csv
 from tuner.report.summary import goal_tables
+from tuner.report.worth import did_it_pay
 from tuner.spec.load import parse_spec
+from tuner.spec.settings import ConfirmSettings
 from tuner.spec.study_spec import StudySpec
 from tuner.study.confirmation import (
     CASES,
     GRID,
     SEED,
+    begin_confirmation,
     candidates,
     confirmed_configs,
     is_confirmed,
+    missing,
+    open_confirmation,
+    plan_confirmation,
     seeds,
     verdict,
 )
@@ -151,7 +157,7 @@ def test_configs_that_were_measured_on_other_grids_are_not_compared(
     configs = confirmed_configs(study, confirmation)
     assert {config.grid for config in configs} == {"file"}
     assert configs[0].against_default is not None
-    assert "grid" not in str(confirm_rows(configs, study.spec))
+    assert "grid" not in str(confirm_rows(configs))
     default = next(config for config in configs if config.candidate.is_default)
     confirmation.record.note(default.trials[0].number, GRID, "preprocessed")
     configs = confirmed_configs(study, confirmation)
@@ -162,13 +168,13 @@ def test_configs_that_were_measured_on_other_grids_are_not_compared(
     with (tmp_path / "confirm.csv").open() as file:
         grids = {row["config"]: row["test_grid"] for row in csv.DictReader(file)}
     assert grids == {"trial 3": "file", "trial 2": "file", "default": "mixed"}
-    assert "(mixed grid)" in str(confirm_rows(configs, study.spec))
+    assert "(mixed grid)" in str(confirm_rows(configs))
 
 
 def test_a_config_that_is_no_better_is_not(study: Study, tmp_path: Path) -> None:
     configs = confirmed_configs(study, confirm(tmp_path / "c", study, 1e-6))
     assert "trial 3 wins by validation, but is not distinguishable" in verdict(configs)
-    rows = confirm_rows(configs, study.spec)
+    rows = confirm_rows(configs)
     assert {len(row) for row in rows} == {7}
     write_confirm_csv(tmp_path / "confirm.csv", configs, study.spec)
     with (tmp_path / "confirm.csv").open() as file:
@@ -191,6 +197,81 @@ def test_the_summary_names_what_did_not_complete(study: Study, tmp_path: Path) -
     assert "trial 2 with seed 7: diverged after 0 epochs, the training loss is nan" in text
     assert "trial 3  2 of 3" in text
     assert "confirm trial 3 wins" in text
+
+
+AUTO = SPACE.replace("confirm: {top: 2, seeds: 3}", "confirm: auto")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "workers", "planned"),
+    [(math.inf, 1, 3), (60, 1, 2), (60, 2, 3), (24, 2, 2), (24, 1, None), (0, 4, None)],
+)
+def test_by_itself_it_has_as_many_seeds_as_there_is_time_for(
+    record: StudyRecord, minutes: float, workers: int, planned: int | None
+) -> None:
+    """A training takes ten minutes and the margin; the winner and the default are trained."""
+    for number in (0, 3):
+        record.entries[number].seconds = 600.0
+    study = Study(record.folder, spec_of(AUTO), record)
+    why = plan_confirmation(study, minutes * 60, workers)
+    if planned is None:
+        assert why is not None
+        assert "would take about" in why
+        assert open_confirmation(study) is None
+        # nothing is left to do
+        assert is_confirmed(study, None)
+        return
+    assert why is None
+    confirmation = begin_confirmation(study)
+    assert len(seeds(confirmation.spec)) == planned
+    assert len(missing(confirmation, candidates(study))) == 2 * planned
+    assert not is_confirmed(study, confirmation)
+    # what was planned stays so, however little time a later run has
+    assert plan_confirmation(study, 0, 1) is None
+    assert len(seeds(begin_confirmation(study).spec)) == planned
+
+
+def test_auto_is_the_winner_and_the_default(record: StudyRecord) -> None:
+    spec = spec_of(AUTO)
+    assert spec.confirm == ConfirmSettings(auto=True, top=1, seeds=3)
+    assert parse_spec(spec.to_yaml(), source="again.yaml").confirm == spec.confirm
+    chosen = candidates(Study(record.folder, spec, record))
+    assert [candidate.name for candidate in chosen] == ["trial 3", "default"]
+
+
+@pytest.mark.parametrize(
+    ("gain", "answer"),
+    [
+        (0.1, "Yes: trial 3 is better than the default config, +0.1000 ["),
+        (1e-6, "Not distinguishable: trial 3 against the default config +0.0000 ["),
+        (-0.1, "No: no config that was confirmed has a better validation score than the default"),
+    ],
+)
+def test_the_first_line_says_whether_the_search_paid(
+    record: StudyRecord, tmp_path: Path, gain: float, answer: str
+) -> None:
+    spec = spec_of(SPACE.replace("top: 2", "top: 1"))
+    study = Study(record.folder, spec, record)
+    confirm(tmp_path / "confirm", study, gain).record.close()
+    shown = did_it_pay(study)
+    assert shown.startswith(answer)
+    assert "of training for the search and" in shown
+    if gain == 0.1:
+        assert "on 8 test cases that nothing was chosen by" in shown
+
+
+def test_without_a_confirmation_the_first_line_says_what_is_known(record: StudyRecord) -> None:
+    study = Study(record.folder, spec_of(), record)
+    record.entries[4].seconds = 7200.0
+    assert did_it_pay(study) == (
+        "Not confirmed: val_dice 0.8000 of trial 3 against 0.5000 of the default config (trial 0), "
+        "on the validation cases that chose the winner; 2 hours of training for the search"
+    )
+    record.entries[0].scores[2] = 0.9
+    assert did_it_pay(study).startswith("No: the default config (trial 0) has the best")
+    (record.folder / "new").mkdir()
+    empty = StudyRecord(record.folder / "new", study.spec.space, "max")
+    assert did_it_pay(Study(empty.folder, study.spec, empty)).startswith("Not known yet: no trial")
 
 
 def test_nothing_is_said_before_anything_is_judged(study: Study) -> None:
