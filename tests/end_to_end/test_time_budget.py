@@ -36,15 +36,15 @@ def test_trials_end_their_schedules_within_the_time_and_a_longer_run_goes_on(
     assert set(study.record.entries) == {0, 1}
     for number, entry in study.record.entries.items():
         assert entry.state is TrialState.COMPLETED
-        # 18 epochs at the full rate, and a fifth of all in which it comes down
-        assert (entry.epochs, entry.ends_at) == (23, 23)
+        # 22 epochs at the full rate, and a fifth of all in which it comes down
+        assert (entry.epochs, entry.ends_at) == (28, 28)
         reasons = [d.reason for d in study.record.decisions if d.trial == number]
-        assert any("ends its schedule at epoch 23 instead of 60" in reason for reason in reasons)
+        assert any("ends its schedule at epoch 28 instead of 60" in reason for reason in reasons)
         config = yaml.safe_load((study.folder / f"trials/{number:04d}/config.yaml").read_text())
-        assert config["max_epochs"] == 23
+        assert config["max_epochs"] == 28
     study.record.close()
 
     assert main(["resume", "hour", "--studies-dir", str(tmp_path), "--time-budget", "100h"]) == 0
     entries = open_study(tmp_path, "hour").record.entries
-    assert [entry.epochs for entry in entries.values()] == [23, 23, 60]
+    assert [entry.epochs for entry in entries.values()] == [28, 28, 60]
     assert {entry.state for entry in entries.values()} == {TrialState.COMPLETED}

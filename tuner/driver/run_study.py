@@ -125,9 +125,9 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
 
 
 def _time_plan(study: Study, resources: TrialResources, stopper: StudyStopper) -> TimePlan | None:
-    """The plan of a study with a time budget.
+    """The plan of a study with a time budget; None for a population, and for several folds.
 
-    Trials of a population end together; with several folds, the best trial has all of them early.
+    Trials of a population end together, and one of several folds ends with its first fold.
     """
     spec = study.spec
     if spec.search.time_budget is None or spec.population or spec.folds > 1:

@@ -32,6 +32,9 @@ SLACK = 1.05
 MARGIN = 0.03, 30.0
 """Share of the time budget, and the most seconds, in which nothing is planned to run."""
 
+USUAL_STARTUP = 15.0
+"""Seconds, at most, that a worker is taken to need for a start while none was measured."""
+
 STARTS = ("proposed", "promoted", "resumed")
 """Decisions with which a worker begins a trial, or goes on with one."""
 
@@ -143,7 +146,7 @@ class TimePlan:
             startup = self._measured_startup()
             self._startup = len(decisions), startup
         # before any such trial has ended
-        return (self.pace() or 0.0) if startup is None else startup
+        return min(self.pace() or 0.0, USUAL_STARTUP) if startup is None else startup
 
     def _measured_startup(self) -> float | None:
         begun: dict[int, float] = {}

@@ -144,6 +144,11 @@ def test_a_trial_trains_on_until_it_must_end_its_schedule() -> None:
 def test_a_trial_whose_end_does_not_fit_makes_way() -> None:
     study = Planned()
     number = study.trial(*[0.1] * 11, paused=False)
+    # it is all that there is
+    assert study.report(number, 0.5, left=2)[0] is Action.CONTINUE
+    study = Planned()
+    study.record.finish(study.trial(*[0.1] * 20, paused=False), TrialState.COMPLETED, "trained")
+    number = study.trial(*[0.1] * 11, paused=False)
     action, reason = study.report(number, 0.5, left=2)
     assert action is Action.PAUSE
     assert "its schedule cannot end within the time budget" in reason

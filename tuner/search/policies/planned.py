@@ -146,6 +146,9 @@ class PlannedPolicy(Policy):
                 "can still end within the time budget",
             )
         if epoch + plan.room(entry) < ending.shortest:
+            if not self._anything_ends() and not self.may_start():
+                # no other trial needs the worker, and the estimate may be too long
+                return None
             return Decision(
                 Action.PAUSE,
                 "its schedule cannot end within the time budget: that takes "
@@ -153,6 +156,13 @@ class PlannedPolicy(Policy):
                 f"{max(0.0, left):.0f} s are left",
             )
         return Decision(Action.PAUSE, self._end(entry))
+
+    def _anything_ends(self) -> bool:
+        """Whether a trial has ended its schedule, or is about to."""
+        ending = self._record.with_state(TrialState.RUNNING, TrialState.PAUSED)
+        return bool(self._record.with_state(TrialState.COMPLETED)) or any(
+            entry.ends_at is not None for entry in ending
+        )
 
     def _ended_sooner(self, entry: TrialEntry, epoch: int) -> Decision | None:
         """Shorten a schedule again, where epochs take longer than they did; None if it fits."""
