@@ -156,7 +156,8 @@ def _export(
         )
     provenance = study.provenance()
     import_plugins(study.spec)
-    winner = candidate_of(chosen.name, entry, study, chosen.folder, provenance)
+    name = chosen.name.removesuffix(",")
+    winner = candidate_of(name, entry, study, chosen.folder, provenance)
     config = winner.config
     data = find_data(study.name, provenance, config, data_dir)
     try:
