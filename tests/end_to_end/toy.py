@@ -3,7 +3,8 @@
 All else is the real thing: driver, record, Ray Tune, workers, locks. As a script it is the
 command `tune`. Faults are read from `NAME.faults.json` beside the study folder NAME (a folder
 with foreign files would be refused): for the trial's number, the `epoch` before which they happen,
-`what`, and how many `times`. `NAME.pace.txt` has the seconds of an epoch.
+`what`, and how many `times`. `NAME.pace.txt` has the seconds of an epoch, `NAME.claim.txt` those
+that it is said to have taken.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tuner.trial.trainable import TrialTrainable, placement
 FAULTS = "faults.json"
 TRAINED = "trained.log"
 PACE = "pace.txt"
+CLAIM = "claim.txt"
 
 
 def beside(study: Path, name: str) -> Path:
@@ -44,6 +46,8 @@ class ToyRun(TrialRun):
         self._write_settings(folder, config)
         pace = beside(self._study.folder, PACE)
         seconds = float(pace.read_text()) if pace.is_file() else 0.0
+        claim = beside(self._study.folder, CLAIM)
+        claimed = float(claim.read_text()) if claim.is_file() else seconds
         last = folder / "last.ckpt"
         history = json.loads(last.read_text()) if last.is_file() else []
         for row in history:
@@ -52,7 +56,7 @@ class ToyRun(TrialRun):
             self._log(folder, "began", epoch)
             self._fault(folder, epoch, config)
             time.sleep(seconds)
-            row = {"epoch": epoch, "seconds": seconds, "val_dice": score(config, epoch)}
+            row = {"epoch": epoch, "seconds": claimed, "val_dice": score(config, epoch)}
             history.append(row)
             write_durably(last, json.dumps(history))
             write_durably(folder / "best.ckpt", json.dumps(history))

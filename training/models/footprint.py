@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from training.config import ModelTrainingConfig
 from training.models import build_model
+from training.models.precision import FASTER_IN_BF16
 
 FLOAT_BYTES = 4
 
@@ -20,7 +21,7 @@ def training_bytes(config: ModelTrainingConfig) -> int:
 
     Weights, gradients, the optimizer's moments, the moving average of the weights, and the
     activations of a batch of patches that autograd keeps for the backward pass, half as large in
-    mixed precision; precision `auto` counts as mixed unless `gpus` is 0. They are counted on
+    mixed precision; precision `auto` counts as mixed where it may be. They are counted on
     torch's device `meta`, so nothing is allocated or computed.
     What a library needs for its own
     work (cuDNN, the allocator's blocks, the CUDA context) comes on top.
@@ -41,7 +42,8 @@ def training_bytes(config: ModelTrainingConfig) -> int:
         weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT_BYTES
         copies = 2 + COPIES_OF_OPTIMIZER.get(config.optimizer, 0) + (config.ema_decay is not None)
         activations = _activation_bytes(model, image)
-    full = config.precision == "32-true" or (config.precision == "auto" and config.gpus == 0)
+    on_cpu = config.precision == "auto" and config.gpus == 0
+    full = config.precision == "32-true" or (on_cpu and config.model_name not in FASTER_IN_BF16)
     return weights * copies + (activations if full else activations // 2)
 
 

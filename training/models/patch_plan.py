@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from training.config import ModelTrainingConfig
-from training.models.dynunet import UNetPlan
+from training.models.dynunet import MIN_GRID, UNetPlan
 from training.models.footprint import training_bytes
 from training.models.parameters import stride_product
 
@@ -56,9 +56,9 @@ def plan_patch(
 ) -> PatchPlan:
     """The largest patch, up to a whole case, with which two fit into memory; then as many as fit.
 
-    The patch begins as the median case, or where that is larger as a patch of cubic extent. While
-    two of them do not fit, the axis that covers most of the median case becomes shorter, each axis
-    being a multiple of what the U-Net of that patch halves it by.
+    The patch begins as the median case, or where that is very large as a patch of cubic extent.
+    While two of them do not fit, the axis that covers most of the median case becomes shorter, each
+    axis being a multiple of what the U-Net of that patch halves it by.
 
     Args:
         config: Names the network, and all else that memory depends on; its patch and batch do not
@@ -74,9 +74,12 @@ def plan_patch(
         ValueError: if the network cannot be built, or not even the smallest patch fits.
     """
     config = config.model_copy(update={"target_spacing": tuple(map(float, spacing))})
-    extent = [(largest * math.prod(spacing)) ** (1 / 3) / voxel for voxel in spacing]
+    extent = [(LARGEST * math.prod(spacing)) ** (1 / 3) / voxel for voxel in spacing]
     first = [min(round(have), round(most)) for have, most in zip(shape, extent, strict=True)]
     patch, divisor = _divisible(first, spacing)
+    if max(divisor) < MIN_DIVISOR:
+        # cases that are too small to halve twice are padded
+        patch, divisor = _divisible([max(size, MIN_DIVISOR * MIN_GRID) for size in first], spacing)
     a_voxel = 0.0
     while True:
         voxels = math.prod(patch)

@@ -12,21 +12,27 @@ from torch import nn
 
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, get_dataloader
+from training.data.patches.loaders import MAX_WORKERS
 from training.inference import predict_case
 from training.losses import DeepSupervisionLoss, build_loss
 from training.models import build_model
 from training.models.footprint import training_bytes
 from training.models.patch_plan import LIBRARIES
 from training.optimizers import get_optimizer
+from training.trainer import choose_precision
 from tuner.init.device import Device
 
-STEPS = 2
+STEPS = {"cpu": 2, "cuda": 10}
 """Steps that are timed, after one that is not: its libraries choose kernels in it."""
 
 A100_SECONDS_PER_BYTE = 0.025e-9
 """Seconds of a training step for each byte that it takes: nnU-Net's plans train 250,000 steps on
 an A100 in 9 (plain), 12, 35 and 66 hours (residual encoder M, L and XL; Isensee et al., 2024,
 table 1), which take 4.7, 6.9, 20.7 and 34.4 GB by our estimate."""
+
+
+LEAST_SECONDS = 0.04
+"""Seconds that a small step takes on a GPU: to start its kernels, and to draw its batch."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def measure(config: ModelTrainingConfig, device: Device) -> Speed:
 def estimate(config: ModelTrainingConfig) -> Speed:
     """What a network takes on a GPU that is not here, by nnU-Net's published times on an A100."""
     needed = training_bytes(config)
-    step = needed * A100_SECONDS_PER_BYTE
+    step = max(needed * A100_SECONDS_PER_BYTE, LEAST_SECONDS)
     dataset = PreprocessedDataset.load(config.data_dir)
     windows = sum(
         math.prod(
@@ -96,42 +102,42 @@ def _seconds_of_a_step(config: ModelTrainingConfig, network: nn.Module, device: 
     optimizer, _ = get_optimizer(config, network)
     # only its value, not its time, depends on class weights
     loss = DeepSupervisionLoss(build_loss(config)).to(device.kind)
-    scaler = torch.amp.GradScaler(device.kind, enabled=device.kind == "cuda")
+    scaler = torch.amp.GradScaler(device.kind, enabled=choose_precision(config) == "16-mixed")
+    steps = STEPS[device.kind]
     batches = get_dataloader(
         config.data_dir,
         "train",
         config.train_batch_size,
-        0,
+        # as `num_workers: auto` has it
+        0 if device.kind == "cpu" else min(MAX_WORKERS, device.threads),
         True,
         patch_size=config.patch_size,
         augmentation=config.augmentation,
-        steps_per_epoch=STEPS + 1,
+        steps_per_epoch=steps + 1,
     )
-    began = time.perf_counter()
+    clock = _Clock(device)
     for index, batch in enumerate(batches):
         if index == 1:
-            _finish(device)
-            began = time.perf_counter()
+            clock = _Clock(device)
         image, label = batch["image"].to(device.kind), batch["label"].to(device.kind).long()
-        with torch.autocast(device.kind, torch.float16, enabled=device.kind == "cuda"):
+        with _autocast(config, device):
             outputs = network(image)
             value = loss(outputs, label)
         optimizer.zero_grad()
         scaler.scale(value).backward()
         scaler.step(optimizer)
         scaler.update()
-    _finish(device)
-    return (time.perf_counter() - began) / STEPS
+    return clock.seconds() / steps
 
 
 def _seconds_of_a_case(
     config: ModelTrainingConfig, network: nn.Module, image: Any, device: Device
 ) -> float:
     network.eval()
-    began = time.perf_counter()
+    clock = _Clock(device)
     with (
         torch.inference_mode(),
-        torch.autocast(device.kind, torch.float16, enabled=device.kind == "cuda"),
+        _autocast(config, device),
     ):
         predict_case(
             network,
@@ -140,11 +146,29 @@ def _seconds_of_a_case(
             overlap=config.window_overlap,
             windows_per_batch=config.val_batch_size,
         )
-    _finish(device)
-    return time.perf_counter() - began
+    return clock.seconds()
 
 
-def _finish(device: Device) -> None:
-    """Wait for what a GPU still computes."""
-    if device.kind == "cuda":
-        torch.cuda.synchronize()
+def _autocast(config: ModelTrainingConfig, device: Device) -> torch.autocast:
+    """The arithmetic of the training."""
+    dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(choose_precision(config))
+    return torch.autocast(device.kind, dtype, enabled=dtype is not None)
+
+
+class _Clock:
+    """Seconds since it was made, without those in which other programs had the cores."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._began = self._now()
+
+    def seconds(self) -> float:
+        """Seconds until what a GPU was given is computed."""
+        wall, busy = (now - then for now, then in zip(self._now(), self._began, strict=True))
+        # on a GPU this process waits, and on several cores its threads' seconds add up
+        return wall if self._device.kind == "cuda" else min(wall, busy)
+
+    def _now(self) -> tuple[float, float]:
+        if self._device.kind == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()

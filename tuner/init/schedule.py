@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuner.spec.policies import AshaSettings
+from tuner.spec.spec_values import RACED_SHARE
 
-TRIALS = (32, 24, 16, 12, 8, 6, 4, 3)
+TRIALS = (48, 32, 24, 16, 12, 8, 6, 4, 3)
 """Trials of a study: as many of these as leave enough steps to each full training."""
 
 ENOUGH_STEPS = {"cuda": 10_000, "cpu": 2_500}
@@ -35,6 +36,13 @@ LONGEST = 0.6
 """Share of the study's time that one full training takes at most."""
 
 
+FOLDS = 3
+"""Folds that a configuration is judged on where cases are few and the hours allow it."""
+
+MANY_CASES = 30
+"""Cases from which one split is enough: more folds would take the time of more trials."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How a study spends its hours.
@@ -43,6 +51,7 @@ class Schedule:
         trials: Trials.
         epochs: Epochs of a full training.
         steps: Training steps of an epoch.
+        folds: Folds that a configuration is judged on.
         grace_period: First rung of ASHA.
         full_hours: Hours that one full training takes.
         expected_hours: Hours that the study is expected to take.
@@ -51,9 +60,15 @@ class Schedule:
     trials: int
     epochs: int
     steps: int
+    folds: int
     grace_period: int
     full_hours: float
     expected_hours: float
+
+    @property
+    def full_steps(self) -> int:
+        """Steps of a full training."""
+        return self.epochs * self.steps
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -62,7 +77,7 @@ class Schedule:
 
 
 def plan_schedule(
-    hours: float, step: float, validation: float, *, kind: str, at_once: int
+    hours: float, step: float, validation: float, *, kind: str, at_once: int, cases: int
 ) -> Schedule:
     """The schedule of a study.
 
@@ -72,36 +87,64 @@ def plan_schedule(
         validation: Seconds of validation after an epoch.
         kind: `cuda` or `cpu`.
         at_once: Trials that run at the same time.
+        cases: Cases of the data.
     """
-    chosen = None
-    for trials in TRIALS:
-        chosen = _with_trials(trials, hours, step, validation, at_once)
-        if chosen.epochs * chosen.steps >= ENOUGH_STEPS[kind]:
-            break
-    assert chosen is not None
-    return chosen
+    enough = ENOUGH_STEPS[kind]
+    time = _Time(hours, step, validation, at_once)
+    if cases < MANY_CASES:
+        folded = _best(time, FOLDS, enough)
+        if folded.full_steps >= enough / 2:
+            return folded
+    return _best(time, 1, enough)
 
 
-def _with_trials(
-    trials: int, hours: float, step: float, validation: float, at_once: int
-) -> Schedule:
-    starts = trials * START_SECONDS / at_once
-    seconds = max(hours * 3600 * IN_USE - starts, 1.0)
+@dataclass(frozen=True)
+class _Time:
+    """What a study has, and what its trials take."""
+
+    hours: float
+    step: float
+    validation: float
+    at_once: int
+
+    def starts(self, trials: int) -> float:
+        """Seconds of the starts of trials."""
+        return trials * START_SECONDS / self.at_once
+
+    def of_full_training(self, trials: int, epochs: int, folds: int) -> float:
+        """Seconds that a full training on one fold may take, so that all trials fit."""
+        seconds = max(self.hours * 3600 * IN_USE - self.starts(trials), 1.0)
+        # the best trial trains to the end on each fold, which no other can help it with
+        longest = seconds * LONGEST / folds
+        return min(seconds * self.at_once * epochs / _epochs(trials, epochs, folds), longest)
+
+
+def _best(time: _Time, folds: int, enough: int) -> Schedule:
+    """The schedule with the most trials that leave enough steps to each."""
+    plans = [_with_trials(time, trials, folds) for trials in TRIALS]
+    # as long as the time of one training is the limit, more trials take nothing from it
+    reached = min(enough, 0.9 * plans[-1].full_steps)
+    return next((plan for plan in plans if plan.full_steps >= reached), plans[-1])
+
+
+def _with_trials(time: _Time, trials: int, folds: int) -> Schedule:
+    step, validation = time.step, time.validation
     with_validation = step * (1 + VALIDATION_SHARE)
-    most = min(_full_seconds(seconds, trials, EPOCHS, at_once) / with_validation, MOST_STEPS)
+    most = min(time.of_full_training(trials, EPOCHS, folds) / with_validation, MOST_STEPS)
     least_steps = max(1, round(validation / (VALIDATION_SHARE * step)))
     epochs = max(FEWEST_EPOCHS, min(EPOCHS, int(most / least_steps)))
-    an_epoch = _full_seconds(seconds, trials, epochs, at_once) / epochs
-    steps = min(_rounded(int((an_epoch - validation) / step)), MOST_STEPS // epochs)
+    an_epoch = time.of_full_training(trials, epochs, folds) / epochs
+    steps = _rounded(min(int((an_epoch - validation) / step), MOST_STEPS // epochs))
     an_epoch = steps * step + validation
-    expected = _policy(epochs).expected_epochs(epochs, trials) * an_epoch / at_once
+    expected = _epochs(trials, epochs, folds) * an_epoch / time.at_once
     return Schedule(
         trials=trials,
         epochs=epochs,
         steps=steps,
+        folds=folds,
         grace_period=_policy(epochs).grace_period,
         full_hours=epochs * an_epoch / 3600,
-        expected_hours=(max(expected, epochs * an_epoch) + starts) / 3600,
+        expected_hours=(max(expected, folds * epochs * an_epoch) + time.starts(trials)) / 3600,
     )
 
 
@@ -110,11 +153,11 @@ def _policy(epochs: int) -> AshaSettings:
     return AshaSettings(grace_period=max(1, epochs // 27))
 
 
-def _full_seconds(seconds: float, trials: int, epochs: int, at_once: int) -> float:
-    """Seconds of a full training, so that all trials fit into the study's."""
-    full_trainings = _policy(epochs).expected_epochs(epochs, trials) / epochs
-    # the best trial trains to the end, which no other can help it with
-    return min(seconds * at_once / full_trainings, seconds * LONGEST)
+def _epochs(trials: int, epochs: int, folds: int) -> float:
+    """Epochs that all trials are expected to take, as `SpecValues.expected_epochs` has it."""
+    policy = _policy(epochs)
+    further = max(1.0, RACED_SHARE * policy.expected_full_trainings(epochs, trials))
+    return policy.expected_epochs(epochs, trials) + further * (folds - 1) * epochs
 
 
 def _rounded(steps: int) -> int:

@@ -69,6 +69,7 @@ def space_for(
         sum(speed.validation for speed in speeds.values()) / len(speeds),
         kind=device.kind,
         at_once=device.trials,
+        cases=len(survey.dataset.cases),
     )
     text = write_space(survey, device, plan, speeds, schedule, hours)
     return parse_spec(text, source=source)
@@ -83,7 +84,7 @@ def _speed(name: str, survey: DataSurvey, device: Device, plan: Plan) -> Speed |
         "model_params": plan.networks[name],
         "patch_size": plan.patch.patch_size,
         "train_batch_size": plan.patch.batch_size,
-        "precision": device.precision,
+        "gpus": 0 if device.kind == "cpu" else 1,
     }
     config = ModelTrainingConfig(**{**survey.base_config().model_dump(), **values})
     if not device.here:

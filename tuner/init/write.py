@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -65,7 +66,7 @@ def _head(survey: DataSurvey, device: Device, hours: float) -> list[str]:
             f"{dataset.name}: {len(dataset.cases)} cases of {', '.join(dataset.channels)} "
             f"({dataset.modality}). A case has {shape} voxels of {spacing} mm (median; superior, "
             f"anterior, right) once it is prepared; of the voxels are {shares}.",
-            f"For {hours:g} hours on {device.described}.",
+            f"For {hours:g} {'hour' if hours == 1 else 'hours'} on {device.described}.",
             "Fields that are not here have the value of the network's recipe, see `tune fields`.",
         )
     )
@@ -105,11 +106,13 @@ def _config(
     if covers >= 1:
         lines += _line("window_overlap", 0.25, "most cases are one window")
     lines += _mirroring(survey)
-    lines += _line(
-        "val_fraction",
-        survey.split["val_fraction"],
-        f"{splits['val']} cases that trials are compared by, {splits['train']} for training",
-    )
+    lines += _line("scheduler", "wsd", "can be ended early, where a trial would be cut off else")
+    if schedule.folds == 1:
+        lines += _line(
+            "val_fraction",
+            survey.split["val_fraction"],
+            f"{splits['val']} cases that trials are compared by, {splits['train']} for training",
+        )
     lines += _line(
         "test_fraction",
         survey.split["test_fraction"],
@@ -117,7 +120,12 @@ def _config(
         if splits["test"]
         else "with so few cases none is kept apart",
     )
-    lines += _line("steps_per_epoch", schedule.steps, "then a validation, a fifth of the time")
+    seconds = _mean(speeds, "step") * schedule.steps
+    lines += _line(
+        "steps_per_epoch",
+        schedule.steps,
+        f"{seconds:.2g} s, then a validation of {_mean(speeds, 'validation'):.2g} s",
+    )
     lines += _line(
         "max_epochs",
         schedule.epochs,
@@ -130,7 +138,7 @@ def _config(
 def _speed_lines(plan: Plan, speeds: Mapping[str, Speed], device: Device) -> Iterator[str]:
     """What each network takes, as comments."""
     for name, speed in speeds.items():
-        how = "measured" if speed.measured else "estimated by nnU-Net's published times on an A100"
+        how = "measured" if speed.measured else "estimated: as nnU-Net on an A100"
         memory = f", {speed.memory / 1e9:.1f} GB" if speed.memory else ""
         yield from _wrapped(
             f"{name}: {speed.step:.2g} s a step{memory}, {speed.validation:.2g} s a validation "
@@ -167,12 +175,11 @@ def _space(survey: DataSurvey, plan: Plan) -> list[str]:
                     "",
                 )
     low, high = (1e-3, 5e-2) if len(with_sgd) == len(names) else (1e-4, 3e-2)
-    defaults = ", ".join(
-        f"{name} {RECIPES[name].optimizers[optimizers[name]]['learning_rate']:g}" for name in names
-    )
-    lines += _line(
-        "learning_rate", {"loguniform": [low, high]}, f"matters most; the recipes have {defaults}"
-    )
+    rates = {
+        name: f"{RECIPES[name].optimizers[optimizers[name]]['learning_rate']:g}" for name in names
+    }
+    usual = ", ".join(f"{name} {rate}" for name, rate in rates.items())
+    lines += _line("learning_rate", {"loguniform": [low, high]}, f"matters most; usual: {usual}")
     if with_sgd:
         momentum: dict[str, Any] = {"uniform": [0.9, 0.995]}
         if len(with_sgd) < len(names):
@@ -207,6 +214,7 @@ def _search(schedule: Schedule, hours: float) -> list[str]:
             schedule.trials,
             f"about {_duration(schedule.expected_hours)} in all, one of three training past a rung",
         ),
+        *_fold_lines(schedule),
         *_line("time_budget", f"{round(hours * 60)}m", "a limit: the study ends then in any case"),
         "",
         "policy:",
@@ -214,6 +222,11 @@ def _search(schedule: Schedule, hours: float) -> list[str]:
         *_line("grace_period", schedule.grace_period, f"trials are compared at epochs {rungs}"),
         *_line("reduction_factor", 3, "one of three goes on"),
     ]
+
+
+def _fold_lines(schedule: Schedule) -> Iterator[str]:
+    if schedule.folds > 1:
+        yield from _line("folds", schedule.folds, "with few cases one split would decide by chance")
 
 
 def _source(name: str) -> str:
@@ -239,7 +252,8 @@ def _line(key: str, value: Any, comment: str) -> Iterator[str]:
     if not comment:
         yield text
         return
-    beside = f"{text:<{COMMENT}}# {comment}"
+    # names of the data may have anything in them
+    beside = f"{text:<{COMMENT}}# {' '.join(comment.split())}"
     if len(text) < COMMENT and len(beside) <= WIDTH:
         yield beside
         return
@@ -252,6 +266,11 @@ def _wrapped(*paragraphs: str, indent: str = "") -> Iterator[str]:
     for paragraph in paragraphs:
         for line in textwrap.wrap(paragraph, WIDTH - len(indent) - 2, break_long_words=False):
             yield f"{indent}# {line}"
+
+
+def _mean(speeds: Mapping[str, Speed], what: str) -> float:
+    """The mean over networks of a figure of their speed."""
+    return fmean(getattr(speed, what) for speed in speeds.values())
 
 
 def _duration(hours: float) -> str:

@@ -139,9 +139,7 @@ class StudyView:
         """Tell how much fits into the time budget when it is first known, and how the end goes."""
         if self._forecast is None:
             return
-        text = self._forecast.ending()
-        if not self._told:
-            text = text or self._forecast.capacity()
+        text = self._forecast.ending() if self._told else self._forecast.capacity()
         if text and text != self._told and not self._console.quiet:
             self._told = text
             if self._picture is None:

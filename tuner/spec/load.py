@@ -76,6 +76,11 @@ def _text(path: Path) -> str:
         others = [str(other) for other in sorted(path.parent.glob("*.yaml"))]
         hint = suggestion(path, others) if others else ""
         raise SpecError(f"there is no search space {path}{hint}") from error
+    except IsADirectoryError as error:
+        raise SpecError(
+            f"{path} is a folder, not a search space: `tune init {path}` writes one for the data "
+            "in it"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SpecError(f"the search space {path} cannot be read: {reason}") from error

@@ -185,7 +185,7 @@ class SpecValues(BaseModel):
         model_name: Any = base.model_name
         if "model_name" in domains:
             model_name = domains["model_name"].nearest(given.get("model_name", model_name))
-        optimizer: Any = base.optimizer
+        optimizer: Any = self.trial_config({"model_name": model_name}).optimizer
         if "optimizer" in domains:
             usual = usual_optimizer(model_name)
             optimizer = domains["optimizer"].nearest(given.get("optimizer", usual))

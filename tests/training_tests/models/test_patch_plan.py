@@ -69,11 +69,13 @@ def test_a_batch_fills_the_memory_but_not_with_more_than_a_part_of_the_data() ->
     assert many.bytes <= 1e8 < many.bytes * (many.batch_size + 1) / many.batch_size + 1e6
 
 
-def test_a_limit_of_voxels_keeps_the_extent_cubic() -> None:
+def test_a_limit_of_voxels_keeps_the_shape_of_the_cases() -> None:
     config = ModelTrainingConfig(model_name="dynunet", model_params={"filters": [4] * 8})
-    plan = plan_patch(config, (100, 300, 300), (2.0, 1.0, 1.0), 1e12, largest=32 * 64 * 64)
-    assert math.prod(plan.patch_size) <= 32 * 64 * 64
+    plan = plan_patch(config, (50, 100, 100), (2.0, 1.0, 1.0), 1e12, largest=32 * 64 * 64)
     assert plan.patch_size == (32, 64, 64)
+    # a case that is small enough stays whole
+    whole = plan_patch(config, (36, 50, 35), (1.0, 1.0, 1.0), 1e12, largest=96_000)
+    assert whole.patch_size == (40, 56, 40)
 
 
 def test_no_memory_is_said() -> None:

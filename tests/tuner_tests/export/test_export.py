@@ -160,7 +160,7 @@ def test_a_confirmed_model_tells_the_values_that_it_was_trained_with(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, winner: str
 ) -> None:
     """Trials of a confirmation have numbers of their own, which the search may have as well."""
-    monkeypatch.setattr(study.record.entries[0], "values", {"learning_rate": 1e-2})
+    monkeypatch.setattr(study.record.entries[0], "values", {"learning_rate": 2e-2})
     spec = study.spec.model_copy(update={"confirm": ConfirmSettings(top=1, seeds=2)})
     confirmed = replace(study, spec=spec)
     chosen = sorted(candidates(confirmed), key=lambda one: not one.is_default)

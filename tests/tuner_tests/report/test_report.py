@@ -125,7 +125,7 @@ def test_the_end_of_a_time_budget_is_told_once(record: StudyRecord, spec: StudyS
     out = io.StringIO()
     add(record)
     study = Study(record.folder, spec, record)
-    forecast = Forecasts("", "", "no new ones", "no new ones")
+    forecast = Forecasts("", "no new ones", "no new ones")
     console = Console(file=out, width=200)
     with StudyView(study, TrialResources(1, 0, 1), None, console, forecast) as view:
         view.trial_started(0)

@@ -166,6 +166,23 @@ def test_a_better_trial_that_waits_ends_in_place_of_one_that_runs() -> None:
     assert study.policy.promote() == better
 
 
+def test_an_end_is_shortened_again_where_epochs_take_longer() -> None:
+    study = Planned()
+    number = study.trial(*[0.1] * 8)
+    study.record.shorten(number, 20, "the time ends")
+    study.record.running(number)
+    assert study.report(number, 0.5, left=11.01)[0] is Action.CONTINUE
+    action, reason = study.report(number, 0.5, left=5.01)
+    assert action is Action.PAUSE
+    assert "ends its schedule at epoch 15 instead of 20" in reason
+    assert study.policy.promote() == number
+    study.record.running(number)
+    # it comes down by now, and no shorter schedule is the one that it has followed
+    for left in (4.01, 3.01, 0.5):
+        assert study.report(number, 0.5, left=left)[0] is Action.CONTINUE
+    assert study.record.entries[number].ends_at == 15
+
+
 def test_an_open_schedule_ends_at_any_epoch() -> None:
     study = Planned("none")
     number = study.trial(*[0.1] * 11, paused=False)

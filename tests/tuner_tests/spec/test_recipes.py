@@ -120,6 +120,17 @@ space:
     assert plain.scheduler == ModelTrainingConfig().scheduler
 
 
+def test_the_first_trial_of_a_space_of_networks_has_the_optimizer_of_its_own() -> None:
+    text = """
+space:
+  model_name: {choice: [dynunet, segresnet]}
+  learning_rate: {loguniform: [1e-5, 1]}
+"""
+    spec = parse_spec(text, source="s")
+    assert spec.default_point() == {"model_name": "dynunet", "learning_rate": 0.01}
+    assert spec.trial_config(spec.default_point()).optimizer == "sgd"
+
+
 def test_the_recipe_is_that_of_the_optimizer_which_is_named() -> None:
     text = FEW.format(name="dynunet, optimizer: adamw")
     assert parse_spec(text, source="s").base_config().learning_rate == 1e-3

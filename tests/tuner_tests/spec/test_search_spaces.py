@@ -29,14 +29,21 @@ VARIED = {
 
 def test_the_files_are_there() -> None:
     names = [path.name for path in FILES]
-    assert names == ["dformer.yaml", "dformer_hippocampus.yaml", "dformer_liver.yaml"]
+    assert names == [
+        "dformer.yaml",
+        "dformer_hippocampus.yaml",
+        "dformer_liver.yaml",
+        "networks.yaml",
+    ]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_shipped_space_is_valid_and_covers_what_matters(path: Path) -> None:
     spec = load_spec(path)
     names = dict(spec.space.items())
-    assert set(names) >= VARIED
+    # each network has an optimizer and a schedule of its own, by its recipe
+    own = {"optimizer", "scheduler"} if "model_name" in names else set()
+    assert set(names) >= VARIED - own
     assert spec.rungs()
     assert spec.expected_epochs() < spec.search.num_trials * spec.max_epochs
     rng = random.Random(0)
@@ -51,6 +58,22 @@ def test_every_shipped_space_is_valid_and_covers_what_matters(path: Path) -> Non
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_shipped_space_says_how_to_run_it(path: Path) -> None:
     assert f"tune run search_spaces/{path.name}" in path.read_text()
+
+
+def test_each_network_of_the_space_of_networks_has_its_recipe_and_its_ranges() -> None:
+    spec = load_spec(FOLDER / "networks.yaml")
+    rng = random.Random(0)
+    optimizers, ranges = {}, {}
+    for _ in range(60):
+        values = spec.space.sample(rng)
+        name = values["model_name"]
+        optimizers[name] = spec.trial_config(values).optimizer
+        ranges[name] = {field for field in values if field.startswith("model_params.")}
+    sgd = {name for name, optimizer in optimizers.items() if optimizer == "sgd"}
+    assert sgd == {"resenc_unet", "dynunet"}
+    assert set(optimizers) == {"resenc_unet", "dynunet", "mednext", "segresnet", "dformer3d"}
+    assert all(ranges.values())
+    assert not ranges["mednext"] & ranges["dynunet"]
 
 
 PATCHES = """\

@@ -337,7 +337,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         SpecError, match=r"no search space .*livr\.yaml; did you mean .*liver\.yaml"
     ):
         load_spec(tmp_path / "livr.yaml")
-    with pytest.raises(SpecError, match="cannot be read"):
+    with pytest.raises(SpecError, match=r"is a folder, not a search space: `tune init .*` writes"):
         load_spec(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match="not UTF-8 text"):

@@ -55,8 +55,8 @@ class PlannedPolicy(Policy):
         """Decide as the policy does, and whether the trial must end its schedule now."""
         entry = self._record.entries[number]
         if entry.ends_at is not None:
-            # it was promised its end; should the estimate be wrong, the study's deadline remains
-            return GO_ON
+            # no rung stops it any more
+            return self._ended_sooner(entry, epoch) or GO_ON
         decision = self._deciding().judge(number, epoch)
         if decision.action is Action.STOP:
             return self._kept(entry, epoch, decision)
@@ -153,6 +153,17 @@ class PlannedPolicy(Policy):
                 f"{max(0.0, left):.0f} s are left",
             )
         return Decision(Action.PAUSE, self._end(entry))
+
+    def _ended_sooner(self, entry: TrialEntry, epoch: int) -> Decision | None:
+        """Shorten a schedule again, where epochs take longer than they did; None if it fits."""
+        plan = self._plan
+        ending, pace = plan.ending_after(entry, epoch), plan.pace(entry)
+        assert pace is not None
+        fits = epoch + plan.room(entry)
+        if (ending.planned - epoch) * pace <= plan.left or not ending.shortest <= fits:
+            # should it not fit at all, the study's deadline remains
+            return None
+        return Decision(Action.PAUSE, self._end(entry)) if fits < ending.planned else None
 
     def _better_waiting(self, entry: TrialEntry) -> TrialEntry | None:
         """The best trial that waits, if it is better than one that runs and can still end."""
