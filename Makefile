@@ -36,7 +36,7 @@ format: $(VENV)/installed-dev
 RESULTS := tests/benchmarks/results
 DATA_DIR ?= phantom
 
-bench: bench-model bench-data bench-metrics bench-search bench-overhead bench-start
+bench: bench-model bench-data bench-metrics bench-search bench-folds bench-overhead bench-start
 
 bench-%: $(VENV)/installed-dev
 	mkdir -p $(RESULTS)

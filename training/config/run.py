@@ -48,8 +48,8 @@ class RunFields(ConfigPart):
     """Overlap of neighbouring sliding windows, as a share of the window."""
 
     precision: Precision = Field(default="auto", json_schema_extra=NOT_SEARCHABLE)
-    """Arithmetic of the training: full, or mixed with fp16 or bf16; `auto` is 16-mixed on a GPU; on a
-    CPU bf16-mixed for convolutional networks if it has instructions for bf16, else 32-true."""
+    """Arithmetic of the training: full, or mixed with fp16 or bf16. `auto` is 16-mixed on a GPU; on
+    a CPU with instructions for bf16 it is bf16-mixed for convolutional networks, else 32-true."""
 
     gpus: Annotated[Int, Field(ge=0)] = Field(default=1, json_schema_extra=NOT_SEARCHABLE)
     """GPUs to train on; where there is none, as many processes on the CPU. 0 forces the CPU."""

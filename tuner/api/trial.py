@@ -11,7 +11,12 @@ import yaml
 from training.config import ModelTrainingConfig
 from tuner.report import numbers
 from tuner.study.config_files import config_file
-from tuner.study.files import BEST_FILE, METRICS_FILE, trial_folder
+from tuner.study.files import (
+    METRICS_FILE,
+    best_checkpoints,
+    fold_folder,
+    trial_folder,
+)
 
 if TYPE_CHECKING:
     from tuner.study.study import Study
@@ -63,18 +68,24 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """The best value of the study's metric; None if there is none yet."""
+        """The best value of the study's metric; None if there is none yet.
+
+        Of several folds, the mean over those that are finished, each with its best epoch.
+        """
         return self._best[1] if self._best else None
 
     @property
     def epoch(self) -> int | None:
-        """The epoch of the best score, from 1; None if there is none yet."""
+        """The epoch of the best score, from 1; None if there is none yet.
+
+        Of several folds it is the end of the last finished one, counted over all.
+        """
         return self._best[0] if self._best else None
 
     @property
     def epochs(self) -> int:
         """How many epochs were trained."""
-        return self._entry.epochs
+        return self._entry.epochs_trained
 
     @property
     def seconds(self) -> float:
@@ -90,27 +101,30 @@ class Trial:
     def history(self) -> list[dict[str, float]]:
         """All metrics by epoch: a dict an epoch, with `epoch`, `seconds` and every metric.
 
-        A metric that was not measured at an epoch is left out. `pandas.DataFrame(trial.history)`
+        Of several folds, each row has its `fold` and the epoch in it. A metric that was not
+        measured at an epoch is left out. `pandas.DataFrame(trial.history)`
         is a table of them.
         """
-        path = self.folder / METRICS_FILE
-        if not path.is_file():
+        paths = [
+            fold_folder(self.folder, fold) / METRICS_FILE for fold in range(self._study.spec.folds)
+        ]
+        if not paths[0].is_file():
             metric = self._study.spec.metric
             return [{"epoch": e, metric: s} for e, s in sorted(self._entry.scores.items())]
-        with path.open(newline="") as file:
-            return [
-                {
-                    name: int(cell) if name == "epoch" else float(cell)
-                    for name, cell in row.items()
-                    if cell
-                }
-                for row in csv.DictReader(file)
-            ]
+        if len(paths) == 1:
+            return _rows(paths[0])
+        return [
+            {"fold": fold, **row}
+            for fold, path in enumerate(paths)
+            if path.is_file()
+            for row in _rows(path)
+        ]
 
     @property
     def config(self) -> ModelTrainingConfig:
         """The whole config that the best epoch was trained with."""
-        path = config_file(self.folder, self.epoch or self.epochs + 1)
+        best = self._entry.best_of_fold(0, self._study.record.mode)
+        path = config_file(self.folder, best[0] if best else self._entry.epochs + 1)
         if path.is_file():
             return ModelTrainingConfig(**yaml.safe_load(path.read_text()))
         return self._study.spec.trial_config(self.params)
@@ -122,9 +136,21 @@ class Trial:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint of the best epoch; None where it was removed, or there is none yet."""
-        path = self.folder / BEST_FILE
-        return path if path.is_file() else None
+        """The checkpoint of the best epoch; None where it was removed, or there is none yet.
+
+        Of several folds it is that of the first.
+        """
+        return self.checkpoints.get(0)
+
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """The best checkpoint of each fold, by fold from 0, of those that are there."""
+        return best_checkpoints(self._study.folder, self.number, self._study.spec.folds)
+
+    @property
+    def fold_scores(self) -> list[float]:
+        """The best score of each finished fold; `[]` in a study without folds."""
+        return self._entry.fold_scores(self._study.record.mode)
 
     @property
     def lineage(self) -> list[Exploit]:
@@ -137,3 +163,16 @@ class Trial:
             epoch, best = self._best
             score = f"{self._study.spec.metric} {numbers.score(best)} at epoch {epoch}"
         return f"<Trial {self.number}: {self.state}, {score}>"
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.csv`."""
+    with path.open(newline="") as file:
+        return [
+            {
+                name: int(cell) if name == "epoch" else float(cell)
+                for name, cell in row.items()
+                if cell
+            }
+            for row in csv.DictReader(file)
+        ]

@@ -71,7 +71,7 @@ def confirm_study(
         return
     trials = len(record.entries) + len(missing(confirmation, chosen))
     # what is confirmed is given, so no grid has an end
-    given = {"searcher": "random", "num_trials": trials, "time_budget": None}
+    given = {"searcher": "random", "num_trials": trials, "time_budget": None, "folds": 1}
     search = data.spec.search.model_copy(update=given)
     shown = replace(confirmation, spec=data.spec.model_copy(update={"search": search}))
     view = StudyView(shown, resources, dashboard, console)

@@ -125,8 +125,12 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
 
 
 def _time_plan(study: Study, resources: TrialResources, stopper: StudyStopper) -> TimePlan | None:
-    """The plan of a study with a time budget; trials of a population end together."""
-    if study.spec.search.time_budget is None or study.spec.population:
+    """The plan of a study with a time budget.
+
+    Trials of a population end together; with several folds, the best trial has all of them early.
+    """
+    spec = study.spec
+    if spec.search.time_budget is None or spec.population or spec.folds > 1:
         return None
     return TimePlan.of(study, resources.max_concurrent, lambda: stopper.seconds_left)
 

@@ -148,6 +148,7 @@ def _export(
     tell: Tell,
 ) -> Exported:
     entry = chosen.entry
+    # of several folds that of the first: none is better than another by cases that differ
     best = entry.best_of_fold(0, study.record.mode)
     if best is None or not (trial_folder(chosen.folder, entry.number) / BEST_FILE).is_file():
         raise ExportError(
@@ -179,7 +180,7 @@ def _export(
         if gain is not None:
             choice.lines.append(gain.describe())
             choice.document["against_default"] = gain.to_json()
-        metrics = {**(choice.metrics or entry.metrics), **tested.metrics}
+        metrics = {**(choice.metrics or entry.metrics_of_fold(0)), **tested.metrics}
         manifest = Manifest(
             labels=data.labels,
             channels=data.channels,

@@ -54,11 +54,16 @@ def trial_document(entry: TrialEntry, mode: str) -> dict[str, Any]:
         "reason": entry.reason,
         "score": best[1] if best else None,
         "epoch": best[0] if best else None,
-        "epochs": entry.epochs,
+        "epochs": entry.epochs_trained,
+        **({} if entry.fold_epochs is None else {"folds": _fold_scores(entry, mode)}),
         "seconds": round(entry.seconds, 1),
         "params": entry.best_values(mode),
         "metrics": {name: _finite(number) for name, number in entry.metrics.items()},
     }
+
+
+def _fold_scores(entry: TrialEntry, mode: str) -> list[float | None]:
+    return [_finite(score) for score in entry.fold_scores(mode)]
 
 
 def _finite(number: float) -> float | None:

@@ -47,11 +47,11 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
     name, record, spec = study.name, study.record, study.spec
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     spent = epochs_spent(entries)
-    full = max(1, len(entries) * spec.max_epochs)
+    full = max(1, len(entries) * spec.full_epochs)
     best = record.best()
     score = best.best(record.mode) if best else None
     figures = [
-        (f"best {spec.metric}", numbers.score(score[1]) if score else "none"),
+        (f"best {spec.metric}", (best_score(best, record.mode) if best else "") or "none"),
         ("best trial", f"{best.number}{_running(best)}" if best else "none"),
         ("trials", str(len(entries))),
         ("epochs spent", f"{spent} of {full} ({numbers.share(spent, full)})"),

@@ -58,6 +58,7 @@ class StudyView:
         self._record = study.record
         self._spec = study.spec
         self._max_epochs = study.spec.max_epochs
+        self._folds = study.spec.folds
         self._num_trials = planned_trials(study.spec)
         self._resources = resources
         self._dashboard = dashboard
@@ -76,9 +77,11 @@ class StudyView:
         dashboard = f"http://{self._dashboard}" if self._dashboard else "of the joined cluster"
         self._console.print(f"study          {self._study.folder}", markup=False)
         self._console.print(f"Ray dashboard  {dashboard}")
+        on = f" on each of {self._folds} folds" if self._folds > 1 else ""
         self._console.print(
             f"trials         {self._num_trials} of up to {self._max_epochs} "
-            f"epochs, {share.max_concurrent} at once, {share.cpu:g} CPU and {share.gpu:g} GPU each"
+            f"epochs{on}, {share.max_concurrent} at once, "
+            f"{share.cpu:g} CPU and {share.gpu:g} GPU each"
         )
         self._picture = open_picture(self._console)
         return self
@@ -112,7 +115,7 @@ class StudyView:
         """
         if epoch > self._replayed.get(number, 0):
             entry = self._record.entries[number]
-            self._line(entry, f"epoch {epoch}/{entry.ends_at or self._max_epochs}  {outcome}")
+            self._line(entry, f"epoch {self._progress(entry, epoch)}  {outcome}")
             self._tell_forecast()
 
     def trial_noted(self, number: int, note: str) -> None:
@@ -153,7 +156,7 @@ class StudyView:
     def _panel(self) -> Panel:
         record, spec = self._record, self._spec
         spent = epochs_spent(record.entries.values())
-        full = self._num_trials * self._max_epochs
+        full = self._num_trials * self._spec.full_epochs
         lines = [
             "trials  " + state_counts(self._study),
             "best    " + best_line(self._study),
@@ -180,17 +183,23 @@ class StudyView:
         last = entry.scores.get(entry.epochs)
         return [
             str(entry.number),
-            f"{entry.epochs}/{entry.ends_at or self._max_epochs}",
+            self._progress(entry, entry.epochs),
             "" if last is None else numbers.score(last),
             numbers.values(entry.trained_values),
         ]
+
+    def _progress(self, entry: TrialEntry, epoch: int) -> str:
+        """An epoch of a trial, of how many."""
+        return numbers.progress(epoch, entry.ends_at or self._max_epochs, self._folds)
 
     def _time_left(self, spent: int) -> str:
         """An estimate from the epochs so far and the expected savings of early stopping."""
         trained = spent - self._epochs_before
         if not trained:
             return "time left not known yet"
-        ended = [entry.epochs for entry in self._record.entries.values() if entry.state.finished]
+        ended = [
+            entry.epochs_trained for entry in self._record.entries.values() if entry.state.finished
+        ]
         per_trial = (
             sum(ended) / len(ended)
             if ended

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,6 +54,49 @@ def p_value(value: float) -> str:
         '0.012'
     """
     return f"{value:.2g}"
+
+
+def progress(epoch: int, max_epochs: int, folds: int = 1) -> str:
+    """How far a trial has come.
+
+    Args:
+        epoch: The epoch that it trained last, counted over all folds.
+        max_epochs: Epochs of a full training.
+        folds: How many folds it trains on.
+
+    Example:
+        >>> progress(12, 27), progress(39, 27, 3)
+        ('12/27', '12/27 of fold 2/3')
+    """
+    if folds == 1:
+        return f"{epoch}/{max_epochs}"
+    fold, before = divmod(max(epoch, 1) - 1, max_epochs)
+    own = before + 1 if epoch else 0
+    return f"{own}/{max_epochs} of fold {fold + 1}/{folds}"
+
+
+def mean_of_folds(scores: Sequence[float]) -> str:
+    """Mean of the folds' scores, with their standard deviation where there are several.
+
+    Example:
+        >>> mean_of_folds([0.8, 0.7, 0.75]), mean_of_folds([0.8])
+        ('0.7500 ± 0.0500', '0.8000')
+    """
+    known = [each for each in scores if math.isfinite(each)]
+    if not known:
+        return ""
+    spread = f" ± {score(statistics.stdev(known))}" if len(known) > 1 else ""
+    return f"{score(statistics.mean(known))}{spread}"
+
+
+def number_of(count: int, thing: str) -> str:
+    """How many things, in words.
+
+    Example:
+        >>> number_of(1, "fold"), number_of(3, "fold")
+        ('1 fold', '3 folds')
+    """
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def share(part: float, whole: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,11 @@ def results_table(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
     shown = shown_values(entries, spec)
     rows = [_row(entry, spec.mode, values) for entry, values in zip(entries, shown, strict=True)]
     columns = list(_FACTS)
+    if spec.folds > 1:
+        columns += _FOLD_FACTS
+        for row, entry in zip(rows, entries, strict=True):
+            row["folds"] = entry.finished_folds
+            row["fold_values"] = json.dumps(_defined(entry.fold_scores(spec.mode)))
     if spec.further_metrics:
         columns.append("on_front")
         front = {entry.number for entry in pareto_front(entries, spec.objectives)}
@@ -45,6 +51,11 @@ def results_table(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
     columns += params(dict.fromkeys(value_names(entries, spec)))
     columns += metrics(dict.fromkeys(sorted({name for e in entries for name in e.metrics})))
     return columns, rows
+
+
+def _defined(scores: Iterable[float]) -> list[float | None]:
+    """Scores as JSON has them: null for one that is not defined."""
+    return [score if math.isfinite(score) else None for score in scores]
 
 
 def value_names(entries: Iterable[TrialEntry], spec: StudySpec) -> list[str]:
@@ -96,6 +107,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
     write_durably(path, text.getvalue())
 
 
+_FOLD_FACTS = ("folds", "fold_values")
+
 _FACTS = ("trial", "state", "reason", "epochs", "best_epoch", "value", "seconds")
 
 
@@ -105,7 +118,7 @@ def _row(entry: TrialEntry, mode: str, values: Mapping[str, Any]) -> dict[str, A
         "trial": entry.number,
         "state": entry.state.value,
         "reason": entry.reason,
-        "epochs": entry.epochs,
+        "epochs": entry.epochs_trained,
         # without a score the cells are missing, in a data frame too
         **({"best_epoch": best[0], "value": best[1]} if best else {}),
         "seconds": round(entry.seconds, 1),

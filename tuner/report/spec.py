@@ -24,7 +24,7 @@ def print_spec(console: Console, spec: StudySpec) -> None:
     console.print(table)
     console.print()
     trials = _planned(spec)
-    full = trials * spec.max_epochs
+    full = trials * spec.full_epochs
     console.print(
         f"search    {spec.search.searcher}, {spec.search.num_trials} trials, "
         f"seed {spec.search.seed}",
@@ -35,14 +35,22 @@ def print_spec(console: Console, spec: StudySpec) -> None:
     decides = spec.policy.describe(spec.max_epochs)
     if decides:
         console.print(f"policy    {spec.policy.name}: {decides}", markup=False)
-    if not spec.rungs():
+    if spec.folds > 1:
+        race = (
+            "a trial that is behind beyond doubt gets no further one"
+            if spec.search.race
+            else ("each trial that ends the first one gets all")
+        )
+        console.print(f"folds     {spec.folds}: {race}")
+    if not spec.rungs() and not (spec.folds > 1 and spec.search.race):
         most = "at most " if spec.policy.stops_trials else ""
-        console.print(f"budget    {most}{full} epochs: every trial trains {most}{spec.max_epochs}")
+        console.print(f"budget    {most}{full} epochs: every trial trains {most}{spec.full_epochs}")
         return
+    on_all = " on every fold" if spec.folds > 1 else ""
     expected = spec.expected_epochs() * trials / spec.search.num_trials
     console.print(
         f"budget    about {expected:.0f} epochs; training every trial to epoch "
-        f"{spec.max_epochs} would take {full} ({numbers.times(full, expected)})"
+        f"{spec.max_epochs}{on_all} would take {full} ({numbers.times(full, expected)})"
     )
 
 

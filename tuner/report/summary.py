@@ -95,7 +95,7 @@ def print_summary(
         console.print(line, markup=False)
     console.print(trials_table(entries if shown is None else shown, spec.metric, record.mode))
     spent = epochs_spent(entries)
-    full = len(entries) * spec.max_epochs
+    full = len(entries) * spec.full_epochs
     console.print()
     console.print("trials  " + state_counts(study))
     if full:

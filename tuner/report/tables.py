@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 from rich.text import Text
 
-from tuner.report.numbers import decimals, duration, metric, score
+from tuner.report.numbers import decimals, duration, mean_of_folds, metric, number_of, score
 from tuner.report.states import STYLES
 from tuner.spec.grid import planned_trials
 from tuner.study.commands import shown_name
@@ -92,9 +92,12 @@ def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table
 
 
 def best_score(entry: TrialEntry, mode: str) -> str:
-    """The best score of a trial, "" without one."""
-    best = entry.best(mode)
-    return "" if best is None else score(best[1])
+    """The best score of a trial, "" without one; of several folds their mean."""
+    if not entry.finished_folds:
+        best = entry.best(mode)
+        return "" if best is None else score(best[1])
+    scores = entry.fold_scores(mode)
+    return f"{mean_of_folds(scores)} ({number_of(len(scores), 'fold')})"
 
 
 def studies_table(studies: Iterable[Study]) -> Table:
@@ -130,6 +133,10 @@ def best_line(study: Study) -> str:
     if entry is None or (best := entry.best(study.record.mode)) is None:
         return "none yet"
     running = ", still running" if entry.state is TrialState.RUNNING else ""
+    if entry.finished_folds:
+        scores = entry.fold_scores(study.record.mode)
+        where = f"trial {entry.number}, mean of {number_of(len(scores), 'fold')}{running}"
+        return f"{study.spec.metric} {mean_of_folds(scores)} ({where})"
     where = f"trial {entry.number}, epoch {best[0]}{running}"
     return f"{study.spec.metric} {score(best[1])} ({where})"
 

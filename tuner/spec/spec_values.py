@@ -35,7 +35,7 @@ FORMAT = 2
 """Format of a search space. In 1, of earlier versions, a field that a study did not name had the
 default of then (`DEFAULTS_OF_FORMAT_1`); in 2 it has the value of the network's recipe."""
 
-RACED_SHARE = 0.3
+RACED_SHARE = 0.2
 """Share of the further folds of trials that a race trains, about; see `bench_folds.py`."""
 
 

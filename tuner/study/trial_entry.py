@@ -211,6 +211,13 @@ class TrialEntry:
         found = (self.best_of_fold(fold, mode) for fold in range(self.finished_folds))
         return [math.nan if best is None else best[1] for best in found]
 
+    def metrics_of_fold(self, fold: int) -> dict[str, float]:
+        """All metrics of a fold's best epoch; those of the best epoch where there is one fold."""
+        if self.fold_epochs is None:
+            return self.metrics
+        by_fold: dict[str, dict[str, float]] = self.notes.get(FOLD_METRICS, {})
+        return by_fold.get(str(fold), {})
+
     def score_at(self, epoch: int, mode: str) -> float:
         """The score that a trial has when it is compared after an epoch; NaN for none.
 

@@ -14,8 +14,11 @@ from trial_messages import epoch_result, ray_trial
 from tuner.driver.callbacks import ViewCallback
 from tuner.driver.scheduler import RecordScheduler
 from tuner.errors import ExportError
+from tuner.report.documents import trial_document
 from tuner.report.files import write_results
 from tuner.report.live import StudyView
+from tuner.report.results_table import results_table
+from tuner.report.spec import print_spec
 from tuner.report.summary import print_summary
 from tuner.report.tables import studies_table
 from tuner.search.policies import Policy
@@ -207,3 +210,43 @@ def test_a_grid_that_is_spent_is_the_end_of_its_study(tmp_path: Path) -> None:
     assert is_finished(Study(tmp_path, spec, record))
     assert "to come" not in shown
     assert "tune resume" not in shown
+
+
+def test_folds_are_shown_as_their_mean(tmp_path: Path) -> None:
+    """Of a trial with two of three folds, and of one that is in the middle of its second."""
+    spec = parse_spec(SPACE.replace("num_trials: 3", "num_trials: 3, folds: 3"), source="s.yaml")
+    record = StudyRecord(tmp_path, spec.space, spec.mode, fold_epochs=spec.fold_epochs)
+    add(record, *[0.5] * 5, *[0.7] * 5)
+    record.finish(0, TrialState.STOPPED, "by the race")
+    add(record, *[0.4] * 5, 0.9, 0.9)
+    study = Study(tmp_path, spec, record)
+    shown = summary(record, spec)
+    assert "0.6000 ± 0.1414 (2 folds)" in shown
+    assert "0.4000 (1 fold)" in shown
+    assert "best    val_dice 0.6000 ± 0.1414 (trial 0, mean of 2 folds)" in shown
+    assert "epochs  17; training all 2 trials to the end would take 30" in shown
+    assert "0.6000 ± 0.1414 (2 folds)" in (tmp_path / "report.html").read_text()
+    first, second = (trial_document(entry, "max") for entry in record.entries.values())
+    assert (first["score"], first["folds"], first["epochs"]) == (pytest.approx(0.6), [0.5, 0.7], 10)
+    assert (second["score"], second["folds"], second["epochs"]) == (0.4, [0.4], 7)
+    columns, rows = results_table(study)
+    assert columns[7:9] == ["folds", "fold_values"]
+    assert [(row["folds"], row["fold_values"]) for row in rows] == [(2, "[0.5, 0.7]"), (1, "[0.4]")]
+    out = io.StringIO()
+    view = StudyView(study, TrialResources(1, 0, 1), None, Console(file=out, width=200))
+    with view:
+        view.trial_started(1)
+        record.report(1, 8, 0.9, {"val_dice": 0.9}, 1.0)
+        view.epoch_ended(1, 8, "val_dice 0.9000")
+    assert "3 of up to 5 epochs on each of 3 folds" in out.getvalue()
+    assert "epoch 3/5 of fold 2/3  val_dice 0.9000" in out.getvalue()
+
+
+def test_a_valid_spec_with_folds_says_what_they_cost() -> None:
+    spec = parse_spec(SPACE.replace("num_trials: 3", "num_trials: 10, folds: 3"), source="s.yaml")
+    out = io.StringIO()
+    print_spec(Console(file=out, width=200), spec)
+    assert "folds     3: a trial that is behind beyond doubt gets no further one" in out.getvalue()
+    # all train the first fold, and two in ten the two others
+    budget = "about 70 epochs; training every trial to epoch 5 on every fold would take 150"
+    assert budget in out.getvalue()

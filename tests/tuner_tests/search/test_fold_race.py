@@ -12,10 +12,11 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from tuner.errors import SpecError
-from tuner.search.policies import Action, FoldRace, Policy, build_policy
+from tuner.search.policies import Action, FoldRace, Hyperband, Policy, build_policy
 from tuner.search.policies.fold_race import PairedNoise, chance_ahead, paired_noise
 from tuner.search.searchers.ranks import ranks_by_rung
 from tuner.search.searchers.view import SearchView
+from tuner.spec.brackets import Bracket
 from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialState, epochs_spent
@@ -78,8 +79,7 @@ def race_of(record: StudyRecord, planned: int = TRIALS) -> FoldRace:
     return FoldRace(record, Policy(record), FOLDS, planned)
 
 
-@pytest.mark.parametrize("race", [True, False])
-@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize(("mode", "race"), [("max", True), ("min", True), ("max", False)])
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_a_study_comes_to_its_end_and_its_winner_has_every_fold(
     policy: Any, mode: str, race: bool
@@ -118,7 +118,7 @@ def test_a_race_chooses_what_all_folds_would_have_chosen_for_fewer_epochs() -> N
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_a_study_that_is_cut_off_anywhere_decides_alike(policy: Any, tmp_path: Path) -> None:
     """Reopened from the disk every few epochs, with a policy of its own each time."""
-    spec = spec_of(policy, num_trials=6)
+    spec = spec_of(policy, num_trials=5)
     traces = []
     for steps in (10_000, 7):
         folder, trace = tmp_path / str(steps), []
@@ -129,7 +129,7 @@ def test_a_study_that_is_cut_off_anywhere_decides_alike(policy: Any, tmp_path: P
                 record,
                 build_policy(record, spec),
                 curve,
-                trials=6,
+                trials=5,
                 workers=1,
                 epochs=spec.full_epochs,
                 steps=steps,
@@ -298,6 +298,19 @@ def test_folds_that_ended_early_cost_what_they_trained() -> None:
         report_to_record(record, Policy(record), number, epoch, 0.5)
     assert record.entries[number].finished_folds == 2
     assert epochs_spent(record.entries.values()) == 5
+
+
+def test_a_round_of_hyperband_does_not_wait_for_a_fold_that_ended_early() -> None:
+    record = record_of(spec_of("hyperband"))
+    policy = Hyperband(record, [Bracket(3, (3, EPOCHS))], 3, planned=3)
+    numbers = [record.propose({"learning_rate": 1e-3}, "test").number for _ in range(3)]
+    for number, epochs in zip(numbers, [(1, 2, 3), (1, 2, EPOCHS), (1, 2)], strict=True):
+        for epoch in epochs:
+            record.report(number, epoch, 0.5, {}, 1.0)
+    record.pause(0, "test")
+    assert report_to_record(record, policy, 2, 3, 0.6) == "goes on"
+    assert policy.promote() is None
+    assert record.entries[0].state is TrialState.STOPPED
 
 
 @pytest.mark.parametrize(

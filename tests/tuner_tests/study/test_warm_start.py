@@ -139,6 +139,18 @@ def test_of_a_trial_that_took_over_another_its_own_epochs_are_kept() -> None:
     assert [trial["state"] for trial in kept] == ["completed", "stopped"]
 
 
+def test_of_several_folds_the_scores_of_the_first_are_kept() -> None:
+    spec = spec_of()
+    record = StudyRecord(Path("memory"), spec.space, "max", InMemoryStorage(), fold_epochs=2)
+    record.propose(ADAM, "test")
+    for epoch in (1, 2, 3, 4):
+        record.report(0, epoch, 0.1 * epoch, {}, 1.0)
+    record.finish(0, TrialState.COMPLETED, "")
+    ((trial,), _) = import_trials(Study(Path("old"), spec, record), spec)
+    assert trial["scores"] == {"1": 0.1, "2": 0.2}
+    assert trial["state"] == "completed"
+
+
 def searcher_of(folder: Path, spec: StudySpec) -> tuple[RecordSearcher, StudyRecord]:
     record = StudyRecord(folder, spec.space, "max")
     return build_searcher(Study(record.folder, spec, record), Policy(record)), record

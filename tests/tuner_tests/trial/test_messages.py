@@ -36,11 +36,12 @@ def through_tune(message: dict[str, Any]) -> dict[str, Any]:
         st.one_of(numbers, texts, st.lists(st.integers()), st.none()),
     ),
     st.none() | st.builds(Snapshot, st.integers(0, 99), st.integers(1, 99)),
+    st.integers(0, 9),
 )
 def test_a_request_comes_through_as_it_was(
-    number: int, values: dict[str, Any], exploits: Snapshot | None
+    number: int, values: dict[str, Any], exploits: Snapshot | None, fold: int
 ) -> None:
-    request = TrialRequest(number, values, exploits)
+    request = TrialRequest(number, values, exploits, fold)
     assert TrialRequest.from_ray(through_tune(request.to_ray())) == request
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from tuner.search.policies.policy import GO_ON, Action, Decision, Policy
-from tuner.study.trial_entry import TrialState, sign_of
+from tuner.study.trial_entry import TrialState
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -117,6 +117,7 @@ class FoldRace(Policy):
         self._folds = folds
         self._planned = planned
         self._race = race
+        self._fold_scores: dict[int, list[float]] = {}
 
     def judge(self, number: int, epoch: int) -> Decision:
         """Ask the other policy within the first fold; race where a fold ends."""
@@ -152,6 +153,14 @@ class FoldRace(Policy):
             promoted = self._likeliest(waiting)
         return self._unfinished_winner() if promoted is None and last else promoted
 
+    def may_start(self) -> bool:
+        """Whether the other policy lets a new trial start."""
+        return self._first.may_start()
+
+    def keeps_paused(self) -> bool:
+        """Whether the other policy keeps trials paused."""
+        return self._first.keeps_paused()
+
     def never_promoted(self, number: int) -> str:
         """Why a trial that is still paused got no further fold."""
         entry = self._record.entries[number]
@@ -182,36 +191,47 @@ class FoldRace(Policy):
         return [entry for entry in paused if entry.finished_folds]
 
     def _best_beside(self, number: int) -> TrialEntry | None:
-        """The best other trial that has as many folds or more; of those with most folds."""
+        """The best other trial, of those with most folds; None if none has as many as this one."""
         needed = self._record.entries[number].finished_folds
         ranked = [
-            (standing, -other.number, other)
-            for other in self._record.entries.values()
-            if other.number != number
-            and other.finished_folds >= needed
+            (entry.finished_folds, self._mean(entry), -entry.number)
+            for entry in self._came()
+            if entry.number != number
+            and entry.finished_folds >= needed
             # one that lost its race cannot hold back those that may still win
-            and (other.state is TrialState.COMPLETED or not other.state.finished)
-            and (standing := other.standing(self._record.mode)) is not None
+            and (entry.state is TrialState.COMPLETED or not entry.state.finished)
+            and math.isfinite(self._mean(entry))
         ]
-        return max(ranked)[2] if ranked else None
+        return self._record.entries[-max(ranked)[2]] if ranked else None
+
+    def _came(self) -> list[TrialEntry]:
+        """Trials that have finished a fold."""
+        return [self._record.entries[n] for n in self._record.scores_at(self._fold_epochs)]
+
+    def _scores(self, entry: TrialEntry) -> list[float]:
+        """Score of each finished fold, greater is better; they do not change any more."""
+        known = self._fold_scores.get(entry.number, [])
+        if len(known) != entry.finished_folds:
+            known = [self._sign * score for score in entry.fold_scores(self._record.mode)]
+            self._fold_scores[entry.number] = known
+        return known
+
+    def _mean(self, entry: TrialEntry) -> float:
+        """Mean over the folds whose score is defined; NaN for none."""
+        return _mean([score for score in self._scores(entry) if math.isfinite(score)])
 
     def _gap(self, number: int, best: TrialEntry) -> float:
         """Mean difference to another trial on the shared folds; NaN for none."""
-        mode = self._record.mode
-        own = self._record.entries[number].fold_scores(mode)
-        other = best.fold_scores(mode)
+        own, other = self._scores(self._record.entries[number]), self._scores(best)
         gaps = [one - two for one, two in zip(own, other, strict=False)]
-        defined = [gap for gap in gaps if math.isfinite(gap)]
-        return sign_of(mode) * math.fsum(defined) / len(defined) if defined else math.nan
+        return _mean([gap for gap in gaps if math.isfinite(gap)])
 
     def _gap_to_best(self, number: int) -> float:
         best = self._best_beside(number)
         return math.inf if best is None else self._gap(number, best)
 
     def _noise(self) -> PairedNoise:
-        mode = self._record.mode
-        entries = self._record.entries.values()
-        return paired_noise([entry.fold_scores(mode) for entry in entries if entry.finished_folds])
+        return paired_noise([self._scores(entry) for entry in self._came()])
 
     def _chance(self, number: int, best: TrialEntry, noise: PairedNoise) -> float:
         shared = self._record.entries[number].finished_folds
@@ -223,3 +243,7 @@ class FoldRace(Policy):
         on = "the fold" if shared == 1 else f"the {shared} folds"
         where = "ahead of" if gap > 0 else "behind"
         return f"{abs(gap):.4g} {where} trial {best.number} on {on} that both have"
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return math.fsum(scores) / len(scores) if scores else math.nan
