@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.bundle.case_prediction import Tell
-from training.bundle.member import Member, label_map_of, load_checkpoint, mean_probabilities
+from training.bundle.member import Member, label_map_of, load_checkpoint, preprocessed_label_map_of
 from training.bundle.postprocessing import Postprocessing
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, Preprocessing, RawCase
 from training.data.raw.volume import read_label
 from training.errors import DatasetError
 from training.lightning_module import SegmentationLightningModule
-from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
+from training.metrics import SegmentationMetrics, SurfaceMetrics
 from training.metrics.own import measure
 from training.registry import is_plugin
 from training.trainer import choose_devices
@@ -139,11 +139,10 @@ def on_preprocessed_grid(
     """
     for case in dataset.splits[split]:
         image = torch.from_numpy(np.array(dataset.image(case)))
-        probabilities = mean_probabilities(members, image, tell)
         target = task_target(np.array(dataset.label(case)), members[0].config)
-        prediction = predict_labels(probabilities[None])[0].cpu().numpy()
-        prediction = postprocessing.apply(prediction, dataset.spacing)
-        yield PredictedCase(case, torch.from_numpy(prediction), target, dataset.spacing)
+        predicted = preprocessed_label_map_of(members, image, tell)
+        prediction = torch.from_numpy(postprocessing.apply(predicted, dataset.spacing))
+        yield PredictedCase(case, prediction, target, dataset.spacing)
 
 
 def mean_scores(

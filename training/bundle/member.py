@@ -28,9 +28,11 @@ from training.checkpoints import read_checkpoint
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
 from training.data.prepared.preprocessing import PreprocessedCase
+from training.data.raw.volume import label_dtype
 from training.errors import BundleError, CheckpointError, PluginError
 from training.inference import whole_case
 from training.lightning_module import SegmentationLightningModule
+from training.metrics import predict_labels
 from training.models import build_model
 from training.registry import is_plugin
 
@@ -122,6 +124,24 @@ def label_map_of(
     def predict(blend_device: torch.device | None) -> NDArray[np.unsignedinteger[Any]]:
         slabs = (slab.cpu() for slab in _mean_slabs(members, image, blend_device))
         return preprocessing.invert_slabs(slabs, image.shape[1], case.info, stored)
+
+    with _on_their_devices(members):
+        return within_memory([member.module for member in members], predict, tell)
+
+
+def preprocessed_label_map_of(
+    members: Sequence[Member],
+    image: Float[Tensor, "c d h w"],
+    tell: Tell = lambda line: None,
+) -> UInt[np.ndarray, "d h w"]:
+    """The members' label map of one preprocessed case on its own grid, as `label_map_of`."""
+
+    def predict(blend_device: torch.device | None) -> NDArray[np.unsignedinteger[Any]]:
+        slabs = _mean_slabs(members, image, blend_device)
+        # a byte or two for each voxel, not eight, and never all probabilities
+        kind = label_dtype(members[0].config.num_classes)
+        planes = [predict_labels(slab[None])[0].cpu().numpy().astype(kind) for slab in slabs]
+        return np.concatenate(planes)
 
     with _on_their_devices(members):
         return within_memory([member.module for member in members], predict, tell)
