@@ -341,4 +341,5 @@ def _metrics(
 
 
 def _told(cases: ValidationCases, candidate: Candidate) -> str:
-    return f"{candidate.name} predicts the {len(cases)} validation cases"
+    shown = "the validation case" if len(cases) == 1 else f"the {len(cases)} validation cases"
+    return f"{candidate.name} predicts {shown}"
