@@ -184,7 +184,8 @@ def test_the_winner_is_exported_and_predicts_nifti(
     study: Study, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--studies-dir", str(study.folder.parent)]
-    assert main(["export", "tiny", "-o", str(tmp_path / "bundle"), *where]) == 0
+    alone = ["--ensemble", "1", "--no-mirroring", "--no-postprocessing"]
+    assert main(["export", "tiny", "-o", str(tmp_path / "bundle"), *alone, *where]) == 0
     shown = capsys.readouterr().out
     assert "as the trial's model does" in shown
     manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text())

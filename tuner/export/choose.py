@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.bundle.case_scores import NOTHING, PredictedCase, mean_scores
+from training.bundle.case_scores import PredictedCase, mean_scores
 from training.bundle.member import load_checkpoint
-from training.bundle.postprocessing import Postprocessing
 from training.data.patches.mirroring import trained_mirror_axes
 from training.errors import BundleError
 from tuner.errors import ExportError
+from tuner.export.choice import (
+    Choice,
+    ChosenMember,
+    gain_document,
+    gain_text,
+    mirroring_text,
+)
 from tuner.export.measure import Measure
 from tuner.export.postprocessing import label_maps, nested_postprocessing
 from tuner.export.predictions import Predicted, ValidationCases, mean_predictions, validation_cases
 from tuner.export.scratch import Scratch
 from tuner.export.selection import Limits, SelectionCases, nested_gains, select
-from tuner.study.statistics import Interval, paired_interval
+from tuner.study.statistics import paired_interval
 
 if TYPE_CHECKING:
-    from training.config import ModelTrainingConfig
     from tuner.export.candidates import Candidate
     from tuner.export.data import ExportData
     from tuner.spec.settings import ExportSettings
@@ -33,52 +37,6 @@ if TYPE_CHECKING:
 GOOD_ENOUGH = 0.5
 """Least score of a member, as a share of the winner's. A weaker one that seems to help has mostly
 been lucky with a few validation cases."""
-
-AXES = ("depth", "height", "width")
-
-
-@dataclass(frozen=True)
-class ChosenMember:
-    """A network of what is exported.
-
-    Attributes:
-        name: Whose it is, in words.
-        config: The config that it was trained with.
-        checkpoint: Its weights.
-        weight: Its share of the mean of probabilities.
-        mirror_axes: Axes that images are mirrored along.
-    """
-
-    name: str
-    config: ModelTrainingConfig
-    checkpoint: Path
-    weight: float
-    mirror_axes: tuple[int, ...]
-
-
-@dataclass
-class Choice:
-    """What is exported, and why.
-
-    Attributes:
-        members: The networks, the one with the largest weight first.
-        postprocessing: What is done to label maps.
-        lines: What was chosen and why, in words.
-        document: The same for `bundle.json`.
-        metrics: Validation metrics `val_*` of what is exported; {} where these are the winner's.
-    """
-
-    members: list[ChosenMember]
-    postprocessing: Postprocessing = NOTHING
-    lines: list[str] = field(default_factory=list)
-    document: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is the winner as it was trained and judged."""
-        alone = len(self.members) == 1 and not self.members[0].mirror_axes
-        return alone and not self.postprocessing.steps
 
 
 def choose(
@@ -137,10 +95,10 @@ def choose(
         gain = paired_interval(gains)
         choice.lines.append(
             f"{name} of {len(cases)} validation cases: {before:.4f} by {winner.name} as it was "
-            f"trained, {before + gain.mean:.4f} now ({_gain(gain)}; each case is scored by what "
-            "was chosen without it)"
+            f"trained, {before + gain.mean:.4f} now ({gain_text(gain)}; each case is scored by "
+            "what was chosen without it)"
         )
-        choice.document["score"] = {"before": before, **_as_document(gain)}
+        choice.document["score"] = {"before": before, **gain_document(gain)}
     if settings.postprocessing:
         _choose_postprocessing(choice, cases, members, data)
     if not choice.is_plain:
@@ -158,7 +116,7 @@ def _without_cases(winner: Candidate, data: ExportData, settings: ExportSettings
     axes = trained_mirror_axes(winner.config, data.labels) if settings.mirroring == "on" else ()
     line = (
         "the validation cases are not there: the winner alone is exported, "
-        f"{_mirrors(axes)}, as nothing can be chosen by them"
+        f"{mirroring_text(axes)}, as nothing can be chosen by them"
     )
     alone = ChosenMember(winner.name, winner.config, winner.checkpoint, 1.0, axes)
     return Choice([alone], lines=[line])
@@ -179,10 +137,9 @@ def _choose_mirroring(
         return np.zeros(len(cases))
     gains = cases.mirroring_gains(plain, predicted, settings.mirroring)
     gain = paired_interval(gains)
-    choice.lines.append(
-        f"mirroring: {plain.candidate.name} {_mirrors(predicted.mirror_axes)}: {_gain(gain)}"
-    )
-    choice.document["mirroring"] |= _as_document(gain)
+    how = f"{plain.candidate.name} {mirroring_text(predicted.mirror_axes)}"
+    choice.lines.append(f"mirroring: {how}: {gain_text(gain)}")
+    choice.document["mirroring"] |= gain_document(gain)
     return gains
 
 
@@ -221,13 +178,13 @@ def _choose_members(
         "time_limit": settings.ensemble_time,
         "candidates": names,
         "used": used,
-        **_as_document(gain),
+        **gain_document(gain),
     }
     if not used:
         why = (
             "no mean with another one is better"
             if members == alone
-            else f"the selected are no better for other cases: {_gain(gain)}"
+            else f"the selected are no better for other cases: {gain_text(gain)}"
         )
         choice.lines.append(
             f"ensemble: no, {winner.candidate.name} alone; of {len(names)} networks {why}"
@@ -235,12 +192,12 @@ def _choose_members(
         return alone, nothing
     choice.members = _networks(members)
     shown = ", ".join(
-        f"{weight:.2f} {predicted.candidate.name} ({_mirrors(predicted.mirror_axes)})"
+        f"{weight:.2f} {predicted.candidate.name} ({mirroring_text(predicted.mirror_axes)})"
         for weight, predicted in members
     )
     choice.lines.append(
         f"ensemble of {len(members)} of {len(names)} networks: {shown}; against the winner: "
-        f"{_gain(gain)}"
+        f"{gain_text(gain)}"
     )
     choice.document["members"] = [
         {
@@ -349,13 +306,13 @@ def _choose_postprocessing(
         "used": used,
         "grid": grid,
         "steps": steps,
-        **_as_document(gain),
+        **gain_document(gain),
     }
     if used:
         choice.postprocessing = chosen
-        line = f"{'; '.join(steps)}: mean Dice {_gain(gain)}"
+        line = f"{'; '.join(steps)}: mean Dice {gain_text(gain)}"
     elif steps:
-        line = f"none, what was chosen is no better for other cases: mean Dice {_gain(gain)}"
+        line = f"none, what was chosen is no better for other cases: mean Dice {gain_text(gain)}"
     else:
         line = "none, no step makes the validation cases better"
     choice.lines.append(f"postprocessing: {line}")
@@ -384,21 +341,5 @@ def _metrics(
 
 
 def _told(cases: ValidationCases, candidate: Candidate) -> str:
-    return f"{candidate.name} predicts the {len(cases)} validation cases"
-
-
-def _mirrors(axes: Sequence[int]) -> str:
-    if not axes:
-        return "without mirroring"
-    return f"mirroring along {', '.join(AXES[axis] for axis in axes)}"
-
-
-def _gain(gain: Interval) -> str:
-    if not np.isfinite(gain.low):
-        return f"{gain.mean:+.4f}"
-    return f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-
-
-def _as_document(gain: Interval) -> dict[str, Any]:
-    values = {"gain": gain.mean, "low": gain.low, "high": gain.high}
-    return {name: value if np.isfinite(value) else None for name, value in values.items()}
+    shown = "the validation case" if len(cases) == 1 else f"the {len(cases)} validation cases"
+    return f"{candidate.name} predicts {shown}"

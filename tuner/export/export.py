@@ -22,7 +22,8 @@ from training.data.prepared.cache import FORMAT_VERSION
 from training.errors import BundleError, DatasetError
 from tuner.errors import ExportError
 from tuner.export.candidates import candidate_of, other_candidates, with_folds
-from tuner.export.choose import Choice, choose
+from tuner.export.choice import Choice
+from tuner.export.choose import choose
 from tuner.export.data import WAY_OUT, ExportData, find_data
 from tuner.export.held_out import gain_over_default, score_test_cases, test_prefix
 from tuner.spec.plugins import import_plugins
@@ -157,7 +158,8 @@ def _export(
         )
     provenance = study.provenance()
     import_plugins(study.spec)
-    winner = candidate_of(chosen.name, entry, study, chosen.folder, provenance)
+    name = chosen.name.removesuffix(",")
+    winner = candidate_of(name, entry, study, chosen.folder, provenance)
     config = winner.config
     data = find_data(study.name, provenance, config, data_dir)
     try:

@@ -22,6 +22,7 @@ from training.bundle.member import Member, load_checkpoint
 from training.errors import BundleError, DatasetError
 from training.registry import is_plugin
 from tuner.export.candidates import Candidate, candidate_of
+from tuner.export.choice import gain_document, gain_text
 from tuner.export.data import WAY_OUT, ExportData
 from tuner.study.confirmation import confirmed_configs, open_confirmation
 from tuner.study.files import BEST_FILE, trial_folder
@@ -70,19 +71,15 @@ class DefaultGain:
 
     def describe(self) -> str:
         """The gain in words."""
-        found = self.difference
         return (
-            f"against the default config ({self.default}): {self.metric} {found.mean:+.4f} "
-            f"[{found.low:+.4f}, {found.high:+.4f}] on {self.cases} test cases, which nothing was "
-            "chosen by"
+            f"against the default config ({self.default}): {self.metric} "
+            f"{gain_text(self.difference)} on {self.cases} test cases, which nothing was chosen by"
         )
 
     def to_json(self) -> dict[str, Any]:
         """As `bundle.json` has it."""
-        found = self.difference
-        bounds = {"gain": found.mean, "low": found.low, "high": found.high}
-        finite = {name: value if np.isfinite(value) else None for name, value in bounds.items()}
-        return {"metric": self.metric, **finite, "cases": self.cases, "default": self.default}
+        gain = gain_document(self.difference)
+        return {"metric": self.metric, **gain, "cases": self.cases, "default": self.default}
 
 
 def test_prefix(grid: Grid) -> str:

@@ -106,6 +106,8 @@ def plan_confirmation(study: Study, seconds: float, workers: int) -> str | None:
     if not study.spec.confirm.auto or plan.is_file():
         return None
     chosen = candidates(study)
+    if all(candidate.is_default for candidate in chosen):
+        return "not confirmed: the default config has the best score, there is nothing to compare"
     cost = max((_training_seconds(study, candidate) for candidate in chosen), default=0.0)
 
     def needed(count: int) -> float:

@@ -231,6 +231,13 @@ def test_by_itself_it_has_as_many_seeds_as_there_is_time_for(
     assert len(seeds(begin_confirmation(study).spec)) == planned
 
 
+def test_by_itself_the_default_is_not_compared_with_itself(record: StudyRecord) -> None:
+    record.entries[0].scores[2] = 0.9
+    why = plan_confirmation(Study(record.folder, spec_of(AUTO), record), math.inf, 1)
+    assert why is not None
+    assert "the default config has the best score" in why
+
+
 def test_auto_is_the_winner_and_the_default(record: StudyRecord) -> None:
     spec = spec_of(AUTO)
     assert spec.confirm == ConfirmSettings(auto=True, top=1, seeds=3)
