@@ -167,13 +167,7 @@ def _space(survey: DataSurvey, plan: Plan) -> list[str]:
     lines = ["space:"]
     if len(names) > 1:
         lines += _line("model_name", {"choice": names}, "each trains by its own recipe")
-        for name, params in plan.networks.items():
-            for key, value in params.items():
-                lines += _line(
-                    f"model_params.{key}",
-                    {"choice": {"published": value}, "when": {"model_name": name}},
-                    "",
-                )
+        lines += _params_of_networks(plan)
     low, high = (1e-3, 5e-2) if len(with_sgd) == len(names) else (1e-4, 3e-2)
     rates = {
         name: f"{RECIPES[name].optimizers[optimizers[name]]['learning_rate']:g}" for name in names
@@ -203,6 +197,17 @@ def _space(survey: DataSurvey, plan: Plan) -> list[str]:
         )
     lines += _line("augmentation_strength", {"uniform": [0.5, 1.5]}, "1 is nnU-Net's")
     return lines
+
+
+def _params_of_networks(plan: Plan) -> Iterator[str]:
+    """Arguments of networks that are one of several."""
+    for key in dict.fromkeys(key for params in plan.networks.values() for key in params):
+        having = {name: params[key] for name, params in plan.networks.items() if key in params}
+        alike = all(value == next(iter(having.values())) for value in having.values())
+        # a field has one domain, whose options have names of their own
+        values = {"usual": next(iter(having.values()))} if alike else having
+        domain = {"choice": values, "when": {"model_name": list(having)}}
+        yield from _line(f"model_params.{key}", domain, "")
 
 
 def _search(schedule: Schedule, hours: float) -> list[str]:

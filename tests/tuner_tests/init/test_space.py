@@ -11,14 +11,17 @@ import yaml
 from raw_data import boxes, make_data
 
 import tuner
+from training.models.patch_plan import PatchPlan
 from tuner.api import studies
 from tuner.cli.main import main
 from tuner.errors import SpecError, StudyError
-from tuner.init.candidates import make_plan
+from tuner.init.candidates import Plan, make_plan
 from tuner.init.device import Device, find_device
-from tuner.init.measure import measure
+from tuner.init.measure import Speed, measure
+from tuner.init.schedule import plan_schedule
 from tuner.init.survey import split_of, survey_data
-from tuner.spec.load import load_spec
+from tuner.init.write import write_space
+from tuner.spec.load import load_spec, parse_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.create import create_study
 
@@ -91,6 +94,26 @@ def test_networks_that_do_not_fit_are_left_out_and_named() -> None:
     )
     with pytest.raises(StudyError, match="no search space can be written for a tiny GPU"):
         make_plan(survey, Device("cuda", 1e7, 1, 1, False, "a tiny GPU"))
+
+
+def test_networks_may_have_arguments_of_one_name() -> None:
+    survey = survey_data("phantom")
+    networks = {
+        "dynunet": {"filters": [4, 8, 8, 8], "act_name": "relu"},
+        "resenc_unet": {"filters": [8, 8, 8, 8]},
+        "segresnet": {},
+    }
+    plan = Plan(networks, PatchPlan((16, 32, 32), 2, 10**9))
+    speeds = {name: Speed(0.1, 1.0, 0, True) for name in networks}
+    schedule = plan_schedule(1, 0.1, 1.0, kind="cpu", at_once=1, cases=24)
+    text = write_space(survey, GPU, plan, speeds, schedule, 1)
+    spec = parse_spec(text, source="s")
+    filters = spec.space.domains["model_params.filters"]
+    assert filters.options == ([4, 8, 8, 8], [8, 8, 8, 8])
+    assert spec.space.conditions["model_params.filters"] == {
+        "model_name": ["dynunet", "resenc_unet"]
+    }
+    assert spec.space.domains["model_params.act_name"].options == ("relu",)
 
 
 def test_a_step_is_measured_on_the_data() -> None:
