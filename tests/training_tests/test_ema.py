@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from training.bundle.bundle import load_checkpoint
+from training.bundle.member import load_checkpoint
 from training.config import ModelTrainingConfig
 from training.ema import WeightMovingAverage
 from training.models import build_model

@@ -90,9 +90,9 @@ def print_summary(
     record, spec = study.record, study.spec
     entries = sorted(record.entries.values(), key=lambda entry: entry.number)
     console.print()
-    console.print(f"{QUESTION} {did_it_pay(study)}", markup=False)
     for line in failure_lines(record):
         console.print(line, markup=False)
+    console.print(f"{QUESTION} {did_it_pay(study)}", markup=False)
     console.print(trials_table(entries if shown is None else shown, spec.metric, record.mode))
     spent = epochs_spent(entries)
     full = len(entries) * spec.full_epochs

@@ -89,7 +89,7 @@ def test_options_replace_each_of_them() -> None:
         ("constraints: 3\n", "constraints must be a mapping"),
         ("confirm: {top: 0}\n", "s.yaml:1:16: top=0"),
         ("confirm: {seeds: 1}\n", "s.yaml:1:18: seeds=1"),
-        ("confirm: yes please\n", "confirm must be a mapping of names or false"),
+        ("confirm: yes please\n", "confirm must be a mapping of names, or auto or false"),
         ("confirm: {}\nconfig: {fold: 0}\n", "s.yaml:2:16: confirm judges trials on test cases"),
         ("confirm: {}\nconfig: {test_fraction: 0}\n", "set e.g. test_fraction: 0.2"),
         ("search: {epoch_budget: 0}\n", "s.yaml:1:24: epoch_budget=0"),
