@@ -29,8 +29,9 @@ def space(tmp_path_factory: pytest.TempPathFactory, space_file: Path) -> Path:
     path.write_text(
         head.replace("max_epochs: 4", "max_epochs: 2")
         + "space:\n  learning_rate: {loguniform: [1e-4, 1e-1]}\n"
-        + "search: {num_trials: 3, searcher: random, seed: 2}\n"
-        + "policy: none\ncheckpoints: {keep: 1}\nresources: {max_concurrent: 1, cpu: 1, gpu: 0}\n"
+        + "search: {num_trials: 3, searcher: random, seed: 2, default_first: false}\n"
+        + "policy: none\ncheckpoints: {keep: 1}\nexport: {ensemble: 1}\n"
+        + "resources: {max_concurrent: 1, cpu: 1, gpu: 0}\n"
     )
     return path
 
@@ -192,7 +193,8 @@ def test_files_put_into_a_study_stay_there(
     cache = Path(os.environ["SEGTUNE_CACHE"])
     put(studies, "notes.txt", "another/data.txt")
     put(cache, "mine.txt", "fingerprints.json.mine")
-    for folder in [path for path in cache.iterdir() if path.is_dir()]:
+    prepared = [path for path in cache.iterdir() if path.is_dir()]
+    for folder in prepared:
         put(folder, "mine.txt")
     faults = {1: {"epoch": 1, "what": "the user's files", "times": 1}}
     toy.beside(studies / "s", toy.FAULTS).write_text(json.dumps(faults))
@@ -228,7 +230,7 @@ def test_files_put_into_a_study_stay_there(
         assert after.get(name) == before[name], name
     assert (studies / "another" / "data.txt").is_file()
     assert (cache / "mine.txt").is_file()
-    assert all((path / "mine.txt").is_file() for path in cache.iterdir() if path.is_dir())
+    assert all((path / "mine.txt").is_file() for path in prepared)
 
 
 def test_a_folder_of_the_users_in_the_way_of_the_confirmation(

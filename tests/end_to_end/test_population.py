@@ -25,10 +25,12 @@ from tuner.study.trial_entry import TrialState
 def population_space(space_file: Path, folder: Path, policy: str) -> Path:
     space = folder / "population.yaml"
     space.write_text(
-        space_file.read_text().replace(
+        space_file.read_text()
+        .replace(
             "{name: asha, grace_period: 1, reduction_factor: 2}",
             f"{{name: {policy}, perturbation_interval: 1}}",
         )
+        .replace("config:\n", "config:\n  scheduler: none\n  warmup_epochs: 0\n")
     )
     return space
 
