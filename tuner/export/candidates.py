@@ -15,7 +15,7 @@ from training.data import PreprocessedDataset
 from training.errors import DatasetError
 from tuner.study.config_files import config_file
 from tuner.study.files import BEST_FILE, CONFIG_FILE, fold_folder, trial_folder
-from tuner.study.trial_entry import TrialEntry
+from tuner.study.trial_entry import TrialEntry, ranked
 
 if TYPE_CHECKING:
     from tuner.study.study import Study
@@ -119,14 +119,8 @@ def with_folds(candidate: Candidate, study: Study) -> Candidate:
 
 
 def _trained(study: Study) -> Iterator[tuple[TrialEntry, Path]]:
-    mode = study.record.mode
-    scored = [
-        (-standing[0], -standing[1], entry.number)
-        for entry in study.record.entries.values()
-        if entry.state.finished
-        if entry.state.usable and (standing := entry.standing(mode)) is not None
-    ]
-    for *_, number in sorted(scored):
-        checkpoint = trial_folder(study.folder, number) / BEST_FILE
+    ended = (entry for entry in study.record.entries.values() if entry.state.finished)
+    for entry in ranked(ended, study.record.mode):
+        checkpoint = trial_folder(study.folder, entry.number) / BEST_FILE
         if checkpoint.is_file():
-            yield study.record.entries[number], checkpoint
+            yield entry, checkpoint

@@ -22,7 +22,7 @@ from tuner.study.files import CONFIRM_FOLDER, CONFIRM_PLAN, DATABASE
 from tuner.study.record import StudyRecord
 from tuner.study.statistics import Comparison, Interval, compare, interval
 from tuner.study.study import Study
-from tuner.study.trial_entry import CASES, GRID, TrialEntry, sign_of
+from tuner.study.trial_entry import CASES, GRID, TrialEntry, ranked, sign_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -141,14 +141,9 @@ def candidates(study: Study) -> list[Candidate]:
     record, spec = study.record, study.spec
     assert spec.confirm is not None
     default = spec.default_point()
-    scored = [
-        (-standing[0], -standing[1], entry.number)
-        for entry in record.entries.values()
-        if entry.state.usable and (standing := entry.standing(record.mode)) is not None
-    ]
     chosen: list[Candidate] = []
-    for *_, number in sorted(scored):
-        values = record.entries[number].values
+    for entry in ranked(record.entries.values(), record.mode):
+        number, values = entry.number, entry.values
         if len(chosen) < spec.confirm.top and all(values != other.values for other in chosen):
             chosen.append(Candidate(f"trial {number}", values, number, values == default))
     if chosen and not any(candidate.is_default for candidate in chosen):

@@ -44,6 +44,7 @@ from tuner.study.trial_entry import (
     TrialEntry,
     TrialState,
     epochs_spent,
+    ranked,
 )
 
 if TYPE_CHECKING:
@@ -183,13 +184,9 @@ class StudyRecord:
         Args:
             running: Whether it may be one that still runs, and may fail yet.
         """
-        scored = [
-            (standing, entry)
-            for entry in self.entries.values()
-            if entry.state.usable and (standing := entry.standing(self.mode)) is not None
-            if running or entry.state is not TrialState.RUNNING
-        ]
-        return max(scored, key=lambda pair: (pair[0], -pair[1].number))[1] if scored else None
+        entries = self.entries.values()
+        allowed = [e for e in entries if running or e.state is not TrialState.RUNNING]
+        return next(iter(ranked(allowed, self.mode)), None)
 
     def propose(
         self, values: Mapping[str, Any], proposed_by: str, generation: int = 0

@@ -241,6 +241,16 @@ class TrialEntry:
         return None if best is None else (self.finished_folds, sign_of(mode) * best[1])
 
 
+def ranked(entries: Iterable[TrialEntry], mode: str) -> list[TrialEntry]:
+    """Those of the entries that may win, the best first; of equals the first trial."""
+    scored = [
+        (-standing[0], -standing[1], entry.number, entry)
+        for entry in entries
+        if entry.state.usable and (standing := entry.standing(mode)) is not None
+    ]
+    return [entry for *_, entry in sorted(scored, key=lambda found: found[:3])]
+
+
 def named_now(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics that an earlier version may have logged, by the names that they have now."""
     return {FORMER_NAMES.get(name, name): value for name, value in metrics.items()}
