@@ -1,7 +1,8 @@
 """What a search leaves a user with, beside what they would train instead, in the same time.
 
     python tests/benchmarks/bench_worth.py DATA [--minutes 5] [--seeds 3] [--space FILE]
-        [--rows search random ...] [--nnunet PYTHON] [--before CHECKOUT] [--json FILE]
+        [--rows search random ...] [--nnunet PYTHON] [--before CHECKOUT] [--keep FOLDER]
+        [--json FILE]
 
 A share of the cases of DATA (`phantom`, or a folder in Decathlon layout) is set aside before
 anything else, and every row gets the others as its whole data set, to split as it likes: nothing
@@ -25,6 +26,7 @@ the benchmark may be cut off and gone on with.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -184,8 +186,11 @@ def _epochs_in(space: dict[str, Any], seconds: float, folder: Path) -> int:
 def run_row(row: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Run a row with a seed; scores of its test cases and its time, by what is exported."""
     data = resolve_data_dir(options.data)
-    with tempfile.TemporaryDirectory(prefix="worth-") as made:
-        folder = Path(made)
+    with contextlib.ExitStack() as stack:
+        if options.keep:
+            folder = Path(tempfile.mkdtemp(prefix=f"{row}-{options.seed}-", dir=options.keep))
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="worth-")))
         kept, cases = set_aside(data, folder, options.seed)
         labels = len(json.loads((kept / "dataset.json").read_text())["labels"])
         images = kept / "imagesTs"
@@ -341,6 +346,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS)
     parser.add_argument("--nnunet", default=os.environ.get("NNUNET_PYTHON"))
     parser.add_argument("--before", type=Path)
+    parser.add_argument("--keep", type=Path, help="an existing folder for studies and predictions")
     parser.add_argument("--json", type=Path, default=Path("bench_worth.json"))
     options = parser.parse_args()
     there = {"nnunet": options.nnunet, "before": options.before}
