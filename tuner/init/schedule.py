@@ -18,11 +18,19 @@ MOST_STEPS = 250_000
 """Steps of a full training at most: nnU-Net's 1000 epochs of 250."""
 
 EPOCHS = 81
-"""Epochs of a full training, unless validation would take too long: with rungs at 3, 9 and 27."""
+"""Epochs of a full training, unless validation would take too long: with three rungs at 3, 9 and 27."""
 
 FEWEST_EPOCHS = 9
 
-VALIDATION_SHARE = 0.25
+RUNGS = (3, 2, 1)
+"""Rungs that are tried, one after the other."""
+
+FIRST_RUNG_STEPS = 350
+"""Training steps below which trials are not compared: before, scores say how soon a network stops
+predicting background alone, which on Hippocampus takes nnU-Net's momentum some 400 steps and smaller
+ones 100."""
+
+VALIDATION_SHARE = 0.1
 """Time of validation at most, as a share of that of training."""
 
 START_SECONDS = 10.0
@@ -111,12 +119,12 @@ class _Time:
         """Seconds of the starts of trials."""
         return trials * START_SECONDS / self.at_once
 
-    def of_full_training(self, trials: int, epochs: int, folds: int) -> float:
+    def of_full_training(self, trials: int, epochs: int, folds: int, rungs: int) -> float:
         """Seconds that a full training on one fold may take, so that all trials fit."""
         seconds = max(self.hours * 3600 * IN_USE - self.starts(trials), 1.0)
         # the best trial trains to the end on each fold, which no other can help it with
         longest = seconds * LONGEST / folds
-        return min(seconds * self.at_once * epochs / _epochs(trials, epochs, folds), longest)
+        return min(seconds * self.at_once * epochs / _epochs(trials, epochs, folds, rungs), longest)
 
 
 def _best(time: _Time, folds: int, enough: int) -> Schedule:
@@ -128,34 +136,43 @@ def _best(time: _Time, folds: int, enough: int) -> Schedule:
 
 
 def _with_trials(time: _Time, trials: int, folds: int) -> Schedule:
+    """The schedule with so many trials, with as many rungs as have enough steps before them."""
+    plans = (_with_rungs(time, trials, folds, rungs) for rungs in RUNGS)
+    enough = (plan for plan in plans if plan.grace_period * plan.steps >= FIRST_RUNG_STEPS)
+    return next(enough, _with_rungs(time, trials, folds, RUNGS[-1]))
+
+
+def _with_rungs(time: _Time, trials: int, folds: int, rungs: int) -> Schedule:
     step, validation = time.step, time.validation
     with_validation = step * (1 + VALIDATION_SHARE)
-    most = min(time.of_full_training(trials, EPOCHS, folds) / with_validation, MOST_STEPS)
+    most = min(time.of_full_training(trials, EPOCHS, folds, rungs) / with_validation, MOST_STEPS)
     least_steps = max(1, round(validation / (VALIDATION_SHARE * step)))
-    epochs = max(FEWEST_EPOCHS, min(EPOCHS, int(most / least_steps)))
-    an_epoch = time.of_full_training(trials, epochs, folds) / epochs
+    # so that the last rung is a third of the epochs
+    whole = 3**rungs
+    epochs = max(FEWEST_EPOCHS, whole, min(EPOCHS, int(most / least_steps)) // whole * whole)
+    an_epoch = time.of_full_training(trials, epochs, folds, rungs) / epochs
     steps = _rounded(min(int((an_epoch - validation) / step), MOST_STEPS // epochs))
     an_epoch = steps * step + validation
-    expected = _epochs(trials, epochs, folds) * an_epoch / time.at_once
+    expected = _epochs(trials, epochs, folds, rungs) * an_epoch / time.at_once
     return Schedule(
         trials=trials,
         epochs=epochs,
         steps=steps,
         folds=folds,
-        grace_period=_policy(epochs).grace_period,
+        grace_period=_policy(epochs, rungs).grace_period,
         full_hours=epochs * an_epoch / 3600,
         expected_hours=(max(expected, folds * epochs * an_epoch) + time.starts(trials)) / 3600,
     )
 
 
-def _policy(epochs: int) -> AshaSettings:
-    """Halving with three rungs where there are epochs for it."""
-    return AshaSettings(grace_period=max(1, epochs // 27))
+def _policy(epochs: int, rungs: int) -> AshaSettings:
+    """Halving with so many rungs where there are epochs for it."""
+    return AshaSettings(grace_period=max(1, epochs // 3**rungs))
 
 
-def _epochs(trials: int, epochs: int, folds: int) -> float:
+def _epochs(trials: int, epochs: int, folds: int, rungs: int) -> float:
     """Epochs that all trials are expected to take, as `SpecValues.expected_epochs` has it."""
-    policy = _policy(epochs)
+    policy = _policy(epochs, rungs)
     further = max(1.0, RACED_SHARE * policy.expected_full_trainings(epochs, trials))
     return policy.expected_epochs(epochs, trials) + further * (folds - 1) * epochs
 

@@ -15,12 +15,18 @@ from tuner.init.device import Device
 from tuner.init.measure import Speed
 from tuner.init.schedule import Schedule
 from tuner.init.survey import DataSurvey
-from tuner.spec.recipes import RECIPES, usual_optimizer
+from tuner.spec.recipes import RECIPES
 
 COMMENT = 44
 """Column that comments begin at, where the value leaves room."""
 
 WIDTH = 100
+
+WARMUP_SHARE = 0.07
+"""Share of the epochs in which the rate of AdamW rises."""
+
+ADAPTIVE_RATES = (5e-4, 1e-2)
+"""Learning rates that are tried where no network trains with SGD."""
 
 RARE = 0.005
 """Share of the voxels below which a class is rare: weights that favour it are tried."""
@@ -106,7 +112,11 @@ def _config(
     if covers >= 1:
         lines += _line("window_overlap", 0.25, "most cases are one window")
     lines += _mirroring(survey)
+    if plan.optimizer is not None:
+        lines += _line("optimizer", plan.optimizer, "nnU-Net's SGD starts slowly for so few steps")
     lines += _line("scheduler", "wsd", "can be ended early, where a trial would be cut off else")
+    if plan.optimizer == "adamw":
+        lines += _line("warmup_epochs", max(1, round(WARMUP_SHARE * schedule.epochs)), "")
     if schedule.folds == 1:
         lines += _line(
             "val_fraction",
@@ -162,13 +172,16 @@ def _batch_reason(plan: Plan, device: Device) -> str:
 
 def _space(survey: DataSurvey, plan: Plan) -> list[str]:
     names = list(plan.networks)
-    optimizers = {name: usual_optimizer(name) for name in names}
+    optimizers = {name: plan.optimizer_of(name) for name in names}
     with_sgd = [name for name in names if optimizers[name] == "sgd"]
     lines = ["space:"]
     if len(names) > 1:
         lines += _line("model_name", {"choice": names}, "each trains by its own recipe")
         lines += _params_of_networks(plan)
-    low, high = (1e-3, 5e-2) if len(with_sgd) == len(names) else (1e-4, 3e-2)
+    if not with_sgd:
+        low, high = ADAPTIVE_RATES
+    else:
+        low, high = (1e-3, 5e-2) if len(with_sgd) == len(names) else (1e-4, 3e-2)
     rates = {
         name: f"{RECIPES[name].optimizers[optimizers[name]]['learning_rate']:g}" for name in names
     }
@@ -179,7 +192,9 @@ def _space(survey: DataSurvey, plan: Plan) -> list[str]:
         if len(with_sgd) < len(names):
             momentum["when"] = {"model_name": with_sgd}
         lines += _line("momentum", momentum, "of SGD")
-    lines += _line("weight_decay", {"loguniform": [1e-6, 1e-3]}, "")
+    # that of AdamW is multiplied by the learning rate
+    decays = {"loguniform": [1e-6, 1e-3] if with_sgd else [1e-5, 1e-1]}
+    lines += _line("weight_decay", decays, "")
     rarest = min(survey.shares()[1:], default=1.0)
     top = 0.9 if rarest < RARE else 0.6
     lines += _line(
