@@ -137,9 +137,9 @@ def _best(time: _Time, folds: int, enough: int) -> Schedule:
 
 def _with_trials(time: _Time, trials: int, folds: int) -> Schedule:
     """The schedule with so many trials, with as many rungs as have enough steps before them."""
-    plans = (_with_rungs(time, trials, folds, rungs) for rungs in RUNGS)
+    plans = [_with_rungs(time, trials, folds, rungs) for rungs in RUNGS]
     enough = (plan for plan in plans if plan.grace_period * plan.steps >= FIRST_RUNG_STEPS)
-    return next(enough, _with_rungs(time, trials, folds, RUNGS[-1]))
+    return next(enough, plans[-1])
 
 
 def _with_rungs(time: _Time, trials: int, folds: int, rungs: int) -> Schedule:
