@@ -18,6 +18,7 @@ from tuner.trial.messages import EpochReport, TrialRequest
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
+    from tuner.driver.placement import FitNodes
     from tuner.search.policies.policy import Policy
     from tuner.study.record import StudyRecord
 
@@ -37,6 +38,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         policy: What decides.
         on_lost: Takes the number of a trial whose worker is lost, and why; by default the trial
             ends.
+        placement: Where Ray may place a trial; anywhere by default.
     """
 
     def __init__(
@@ -44,19 +46,25 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         record: StudyRecord,
         policy: Policy,
         on_lost: Callable[[int, Exception], None] | None = None,
+        placement: FitNodes | None = None,
     ) -> None:
         super().__init__()
         self._record = record
         self._policy = policy
         self._on_lost = on_lost or self._finish
+        self._placement = placement
         self._waiting: list[tuple[float, Trial]] = []
+        self._avoids: dict[Trial, frozenset[str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """The record is the state; there is nothing else to keep."""
         return {}
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Note that a trial waits for a worker."""
+        """Note that a trial waits for a worker, and where that may be."""
+        if self._placement is not None:
+            trial.update_resources(self._placement)
+            self._avoids[trial] = self._placement.avoided
         self._waiting.append((time.monotonic(), trial))
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
@@ -71,11 +79,20 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         self._waiting = [
             (at, trial) for at, trial in self._waiting if trial.status == Trial.PENDING
         ]
+        waiting = {trial for _, trial in self._waiting}
+        self._avoids = {trial: nodes for trial, nodes in self._avoids.items() if trial in waiting}
         if not self._waiting:
             return None
         since, oldest = self._waiting[0]
-        waited = time.monotonic() - since
-        return oldest if waited > WORKER_STARTS_WITHIN else self._waiting[-1][1]
+        if time.monotonic() - since <= WORKER_STARTS_WITHIN:
+            return self._waiting[-1][1]
+        if self._placement is not None and self._avoids[oldest] - self._placement.avoided:
+            # what was asked of Ray leaves out a node that may be used now: it is asked again
+            number = TrialRequest.from_ray(oldest.config).number
+            self._record.interrupt(number, "it waited for a node, and others can be used now")
+            tune_controller.stop_trial(oldest)
+            return None
+        return oldest
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]

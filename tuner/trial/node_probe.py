@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -199,5 +198,7 @@ def gpu_problems(gpus: int, program: str = GPU_PROGRAM) -> Iterator[str]:
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         yield f"its GPUs cannot be used ({why})"
-    elif int(done.stdout.split()[-1]) < gpus:
-        yield f"Ray counts {gpus} GPUs on {socket.gethostname()}, torch can use {done.stdout.split()[-1]}"
+        return
+    found = int(done.stdout.split()[-1])
+    if found < gpus:
+        yield f"Ray counts {gpus} GPUs there, and torch can use {found}"

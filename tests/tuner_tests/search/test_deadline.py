@@ -63,7 +63,7 @@ class Planned:
         # nothing of the time is kept back
         self.left = 0.0
         study = Study(self.record.folder, self.spec, self.record)
-        self.plan = AtOnce.of(study, workers, lambda: self.left)
+        self.plan = AtOnce.of(study, lambda: workers, lambda: self.left)
         inner = build_policy(self.record, self.spec)
         self.policy: PlannedPolicy = planned(inner, self.record, self.spec, self.plan)
         self.searcher = build_searcher(study, self.policy)
@@ -301,7 +301,7 @@ def test_the_margin_is_a_share_of_the_time_and_at_most_half_a_minute() -> None:
     study = Planned()
     for budget, kept in ((100.0, MARGIN[0] * 100), (36_000.0, MARGIN[1])):
         plan = TimePlan(
-            study.record, study.spec.trial_config, rungs=(), trials=1, workers=1,
+            study.record, study.spec.trial_config, rungs=(), trials=1, workers=lambda: 1,
             seconds_left=lambda budget=budget: budget,
         )  # fmt: skip
         assert plan.left == budget - kept
