@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 WORKER_STARTS_WITHIN = 60.0
 """Seconds after which a trial no longer waits for a worker process that is just starting."""
+
+
+class _Waiting(NamedTuple):
+    """A trial that waits for a worker: since when, and the nodes that it may not be on."""
+
+    since: float
+    trial: Trial
+    avoids: frozenset[str]
 
 
 class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -53,8 +61,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         self._policy = policy
         self._on_lost = on_lost or self._finish
         self._placement = placement
-        self._waiting: list[tuple[float, Trial]] = []
-        self._avoids: dict[Trial, frozenset[str]] = {}
+        self._waiting: list[_Waiting] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """The record is the state; there is nothing else to keep."""
@@ -62,10 +69,11 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """Note that a trial waits for a worker, and where that may be."""
+        avoids: frozenset[str] = frozenset()
         if self._placement is not None:
             trial.update_resources(self._placement)
-            self._avoids[trial] = self._placement.avoided
-        self._waiting.append((time.monotonic(), trial))
+            avoids = self._placement.avoided
+        self._waiting.append(_Waiting(time.monotonic(), trial, avoids))
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """The newest trial that waits for a worker, or the oldest if it has waited for long.
@@ -76,23 +84,19 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         all but one worker would never come up. One that has waited for longer than a process
         takes to start may wait for a node that is lost, and is given the next worker.
         """
-        self._waiting = [
-            (at, trial) for at, trial in self._waiting if trial.status == Trial.PENDING
-        ]
-        waiting = {trial for _, trial in self._waiting}
-        self._avoids = {trial: nodes for trial, nodes in self._avoids.items() if trial in waiting}
+        self._waiting = [each for each in self._waiting if each.trial.status == Trial.PENDING]
         if not self._waiting:
             return None
-        since, oldest = self._waiting[0]
-        if time.monotonic() - since <= WORKER_STARTS_WITHIN:
-            return self._waiting[-1][1]
-        if self._placement is not None and self._avoids[oldest] - self._placement.avoided:
+        oldest = self._waiting[0]
+        if time.monotonic() - oldest.since <= WORKER_STARTS_WITHIN:
+            return self._waiting[-1].trial
+        if self._placement is not None and oldest.avoids - self._placement.avoided:
             # what was asked of Ray leaves out a node that may be used now: it is asked again
-            number = TrialRequest.from_ray(oldest.config).number
+            number = TrialRequest.from_ray(oldest.trial.config).number
             self._record.interrupt(number, "it waited for a node, and others can be used now")
-            tune_controller.stop_trial(oldest)
+            tune_controller.stop_trial(oldest.trial)
             return None
-        return oldest
+        return oldest.trial
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]

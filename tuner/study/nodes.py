@@ -65,7 +65,7 @@ def read_nodes(folder: Path) -> list[NodeEntry]:
 def read_token(folder: Path) -> str | None:
     """The token of the run that writes to this folder; None where there is none."""
     path = folder / NODES_FILE
-    return str(json.loads(path.read_text())["token"]) if path.is_file() else None
+    return json.loads(path.read_text()).get("token") if path.is_file() else None
 
 
 def left_out_lines(nodes: Sequence[NodeEntry]) -> list[str]:

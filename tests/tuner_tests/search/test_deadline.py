@@ -284,7 +284,9 @@ def test_a_resumed_study_plans_from_the_record(tmp_path: Path) -> None:
 
 def test_what_a_start_takes_is_measured() -> None:
     study = Planned()
-    study.plan = TimePlan.of(Study(study.record.folder, study.spec, study.record), 1, lambda: 100.0)
+    study.plan = TimePlan.of(
+        Study(study.record.folder, study.spec, study.record), lambda: 1, lambda: 100.0
+    )
     assert study.plan.pace() is None
     # it waits for the start of the worker's process
     study.trial()
