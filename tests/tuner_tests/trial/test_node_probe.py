@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -58,10 +59,15 @@ def test_another_folder_of_the_same_name_is_told(needs: NodeNeeds, content: str 
     assert f"its {needs.folder} is another folder than the driver's" in found(needs)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to any folder")
-def test_a_folder_that_cannot_be_written_is_told(needs: NodeNeeds) -> None:
-    needs.folder.chmod(0o500)
-    assert "it cannot write to the study folder" in found(needs)
+def test_a_folder_that_cannot_be_written_is_told(
+    needs: NodeNeeds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(folder: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(node_probe, "check_writable", read_only)
+    words = f"it cannot write to the study folder {needs.folder} (Read-only file system)"
+    assert words in found(needs)
 
 
 def test_a_disk_that_is_nearly_full_is_told(
