@@ -86,8 +86,11 @@ class LostWorkers(Callback):  # type: ignore[misc]
             node = self._cluster.nodes.name(node_id)
             where = f", on node {node}"
             if isinstance(error, NodeUnfitError):
-                self._cluster.failed(node_id, str(error))
-                move_trial(self._study, number, f"node {node}: {error}")
+                reason = str(error)
+                if f"node {node.partition(' (')[0]} " not in reason:
+                    reason = f"node {node}: {reason}"
+                self._cluster.failed(node_id, reason)
+                move_trial(self._study, number, reason)
                 return
             died = isinstance(error, WorkerLostError) and number not in self._hung
             if died and not self._cluster_is_gone() and self._is_lost(node_id, error):

@@ -229,6 +229,9 @@ class Nodes:
             known = self._known.get(node_id)
             if known is None:
                 return []
+            if known.state is NodeState.LEFT_OUT:
+                # other trials that ran there meet the same
+                return []
             known.failures += 1
             rest = PROBE_INTERVAL * 2.0 ** (known.failures - 1) if known.failures > 1 else 0.0
             known.due = now + min(rest, LONGEST_INTERVAL)

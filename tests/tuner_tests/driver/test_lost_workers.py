@@ -113,15 +113,22 @@ def test_a_trial_whose_node_is_lost_goes_on_elsewhere(
     assert study.record.halted is None
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("node w2 has storage that fails", "node w2 has storage that fails"),
+        ("other programs hold 12 GB", "node w2 (10.0.0.2): other programs hold 12 GB"),
+    ],
+)
 def test_a_trial_on_an_unfit_node_goes_on_elsewhere_and_the_node_is_left_out(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    study: Study, monkeypatch: pytest.MonkeyPatch, words: str, told: str
 ) -> None:
     cluster = JoinedCluster()
-    error = NodeUnfitError("node w2 has storage that fails")
+    error = NodeUnfitError(words)
     state, reason = after_loss(study, monkeypatch, error, cluster=cluster)
     assert state is TrialState.INTERRUPTED
-    assert reason == "node w2 (10.0.0.2): node w2 has storage that fails; it goes on elsewhere"
-    assert cluster.failures == [("w2-id", "node w2 has storage that fails")]
+    assert reason == f"{told}; it goes on elsewhere"
+    assert cluster.failures == [("w2-id", told)]
     assert study.record.halted is None
 
 

@@ -111,9 +111,11 @@ def test_a_probe_from_before_a_failure_does_not_clear_it() -> None:
     nodes.see([node("1"), node("2")], 0)
     nodes.plan()
     nodes.due(0)
-    nodes.failed("2", "its disk is full", 1)
+    assert len(nodes.failed("2", "its disk is full", 1)) == 1
     assert nodes.probed("2", [], 1) == []
     assert states(nodes)["2"] is NodeState.LEFT_OUT
+    # another trial that ran there
+    assert nodes.failed("2", "its disk is full", 1) == []
 
 
 def test_what_happens_to_a_node_that_is_gone_changes_nothing() -> None:
