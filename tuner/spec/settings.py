@@ -168,7 +168,7 @@ class ResourceSettings(Section):
     machine that has none: trials are placed by them, and train on the CPU."""
 
     max_concurrent: Annotated[Whole, Field(ge=1)] | Literal["auto"] = "auto"
-    """Trials at once. `auto`: as many as the nodes of the cluster hold, also as they come and go."""
+    """Trials at once. `auto`: as many as the nodes of the cluster hold, as they come and go."""
 
 
 @dataclass(frozen=True)
