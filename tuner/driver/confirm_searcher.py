@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,10 @@ class ConfirmSearcher(RecordSearcher):
     """
 
     def __init__(
-        self, confirmation: Study, chosen: list[Candidate], places: Callable[[], int]
+        self,
+        confirmation: Study,
+        chosen: list[Candidate],
+        places: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         policy = Policy(confirmation.record)
         super().__init__(confirmation, lambda view: None, policy, places=places)

@@ -164,6 +164,8 @@ def test_a_node_on_which_an_epoch_is_finished_works(
     for now in (0.0, 1000.0):
         cluster.nodes.failed("w2-id", "its disk is full", now)
         rests.append(bool(cluster.nodes.due(now)))
+        cluster.nodes.due(now + 500.0)
+        cluster.nodes.probed("w2-id", [], now + 500.0)
     lost = LostWorkers(study, lambda: False, cluster)
     lost.on_trial_start(0, [], tune_trial())
     lost.on_trial_result(0, [], tune_trial(), EpochReport(1, 0.5, {}, 1.0).to_ray())
