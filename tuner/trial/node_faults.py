@@ -91,6 +91,9 @@ def node_fault(error: Exception, study_folder: Path, gpus: float) -> NodeUnfitEr
 
 def _problem(error: Exception, study_folder: Path, gpus: float) -> str | None:
     text = " ".join(str(error).split())[:SHOWN]
+    # unlike pathlib's, it is false too where the mount answers with an error
+    if not os.path.isdir(study_folder):
+        return f"does not see the study folder {study_folder} any more ({text})"
     if isinstance(error, OSError):
         number = _errno_of(error)
         if number in STORAGE_LOST:

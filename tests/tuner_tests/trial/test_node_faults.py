@@ -67,6 +67,18 @@ def test_a_failure_of_the_node_names_it(error: Exception, words: str, tmp_path: 
     assert words in str(unfit)
 
 
+def test_a_mount_that_went_away_is_a_failure_of_the_node(tmp_path: Path) -> None:
+    gone = tmp_path / "studies" / "liver"
+    for error in (
+        FileNotFoundError(errno.ENOENT, "no such file", "last.ckpt"),
+        # torch's own
+        RuntimeError("Parent directory trials/0000 does not exist."),
+    ):
+        unfit = node_fault(error, gone, 0)
+        assert unfit is not None
+        assert f"node {HOST} does not see the study folder {gone} any more" in str(unfit)
+
+
 @pytest.mark.parametrize(
     "error",
     [
