@@ -83,6 +83,8 @@ class LostWorkers(Callback):  # type: ignore[misc]
         node_id = self._node_of.pop(number, None)
         where = ""
         if self._cluster is not None and self._cluster.joined:
+            if isinstance(error, NodeLostError):
+                node_id = node_id or error.node_id
             node = self._cluster.nodes.name(node_id)
             where = f", on node {node}"
             if isinstance(error, NodeUnfitError):

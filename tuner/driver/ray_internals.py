@@ -188,22 +188,28 @@ def lost_worker_error(trial: Trial) -> WorkerLostError | NodeUnfitError:
             )
         return WorkerOutOfMemoryError(line)
     if isinstance(error, ActorUnavailableError):
-        return NodeLostError("the connection to it was lost")
-    if getattr(error, "preempted", False):
-        return NodeLostError("it was preempted")
-    if any(words in message for words in NODE_DIED):
-        return NodeLostError("it left the cluster")
-    return WorkerLostError(line)
+        lost = NodeLostError("the connection to it was lost")
+    elif getattr(error, "preempted", False):
+        lost = NodeLostError("it was preempted")
+    elif any(words in message for words in NODE_DIED):
+        lost = NodeLostError("it left the cluster")
+    else:
+        return WorkerLostError(line)
+    # a worker that had not started yet was seen on no node
+    lost.node_id = _node_of_actor(error.actor_id) if error.actor_id else None
+    return lost
 
 
 def node_of(trial: Trial) -> str | None:
     """Ray's name of the node of a trial's actor; None if it has none."""
+    actor = actor_of(trial)
+    return None if actor is None else _node_of_actor(actor._actor_id.hex())
+
+
+def _node_of_actor(actor_id: str) -> str | None:
     from ray._private import state
 
-    actor = actor_of(trial)
-    if actor is None:
-        return None
-    known = state.actors(actor_id=actor._actor_id.hex())
+    known = state.actors(actor_id=actor_id)
     return known.get("Address", {}).get("NodeID") or None
 
 

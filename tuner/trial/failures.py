@@ -59,7 +59,13 @@ class WorkerOutOfMemoryError(WorkerLostError):
 
 
 class NodeLostError(WorkerLostError):
-    """The node of a trial is gone, or the connection to it; it may have been preempted."""
+    """The node of a trial is gone, or the connection to it; it may have been preempted.
+
+    Attributes:
+        node_id: Ray's name of the node, where the error tells it.
+    """
+
+    node_id: str | None = None
 
 
 class TrialHungError(Exception):

@@ -208,11 +208,13 @@ def died(message: str, **more: Any) -> ActorDiedError:
     ],
 )
 def test_a_lost_node_is_told_apart_from_a_lost_worker(
-    error: Exception, words: str, tmp_path: Path
+    error: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(state, "actors", lambda actor_id: {"Address": {"NodeID": f"of {actor_id}"}})
     ours = lost_worker_error(left_by(error, tmp_path))
     assert type(ours) is NodeLostError
     assert str(ours) == words
+    assert ours.node_id == f"of {(b'1' * 16).hex()}"
     worker = lost_worker_error(left_by(died("The worker crashed: SIGKILL"), tmp_path))
     assert type(worker) is WorkerLostError
 
