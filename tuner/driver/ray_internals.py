@@ -19,12 +19,19 @@ from typing import TYPE_CHECKING, Any
 from ray import cloudpickle
 from ray._private import services
 from ray._private import utils as ray_utils
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from tuner.trial.failures import WorkerLostError
+    from tuner.trial.node_faults import NodeUnfitError
 
 
 def temporary_folder() -> Path:
@@ -145,7 +152,8 @@ def lost_worker_ends_one_trial() -> Iterator[None]:
         ):
             out_of_memory = isinstance(exception, OutOfMemoryError)
             kind = _KilledForMemoryError if out_of_memory else _LostWorkerError
-            exception = kind(_first_line(exception))
+            # the message of Ray's lists who uses the memory
+            exception = kind(str(exception).strip() if out_of_memory else _first_line(exception))
         original(manager, tracked_actor_task, exception)
 
     RayActorManager._actor_task_failed = task_failed
@@ -155,17 +163,54 @@ def lost_worker_ends_one_trial() -> Iterator[None]:
         RayActorManager._actor_task_failed = original
 
 
-def lost_worker_error(trial: Trial) -> WorkerLostError:
+NODE_DIED = ("its node has died", "actor's node was")
+"""What Ray says of an actor whose node is gone."""
+
+
+def lost_worker_error(trial: Trial) -> WorkerLostError | NodeUnfitError:
     """Why the worker of a trial is lost, from the error file that Tune wrote."""
-    from tuner.trial.failures import WorkerLostError, WorkerOutOfMemoryError
+    from tuner.trial.failures import NodeLostError, WorkerLostError, WorkerOutOfMemoryError
+    from tuner.trial.node_faults import NodeUnfitError, memory_of_others
 
     error_file = trial.pickled_error_file
     if error_file is None or not Path(error_file).is_file():
         return WorkerLostError()
     error = cloudpickle.loads(Path(error_file).read_bytes())
-    out_of_memory = isinstance(error, OutOfMemoryError | _KilledForMemoryError)
-    kind = WorkerOutOfMemoryError if out_of_memory else WorkerLostError
-    return kind(_first_line(error))
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, NodeUnfitError):
+        return NodeUnfitError(str(cause))
+    message, line = str(error), _first_line(error)
+    if isinstance(error, OutOfMemoryError | _KilledForMemoryError):
+        others = memory_of_others(message)
+        if others is not None:
+            return NodeUnfitError(
+                f"other programs hold {others:.1f} GB of its memory, and Ray ended a trial: {line}"
+            )
+        return WorkerOutOfMemoryError(line)
+    if isinstance(error, ActorUnavailableError):
+        lost = NodeLostError("the connection to it was lost")
+    elif getattr(error, "preempted", False):
+        lost = NodeLostError("it was preempted")
+    elif any(words in message for words in NODE_DIED):
+        lost = NodeLostError("it left the cluster")
+    else:
+        return WorkerLostError(line)
+    # a worker that had not started yet was seen on no node
+    lost.node_id = _node_of_actor(error.actor_id) if error.actor_id else None
+    return lost
+
+
+def node_of(trial: Trial) -> str | None:
+    """Ray's name of the node of a trial's actor; None if it has none."""
+    actor = actor_of(trial)
+    return None if actor is None else _node_of_actor(actor._actor_id.hex())
+
+
+def _node_of_actor(actor_id: str) -> str | None:
+    from ray._private import state
+
+    known = state.actors(actor_id=actor_id)
+    return known.get("Address", {}).get("NodeID") or None
 
 
 def _first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from tuner.report.tables import best_line, best_score, front_rows, html_table
 from tuner.report.worth import QUESTION, did_it_pay
 from tuner.study.confirmation import verdict
 from tuner.study.lineage import schedule
+from tuner.study.nodes import left_out_lines, read_nodes
 from tuner.study.pareto import pareto_front
 from tuner.study.record import StudyRecord
 from tuner.study.statistics import METHOD
@@ -69,6 +70,7 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
         *_front(entries, spec),
         "<h2>Best config</h2>",
         _best_config(record, best, score[0] if score else 0),
+        *(f"<p>Node {escape(line)}.</p>" for line in left_out_lines(read_nodes(study.folder))),
         "<h2>Trials</h2>",
         _trials(entries, record.mode, spec),
         "</body></html>",

@@ -35,6 +35,14 @@ class Forecast(Protocol):
         ...
 
 
+class Cluster(Protocol):
+    """Protocol of what knows the nodes of a study's cluster."""
+
+    def summary(self) -> str:
+        """How many nodes are used, and which are not, and why; empty for one node that is."""
+        ...
+
+
 class StudyView:
     """Shows a study while it runs: one live picture, or plain lines outside a terminal.
 
@@ -44,6 +52,7 @@ class StudyView:
         dashboard: Address of the Ray dashboard, if there is one.
         console: Where to show it; nowhere if None.
         forecast: What fits into the time budget; None without one.
+        cluster: The nodes that trials use; None where that is not to be shown.
     """
 
     def __init__(
@@ -53,6 +62,7 @@ class StudyView:
         dashboard: str | None,
         console: Console | None,
         forecast: Forecast | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         self._study = study
         self._record = study.record
@@ -64,6 +74,7 @@ class StudyView:
         self._dashboard = dashboard
         self._console = console or Console(quiet=True)
         self._forecast = forecast
+        self._cluster = cluster
         self._told = ""
         self._started = time.monotonic()
         self._epochs_before = epochs_spent(study.record.entries.values())
@@ -163,6 +174,7 @@ class StudyView:
             f"epochs  {spent} of {full} that full training would take "
             f"({numbers.share(spent, full)})",
             *(f"budget  {line}" for line in budget_lines(self._study)),
+            *(f"nodes   {escape(line)}" for line in self._nodes()),
             f"time    {self._clock()}, {self._time_left(spent)}{self._ending()}",
         ]
         headings = ("trial", "epoch", spec.metric)
@@ -174,6 +186,10 @@ class StudyView:
             (self._row(entry) for entry in record.with_state(TrialState.RUNNING)),
         )
         return Panel(Group("\n".join(lines), "", running), title=escape(self._study.name))
+
+    def _nodes(self) -> list[str]:
+        text = "" if self._cluster is None else self._cluster.summary()
+        return [text] if text else []
 
     def _ending(self) -> str:
         text = "" if self._forecast is None else self._forecast.ending()

@@ -55,6 +55,9 @@ BEST_VALUES = "best_values"
 """Note of a trial: the values that its best score was reached with, if they are not those that
 Optuna's tables have, which it was proposed with."""
 
+MOVED = "moved"
+"""Note of a trial: after which epoch its nodes failed, and how often in a row."""
+
 FORMER_NAMES = {"learning_rate": "lr"}
 """Logged metrics by the name that they had in earlier versions, and the one that they have now."""
 

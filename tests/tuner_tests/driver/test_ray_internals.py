@@ -14,12 +14,20 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray._common.utils import get_default_ray_temp_dir
-from ray._private import node, services, utils, worker
+from ray._private import node, services, state, utils, worker
 from ray._private.authentication import authentication_token_setup as tokens
 from ray._raylet import GcsClient, InnerGcsClient
 from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
-from ray.exceptions import OutOfMemoryError, OwnerDiedError, RayActorError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayActorError,
+    RayTaskError,
+)
 from ray.tune.experiment import Trial
 
 import tuner
@@ -31,11 +39,13 @@ from tuner.driver.ray_internals import (
     host_and_port,
     lost_worker_ends_one_trial,
     lost_worker_error,
+    node_of,
     own_daemons,
     own_handlers_kept,
     temporary_folder,
 )
-from tuner.trial.failures import WorkerLostError, WorkerOutOfMemoryError
+from tuner.trial.failures import NodeLostError, WorkerLostError, WorkerOutOfMemoryError
+from tuner.trial.node_faults import NodeUnfitError
 
 MESSAGE = "1 worker(s) were killed due to the node running low on memory.\nTop 10 users: ..."
 
@@ -159,6 +169,75 @@ def test_objects_lost_with_a_node_end_one_trial_alone(tmp_path: Path) -> None:
 
 def test_a_worker_that_left_no_error_is_lost_without_a_reason(tmp_path: Path) -> None:
     assert str(lost_worker_error(left_by(None, tmp_path))) == ""
+
+
+MEMORY_OF_OTHERS = (
+    "Task was killed due to the node running low on memory.\nTop 10 memory users:\n"
+    "PID\tMEM(GB)\tCOMMAND\n41\t12.50\tmatlab\n42\t0.70\tray::TrialTrainable.train"
+)
+
+
+def test_memory_that_other_programs_hold_is_no_fault_of_the_trial(tmp_path: Path) -> None:
+    with lost_worker_ends_one_trial():
+        (error,) = fail_a_task(OutOfMemoryError(MEMORY_OF_OTHERS))
+    ours = lost_worker_error(left_by(error, tmp_path))
+    assert isinstance(ours, NodeUnfitError)
+    assert "other programs hold 12.5 GB of its memory" in str(ours)
+
+
+def died(message: str, **more: Any) -> ActorDiedError:
+    """What Ray makes of the death of an actor."""
+    context = ActorDiedErrorContext(error_message=message, actor_id=b"1" * 16, **more)
+    # by name, as Ray does: it could not be pickled otherwise
+    return ActorDiedError(cause=context)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (died("The actor died because its node has died. Node Id: 8f"), "it left the cluster"),
+        (
+            died("x: the actor's node was terminated unexpectedly: health check failed"),
+            "it left the cluster",
+        ),
+        (
+            died("why", node_death_info=NodeDeathInfo(reason="AUTOSCALER_DRAIN_PREEMPTED")),
+            "it was preempted",
+        ),
+        (ActorUnavailableError("RpcError: 14", b"1" * 16), "the connection to it was lost"),
+    ],
+)
+def test_a_lost_node_is_told_apart_from_a_lost_worker(
+    error: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "actors", lambda actor_id: {"Address": {"NodeID": f"of {actor_id}"}})
+    ours = lost_worker_error(left_by(error, tmp_path))
+    assert type(ours) is NodeLostError
+    assert str(ours) == words
+    assert ours.node_id == f"of {(b'1' * 16).hex()}"
+    worker = lost_worker_error(left_by(died("The worker crashed: SIGKILL"), tmp_path))
+    assert type(worker) is WorkerLostError
+
+
+def test_what_a_trial_raised_about_its_node_arrives(tmp_path: Path) -> None:
+    cause = NodeUnfitError("node w2 has no GPU")
+    raised = RayTaskError("step", "traceback", cause)
+    for error in (raised, raised.as_instanceof_cause()):
+        ours = lost_worker_error(left_by(error, tmp_path))
+        assert type(ours) is NodeUnfitError
+        assert str(ours) == "node w2 has no GPU"
+
+
+def test_the_node_of_a_trial_is_that_of_its_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parameters(state.actors)[0] == "actor_id"
+    assert '"NodeID": binary_to_hex(' in inspect.getsource(type(state.state)._gen_actor_info)
+    trial = Trial("stub", stub=True)
+    assert node_of(trial) is None
+    trial.temporary_state.ray_actor = SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: "ab"))
+    monkeypatch.setattr(state, "actors", lambda actor_id: {"Address": {"NodeID": f"of {actor_id}"}})
+    assert node_of(trial) == "of ab"
+    monkeypatch.setattr(state, "actors", lambda actor_id: {})
+    assert node_of(trial) is None
 
 
 def test_a_trial_of_tune_knows_its_actor_and_the_file_of_its_error() -> None:
