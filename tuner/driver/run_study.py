@@ -15,6 +15,7 @@ from tuner.driver.checkpoint_keeper import CheckpointKeeper
 from tuner.driver.cluster import ray_cluster
 from tuner.driver.cluster_check import check_cluster, starts_own_cluster
 from tuner.driver.confirm import confirm_study
+from tuner.driver.gauges import StudyGauges
 from tuner.driver.gpus import check_own_gpus
 from tuner.driver.ray_internals import lost_worker_ends_one_trial
 from tuner.driver.resources import check_gpu_hours, nodes_of, plan_resources
@@ -90,7 +91,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             import_earlier(study, data.spec, data.fingerprint, earlier, console)
         spec, given = data.spec, study
         study = replace(study, spec=spec)
-        with ray_cluster(address) as dashboard:
+        with ray_cluster(address, study.name) as dashboard:
             resources = plan_resources(spec.resources, nodes_of(ray.nodes()), planned_trials(spec))
             check_gpu_hours(spec, resources.gpu)
             budgets = BudgetStopper(study)
@@ -107,7 +108,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                             study,
                             data,
                             resources,
-                            [ViewCallback(view, spec.metric), keeper],
+                            [ViewCallback(view, spec.metric), keeper, StudyGauges(study)],
                             stoppers,
                             plan=plan,
                         )
