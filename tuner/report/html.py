@@ -134,9 +134,7 @@ def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
             ]
         )
     columns = ["trial", "state", "epochs", f"best {spec.metric}"]
-    return html_table(
-        [*columns, *(PLACE_COLUMNS if placed else ()), "why it ended", *names], rows
-    )
+    return html_table([*columns, *(PLACE_COLUMNS if placed else ()), "why it ended", *names], rows)
 
 
 def trials_html(study: Study) -> str:
