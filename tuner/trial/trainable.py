@@ -23,6 +23,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     The first step of a trial trains nothing: it reports where the trial is.
     """
 
+    _run: TrialRun
+    _placed: bool
+    _progress: str
+
     def setup(
         self,
         config: dict[str, Any],

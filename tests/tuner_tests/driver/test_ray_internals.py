@@ -87,7 +87,9 @@ def test_a_process_gets_the_name_that_is_shown() -> None:
     assert parameters(name_process) == ["name"]
 
 
-def test_a_cluster_of_our_own_is_on_loopback() -> None:
+def test_a_cluster_of_our_own_is_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    # that of a cluster which other tests have started
+    monkeypatch.setattr(worker, "_global_node", None)
     outside = services.get_node_ip_address()
     with loopback_only():
         assert services.get_node_ip_address() == "127.0.0.1"
