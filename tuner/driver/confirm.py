@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuner.driver.callbacks import ViewCallback
+from tuner.driver.gauges import StudyGauges
 from tuner.driver.stopping import StudyStopper, leave_when_stuck
 from tuner.driver.tune_run import run_tune
 from tuner.report.live import StudyView
@@ -79,7 +80,7 @@ def confirm_study(
     search = data.spec.search.model_copy(update=given)
     shown = replace(confirmation, spec=data.spec.model_copy(update={"search": search}))
     view = StudyView(shown, resources, dashboard, console, cluster=cluster.nodes)
-    callbacks: list[Callback] = [ViewCallback(view, data.spec.metric)]
+    callbacks: list[Callback] = [ViewCallback(view, data.spec.metric), StudyGauges(shown)]
     with full_disk_explained(confirmation), view, leave_when_stuck(stopper, record):
         run_tune(confirmation, data, resources, callbacks, stopper, cluster, chosen)
     record.close_running(record.halted or stopper.reason)

@@ -17,7 +17,7 @@ from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle
-from ray._private import services
+from ray._private import ray_constants, services
 from ray._private import utils as ray_utils
 from ray.exceptions import (
     ActorUnavailableError,
@@ -101,6 +101,32 @@ def own_handlers_kept() -> Iterator[None]:
         yield
     finally:
         ray_utils.set_sigterm_handler = original
+
+
+def name_process(name: str) -> None:
+    """Show a name for a worker's process in `ps`, `top`, `nvidia-smi` and Ray's dashboard.
+
+    It lasts until the task that runs ends.
+    """
+    from ray._raylet import setproctitle  # type: ignore[attr-defined]
+
+    setproctitle(f"ray::{name}")
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """Let a cluster of our own be reached from this machine alone.
+
+    Ray has metrics, object store and GCS of a cluster on all interfaces or on the address of the
+    machine, except on systems where it supports one machine only. There, as here, it uses
+    127.0.0.1 for all of them.
+    """
+    original = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = original
 
 
 def own_daemons() -> list[tuple[str, Popen[bytes]]]:

@@ -14,6 +14,7 @@ from tuner.driver.checkpoint_keeper import CheckpointKeeper
 from tuner.driver.cluster import ray_cluster
 from tuner.driver.cluster_check import check_cluster, starts_own_cluster
 from tuner.driver.confirm import confirm_study
+from tuner.driver.gauges import StudyGauges
 from tuner.driver.gpus import check_own_gpus
 from tuner.driver.ray_internals import lost_worker_ends_one_trial
 from tuner.driver.resources import check_gpu_hours
@@ -90,7 +91,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             import_earlier(study, data.spec, data.fingerprint, earlier, console)
         spec, given = data.spec, study
         study = replace(study, spec=spec)
-        with ray_cluster(address) as dashboard:
+        with ray_cluster(address, study.name) as dashboard:
             stopper = StudyStopper(spec.search.time_budget)
             with (
                 signals_stop(stopper),
@@ -141,7 +142,7 @@ def _run(
         view = StudyView(study, resources, dashboard, console, plan, cluster.nodes)
         stoppers = CombinedStopper(stopper, budgets)
         with view, leave_when_stuck(stopper, study.record):
-            watchers = [ViewCallback(view, spec.metric), keeper]
+            watchers = [ViewCallback(view, spec.metric), keeper, StudyGauges(study)]
             run_tune(study, data, resources, watchers, stoppers, cluster, plan=plan)
     study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
     if spec.confirm is not None and not (stopper.interrupted or study.record.halted):

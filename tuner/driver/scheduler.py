@@ -13,7 +13,7 @@ from tuner.driver.ray_internals import lost_worker_error
 from tuner.search.policies.policy import Action
 from tuner.study.trial_entry import TrialState
 from tuner.trial.failures import classify
-from tuner.trial.messages import EpochReport, TrialRequest
+from tuner.trial.messages import EpochReport, TrialRequest, TrialStart
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -103,6 +103,9 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
     ) -> str:
         """Record the result, then decide whether the trial goes on."""
         number = TrialRequest.from_ray(trial.config).number
+        start = TrialStart.from_ray(result)
+        if start is not None:
+            self._record.place(number, start.placement)
         report = EpochReport.from_ray(result)
         if report is None:
             return str(TrialScheduler.CONTINUE)

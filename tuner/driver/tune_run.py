@@ -10,6 +10,7 @@ from ray.tune.stopper import CombinedStopper, Stopper
 from tuner.driver.confirm_searcher import ConfirmSearcher
 from tuner.driver.lost_workers import LostWorkers, head_is_gone, raylet_answers
 from tuner.driver.placement import FitNodes
+from tuner.driver.ray_internals import name_process
 from tuner.driver.scheduler import RecordScheduler
 from tuner.driver.searcher import build_searcher
 from tuner.driver.stopping import HaltStopper
@@ -59,8 +60,12 @@ def assemble(
         # the searcher proposes no more than the nodes hold
         limit = cluster.nodes.limit
     searcher.wait_unless(stopper.stop_all)
+    actor = tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu})
+    # what Ray's dashboard, its logs and the list of processes call a trial's actor; Ray shows
+    # what follows the last dot
+    actor.__name__ = actor.__qualname__ = study.label.replace(".", "_")
     return tune.Tuner(
-        tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu}),
+        actor,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=RecordScheduler(study.record, policy, lost.lost, placement),
@@ -117,7 +122,9 @@ def run_tune(
         judged=chosen is not None,
         code=code_folder(study.folder),
     )
-    trainable = tune.with_parameters(TrialTrainable, study=context)
+    trainable = tune.with_parameters(
+        TrialTrainable, study=context, label=study.label, show=name_process
+    )
     if chosen is None:
         policy = build_policy(study.record, study.spec)
         if plan is not None:

@@ -12,6 +12,7 @@ from rich.table import Column
 
 from tuner.report import numbers
 from tuner.report.picture import Pace, Picture, open_picture
+from tuner.report.placement import PLACE_COLUMNS, Places, place_cells
 from tuner.report.states import STYLES
 from tuner.report.tables import best_line, state_counts, terminal_table
 from tuner.spec.grid import planned_trials
@@ -79,6 +80,7 @@ class StudyView:
         self._started = time.monotonic()
         self._epochs_before = epochs_spent(study.record.entries.values())
         self._replayed: dict[int, int] = {}
+        self._places = Places(study.record.entries.values())
         self._pace = Pace()
         self._picture: Picture | None = None
 
@@ -109,8 +111,10 @@ class StudyView:
             self._picture.update(self._panel())
 
     def trial_started(self, number: int) -> None:
-        """Announce a trial."""
+        """Announce a trial, which is in its worker now."""
         entry = self._record.entries[number]
+        if entry.placement is not None:
+            self._places.add(entry.placement)
         self._replayed[number] = entry.epochs
         self._line(entry, "started" if not entry.scores else f"goes on after {entry.epochs}")
 
@@ -142,7 +146,8 @@ class StudyView:
         if self._picture is None:
             if not self._console.quiet:
                 # `Console.print` takes a millisecond for the colours that a file has not
-                line = f"[{self._clock()}] trial {entry.number:>3}  {text}"
+                where = f"{entry.placement}  " if self._places.differ and entry.placement else ""
+                line = f"[{self._clock()}] trial {entry.number:>3}  {where}{text}"
                 print(line, file=self._console.file, flush=True)
         elif always:
             style = STYLES[entry.state]
@@ -177,7 +182,8 @@ class StudyView:
             *(f"nodes   {escape(line)}" for line in self._nodes()),
             f"time    {self._clock()}, {self._time_left(spent)}{self._ending()}",
         ]
-        headings = ("trial", "epoch", spec.metric)
+        placed = PLACE_COLUMNS if self._places.differ else ()
+        headings = ("trial", "epoch", spec.metric, *placed)
         running = terminal_table(
             [
                 *(Column(name, no_wrap=True, min_width=max(6, len(name))) for name in headings),
@@ -201,6 +207,7 @@ class StudyView:
             str(entry.number),
             self._progress(entry, entry.epochs),
             "" if last is None else numbers.score(last),
+            *(place_cells(entry) if self._places.differ else ()),
             numbers.values(entry.trained_values),
         ]
 

@@ -81,6 +81,22 @@ class DecisionEntry:
     reason: str
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a trial trains.
+
+    Attributes:
+        node: Name of the host.
+        gpus: Ids of its GPUs there, as Ray counts them; none on the CPU.
+    """
+
+    node: str
+    gpus: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.node, *(["GPU", ",".join(self.gpus)] if self.gpus else [])])
+
+
 @dataclass
 class TrialEntry:
     """One trial of the record.
@@ -131,6 +147,12 @@ class TrialEntry:
         """Epochs that its schedule was shortened to, to end in time; None if it was not."""
         epochs: int | None = self.overrides.get(MAX_EPOCHS)
         return epochs
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where it trains, or trained last; None before it did, and in older records."""
+        note = self.notes.get(PLACEMENT)
+        return None if note is None else Placement(note["node"], tuple(note["gpus"]))
 
     @property
     def overridden(self) -> list[list[Any]]:
@@ -284,6 +306,9 @@ CASES = "cases"
 GRID = "grid"
 """Note of a trial of a confirmation: the grid of its scores, see
 `training.bundle.case_scores.Grid`."""
+
+PLACEMENT = "placement"
+"""Note of a trial: where it trains, or trained last, see `Placement`."""
 
 LINEAGE = "lineage"
 """Note of a trial: whose weights it copied, and the values that it went on with."""

@@ -20,6 +20,7 @@ from ray._raylet import GcsClient, InnerGcsClient
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
+from ray.dashboard.modules.reporter import reporter_agent
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -37,8 +38,10 @@ from tuner.driver.ray_internals import (
     daemons_in_own_groups,
     gpus_of_this_machine,
     host_and_port,
+    loopback_only,
     lost_worker_ends_one_trial,
     lost_worker_error,
+    name_process,
     node_of,
     own_daemons,
     own_handlers_kept,
@@ -79,6 +82,30 @@ def test_addresses_are_read_as_ray_reads_them() -> None:
 def test_gpus_that_are_hidden_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus_of_this_machine() == 0
+
+
+def test_a_process_gets_the_name_that_is_shown() -> None:
+    code = (
+        "from tuner.driver.ray_internals import name_process\n"
+        "name_process('dformer, trial 7')\n"
+        "print(open('/proc/self/cmdline').read())"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.strip("\0\n") == "ray::dformer, trial 7"
+    assert parameters(name_process) == ["name"]
+
+
+def test_a_cluster_of_our_own_is_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    # that of a cluster which other tests have started
+    monkeypatch.setattr(worker, "_global_node", None)
+    outside = services.get_node_ip_address()
+    with loopback_only():
+        assert services.get_node_ip_address() == "127.0.0.1"
+    assert services.get_node_ip_address() == outside
+    # the metrics port follows the address of the node
+    assert "is_localhost(self._ip)" in inspect.getsource(reporter_agent.ReporterAgent)
 
 
 def test_daemons_of_a_cluster_are_started_by_consolepopen_in_groups_of_their_own() -> None:
