@@ -85,11 +85,10 @@ def main() -> int:
     # the log of a job is a file in that folder
     logs = Path(os.readlink("/proc/self/fd/1")).parent
     with sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="tune-export-") as scratch:
-        bundle = Path(scratch, "bundle")
-        export = [sys.executable, "-m", "tuner", "export", *sys.argv[1:], "-o", str(bundle)]
-        code = subprocess.run(export, check=False).returncode
+        export = [sys.executable, "-m", "tuner", "export", *sys.argv[1:], "-o", "bundle"]
+        code = subprocess.run(export, cwd=scratch, check=False).returncode
         if code == 0:
-            hand_over(bundle, logs)
+            hand_over(Path(scratch, "bundle"), logs)
     return code
 
 

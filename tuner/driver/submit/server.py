@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import socket
@@ -38,6 +39,16 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 120
 """How long a study that is stopped may take to end in order; Ray would kill it after three."""
 
+STARTS = "Running entrypoint for job "
+"""What Ray writes into a job's log before the program starts, after lines of its own."""
+
+CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that tell of every upload and connection."""
+
 ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
 
 
@@ -56,6 +67,8 @@ class JobServer:
         self.address = _dashboard(address)
         _connect(self.address)
         use_token_of_this_machine()
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._explained(), _no_other_address():
             self._client = JobSubmissionClient(self.address)
         version = version_of_server(self._client)
@@ -141,14 +154,19 @@ class JobServer:
             time.sleep(POLL_SECONDS)
         chunks = self._client.tail_job_logs(job_id)
         with closing(asyncio.new_event_loop()) as loop, self._explained():
-            rest, first = "", True
-            while (chunk := loop.run_until_complete(anext(chunks, None))) is not None:
-                *lines, rest = (rest + chunk).split("\n")
-                if lines and first:
-                    lines, first = _printed("\n".join([*lines, ""])).split("\n")[:-1], False
-                yield from (line.rstrip("\r") for line in lines)
-            if rest:
-                yield rest
+            try:
+                rest, started = "", False
+                while (chunk := loop.run_until_complete(anext(chunks, None))) is not None:
+                    *lines, rest = (rest + chunk).split("\n")
+                    for line in lines:
+                        if started:
+                            yield line.rstrip("\r")
+                        started = started or line.startswith(STARTS)
+                if rest:
+                    yield rest
+            finally:
+                # ends the connection, where nobody wants to see the rest
+                loop.run_until_complete(chunks.aclose())
 
     def download(self, node_id: str, name: str, target: Path) -> None:
         """Copy a file from the folder of Ray's logs on a node of the cluster.
@@ -266,9 +284,9 @@ def _shell_line(program: Sequence[str]) -> str:
 
 
 def _printed(text: str) -> str:
-    """A job's log without the line that Ray writes first."""
-    first, newline, rest = text.partition("\n")
-    return rest if newline and first.startswith("Running entrypoint for job") else text
+    """A job's log without the lines that Ray writes before the program starts."""
+    _, mark, after = text.partition(STARTS)
+    return after.partition("\n")[2] if mark else text
 
 
 def _last_line(text: str) -> str:
