@@ -9,12 +9,14 @@ Parts of Ray are imported where they are used: `cluster_probe` must not wait for
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from ray import cloudpickle
 from ray._private import ray_constants, services
@@ -28,6 +30,7 @@ from ray.exceptions import (
 )
 
 if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
     from ray.tune.experiment import Trial
 
     from tuner.trial.failures import WorkerLostError
@@ -248,6 +251,37 @@ def actor_of(trial: Trial) -> Any:
     return trial.temporary_state.ray_actor
 
 
+def use_token_of_this_machine() -> None:
+    """Let this process use the token that is here, unless RAY_AUTH_MODE says otherwise."""
+    from ray._private.authentication import authentication_token_setup as tokens
+
+    logger = logging.getLogger(tokens.__name__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    finally:
+        logger.disabled = before
+
+
+def version_of_server(client: JobSubmissionClient) -> str:
+    """The version of Ray of a job server, which its client has asked for."""
+    return str(client._server_ray_version)
+
+
+def job_log_chunks(client: JobSubmissionClient, node_id: str, name: str) -> Iterator[bytes]:
+    """A file of the folder of Ray's logs on a node, as it is, through the dashboard.
+
+    Raises:
+        RuntimeError: if it is not there.
+    """
+    query = urlencode({"node_id": node_id, "filename": name, "lines": -1, "timeout": 24 * 3600})
+    response = client._do_request("GET", f"/api/v0/logs/file?{query}", stream=True)
+    with closing(response):
+        if response.status_code != 200:
+            client._raise_error(response)
+        yield from response.iter_content(2**20)
+
+
 def gcs_of(address: str, *, token_of_this_machine: bool, timeout: float) -> tuple[Any, Any]:
     """A client of the GCS of a cluster, and the cluster's metadata.
 
@@ -263,7 +297,7 @@ def gcs_of(address: str, *, token_of_this_machine: bool, timeout: float) -> tupl
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     if token_of_this_machine:
-        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        use_token_of_this_machine()
     tokens.ensure_token_if_auth_enabled(None, create_token_if_missing=False)
     gcs = GcsClient(address=address)
     stored = gcs.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=timeout)
