@@ -170,7 +170,7 @@ def space_of(row: str, options: argparse.Namespace, data: Path, folder: Path) ->
 def _epochs_in(space: dict[str, Any], seconds: float, folder: Path) -> int:
     """Epochs of the default config that fit, by a short training of it."""
     epochs = 3
-    short = {**space, "config": {**space["config"], "max_epochs": epochs}}
+    short = {**space, "config": {**space["config"], "max_epochs": epochs, "warmup_epochs": 0}}
     short["search"] = {**space["search"], "num_trials": 1}
     short["policy"] = "none"
     (folder / "short.yaml").write_text(yaml.safe_dump(short, sort_keys=False))

@@ -18,7 +18,7 @@ MOST_STEPS = 250_000
 """Steps of a full training at most: nnU-Net's 1000 epochs of 250."""
 
 EPOCHS = 81
-"""Epochs of a full training, unless validation would take too long: with three rungs at 3, 9 and 27."""
+"""Epochs of a full training, unless validation would take too long: with rungs at 3, 9 and 27."""
 
 FEWEST_EPOCHS = 9
 
@@ -27,8 +27,8 @@ RUNGS = (3, 2, 1)
 
 FIRST_RUNG_STEPS = 350
 """Training steps below which trials are not compared: before, scores say how soon a network stops
-predicting background alone, which on Hippocampus takes nnU-Net's momentum some 400 steps and smaller
-ones 100."""
+predicting background alone, which on Hippocampus takes nnU-Net's momentum some 500 steps, and AdamW
+100."""
 
 VALIDATION_SHARE = 0.1
 """Time of validation at most, as a share of that of training."""
@@ -149,7 +149,7 @@ def _with_rungs(time: _Time, trials: int, folds: int, rungs: int) -> Schedule:
     least_steps = max(1, round(validation / (VALIDATION_SHARE * step)))
     # so that the last rung is a third of the epochs
     whole = 3**rungs
-    epochs = max(FEWEST_EPOCHS, whole, min(EPOCHS, int(most / least_steps)) // whole * whole)
+    epochs = max(FEWEST_EPOCHS, min(EPOCHS, int(most / least_steps)) // whole * whole)
     an_epoch = time.of_full_training(trials, epochs, folds, rungs) / epochs
     steps = _rounded(min(int((an_epoch - validation) / step), MOST_STEPS // epochs))
     an_epoch = steps * step + validation

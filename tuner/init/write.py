@@ -210,7 +210,7 @@ def _space(survey: DataSurvey, plan: Plan) -> list[str]:
             {"choice": {"uniform": "uniform", "rare_x3": weights}},
             "whether rare classes count more",
         )
-    lines += _line("augmentation_strength", {"uniform": [0.5, 1.5]}, "1 is nnU-Net's")
+    lines += _line("augmentation_strength", {"uniform": [0.2, 1.5]}, "1 is nnU-Net's")
     return lines
 
 

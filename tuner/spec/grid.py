@@ -19,9 +19,13 @@ POINTS = 5
 """Points along a continuous field, and at most along a stepped one."""
 
 
+DEFAULT = "default"
+"""Name of the default config."""
+
+
 def first_points(spec: StudySpec) -> list[tuple[str, dict[str, Any]]]:
     """Points to try before the searcher is asked, each once, by what they are."""
-    given = [("default", spec.default_point())] if spec.search.default_first else []
+    given = [(DEFAULT, spec.default_point())] if spec.search.default_first else []
     given += [("start_from", point) for point in spec.start_points()]
     points: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
     for name, point in given:

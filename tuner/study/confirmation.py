@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from training.durable_write import write_durably
+from tuner.spec.grid import DEFAULT
 from tuner.study.budget import spent_budget
 from tuner.study.files import CONFIRM_FOLDER, CONFIRM_PLAN, DATABASE
 from tuner.study.record import StudyRecord
@@ -35,10 +36,6 @@ SEED = "seed"
 
 PREPROCESSED = "preprocessed"
 """Grid of trials without a note of it, which earlier versions recorded."""
-
-DEFAULT = "default"
-"""Name of the default config."""
-
 
 LEAST_SEEDS = 2
 """With fewer there is no interval over seeds."""

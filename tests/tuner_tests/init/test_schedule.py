@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tuner.init.schedule import (
     ENOUGH_STEPS,
     FEWEST_EPOCHS,
+    FIRST_RUNG_STEPS,
     FOLDS,
     LONGEST,
     MOST_STEPS,
@@ -65,6 +66,17 @@ def test_a_slow_validation_makes_epochs_longer() -> None:
     assert fast.epochs > slow.epochs
     assert 120 / (slow.steps * 0.3) < 0.5
     assert slow.rungs[0] == slow.grace_period
+
+
+@pytest.mark.parametrize("hours", [0.25, 1, 2, 8, 24])
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_trials_are_not_compared_too_early(hours: float, kind: str) -> None:
+    plan = plan_schedule(hours, 0.3, 5, kind=kind, at_once=2, cases=99)
+    assert plan.rungs
+    # the last rung is a third of a training, whatever their number
+    assert plan.rungs[-1] * 3 == plan.epochs
+    if plan.full_steps > 9 * FIRST_RUNG_STEPS:
+        assert plan.rungs[0] * plan.steps >= FIRST_RUNG_STEPS
 
 
 def test_few_cases_are_judged_on_folds_where_the_hours_allow_it() -> None:

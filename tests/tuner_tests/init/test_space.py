@@ -52,7 +52,10 @@ def test_a_space_for_the_cpu_is_valid_and_says_why(raw: Path, tmp_path: Path) ->
     assert "labels name sides (left kidney, right kidney)" in spec.source_text
     assert "(measured)" in spec.source_text
     assert "12 cases of MRI (MR)" in spec.source_text
-    assert spec.trial_config(spec.default_point()).optimizer == "sgd"
+    default = spec.trial_config(spec.default_point())
+    assert (default.optimizer, default.scheduler, default.learning_rate) == ("adamw", "wsd", 1e-3)
+    assert default.warmup_epochs >= 1
+    assert "momentum" not in spec.space.domains
 
 
 def test_a_space_for_a_gpu_that_is_elsewhere_is_estimated(

@@ -171,6 +171,24 @@ def test_a_trial_that_is_behind_beyond_doubt_stops() -> None:
     assert race_of(record).judge(near, EPOCHS).action is Action.PAUSE
 
 
+def test_a_trial_that_is_behind_the_default_beyond_doubt_stops() -> None:
+    """Though nobody can tell it from the best trial, which was worse on the fold that both have."""
+    record = record_of(spec_of())
+    default = record.propose({"learning_rate": 1e-2}, "default").number
+    for epoch in range(1, EPOCHS + 1):
+        record.report(default, epoch, 0.90, {}, 1.0)
+    record.finish(default, TrialState.STOPPED, "test")
+    add(record, [0.80, 0.85, 0.70], TrialState.COMPLETED)
+    add(record, [0.70, 0.751, 0.601], TrialState.COMPLETED)
+    behind = add(record, [0.7995])
+    decision = race_of(record).judge(behind, EPOCHS)
+    assert decision.action is Action.STOP
+    assert decision.reason == (
+        "by the race at the end of fold 1 of 3: 0.1005 behind trial 0 on the fold that both have, "
+        "beyond doubt"
+    )
+
+
 def test_trials_within_doubt_go_on_when_no_new_one_is_left() -> None:
     record = record_of(spec_of())
     add(record, [0.80, 0.50, 0.70], TrialState.COMPLETED)

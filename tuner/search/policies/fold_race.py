@@ -1,10 +1,10 @@
 """Folds as a fidelity: a configuration that is behind beyond doubt gets no further fold.
 
 A trial trains on one fold after the other. Within the first, the study's own policy compares
-trials at its rungs. Where a fold ends, a trial is compared with the best one so far on the folds
-that both have, in pairs, which takes out how hard a fold is (as racing does: Maron and Moore,
-1994; Birattari et al., 2002). As in SMAC (Hutter et al., 2011), one that is ahead goes on at once,
-so the best trial always has all folds soon.
+trials at its rungs. Where a fold ends, a trial is compared with the best one so far, and with the
+default config, on the folds that both have, in pairs, which takes out how hard a fold is (as racing
+does: Maron and Moore, 1994; Birattari et al., 2002). As in SMAC (Hutter et al., 2011), one that is
+ahead goes on at once, so the best trial always has all folds soon.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from tuner.search.policies.policy import GO_ON, Action, Decision, Policy
+from tuner.spec.grid import DEFAULT
 from tuner.study.trial_entry import TrialState
 
 if TYPE_CHECKING:
@@ -136,8 +137,9 @@ class FoldRace(Policy):
         verdict = self._verdict(number, best)
         if gap > 0:
             return Decision(Action.CONTINUE, f"{at}: {verdict}")
-        if self._chance(number, best, self._noise()) < DOUBT:
-            return Decision(Action.STOP, f"{at}: {verdict}, beyond doubt")
+        chance, rival = self._hardest(number, self._noise())
+        if chance < DOUBT:
+            return Decision(Action.STOP, f"{at}: {self._verdict(number, rival)}, beyond doubt")
         return Decision(Action.PAUSE, f"{at}: {verdict}, not beyond doubt")
 
     def promote(self, *, last: bool = False) -> int | None:
@@ -175,8 +177,8 @@ class FoldRace(Policy):
         noise = self._noise()
         chances = {}
         for entry in waiting:
-            best = self._best_beside(entry.number)
-            chances[entry.number] = 1.0 if best is None else self._chance(entry.number, best, noise)
+            alone = self._best_beside(entry.number) is None
+            chances[entry.number] = 1.0 if alone else self._hardest(entry.number, noise)[0]
         likeliest = max(chances, key=lambda number: (chances[number], -number))
         return likeliest if chances[likeliest] >= DOUBT else None
 
@@ -192,17 +194,38 @@ class FoldRace(Policy):
 
     def _best_beside(self, number: int) -> TrialEntry | None:
         """The best other trial, of those with most folds; None if none has as many as this one."""
-        needed = self._record.entries[number].finished_folds
         ranked = [
             (entry.finished_folds, self._mean(entry), -entry.number)
+            for entry in self._rivals(number)
+            # one that lost its race cannot hold back those that may still win
+            if entry.state is TrialState.COMPLETED or not entry.state.finished
+        ]
+        return self._record.entries[-max(ranked)[2]] if ranked else None
+
+    def _rivals(self, number: int) -> list[TrialEntry]:
+        """Other trials that have the folds of a trial, and a score."""
+        needed = self._record.entries[number].finished_folds
+        return [
+            entry
             for entry in self._came()
             if entry.number != number
             and entry.finished_folds >= needed
-            # one that lost its race cannot hold back those that may still win
-            and (entry.state is TrialState.COMPLETED or not entry.state.finished)
             and math.isfinite(self._mean(entry))
         ]
-        return self._record.entries[-max(ranked)[2]] if ranked else None
+
+    def _hardest(self, number: int, noise: PairedNoise) -> tuple[float, TrialEntry]:
+        """The lower chance of a trial that has a best one beside it, and against whom.
+
+        Against that one or the default config, also where the default has fewer folds than the
+        best trial, or lost its own race: whoever is behind it need not be tried further.
+        """
+        best = self._best_beside(number)
+        assert best is not None
+        defaults = [entry for entry in self._rivals(number) if entry.proposed_by == DEFAULT]
+        rivals = {entry.number: entry for entry in (best, *defaults)}
+        chances = {rival: self._chance(number, entry, noise) for rival, entry in rivals.items()}
+        hardest = min(chances, key=lambda rival: chances[rival])
+        return chances[hardest], rivals[hardest]
 
     def _came(self) -> list[TrialEntry]:
         """Trials that have finished a fold."""
