@@ -71,7 +71,7 @@ def pack_study(
     spec: StudySpec,
     name: str | None,
     *,
-    studies_dir: str | None,
+    studies_dir: str,
     overrides: Mapping[str, Override],
     export: str | None = None,
     resubmit: int = 0,
@@ -90,11 +90,6 @@ def pack_study(
         SpecError: if code that the space names is not found.
         StudyError: if the name or a path cannot be used there.
     """
-    if studies_dir is None:
-        raise StudyError(
-            "the folder of the studies on the cluster is not known: give --studies-dir, the path "
-            "of a folder that every node mounts, e.g. --studies-dir /shared/studies"
-        )
     _check_path("--studies-dir", studies_dir)
     if export is not None:
         _check_path("--export", export)

@@ -35,7 +35,7 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-def pack(space: Path, studies_dir: str | None = "/shared/studies", **options: object) -> Submission:
+def pack(space: Path, studies_dir: str = "/shared/studies", **options: object) -> Submission:
     overrides = options.pop("overrides", {})
     spec = load_spec(space, overrides)
     return pack_study(spec, "liver", studies_dir=studies_dir, overrides=overrides, **options)
@@ -77,7 +77,6 @@ def test_a_driver_that_is_to_be_started_again_has_a_supervisor(space: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"studies_dir": None}, "give --studies-dir, the path"),
         ({"studies_dir": "studies"}, "--studies-dir studies is a relative path"),
         ({"studies_dir": "s3://bucket"}, "--studies-dir s3://bucket is an address"),
         ({"export": "bundle"}, "--export bundle is a relative path"),
