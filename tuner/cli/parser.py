@@ -27,7 +27,7 @@ from tuner.cli.options import (
     add_study_name,
     field_names,
 )
-from tuner.cli.submit_options import add_dashboard, logs_options, stop_options, submit_options
+from tuner.cli.submit_options import add_elsewhere, logs_options, stop_options, submit_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,11 +122,7 @@ def _resume_options(parser: argparse.ArgumentParser) -> None:
 def _list_options(parser: argparse.ArgumentParser) -> None:
     add_listing_options(parser, "name, trials, epochs or score (default: the oldest first)")
     add_studies_dir(parser)
-    add_dashboard(
-        parser,
-        "list what was submitted to the cluster of this dashboard (default: the studies of this "
-        "machine)",
-    )
+    add_elsewhere(parser)
 
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +133,7 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
         "best first (default: number)",
     )
     add_studies_dir(parser)
-    _add_elsewhere(parser)
+    add_elsewhere(parser)
 
 
 def _fields_options(parser: argparse.ArgumentParser) -> None:
@@ -195,13 +191,7 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         help="where the data are now, if they were moved (default: where they were)",
     )
     add_studies_dir(parser)
-    _add_elsewhere(parser)
-
-
-def _add_elsewhere(parser: argparse.ArgumentParser) -> None:
-    add_dashboard(
-        parser, "ask the cluster of this dashboard (default: the studies of this machine)"
-    )
+    add_elsewhere(parser)
 
 
 def _predict_options(parser: argparse.ArgumentParser) -> None:

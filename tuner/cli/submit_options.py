@@ -22,6 +22,13 @@ def add_dashboard(parser: argparse.ArgumentParser, text: str | None = None) -> N
     parser.add_argument("--address", metavar=DASHBOARD, help=text or usual)
 
 
+def add_elsewhere(parser: argparse.ArgumentParser) -> None:
+    """The option of a command that asks this machine, or a cluster."""
+    add_dashboard(
+        parser, "ask the cluster of this dashboard (default: the studies of this machine)"
+    )
+
+
 def submit_options(parser: argparse.ArgumentParser) -> None:
     """Options of `tune submit`: those of `tune run`, and what is asked of the cluster."""
     add_space_options(parser, "SPACE", "the search space, a YAML file")
@@ -29,8 +36,9 @@ def submit_options(parser: argparse.ArgumentParser) -> None:
     add("--name", help="name of the study (default: the name of the space's file and the time)")
     add(
         "--studies-dir",
+        required=True,
         metavar="DIR",
-        help="folder of the studies, by its path on the cluster; must be given",
+        help="folder of the studies, by its path on the cluster",
     )
     add(
         "--export",
@@ -67,7 +75,8 @@ def submit_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPTION",
-        help="further option of sbatch, e.g. --sbatch=--account=lab; may be given several times",
+        help="further option of sbatch, e.g. --sbatch=--account=lab; may be given several times "
+        "(default: none)",
     )
 
 

@@ -263,6 +263,13 @@ def use_token_of_this_machine() -> None:
         logger.disabled = before
 
 
+def quiet_uploads() -> None:
+    """Keep the client of a job server from telling of every upload and connection."""
+    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
+
+
 def version_of_server(client: JobSubmissionClient) -> str:
     """The version of Ray of a job server, which its client has asked for."""
     return str(client._server_ray_version)

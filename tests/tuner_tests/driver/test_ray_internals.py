@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from ray._raylet import GcsClient, InnerGcsClient
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
+from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.dashboard.modules.reporter import reporter_agent
 from ray.exceptions import (
     ActorDiedError,
@@ -38,6 +40,7 @@ from tuner.driver.ray_internals import (
     daemons_in_own_groups,
     gpus_of_this_machine,
     host_and_port,
+    job_log_chunks,
     loopback_only,
     lost_worker_ends_one_trial,
     lost_worker_error,
@@ -46,6 +49,8 @@ from tuner.driver.ray_internals import (
     own_daemons,
     own_handlers_kept,
     temporary_folder,
+    use_token_of_this_machine,
+    version_of_server,
 )
 from tuner.trial.failures import NodeLostError, WorkerLostError, WorkerOutOfMemoryError
 from tuner.trial.node_faults import NodeUnfitError
@@ -294,3 +299,33 @@ def test_a_gcs_is_asked_by_the_calls_that_the_probe_knows() -> None:
     assert "create_token_if_missing" in parameters(tokens.ensure_token_if_auth_enabled)
     assert GcsNodeInfo.ALIVE != GcsNodeInfo.DEAD
     assert callable(services.find_node_ids)
+
+
+def test_a_job_server_tells_its_version_and_hands_out_log_files() -> None:
+    asked = []
+
+    class Client:
+        _server_ray_version = "2.60.0"
+
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            asked.append((method, endpoint, options))
+            return SimpleNamespace(
+                status_code=200, close=lambda: None, iter_content=lambda size: [b"a", b"b"]
+            )
+
+    client: Any = Client()
+    assert version_of_server(client) == "2.60.0"
+    assert list(job_log_chunks(client, "ab", "model.tar")) == [b"a", b"b"]
+    assert asked[0][1].startswith("/api/v0/logs/file?node_id=ab&filename=model.tar&lines=-1")
+    assert "_server_ray_version" in inspect.getsource(SubmissionClient)
+    assert parameters(SubmissionClient._do_request)[1:3] == ["method", "endpoint"]
+    assert parameters(SubmissionClient._raise_error) == ["self", "r"]
+
+
+def test_the_token_of_this_machine_is_used_unless_the_mode_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert parameters(tokens.maybe_enable_token_auth_if_token_available) == ["warn_if_disabled"]
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    use_token_of_this_machine()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"

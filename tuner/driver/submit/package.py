@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from training.local_path import is_url, url_refusal
 from tuner.errors import SpecError, StudyError
 from tuner.spec.plugins import CODE_FOLDER
+from tuner.spec.read_sections import apply_overrides
 from tuner.spec.settings import EMBEDDED_DATA
+from tuner.spec.yaml_source import YamlSource
 from tuner.study.code import code_files
 from tuner.study.create import usual_name
 from tuner.study.name import check_new_name
@@ -69,7 +71,7 @@ def pack_study(
     spec: StudySpec,
     name: str | None,
     *,
-    studies_dir: str | None,
+    studies_dir: str,
     overrides: Mapping[str, Override],
     export: str | None = None,
     resubmit: int = 0,
@@ -88,17 +90,11 @@ def pack_study(
         SpecError: if code that the space names is not found.
         StudyError: if the name or a path cannot be used there.
     """
-    if studies_dir is None:
-        raise StudyError(
-            "the folder of the studies on the cluster is not known: give --studies-dir, the path "
-            "of a folder that every node mounts, e.g. --studies-dir /shared/studies"
-        )
     _check_path("--studies-dir", studies_dir)
     if export is not None:
         _check_path("--export", export)
-    data = str(spec.config["data_dir"])
-    if data != EMBEDDED_DATA:
-        _check_path("data_dir", data)
+    for field, path in _paths_given(spec, overrides).items():
+        _check_path(field, path)
     name = usual_name(spec.source) if name is None else name
     check_new_name(name)
     space = spec.source.name or "space.yaml"
@@ -130,14 +126,30 @@ def refuse_data_folder(space: Path) -> None:
         )
 
 
+def _paths_given(spec: StudySpec, overrides: Mapping[str, Override]) -> dict[str, str]:
+    """Paths of a space as they are written: the spec has them absolute, as here."""
+    source = YamlSource.parse(spec.source_text, str(spec.source))
+    apply_overrides(source, overrides)
+    config = source.data.get("config") or {}
+    given = {"data_dir": str(config.get("data_dir", spec.config["data_dir"]))}
+    given |= {name: str(config[name]) for name in ("splits_file", "groups") if config.get(name)}
+    if not given.get("groups", ".csv").lower().endswith(".csv"):
+        # a pattern of case names
+        del given["groups"]
+    if given["data_dir"] == EMBEDDED_DATA:
+        del given["data_dir"]
+    return given
+
+
 def _check_path(option: str, path: str) -> None:
     if is_url(path):
         raise StudyError(f"{option} {url_refusal(path)}")
     if not PurePosixPath(path).is_absolute():
+        there = f"/shared/{PurePosixPath(path).name}"
+        shown = f"{option} {there}" if option.startswith("-") else f"--set {option}={there}"
         raise StudyError(
             f"{option} {path} is a relative path, and the study runs on other machines: give the "
-            f"path that it has there, e.g. {option.replace('data_dir', '--data-dir')} "
-            f"/shared/{PurePosixPath(path).name or 'studies'}"
+            f"path that it has there, e.g. {shown}"
         )
 
 

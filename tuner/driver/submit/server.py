@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import shlex
 import socket
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import ray
+from ray import __version__ as RAY_VERSION
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from tuner.driver.ray_internals import (
     job_log_chunks,
+    quiet_uploads,
     use_token_of_this_machine,
     version_of_server,
 )
@@ -42,13 +42,6 @@ STOP_SECONDS = 120
 STARTS = "Running entrypoint for job "
 """What Ray writes into a job's log before the program starts, after lines of its own."""
 
-CHATTY = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
-"""Loggers that tell of every upload and connection."""
-
 ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
 
 
@@ -67,15 +60,14 @@ class JobServer:
         self.address = _dashboard(address)
         _connect(self.address)
         use_token_of_this_machine()
-        for name in CHATTY:
-            logging.getLogger(name).setLevel(logging.WARNING)
+        quiet_uploads()
         with self._explained(), _no_other_address():
             self._client = JobSubmissionClient(self.address)
         version = version_of_server(self._client)
-        if _release(version) < _release(ray.__version__):
+        if _release(version) < _release(RAY_VERSION):
             raise ResourceError(
                 f"the cluster at {self.address} runs Ray {version}, and studies need "
-                f"{ray.__version__}: install it, and this version of segtune, on every node"
+                f"{RAY_VERSION}: install it, and this version of segtune, on every node"
             )
 
     def jobs(self) -> list[JobDetails]:

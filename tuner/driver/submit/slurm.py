@@ -1,8 +1,8 @@
 """Runs a study on SLURM: a batch script that starts a Ray cluster over its allocation.
 
 The script holds all that the study needs, so that what is edited while it waits changes nothing.
-Ray listens for this job alone: with a token, on ports that the job's number gives, on the loopback
-interface where one node is enough, and its dashboard there always.
+Ray listens for this job alone: with a token, on ports that the job's number gives; its dashboard on
+the loopback interface.
 
 SLURM sends SIGUSR1 before the time limit. (SIGTERM is what `scancel` and preemption send: with a
 signal of its own, only a job whose time is over is queued again.)

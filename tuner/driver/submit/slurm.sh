@@ -6,7 +6,7 @@ python=@@PYTHON@@
 nodes=$SLURM_JOB_NUM_NODES
 head=$SLURMD_NODENAME
 
-# a port range of the job's own, since others may use these nodes too
+# a port range of the job's own, since others may use these nodes too; all ask for the token
 base=$((20000 + SLURM_JOB_ID % 500 * 40))
 export RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
@@ -15,7 +15,7 @@ if [ -z "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ] && [ ! -s "$HOME/.ray/au
     export RAY_AUTH_TOKEN
 fi
 
-# on one node nothing listens where another machine could reach it
+# the address by which its nodes know each other
 address=127.0.0.1
 if [ "$nodes" -gt 1 ]; then
     address=$(getent ahostsv4 "$head" | awk '$1 !~ /^127\./ {print $1; exit}')
@@ -81,7 +81,7 @@ if [ "$last" -ne 127 ]; then code=$last; fi
 cd / || exit 2
 clean_up
 # a study that ended by itself meanwhile has nothing left to do
-if [ "$time_is_over" = yes ] && [ "$code" -eq 130 ]; then
+if [ "$time_is_over" = yes ] && [ "$code" -ge 128 ]; then
     echo "the time limit of the job is near: it is queued again, and the study goes on"
     scontrol requeue "$SLURM_JOB_ID"
 fi
