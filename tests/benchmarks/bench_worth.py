@@ -171,6 +171,8 @@ def _epochs_in(space: dict[str, Any], seconds: float, folder: Path) -> int:
     """Epochs of the default config that fit, by a short training of it."""
     epochs = 3
     short = {**space, "config": {**space["config"], "max_epochs": epochs, "warmup_epochs": 0}}
+    # a warm-up may be longer than this training
+    short["space"] = {k: v for k, v in space["space"].items() if k != "warmup_epochs"}
     short["search"] = {**space["search"], "num_trials": 1}
     short["policy"] = "none"
     (folder / "short.yaml").write_text(yaml.safe_dump(short, sort_keys=False))
