@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from fnmatch import fnmatch
@@ -120,8 +121,10 @@ def test_the_base_image_is_an_argument() -> None:
 def test_every_port_is_published_on_loopback_by_default() -> None:
     published = [port for service in services().values() for port in service.get("ports", [])]
     assert sorted(map(with_defaults, published)) == [
+        "127.0.0.1:3000:3000",
         "127.0.0.1:6006:6006",
         "127.0.0.1:8265:8265",
+        "127.0.0.1:9090:9090",
     ]
 
 
@@ -131,12 +134,14 @@ def test_kubernetes_publishes_no_port() -> None:
 
 
 def test_all_containers_share_studies_data_and_cache() -> None:
-    mounts = [service["volumes"] for service in services().values()]
+    ours = [service for service in services().values() if "SEGTUNE_IMAGE" in service["image"]]
+    assert len(ours) == 3
+    mounts = [service["volumes"] for service in ours]
     assert all(mount == mounts[0] for mount in mounts)
     targets = [with_defaults(mount).split(":")[1] for mount in mounts[0]]
     assert sorted(targets) == SHARED_PATHS
     names = [with_defaults(mount).split(":")[0] for mount in mounts[0]]
-    assert sorted(names) == sorted(compose()["volumes"])
+    assert sorted([*names, "prometheus"]) == sorted(compose()["volumes"])
 
 
 def test_all_pods_share_studies_data_and_cache() -> None:
@@ -197,6 +202,22 @@ def test_the_gpu_file_only_adds_devices_to_the_worker() -> None:
     (device,) = content["services"].pop("worker")["deploy"]["resources"]["reservations"]["devices"]
     assert content == {"services": {}}
     assert device["capabilities"] == ["gpu"]
+
+
+def test_metrics_are_asked_for_and_read_where_the_nodes_export_them() -> None:
+    scraped = yaml.safe_load((DOCKER / "prometheus.yaml").read_text())["scrape_configs"]
+    (found,) = scraped[0]["dns_sd_configs"]
+    for name in found["names"]:
+        assert f"--metrics-export-port={found['port']}" in services()[name]["command"]
+    for name in ("prometheus", "grafana"):
+        assert services()[name]["profiles"] == ["metrics"]
+        for mount in services()[name]["volumes"]:
+            source = mount.split(":")[0]
+            assert source in compose()["volumes"] or (DOCKER / source).is_file()
+    source = yaml.safe_load((DOCKER / "grafana/datasource.yaml").read_text())["datasources"][0]
+    assert source["url"] == "http://prometheus:9090"
+    board = json.loads((DOCKER / "grafana/segtune.json").read_text())
+    assert {panel["datasource"]["uid"] for panel in board["panels"]} == {source["uid"]}
 
 
 def test_kubernetes_runs_the_ray_version_of_the_image() -> None:

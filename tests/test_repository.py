@@ -32,7 +32,20 @@ TOP_LEVEL = {
 }
 """All that lies at the top; whoever adds to it says so in ARCHITECTURE.md."""
 
-KINDS = {".py", ".typed", ".md", ".yaml", ".toml", ".txt", ".json", ".npz", ".csv", ".css", ""}
+KINDS = {
+    ".py",
+    ".typed",
+    ".md",
+    ".yaml",
+    ".toml",
+    ".txt",
+    ".json",
+    ".npz",
+    ".csv",
+    ".css",
+    ".sh",
+    "",
+}
 """Endings of files that belong into a checkout."""
 
 NOTES = re.compile(

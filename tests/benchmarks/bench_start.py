@@ -67,10 +67,10 @@ def watch_first_batches() -> None:
 class Watched(TrialTrainable):  # type: ignore[misc]
     """The trial of `tune run`, watched."""
 
-    def setup(self, config: dict[str, Any], study: Any) -> None:
+    def setup(self, config: dict[str, Any], **given: Any) -> None:
         """Begin to watch."""
         watch_first_batches()
-        super().setup(config, study)
+        super().setup(config, **given)
 
 
 def ours(space: Path, trials: int, folder: Path) -> tuple[list[float], list[float]]:

@@ -22,6 +22,7 @@ from training.lightning_module import SegmentationLightningModule
 from tuner.cli.main import main
 from tuner.spec.load import load_spec
 from tuner.study.confirmation import is_finished
+from tuner.study.nodes import NodeState, read_nodes
 from tuner.study.open import open_study
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
@@ -204,13 +205,17 @@ def test_a_trial_leaves_nothing_behind_in_its_process(
 def test_a_trial_whose_gpu_is_not_there_does_not_train_on_the_cpu(
     cluster: str, space_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The GPUs of the test cluster are counts without a device."""
+    """The GPUs of the test cluster are counts without a device: no node can be used."""
     where = ["--name", "bare", "--studies-dir", str(tmp_path)]
-    code = main(["run", str(space_file), *where, "--set", "resources.logical_gpus=false"])
-    assert code == 2
-    error = capsys.readouterr().err
-    assert "booked 1 GPU" in error
-    assert "--gpus-per-trial 0" in error
-    entries = open_study(tmp_path, "bare").record.entries.values()
+    # it would wait for a node that has one
+    options = ["--set", "resources.logical_gpus=false", "--time-budget", "25s"]
+    assert main(["run", str(space_file), *where, *options]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "booked 1 GPU" in shown
+    assert "--gpus-per-trial 0" in shown
+    assert "no node can be used for a trial, which needs" in shown
+    study = open_study(tmp_path, "bare")
+    assert {node.state for node in read_nodes(study.folder)} == {NodeState.LEFT_OUT}
+    entries = study.record.entries.values()
     assert {entry.state for entry in entries} == {TrialState.INTERRUPTED}
     assert not any(entry.scores or entry.failures for entry in entries)

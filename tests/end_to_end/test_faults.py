@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -389,24 +390,34 @@ def test_a_study_most_of_whose_trials_failed_is_no_success(
     assert "2 of 3 trials failed:" in capsys.readouterr().out
 
 
-def test_a_full_disk_ends_the_study_and_no_trial(
-    cluster: str,
-    toy_space: Path,
-    tmp_path: Path,
-    undisturbed: StudyRecord,
-    toy: ModuleType,
-    capsys: pytest.CaptureFixture[str],
+def test_a_full_disk_of_a_machine_ends_its_study_and_no_trial(
+    cluster: str, toy_space: Path, tmp_path: Path, undisturbed: StudyRecord, toy: ModuleType
 ) -> None:
     faults = {2: {"epoch": 1, "what": "disk full", "times": 1}}
-    code, study = faulty(tmp_path / "full", toy_space, faults)
-    assert code == 2
-    error = capsys.readouterr().err
-    assert "No space left on device" in error
-    assert "tune resume full" in error
-    assert study.record.entries[2].state is TrialState.INTERRUPTED
-    assert study.record.entries[2].failures == 0
+    (tmp_path / "full.faults.json").write_text(json.dumps(faults))
+    # with a cluster of its own, which has no other node
+    driver = start(["run", str(toy_space), "--name", "full"], tmp_path)
+    output = output_of(driver)
+    assert driver.returncode == 2, output
+    assert "No space left on device" in output
+    assert "tune resume full" in output
+    entry = open_study(tmp_path, "full").record.entries[2]
+    assert (entry.state, entry.failures) == (TrialState.INTERRUPTED, 0)
     assert main(["resume", "full", "--studies-dir", str(tmp_path)]) == 0
     assert_nothing_lost(open_study(tmp_path, "full"), undisturbed, toy)
+
+
+def test_a_node_whose_disk_is_full_costs_its_trial_nothing(
+    cluster: str, toy_space: Path, tmp_path: Path, undisturbed: StudyRecord, toy: ModuleType
+) -> None:
+    faults = {2: {"epoch": 1, "what": "disk full", "times": 1}}
+    code, study = faulty(tmp_path / "moved", toy_space, faults, "--set", "failures.max_failures=0")
+    assert code == 0
+    reasons = [decision.reason for decision in study.record.decisions if decision.trial == 2]
+    assert any("a disk of its own that is full" in reason for reason in reasons)
+    assert any(reason.endswith("it goes on elsewhere") for reason in reasons)
+    assert study.record.entries[2].failures == 0
+    assert_nothing_lost(study, undisturbed, toy)
 
 
 def test_a_lost_node_costs_no_trial(
@@ -431,7 +442,9 @@ def test_a_lost_node_costs_no_trial(
         nodes.remove_node(another)
     record = open_study(tmp_path, "lost").record
     assert [entry.state for entry in record.entries.values()] == [TrialState.COMPLETED] * 2
-    assert sum(entry.failures for entry in record.entries.values()) == 1
+    assert sum(entry.failures for entry in record.entries.values()) == 0
+    reasons = [decision.reason for decision in record.decisions]
+    assert any(socket.gethostname() in reason and "was lost" in reason for reason in reasons)
     for log in folder.glob("trials/*/trained.log"):
         assert toy.repeated(log) == []
 

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuner.cli import remote
 from tuner.cli.completion import shell_code
 from tuner.cli.exit_codes import DONE, INTERRUPTED, NO_RESULT
 from tuner.cli.options import DEFAULT_HOURS, export_settings, overrides_of
@@ -135,6 +136,8 @@ def _ended(study: Study, out: Console) -> int:
 
 def list_studies(options: argparse.Namespace, out: Console) -> int:
     """`tune list`."""
+    if options.address is not None:
+        return remote.list_studies(options, out)
     from tuner.api import studies
 
     unreadable: list[str] = []
@@ -160,6 +163,8 @@ def list_studies(options: argparse.Namespace, out: Console) -> int:
 
 def status(options: argparse.Namespace, out: Console) -> int:
     """`tune status`."""
+    if options.address is not None:
+        return remote.status(options, out)
     from tuner.api import studies
 
     study = studies.open_study(options.name, studies_dir=options.studies_dir)
@@ -214,6 +219,8 @@ def fields(options: argparse.Namespace, out: Console) -> int:
 
 def export(options: argparse.Namespace, out: Console) -> int:
     """`tune export`."""
+    if options.address is not None:
+        return remote.export(options, out)
     from tuner.api import studies
 
     study = studies.open_study(options.name, studies_dir=options.studies_dir)

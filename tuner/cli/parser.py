@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.cli import commands
+from tuner.cli import commands, remote
 from tuner.cli.completion import SHELLS
 from tuner.cli.options import (
     DEFAULT_HOURS,
@@ -27,6 +27,7 @@ from tuner.cli.options import (
     add_study_name,
     field_names,
 )
+from tuner.cli.submit_options import add_elsewhere, logs_options, stop_options, submit_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,6 +122,7 @@ def _resume_options(parser: argparse.ArgumentParser) -> None:
 def _list_options(parser: argparse.ArgumentParser) -> None:
     add_listing_options(parser, "name, trials, epochs or score (default: the oldest first)")
     add_studies_dir(parser)
+    add_elsewhere(parser)
 
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +133,7 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
         "best first (default: number)",
     )
     add_studies_dir(parser)
+    add_elsewhere(parser)
 
 
 def _fields_options(parser: argparse.ArgumentParser) -> None:
@@ -178,7 +181,8 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder to write (default: export/ in the study's folder)",
+        help="folder to write (default: export/ in the study's folder; with --address NAME-bundle "
+        "here)",
     )
     parser.add_argument(
         "--data-dir",
@@ -187,6 +191,7 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         help="where the data are now, if they were moved (default: where they were)",
     )
     add_studies_dir(parser)
+    add_elsewhere(parser)
 
 
 def _predict_options(parser: argparse.ArgumentParser) -> None:
@@ -266,6 +271,32 @@ COMMANDS: tuple[Command, ...] = (
         commands.run,
     ),
     Command(
+        "submit",
+        "send a study to a Ray cluster or to SLURM, and leave",
+        (
+            "tune submit liver.yaml --name liver --address http://head:8265 "
+            "--studies-dir /shared/studies",
+            "tune submit liver.yaml --slurm --nodes 2 --gpus-per-node 4 --cpus-per-node 32 "
+            "--time 12:00:00 --studies-dir /shared/studies",
+        ),
+        submit_options,
+        remote.submit,
+    ),
+    Command(
+        "logs",
+        "show what a submitted study prints",
+        ("tune logs liver --address http://head:8265 -f",),
+        logs_options,
+        remote.logs,
+    ),
+    Command(
+        "stop",
+        "end a submitted study in order; it can go on later",
+        ("tune stop liver --address http://head:8265",),
+        stop_options,
+        remote.stop,
+    ),
+    Command(
         "init",
         "write a search space for data",
         (
@@ -285,7 +316,12 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "list",
         "list the studies",
-        ("tune list", "tune list --sort score --top 5", "tune list --studies-dir /data --json"),
+        (
+            "tune list",
+            "tune list --sort score --top 5",
+            "tune list --studies-dir /data --json",
+            "tune list --address http://head:8265",
+        ),
         _list_options,
         commands.list_studies,
     ),
@@ -296,6 +332,7 @@ COMMANDS: tuple[Command, ...] = (
             "tune status liver",
             "tune status liver --sort score --top 10",
             "tune status liver --json",
+            "tune status liver --address http://head:8265",
         ),
         _status_options,
         commands.status,
@@ -321,6 +358,7 @@ COMMANDS: tuple[Command, ...] = (
             "tune export liver -o bundle",
             "tune export liver --ensemble 3 --no-mirroring",
             "tune export liver --trial 7",
+            "tune export liver --address http://head:8265 -o bundle",
         ),
         _export_options,
         commands.export,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Callback
 
 from tuner.report.numbers import score
-from tuner.trial.messages import EpochReport, TrialRequest
+from tuner.trial.messages import EpochReport, TrialRequest, TrialStart
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -35,12 +35,6 @@ class ViewCallback(Callback):  # type: ignore[misc]
         """Refresh the view."""
         self._view.refresh()
 
-    def on_trial_start(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        """Announce a trial."""
-        self._view.trial_started(TrialRequest.from_ray(trial.config).number)
-
     def on_trial_result(
         self,
         iteration: int,
@@ -49,11 +43,13 @@ class ViewCallback(Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """Announce an epoch, and the trial's messages."""
+        """Announce a trial that begins, an epoch, and the trial's messages."""
+        number = TrialRequest.from_ray(trial.config).number
+        if TrialStart.from_ray(result) is not None:
+            self._view.trial_started(number)
         report = EpochReport.from_ray(result)
         if report is None:
             return
-        number = TrialRequest.from_ray(trial.config).number
         if report.note:
             self._view.trial_noted(number, report.note)
         outcome = report.undefined or f"{self._metric} {score(report.score)}"

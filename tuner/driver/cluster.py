@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import ray
 from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
 
-from tuner.driver.ray_internals import daemons_in_own_groups, own_handlers_kept, temporary_folder
+from tuner.driver.ray_internals import (
+    daemons_in_own_groups,
+    loopback_only,
+    own_handlers_kept,
+    temporary_folder,
+)
 from tuner.errors import ResourceError
 from tuner.signals import signals_held_back
 
@@ -31,15 +37,23 @@ RAY_SETTINGS = {
 
 
 @contextmanager
-def ray_cluster(address: str | None) -> Iterator[str | None]:
-    """Start or join a Ray cluster; yields the address of its dashboard."""
+def ray_cluster(address: str | None, study: str) -> Iterator[str | None]:
+    """Start or join a Ray cluster; yields the address of its dashboard.
+
+    Args:
+        address: The cluster to join; None for RAY_ADDRESS or, without one, a cluster of our own,
+            which is reached from this machine alone.
+        study: What the cluster calls our job, in its metadata. A job that was submitted keeps the
+            `job_name` that it has.
+    """
     os.environ.update(RAY_SETTINGS)
     if ray.is_initialized():
         yield None
         return
     address = address or os.environ.get("RAY_ADDRESS")
     try:
-        with signals_held_back(), own_handlers_kept(), daemons_in_own_groups():
+        reached = nullcontext() if address else loopback_only()
+        with signals_held_back(), own_handlers_kept(), daemons_in_own_groups(), reached:
             context = ray.init(
                 # None would join any cluster that runs here, and end with it
                 address=address or "local",
@@ -47,6 +61,7 @@ def ray_cluster(address: str | None) -> Iterator[str | None]:
                 logging_level="error",
                 configure_logging=True,
                 include_dashboard=None if address else True,
+                job_config=JobConfig(metadata={"job_name": study, "study": study}),
             )
     except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
         where = f"join the cluster at {address}" if address else "start on this machine"

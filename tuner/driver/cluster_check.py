@@ -98,8 +98,8 @@ def _host_and_port(given: str, source: str, way_out: str) -> tuple[str, int]:
         raise ResourceError(
             f"{source}: a study cannot be driven through {given.partition('://')[0]}://, since its "
             "driver must see the folder of the study and its trials as a node of the cluster "
-            "does; run it on a node with --address HOST:6379 (or auto), submit it there with "
-            f"`ray job submit`, or {way_out}"
+            "does; run it on a node with --address HOST:6379 (or auto), send it there with "
+            f"`tune submit`, or {way_out}"
         )
     parsed = host_and_port(given)
     if not parsed or not parsed[0] or not parsed[1].isdecimal() or int(parsed[1]) > 65535:
@@ -187,7 +187,7 @@ def _explained(problem: dict[str, str], source: str, way_out: str) -> str:
         case "no node":
             return (
                 f"this host is not a node of the Ray cluster at {source}: run the study on one of "
-                "its nodes, submit it with `ray job submit`, or let this host join with "
+                "its nodes, send it with `tune submit`, or let this host join with "
                 f"`ray start --address`; or {way_out}"
             )
     return (

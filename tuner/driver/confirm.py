@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuner.driver.callbacks import ViewCallback
+from tuner.driver.gauges import StudyGauges
 from tuner.driver.stopping import StudyStopper, leave_when_stuck
 from tuner.driver.tune_run import run_tune
 from tuner.report.live import StudyView
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
     from ray.tune import Callback
     from rich.console import Console
 
+    from tuner.driver.study_cluster import StudyCluster
+
 
 def confirm_study(
     study: Study,
     data: StudyData,
     resources: TrialResources,
     stopper: StudyStopper,
+    cluster: StudyCluster,
     dashboard: str | None,
     console: Console | None,
 ) -> None:
@@ -46,6 +50,7 @@ def confirm_study(
         data: Its data, and the spec with what they decide.
         resources: Share of a trial.
         stopper: What ends the study early.
+        cluster: The nodes that trials may use.
         dashboard: Address of the Ray dashboard, if there is one.
         console: Where the confirmation is shown.
     """
@@ -74,10 +79,10 @@ def confirm_study(
     given = {"searcher": "random", "num_trials": trials, "time_budget": None, "folds": 1}
     search = data.spec.search.model_copy(update=given)
     shown = replace(confirmation, spec=data.spec.model_copy(update={"search": search}))
-    view = StudyView(shown, resources, dashboard, console)
-    callbacks: list[Callback] = [ViewCallback(view, data.spec.metric)]
+    view = StudyView(shown, resources, dashboard, console, cluster=cluster.nodes)
+    callbacks: list[Callback] = [ViewCallback(view, data.spec.metric), StudyGauges(shown)]
     with full_disk_explained(confirmation), view, leave_when_stuck(stopper, record):
-        run_tune(confirmation, data, resources, callbacks, stopper, chosen)
+        run_tune(confirmation, data, resources, callbacks, stopper, cluster, chosen)
     record.close_running(record.halted or stopper.reason)
     if record.halted:
         study.record.halt(record.halted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tuner.driver.searcher import RecordSearcher
@@ -19,10 +21,17 @@ class ConfirmSearcher(RecordSearcher):
     Args:
         confirmation: The confirmation.
         chosen: The candidates.
+        places: How many trials may run at once just now.
     """
 
-    def __init__(self, confirmation: Study, chosen: list[Candidate]) -> None:
-        super().__init__(confirmation, lambda view: None, Policy(confirmation.record))
+    def __init__(
+        self,
+        confirmation: Study,
+        chosen: list[Candidate],
+        places: Callable[[], int] = lambda: sys.maxsize,
+    ) -> None:
+        policy = Policy(confirmation.record)
+        super().__init__(confirmation, lambda view: None, policy, places=places)
         self._chosen = chosen
 
     def _values(self, entry: TrialEntry) -> dict[str, Any]:

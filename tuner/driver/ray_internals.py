@@ -9,22 +9,32 @@ Parts of Ray are imported where they are used: `cluster_probe` must not wait for
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from ray import cloudpickle
-from ray._private import services
+from ray._private import ray_constants, services
 from ray._private import utils as ray_utils
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
     from ray.tune.experiment import Trial
 
     from tuner.trial.failures import WorkerLostError
+    from tuner.trial.node_faults import NodeUnfitError
 
 
 def temporary_folder() -> Path:
@@ -96,6 +106,32 @@ def own_handlers_kept() -> Iterator[None]:
         ray_utils.set_sigterm_handler = original
 
 
+def name_process(name: str) -> None:
+    """Show a name for a worker's process in `ps`, `top`, `nvidia-smi` and Ray's dashboard.
+
+    It lasts until the task that runs ends.
+    """
+    from ray._raylet import setproctitle  # type: ignore[attr-defined]
+
+    setproctitle(f"ray::{name}")
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """Let a cluster of our own be reached from this machine alone.
+
+    Ray has metrics, object store and GCS of a cluster on all interfaces or on the address of the
+    machine, except on systems where it supports one machine only. There, as here, it uses
+    127.0.0.1 for all of them.
+    """
+    original = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = original
+
+
 def own_daemons() -> list[tuple[str, Popen[bytes]]]:
     """GCS and raylet of the cluster that this process started; none if it joined one."""
     from ray._private import worker
@@ -145,7 +181,8 @@ def lost_worker_ends_one_trial() -> Iterator[None]:
         ):
             out_of_memory = isinstance(exception, OutOfMemoryError)
             kind = _KilledForMemoryError if out_of_memory else _LostWorkerError
-            exception = kind(_first_line(exception))
+            # the message of Ray's lists who uses the memory
+            exception = kind(str(exception).strip() if out_of_memory else _first_line(exception))
         original(manager, tracked_actor_task, exception)
 
     RayActorManager._actor_task_failed = task_failed
@@ -155,17 +192,54 @@ def lost_worker_ends_one_trial() -> Iterator[None]:
         RayActorManager._actor_task_failed = original
 
 
-def lost_worker_error(trial: Trial) -> WorkerLostError:
+NODE_DIED = ("its node has died", "actor's node was")
+"""What Ray says of an actor whose node is gone."""
+
+
+def lost_worker_error(trial: Trial) -> WorkerLostError | NodeUnfitError:
     """Why the worker of a trial is lost, from the error file that Tune wrote."""
-    from tuner.trial.failures import WorkerLostError, WorkerOutOfMemoryError
+    from tuner.trial.failures import NodeLostError, WorkerLostError, WorkerOutOfMemoryError
+    from tuner.trial.node_faults import NodeUnfitError, memory_of_others
 
     error_file = trial.pickled_error_file
     if error_file is None or not Path(error_file).is_file():
         return WorkerLostError()
     error = cloudpickle.loads(Path(error_file).read_bytes())
-    out_of_memory = isinstance(error, OutOfMemoryError | _KilledForMemoryError)
-    kind = WorkerOutOfMemoryError if out_of_memory else WorkerLostError
-    return kind(_first_line(error))
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, NodeUnfitError):
+        return NodeUnfitError(str(cause))
+    message, line = str(error), _first_line(error)
+    if isinstance(error, OutOfMemoryError | _KilledForMemoryError):
+        others = memory_of_others(message)
+        if others is not None:
+            return NodeUnfitError(
+                f"other programs hold {others:.1f} GB of its memory, and Ray ended a trial: {line}"
+            )
+        return WorkerOutOfMemoryError(line)
+    if isinstance(error, ActorUnavailableError):
+        lost = NodeLostError("the connection to it was lost")
+    elif getattr(error, "preempted", False):
+        lost = NodeLostError("it was preempted")
+    elif any(words in message for words in NODE_DIED):
+        lost = NodeLostError("it left the cluster")
+    else:
+        return WorkerLostError(line)
+    # a worker that had not started yet was seen on no node
+    lost.node_id = _node_of_actor(error.actor_id) if error.actor_id else None
+    return lost
+
+
+def node_of(trial: Trial) -> str | None:
+    """Ray's name of the node of a trial's actor; None if it has none."""
+    actor = actor_of(trial)
+    return None if actor is None else _node_of_actor(actor._actor_id.hex())
+
+
+def _node_of_actor(actor_id: str) -> str | None:
+    from ray._private import state
+
+    known = state.actors(actor_id=actor_id)
+    return known.get("Address", {}).get("NodeID") or None
 
 
 def _first_line(error: Exception) -> str:
@@ -175,6 +249,44 @@ def _first_line(error: Exception) -> str:
 def actor_of(trial: Trial) -> Any:
     """The actor that trains a trial of Tune, None if there is none now."""
     return trial.temporary_state.ray_actor
+
+
+def use_token_of_this_machine() -> None:
+    """Let this process use the token that is here, unless RAY_AUTH_MODE says otherwise."""
+    from ray._private.authentication import authentication_token_setup as tokens
+
+    logger = logging.getLogger(tokens.__name__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    finally:
+        logger.disabled = before
+
+
+def quiet_uploads() -> None:
+    """Keep the client of a job server from telling of every upload and connection."""
+    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
+
+
+def version_of_server(client: JobSubmissionClient) -> str:
+    """The version of Ray of a job server, which its client has asked for."""
+    return str(client._server_ray_version)
+
+
+def job_log_chunks(client: JobSubmissionClient, node_id: str, name: str) -> Iterator[bytes]:
+    """A file of the folder of Ray's logs on a node, as it is, through the dashboard.
+
+    Raises:
+        RuntimeError: if it is not there.
+    """
+    query = urlencode({"node_id": node_id, "filename": name, "lines": -1, "timeout": 24 * 3600})
+    response = client._do_request("GET", f"/api/v0/logs/file?{query}", stream=True)
+    with closing(response):
+        if response.status_code != 200:
+            client._raise_error(response)
+        yield from response.iter_content(2**20)
 
 
 def gcs_of(address: str, *, token_of_this_machine: bool, timeout: float) -> tuple[Any, Any]:
@@ -192,7 +304,7 @@ def gcs_of(address: str, *, token_of_this_machine: bool, timeout: float) -> tupl
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     if token_of_this_machine:
-        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        use_token_of_this_machine()
     tokens.ensure_token_if_auth_enabled(None, create_token_if_missing=False)
     gcs = GcsClient(address=address)
     stored = gcs.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=timeout)

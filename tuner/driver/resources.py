@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from tuner.spec.settings import TrialResources
-
-if TYPE_CHECKING:
-    from tuner.spec.study_spec import StudySpec
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import ResourceError
+from tuner.spec.settings import TrialResources
 
 if TYPE_CHECKING:
     from tuner.spec.settings import ResourceSettings
+    from tuner.spec.study_spec import StudySpec
 
 MEMORY_PER_CPU_TRIAL = 3 * 2**30
 """Bytes that a trial without a GPU is assumed to need when concurrency is automatic."""
@@ -32,12 +27,16 @@ class Node:
         cpu: Logical CPU cores.
         gpu: GPUs.
         memory: Bytes of memory that Ray may use for tasks.
+        node_id: Ray's name of it.
+        host: Its host name.
     """
 
     name: str
     cpu: float
     gpu: float
     memory: float
+    node_id: str = ""
+    host: str = ""
 
 
 def nodes_of(ray_nodes: Sequence[dict[str, Any]]) -> list[Node]:
@@ -48,6 +47,8 @@ def nodes_of(ray_nodes: Sequence[dict[str, Any]]) -> list[Node]:
             cpu=node["Resources"].get("CPU", 0.0),
             gpu=node["Resources"].get("GPU", 0.0),
             memory=node["Resources"].get("memory", 0.0),
+            node_id=node["NodeID"],
+            host=node["NodeManagerHostname"],
         )
         for node in ray_nodes
         if node["Alive"]
@@ -66,6 +67,9 @@ def plan_resources(
     Raises:
         ResourceError: if no node can hold one trial.
     """
+    if not nodes:
+        share = least_share(settings)
+        raise ResourceError(_refusal(share["CPU"], share.get("GPU", 0.0), nodes))
     has_gpu = any(node.gpu >= 1 for node in nodes)
     gpu = (1.0 if has_gpu else 0.0) if settings.gpu == "auto" else settings.gpu
     if settings.cpu != "auto":
@@ -74,7 +78,7 @@ def plan_resources(
         cpu = max(1.0, min((n.cpu // (n.gpu / gpu) for n in nodes if n.gpu >= gpu), default=1.0))
     else:
         cpu = _cpu_share(settings, nodes, num_trials)
-    places = sum(_places(node, cpu, gpu) for node in nodes)
+    places = sum(places_on(node, cpu, gpu) for node in nodes)
     if places == 0:
         raise ResourceError(_refusal(cpu, gpu, nodes))
     limit = places if settings.max_concurrent == "auto" else settings.max_concurrent
@@ -93,7 +97,7 @@ def _cpu_share(settings: ResourceSettings, nodes: Sequence[Node], num_trials: in
     return max(1.0, float(max(node.cpu for node in nodes) // a_node))
 
 
-def _places(node: Node, cpu: float, gpu: float) -> int:
+def places_on(node: Node, cpu: float, gpu: float) -> int:
     """Trials that fit on a node; a fraction of a GPU never spans two GPUs."""
     by_cpu = int(node.cpu / cpu)
     if not gpu:
@@ -102,8 +106,16 @@ def _places(node: Node, cpu: float, gpu: float) -> int:
     return min(by_cpu, int(node.gpu) * a_gpu)
 
 
+def least_share(settings: ResourceSettings) -> dict[str, float]:
+    """What a trial asks for at least, as Ray names it, where no node is known yet."""
+    cpu = 1.0 if settings.cpu == "auto" else settings.cpu
+    gpu = 0.0 if settings.gpu == "auto" else settings.gpu
+    return {"CPU": cpu, "GPU": gpu} if gpu else {"CPU": cpu}
+
+
 def _refusal(cpu: float, gpu: float, nodes: Sequence[Node]) -> str:
     offers = ", ".join(f"{node.name}: {node.cpu:g} CPU, {node.gpu:g} GPU" for node in nodes)
+    offers = offers or "there is none for trials"
     return (
         f"a trial asks for {cpu:g} CPU and {gpu:g} GPU, and no node has that "
         f"({offers}): lower resources.cpu (--cpus-per-trial) or resources.gpu "

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import ray
 from ray.tune.stopper import CombinedStopper
 
 from tuner.driver.callbacks import ViewCallback
@@ -15,22 +14,23 @@ from tuner.driver.checkpoint_keeper import CheckpointKeeper
 from tuner.driver.cluster import ray_cluster
 from tuner.driver.cluster_check import check_cluster, starts_own_cluster
 from tuner.driver.confirm import confirm_study
+from tuner.driver.gauges import StudyGauges
 from tuner.driver.gpus import check_own_gpus
 from tuner.driver.ray_internals import lost_worker_ends_one_trial
-from tuner.driver.resources import check_gpu_hours, nodes_of, plan_resources
+from tuner.driver.resources import check_gpu_hours
 from tuner.driver.stopping import (
     BudgetStopper,
     StudyStopper,
     leave_when_stuck,
     signals_stop,
 )
+from tuner.driver.study_cluster import StudyCluster, study_cluster
 from tuner.driver.tune_run import run_tune
 from tuner.errors import StudyError
 from tuner.report.files import write_results
 from tuner.report.live import StudyView
 from tuner.report.preparation import preparation_view
 from tuner.search.deadline import TimePlan
-from tuner.spec.grid import planned_trials
 from tuner.spec.plugins import CODE_FOLDER, import_plugins
 from tuner.study.code import edited_code, study_code
 from tuner.study.data import prepare_data
@@ -46,7 +46,7 @@ from tuner.trial.networks import check_some_network_builds
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuner.spec.settings import TrialResources
+    from tuner.study.data import StudyData
 
 
 def run_study(study: Study, address: str | None = None, console: Console | None = None) -> bool:
@@ -78,7 +78,8 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         check_cluster(address)
         import_plugins(study.spec)
         _tell_edited_code(study, console)
-        if starts_own_cluster(address):
+        own = starts_own_cluster(address)
+        if own:
             note = check_own_gpus(study.spec.resources)
             if note is not None and console is not None:
                 console.print(note, markup=False)
@@ -90,33 +91,17 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
             import_earlier(study, data.spec, data.fingerprint, earlier, console)
         spec, given = data.spec, study
         study = replace(study, spec=spec)
-        with ray_cluster(address) as dashboard:
-            resources = plan_resources(spec.resources, nodes_of(ray.nodes()), planned_trials(spec))
-            check_gpu_hours(spec, resources.gpu)
-            budgets = BudgetStopper(study)
+        with ray_cluster(address, study.name) as dashboard:
             stopper = StudyStopper(spec.search.time_budget)
-            keeper = CheckpointKeeper(study, console)
-            keeper.prune()
-            with signals_stop(stopper), lost_worker_ends_one_trial():
-                if budgets.reason is None and not study.searched:
-                    plan = _time_plan(study, resources, stopper)
-                    view = StudyView(study, resources, dashboard, console, plan)
-                    stoppers = CombinedStopper(stopper, budgets)
-                    with view, leave_when_stuck(stopper, study.record):
-                        run_tune(
-                            study,
-                            data,
-                            resources,
-                            [ViewCallback(view, spec.metric), keeper],
-                            stoppers,
-                            plan=plan,
-                        )
-                study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
-                if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
-                    confirm_study(given, data, resources, stopper, dashboard, console)
+            with (
+                signals_stop(stopper),
+                lost_worker_ends_one_trial(),
+                study_cluster(study, data, console, own=own) as cluster,
+            ):
+                _run(given, study, data, cluster, stopper, dashboard, console)
         halted = study.record.halted
         study.record.close_running(halted or stopper.reason)
-        keeper.prune()
+        CheckpointKeeper(study, console).prune()
         write_results(study)
         study.record.close()
         if halted and not stopper.interrupted:
@@ -124,7 +109,47 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         return stopper.interrupted
 
 
-def _time_plan(study: Study, resources: TrialResources, stopper: StudyStopper) -> TimePlan | None:
+def _run(
+    given: Study,
+    study: Study,
+    data: StudyData,
+    cluster: StudyCluster,
+    stopper: StudyStopper,
+    dashboard: str | None,
+    console: Console | None,
+) -> None:
+    """Run the search and the confirmation of a study on a cluster.
+
+    Args:
+        given: The study, with the spec that its folder has.
+        study: The same, with the spec that its data complete.
+        data: Its data.
+        cluster: The nodes that trials may use.
+        stopper: What ends it early.
+        dashboard: Address of the Ray dashboard, if there is one.
+        console: Where it is shown.
+    """
+    spec = study.spec
+    resources = cluster.share(stopper.stop_all)
+    if resources is None:
+        return
+    check_gpu_hours(spec, resources.gpu)
+    budgets = BudgetStopper(study)
+    keeper = CheckpointKeeper(study, console)
+    keeper.prune()
+    if budgets.reason is None and not study.searched:
+        plan = _time_plan(study, cluster, stopper)
+        view = StudyView(study, resources, dashboard, console, plan, cluster.nodes)
+        stoppers = CombinedStopper(stopper, budgets)
+        with view, leave_when_stuck(stopper, study.record):
+            watchers = [ViewCallback(view, spec.metric), keeper, StudyGauges(study)]
+            run_tune(study, data, resources, watchers, stoppers, cluster, plan=plan)
+    study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
+    if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
+        confirm_study(given, data, resources, stopper, cluster, dashboard, console)
+
+
+def _time_plan(study: Study, cluster: StudyCluster, stopper: StudyStopper) -> TimePlan | None:
     """The plan of a study with a time budget; None for a population, and for several folds.
 
     Trials of a population end together, and one of several folds ends with its first fold.
@@ -132,7 +157,7 @@ def _time_plan(study: Study, resources: TrialResources, stopper: StudyStopper) -
     spec = study.spec
     if spec.search.time_budget is None or spec.population or spec.folds > 1:
         return None
-    return TimePlan.of(study, resources.max_concurrent, lambda: stopper.seconds_left)
+    return TimePlan.of(study, cluster.nodes.places, lambda: stopper.seconds_left)
 
 
 def _tell_edited_code(study: Study, console: Console | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -13,17 +13,26 @@ from tuner.driver.ray_internals import lost_worker_error
 from tuner.search.policies.policy import Action
 from tuner.study.trial_entry import TrialState
 from tuner.trial.failures import classify
-from tuner.trial.messages import EpochReport, TrialRequest
+from tuner.trial.messages import EpochReport, TrialRequest, TrialStart
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
+    from tuner.driver.placement import FitNodes
     from tuner.search.policies.policy import Policy
     from tuner.study.record import StudyRecord
 
 
 WORKER_STARTS_WITHIN = 60.0
 """Seconds after which a trial no longer waits for a worker process that is just starting."""
+
+
+class _Waiting(NamedTuple):
+    """A trial that waits for a worker: since when, and the nodes that it may not be on."""
+
+    since: float
+    trial: Trial
+    avoids: frozenset[str]
 
 
 class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -37,6 +46,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         policy: What decides.
         on_lost: Takes the number of a trial whose worker is lost, and why; by default the trial
             ends.
+        placement: Where Ray may place a trial; anywhere by default.
     """
 
     def __init__(
@@ -44,20 +54,26 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         record: StudyRecord,
         policy: Policy,
         on_lost: Callable[[int, Exception], None] | None = None,
+        placement: FitNodes | None = None,
     ) -> None:
         super().__init__()
         self._record = record
         self._policy = policy
         self._on_lost = on_lost or self._finish
-        self._waiting: list[tuple[float, Trial]] = []
+        self._placement = placement
+        self._waiting: list[_Waiting] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """The record is the state; there is nothing else to keep."""
         return {}
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Note that a trial waits for a worker."""
-        self._waiting.append((time.monotonic(), trial))
+        """Note that a trial waits for a worker, and where that may be."""
+        avoids: frozenset[str] = frozenset()
+        if self._placement is not None:
+            trial.update_resources(self._placement)
+            avoids = self._placement.avoided
+        self._waiting.append(_Waiting(time.monotonic(), trial, avoids))
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """The newest trial that waits for a worker, or the oldest if it has waited for long.
@@ -68,20 +84,28 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         all but one worker would never come up. One that has waited for longer than a process
         takes to start may wait for a node that is lost, and is given the next worker.
         """
-        self._waiting = [
-            (at, trial) for at, trial in self._waiting if trial.status == Trial.PENDING
-        ]
+        self._waiting = [each for each in self._waiting if each.trial.status == Trial.PENDING]
         if not self._waiting:
             return None
-        since, oldest = self._waiting[0]
-        waited = time.monotonic() - since
-        return oldest if waited > WORKER_STARTS_WITHIN else self._waiting[-1][1]
+        oldest = self._waiting[0]
+        if time.monotonic() - oldest.since <= WORKER_STARTS_WITHIN:
+            return self._waiting[-1].trial
+        if self._placement is not None and oldest.avoids - self._placement.avoided:
+            # what was asked of Ray leaves out a node that may be used now: it is asked again
+            number = TrialRequest.from_ray(oldest.trial.config).number
+            self._record.interrupt(number, "it waited for a node, and others can be used now")
+            tune_controller.stop_trial(oldest.trial)
+            return None
+        return oldest.trial
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
         """Record the result, then decide whether the trial goes on."""
         number = TrialRequest.from_ray(trial.config).number
+        start = TrialStart.from_ray(result)
+        if start is not None:
+            self._record.place(number, start.placement)
         report = EpochReport.from_ray(result)
         if report is None:
             return str(TrialScheduler.CONTINUE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.search import Searcher
@@ -53,6 +54,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         policy: What promotes paused trials.
         first: Points to try before the searcher is asked, by what they are.
         imported: Trials of earlier studies that it learns from.
+        places: How many trials may run at once just now; by default Tune alone limits them.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         policy: Promotes,
         first: Sequence[tuple[str, Mapping[str, Any]]] = (),
         imported: Mapping[int, TrialEntry] | None = None,
+        places: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         super().__init__()
         record, spec = study.record, study.spec
@@ -77,6 +80,9 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         self._rungs = (*spec.rungs(), *spec.fold_ends)
         self._to_resume = [entry.number for entry in record.unfinished()]
         self._number_of: dict[str, int] = {}
+        self._places = places
+        self._live: set[str] = set()
+        self._is_over: Callable[[], bool] = lambda: False
         self._exhausted = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,8 +91,12 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The values of the trial to run next and its number; None to wait; or FINISHED."""
+        if len(self._live) >= self._places():
+            # Tune asks for nothing else while no trial runs: a signal or a budget ends it here
+            return str(Searcher.FINISHED) if not self._live and self._is_over() else None
         entry = self._next()
         if entry is not None:
+            self._live.add(trial_id)
             self._number_of[trial_id] = entry.number
             last = entry.lineage[-1] if entry.lineage else None
             exploits = None if last is None else Snapshot(last.donor, last.epoch)
@@ -109,6 +119,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         """Close the trial with the ending that it reported, if nothing closed it before."""
         number = self._number_of[trial_id]
+        self._live.discard(trial_id)
         # the scheduler's on_trial_error has the exception of a lost process, and closes the trial
         if not error and result is not None:
             report = EpochReport.from_ray(result)
@@ -122,6 +133,10 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
                     end_trial(self._study, number, end)
         if self._record.entries[number].state is TrialState.INTERRUPTED:
             self._to_resume.append(number)
+
+    def wait_unless(self, is_over: Callable[[], bool]) -> None:
+        """Wait for a place while there is none and no trial runs, unless the study is over."""
+        self._is_over = is_over
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the record has been written already."""
@@ -174,12 +189,15 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         )
 
 
-def build_searcher(study: Study, policy: Promotes) -> RecordSearcher:
+def build_searcher(
+    study: Study, policy: Promotes, places: Callable[[], int] = lambda: sys.maxsize
+) -> RecordSearcher:
     """The searcher that the spec asks for.
 
     Args:
         study: The study.
         policy: What promotes paused trials.
+        places: How many trials may run at once just now.
 
     Raises:
         SpecError: if the searcher cannot search the space.
@@ -188,6 +206,5 @@ def build_searcher(study: Study, policy: Promotes) -> RecordSearcher:
     if spec.search.searcher == "grid":
         grid_points(spec.space)
     imported = read_imported(study.folder, spec.space) if spec.search.warm_start else {}
-    return RecordSearcher(
-        study, SEARCHERS.resolve(spec.search.searcher), policy, first_points(spec), imported
-    )
+    propose = SEARCHERS.resolve(spec.search.searcher)
+    return RecordSearcher(study, propose, policy, first_points(spec), imported, places)

@@ -8,7 +8,9 @@ from ray import tune
 from ray.tune.stopper import CombinedStopper, Stopper
 
 from tuner.driver.confirm_searcher import ConfirmSearcher
-from tuner.driver.lost_workers import LostWorkers, head_is_gone
+from tuner.driver.lost_workers import LostWorkers, head_is_gone, raylet_answers
+from tuner.driver.placement import FitNodes
+from tuner.driver.ray_internals import name_process
 from tuner.driver.scheduler import RecordScheduler
 from tuner.driver.searcher import build_searcher
 from tuner.driver.stopping import HaltStopper
@@ -24,6 +26,7 @@ from tuner.trial.trainable import TrialTrainable
 
 if TYPE_CHECKING:
     from tuner.driver.searcher import RecordSearcher
+    from tuner.driver.study_cluster import StudyCluster
     from tuner.search.deadline import TimePlan
     from tuner.spec.settings import TrialResources
 
@@ -36,6 +39,7 @@ def assemble(
     resources: TrialResources,
     callbacks: list[tune.Callback],
     stopper: Stopper,
+    cluster: StudyCluster | None = None,
 ) -> tune.Tuner:
     """The Ray Tune run of a study.
 
@@ -47,16 +51,27 @@ def assemble(
         resources: Share of a trial.
         callbacks: What watches the trials.
         stopper: What ends the run early.
+        cluster: The nodes that trials may use; without it, any that there are now.
     """
-    lost = LostWorkers(study, head_is_gone)
+    lost = LostWorkers(study, head_is_gone, cluster, raylet_answers)
+    placement, limit = None, resources.max_concurrent
+    if cluster is not None and cluster.joined:
+        placement = FitNodes(resources.cpu, resources.gpu, lambda: cluster.nodes.avoided)
+        # the searcher proposes no more than the nodes hold
+        limit = cluster.nodes.limit
+    searcher.wait_unless(stopper.stop_all)
+    actor = tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu})
+    # what Ray's dashboard, its logs and the list of processes call a trial's actor; Ray shows
+    # what follows the last dot
+    actor.__name__ = actor.__qualname__ = study.label.replace(".", "_")
     return tune.Tuner(
-        tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu}),
+        actor,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RecordScheduler(study.record, policy, lost.lost),
+            scheduler=RecordScheduler(study.record, policy, lost.lost, placement),
             # the searcher says when the study is over; a promoted trial is a new one to Tune
             num_samples=-1,
-            max_concurrent_trials=resources.max_concurrent,
+            max_concurrent_trials=limit,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -81,6 +96,7 @@ def run_tune(
     resources: TrialResources,
     callbacks: list[tune.Callback],
     stopper: Stopper,
+    cluster: StudyCluster,
     chosen: list[Candidate] | None = None,
     plan: TimePlan | None = None,
 ) -> None:
@@ -92,6 +108,7 @@ def run_tune(
         resources: Share of a trial.
         callbacks: What watches the trials.
         stopper: What ends the run early.
+        cluster: The nodes that trials may use.
         chosen: What is confirmed; None for the search.
         plan: What fits into the time budget of a search; None without one.
     """
@@ -105,14 +122,16 @@ def run_tune(
         judged=chosen is not None,
         code=code_folder(study.folder),
     )
-    trainable = tune.with_parameters(TrialTrainable, study=context)
+    trainable = tune.with_parameters(
+        TrialTrainable, study=context, label=study.label, show=name_process
+    )
     if chosen is None:
         policy = build_policy(study.record, study.spec)
         if plan is not None:
             policy = planned(policy, study.record, study.spec, plan)
-        searcher: RecordSearcher = build_searcher(study, policy)
+        searcher: RecordSearcher = build_searcher(study, policy, cluster.nodes.places)
     else:
         policy = Policy(study.record)
-        searcher = ConfirmSearcher(study, chosen)
-    run = assemble(study, trainable, searcher, policy, resources, callbacks, stopper)
+        searcher = ConfirmSearcher(study, chosen, cluster.nodes.places)
+    run = assemble(study, trainable, searcher, policy, resources, callbacks, stopper, cluster)
     run.fit()

@@ -4,7 +4,8 @@ A study has the keys `name`, `folder`, `metric`, `mode`, `objectives`, `num_tria
 `states` (how many trials are in which), `epochs` (trained), `running` (whether a process runs
 it), `finished`, `best` (a trial or null), and in `tune status` also `trials`. A trial has the
 keys `number`, `state`, `reason`, `score`, `epoch` (of the score), `epochs` (trained), `seconds`,
-`params` and `metrics` (of the best epoch). What is not known, not defined or infinite is null.
+`node` and `gpus` (where it trains, or trained last), `params` and `metrics` (of the best epoch).
+What is not known, not defined or infinite is null.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def study_document(study: Study) -> dict[str, Any]:
 def trial_document(entry: TrialEntry, mode: str) -> dict[str, Any]:
     """A trial."""
     best = entry.best(mode)
+    placement = entry.placement
     return {
         "number": entry.number,
         "state": entry.state.value,
@@ -57,6 +59,8 @@ def trial_document(entry: TrialEntry, mode: str) -> dict[str, Any]:
         "epochs": entry.epochs_trained,
         **({} if entry.fold_epochs is None else {"folds": _fold_scores(entry, mode)}),
         "seconds": round(entry.seconds, 1),
+        "node": placement and placement.node,
+        "gpus": placement and list(placement.gpus),
         "params": entry.best_values(mode),
         "metrics": {name: _finite(number) for name, number in entry.metrics.items()},
     }

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from training.durable_write import write_durably
 from tuner.report import numbers
 from tuner.report.confirmation import confirm_columns, confirm_rows
+from tuner.report.placement import PLACE_COLUMNS, place_cells, places_differ
 from tuner.report.plots import front_plot, learning_curves, state_legend
 from tuner.report.results_table import shown_values, value_names
 from tuner.report.tables import best_line, best_score, front_rows, html_table
 from tuner.report.worth import QUESTION, did_it_pay
 from tuner.study.confirmation import verdict
 from tuner.study.lineage import schedule
+from tuner.study.nodes import left_out_lines, read_nodes
 from tuner.study.pareto import pareto_front
 from tuner.study.record import StudyRecord
 from tuner.study.statistics import METHOD
@@ -69,6 +71,7 @@ def write_html_report(path: Path, study: Study, confirmed: Sequence[ConfirmedCon
         *_front(entries, spec),
         "<h2>Best config</h2>",
         _best_config(record, best, score[0] if score else 0),
+        *(f"<p>Node {escape(line)}.</p>" for line in left_out_lines(read_nodes(study.folder))),
         "<h2>Trials</h2>",
         _trials(entries, record.mode, spec),
         "</body></html>",
@@ -118,6 +121,7 @@ def _front(entries: list[TrialEntry], spec: StudySpec) -> list[str]:
 
 def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
     names = value_names(entries, spec)
+    placed = places_differ(entries)
     rows = []
     for entry, values in zip(entries, shown_values(entries, spec), strict=True):
         rows.append(
@@ -126,13 +130,13 @@ def _trials(entries: list[TrialEntry], mode: str, spec: StudySpec) -> str:
                 entry.state.value,
                 str(entry.epochs),
                 best_score(entry, mode),
+                *(place_cells(entry) if placed else ()),
                 entry.reason,
                 *(numbers.value(values[name]) if name in values else "" for name in names),
             ]
         )
-    return html_table(
-        ["trial", "state", "epochs", f"best {spec.metric}", "why it ended", *names], rows
-    )
+    columns = ["trial", "state", "epochs", f"best {spec.metric}"]
+    return html_table([*columns, *(PLACE_COLUMNS if placed else ()), "why it ended", *names], rows)
 
 
 def trials_html(study: Study) -> str:

@@ -12,6 +12,7 @@ from rich.table import Column
 
 from tuner.report import numbers
 from tuner.report.picture import Pace, Picture, open_picture
+from tuner.report.placement import PLACE_COLUMNS, Places, place_cells
 from tuner.report.states import STYLES
 from tuner.report.tables import best_line, state_counts, terminal_table
 from tuner.spec.grid import planned_trials
@@ -35,6 +36,14 @@ class Forecast(Protocol):
         ...
 
 
+class Cluster(Protocol):
+    """Protocol of what knows the nodes of a study's cluster."""
+
+    def summary(self) -> str:
+        """How many nodes are used, and which are not, and why; empty for one node that is."""
+        ...
+
+
 class StudyView:
     """Shows a study while it runs: one live picture, or plain lines outside a terminal.
 
@@ -44,6 +53,7 @@ class StudyView:
         dashboard: Address of the Ray dashboard, if there is one.
         console: Where to show it; nowhere if None.
         forecast: What fits into the time budget; None without one.
+        cluster: The nodes that trials use; None where that is not to be shown.
     """
 
     def __init__(
@@ -53,6 +63,7 @@ class StudyView:
         dashboard: str | None,
         console: Console | None,
         forecast: Forecast | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         self._study = study
         self._record = study.record
@@ -64,10 +75,12 @@ class StudyView:
         self._dashboard = dashboard
         self._console = console or Console(quiet=True)
         self._forecast = forecast
+        self._cluster = cluster
         self._told = ""
         self._started = time.monotonic()
         self._epochs_before = epochs_spent(study.record.entries.values())
         self._replayed: dict[int, int] = {}
+        self._places = Places(study.record.entries.values())
         self._pace = Pace()
         self._picture: Picture | None = None
 
@@ -98,8 +111,10 @@ class StudyView:
             self._picture.update(self._panel())
 
     def trial_started(self, number: int) -> None:
-        """Announce a trial."""
+        """Announce a trial, which is in its worker now."""
         entry = self._record.entries[number]
+        if entry.placement is not None:
+            self._places.add(entry.placement)
         self._replayed[number] = entry.epochs
         self._line(entry, "started" if not entry.scores else f"goes on after {entry.epochs}")
 
@@ -131,7 +146,8 @@ class StudyView:
         if self._picture is None:
             if not self._console.quiet:
                 # `Console.print` takes a millisecond for the colours that a file has not
-                line = f"[{self._clock()}] trial {entry.number:>3}  {text}"
+                where = f"{entry.placement}  " if self._places.differ and entry.placement else ""
+                line = f"[{self._clock()}] trial {entry.number:>3}  {where}{text}"
                 print(line, file=self._console.file, flush=True)
         elif always:
             style = STYLES[entry.state]
@@ -163,9 +179,11 @@ class StudyView:
             f"epochs  {spent} of {full} that full training would take "
             f"({numbers.share(spent, full)})",
             *(f"budget  {line}" for line in budget_lines(self._study)),
+            *(f"nodes   {escape(line)}" for line in self._nodes()),
             f"time    {self._clock()}, {self._time_left(spent)}{self._ending()}",
         ]
-        headings = ("trial", "epoch", spec.metric)
+        placed = PLACE_COLUMNS if self._places.differ else ()
+        headings = ("trial", "epoch", spec.metric, *placed)
         running = terminal_table(
             [
                 *(Column(name, no_wrap=True, min_width=max(6, len(name))) for name in headings),
@@ -174,6 +192,10 @@ class StudyView:
             (self._row(entry) for entry in record.with_state(TrialState.RUNNING)),
         )
         return Panel(Group("\n".join(lines), "", running), title=escape(self._study.name))
+
+    def _nodes(self) -> list[str]:
+        text = "" if self._cluster is None else self._cluster.summary()
+        return [text] if text else []
 
     def _ending(self) -> str:
         text = "" if self._forecast is None else self._forecast.ending()
@@ -185,6 +207,7 @@ class StudyView:
             str(entry.number),
             self._progress(entry, entry.epochs),
             "" if last is None else numbers.score(last),
+            *(place_cells(entry) if self._places.differ else ()),
             numbers.values(entry.trained_values),
         ]
 

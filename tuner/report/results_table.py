@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.durable_write import write_durably
+from tuner.report.placement import PLACE_COLUMNS, place_cells, places_differ
 from tuner.study.pareto import pareto_front
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ def results_table(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
     shown = shown_values(entries, spec)
     rows = [_row(entry, spec.mode, values) for entry, values in zip(entries, shown, strict=True)]
     columns = list(_FACTS)
+    if places_differ(entries):
+        columns += PLACE_COLUMNS
+        for row, entry in zip(rows, entries, strict=True):
+            row.update(zip(PLACE_COLUMNS, place_cells(entry), strict=True))
     if spec.folds > 1:
         columns += _FOLD_FACTS
         for row, entry in zip(rows, entries, strict=True):

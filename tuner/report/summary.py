@@ -27,6 +27,7 @@ from tuner.study.failed_trials import failure_lines
 from tuner.study.files import REPORT, RESULTS
 from tuner.study.lineage import schedule
 from tuner.study.no_winner import no_winner, way_out
+from tuner.study.nodes import left_out_lines, read_nodes
 from tuner.study.pareto import pareto_front
 from tuner.study.trial_entry import TrialEntry, TrialState, epochs_spent
 from tuner.study.warm_start import read_imported
@@ -106,6 +107,8 @@ def print_summary(
         )
     for line in spending_lines(study):
         console.print(line, markup=False)
+    for line in left_out_lines(read_nodes(study.folder)):
+        console.print(f"nodes   {line}", markup=False)
     console.print("best    " + best_line(study))
     for line in _best_value_lines(record):
         console.print(f"        {line}", markup=False)

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tuner.report.numbers import decimals, duration, mean_of_folds, metric, number_of, score
+from tuner.report.placement import PLACE_COLUMNS, place_cells, places_differ
 from tuner.report.states import STYLES
 from tuner.spec.grid import planned_trials
 from tuner.study.commands import shown_name
@@ -68,13 +69,16 @@ def front_rows(front: Iterable[TrialEntry], objectives: Objectives) -> list[list
 
 
 def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table:
-    """Every trial with its state, its score and the reason of its end."""
+    """Every trial with its state, its score, where it ran and the reason of its end."""
+    entries = list(entries)
+    placed = places_differ(entries)
     columns: list[Column | str] = [
         Column("trial", justify="right"),
         "state",
         Column("epochs", justify="right"),
         Column(f"best {metric}", justify="right"),
         Column("time", justify="right"),
+        *(PLACE_COLUMNS if placed else ()),
         "why it ended",
     ]
     rows: list[list[str | Text]] = [
@@ -84,6 +88,7 @@ def trials_table(entries: Iterable[TrialEntry], metric: str, mode: str) -> Table
             str(entry.epochs),
             best_score(entry, mode),
             duration(entry.seconds),
+            *(place_cells(entry) if placed else ()),
             entry.reason,
         ]
         for entry in entries

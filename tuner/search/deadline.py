@@ -77,7 +77,7 @@ class TimePlan:
         config_of: The config of a trial's values.
         rungs: Epochs at which trials may pause, ascending.
         trials: Trials of the study.
-        workers: Trials at once.
+        workers: How many trials may run at once just now.
         seconds_left: Seconds until the study is cut off.
     """
 
@@ -88,7 +88,7 @@ class TimePlan:
         *,
         rungs: Sequence[int],
         trials: int,
-        workers: int,
+        workers: Callable[[], int],
         seconds_left: Callable[[], float],
     ) -> None:
         self._record = record
@@ -104,7 +104,9 @@ class TimePlan:
         self._startup: tuple[int, float | None] = (0, None)
 
     @classmethod
-    def of(cls, study: Study, workers: int, seconds_left: Callable[[], float]) -> TimePlan:
+    def of(
+        cls, study: Study, workers: Callable[[], int], seconds_left: Callable[[], float]
+    ) -> TimePlan:
         """The plan of a study."""
         spec = study.spec
         return cls(
@@ -161,7 +163,7 @@ class TimePlan:
         beside = [
             max(0.0, seconds - self._record.entries[number].seconds) / runs
             for number, (seconds, runs) in islice(reversed(spent.items()), RECENT)
-            if number >= self._workers
+            if number >= self._workers()
             and number not in begun
             and self._record.entries[number].scores
         ]
@@ -229,14 +231,14 @@ class TimePlan:
             if not entry.state.finished
         )
         needed = self.new_trials * share * self._max_epochs + rest
-        return needed * pace > self.left * self._workers
+        return needed * pace > self.left * self._workers()
 
     def capacity(self) -> str:
         """How many full trainings fit into the time that is left; empty while not known."""
         pace = self.pace()
         if not pace:
             return ""
-        trainings = max(0.0, self.left) * self._workers / (pace * self._max_epochs)
+        trainings = max(0.0, self.left) * self._workers() / (pace * self._max_epochs)
         return f"about {trainings:.1f} trainings of {self._max_epochs} epochs fit into it"
 
     def ending(self) -> str:

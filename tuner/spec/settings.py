@@ -118,7 +118,8 @@ class FailureSettings(Section):
 
     max_failures: Annotated[Whole, Field(ge=0)] = 2
     """How often a trial that failed is tried again, from its last checkpoint: after an
-    exception, or when its worker process or node died or hung."""
+    exception, or when its worker process died or hung. A node that was lost, or failed the trial,
+    does not count."""
 
     hang_timeout: Annotated[Number, BeforeValidator(seconds), Field(gt=0)] | None = None
     """Time without a finished epoch after which a trial is taken for hung and its process
@@ -167,7 +168,7 @@ class ResourceSettings(Section):
     machine that has none: trials are placed by them, and train on the CPU."""
 
     max_concurrent: Annotated[Whole, Field(ge=1)] | Literal["auto"] = "auto"
-    """Trials at once."""
+    """Trials at once. `auto`: as many as the nodes of the cluster hold, as they come and go."""
 
 
 @dataclass(frozen=True)

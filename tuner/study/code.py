@@ -47,8 +47,7 @@ def keep_code(folder: Path, spec: StudySpec) -> None:
         SpecError: if an import path leads nowhere.
         StudyError: if a file that is not the program's is in the way, or a package is too large.
     """
-    paths = import_plugins(spec)
-    copies = dict(_copies(paths))
+    copies = code_files(spec)
     if not copies:
         return
     remove_code(folder)
@@ -65,6 +64,18 @@ def keep_code(folder: Path, spec: StudySpec) -> None:
         target = folder / CODE_FOLDER / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(text)
+
+
+def code_files(spec: StudySpec) -> dict[str, Path]:
+    """Files of the user's own code that a study uses, by their name in its `code/`.
+
+    The code that the search space names is imported.
+
+    Raises:
+        SpecError: if an import path leads nowhere.
+        StudyError: if a package is too large.
+    """
+    return dict(_copies(import_plugins(spec)))
 
 
 def remove_code(folder: Path) -> None:

@@ -16,6 +16,8 @@ PROVENANCE = "provenance.json"
 
 DATABASE = "optuna.db"
 
+NODES_FILE = "nodes.json"
+
 WARM_START = "warm_start.json"
 
 CONFIRM_FOLDER = "confirm"

@@ -27,6 +27,7 @@ from tuner.study.files import (
     CONFIRM_FOLDER,
     DATABASE,
     GIVEN_SPEC,
+    NODES_FILE,
     PROVENANCE,
     RAY_FOLDER,
     REPORT,
@@ -43,7 +44,7 @@ START_FILES = (DRIVER_LOCK, GIVEN_SPEC, RESOLVED_SPEC)
 """Files that a start which was killed before it made a record leaves behind."""
 
 OWN_FILES = (
-    *(GIVEN_SPEC, RESOLVED_SPEC, PROVENANCE, WARM_START),
+    *(GIVEN_SPEC, RESOLVED_SPEC, PROVENANCE, WARM_START, NODES_FILE),
     *(RESULTS, REPORT, CONFIRM_CSV, *RECORD_FILES),
     DRIVER_LOCK,
 )

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,10 @@ from tuner.study.trial_entry import (
     LINEAGE,
     MAX_EPOCHS,
     OVERRIDDEN,
+    PLACEMENT,
     DecisionEntry,
     Exploit,
+    Placement,
     TrialEntry,
     TrialState,
     epochs_spent,
@@ -414,6 +417,11 @@ class StudyRecord:
         self._by_state[entry.state].remove(entry.number)
         self._by_state[state].add(entry.number)
         entry.state, entry.reason = state, reason
+
+    def place(self, number: int, placement: Placement) -> None:
+        """Note where a trial trains from now on."""
+        if self.entries[number].placement != placement:
+            self.note(number, PLACEMENT, asdict(placement), durable=False)
 
     def note(self, number: int, name: str, value: Any, *, durable: bool = True) -> None:
         """Keep a further fact of a trial, which JSON can hold."""

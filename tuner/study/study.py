@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tuner.errors import StudyError
 from tuner.spec.grid import planned_trials
 from tuner.study.commands import study_command
-from tuner.study.files import PROVENANCE
+from tuner.study.files import CONFIRM_FOLDER, PROVENANCE
+from tuner.study.folder import holds_study
 
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec
@@ -39,6 +40,14 @@ class Study:
     def name(self) -> str:
         """Name of the study: that of its folder."""
         return self.folder.name
+
+    @property
+    def label(self) -> str:
+        """Name of the study for others to see: a confirmation has that of its study as well."""
+        study = self.folder.parent
+        if self.folder.name == CONFIRM_FOLDER and holds_study(study):
+            return f"{study.name}-{CONFIRM_FOLDER}"
+        return self.name
 
     @property
     def searched(self) -> bool:

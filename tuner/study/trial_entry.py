@@ -55,6 +55,9 @@ BEST_VALUES = "best_values"
 """Note of a trial: the values that its best score was reached with, if they are not those that
 Optuna's tables have, which it was proposed with."""
 
+MOVED = "moved"
+"""Note of a trial: after which epoch its nodes failed, and how often in a row."""
+
 FORMER_NAMES = {"learning_rate": "lr"}
 """Logged metrics by the name that they had in earlier versions, and the one that they have now."""
 
@@ -76,6 +79,22 @@ class DecisionEntry:
     epoch: int
     action: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a trial trains.
+
+    Attributes:
+        node: Name of the host.
+        gpus: Ids of its GPUs there, as Ray counts them; none on the CPU.
+    """
+
+    node: str
+    gpus: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.node, *(["GPU", ",".join(self.gpus)] if self.gpus else [])])
 
 
 @dataclass
@@ -128,6 +147,12 @@ class TrialEntry:
         """Epochs that its schedule was shortened to, to end in time; None if it was not."""
         epochs: int | None = self.overrides.get(MAX_EPOCHS)
         return epochs
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where it trains, or trained last; None before it did, and in older records."""
+        note = self.notes.get(PLACEMENT)
+        return None if note is None else Placement(note["node"], tuple(note["gpus"]))
 
     @property
     def overridden(self) -> list[list[Any]]:
@@ -281,6 +306,9 @@ CASES = "cases"
 GRID = "grid"
 """Note of a trial of a confirmation: the grid of its scores, see
 `training.bundle.case_scores.Grid`."""
+
+PLACEMENT = "placement"
+"""Note of a trial: where it trains, or trained last, see `Placement`."""
 
 LINEAGE = "lineage"
 """Note of a trial: whose weights it copied, and the values that it went on with."""

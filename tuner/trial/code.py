@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from training.errors import PluginError
 from tuner.spec.plugins import trial_plugins
-from tuner.trial.failures import CodeMissingError
+from tuner.trial.node_faults import CodeMissingError
 
 if TYPE_CHECKING:
     from tuner.spec.study_spec import StudySpec

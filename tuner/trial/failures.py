@@ -20,29 +20,22 @@ from training.config import ModelTrainingConfig
 from tuner.errors import StudyError, TunerError
 from tuner.spec.field_errors import value_problems
 from tuner.study.commands import study_command
-from tuner.study.trial_entry import VIOLATION, TrialState
+from tuner.study.trial_entry import MOVED, VIOLATION, TrialState
 from tuner.trial.messages import TrialEnd
+from tuner.trial.node_faults import DISK_FULL, NodeUnfitError
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
     from tuner.study.study import Study
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-""""No space left on device" and "disk quota exceeded"."""
+MOVES = 4
+"""Failures of nodes in a row, without an epoch between, that count as a failure of the trial."""
 
 SMALLEST_PATCH_AXIS = 8
 """Voxels below which no axis of a patch is made smaller; axes stay multiples of this."""
 
 PATCH_SHRINK = 0.8
 """Factor of each axis of a smaller patch: about half the voxels, and so half the memory."""
-
-
-class GpuMissingError(RuntimeError):
-    """A trial booked a GPU, and its process has none."""
-
-
-class CodeMissingError(RuntimeError):
-    """A node cannot import code of the user's own that the study's trials need."""
 
 
 class ConstraintBrokenError(Exception):
@@ -65,6 +58,16 @@ class WorkerOutOfMemoryError(WorkerLostError):
     """Ray ended the process of a trial because its node ran low on memory."""
 
 
+class NodeLostError(WorkerLostError):
+    """The node of a trial is gone, or the connection to it; it may have been preempted.
+
+    Attributes:
+        node_id: Ray's name of the node, where the error tells it.
+    """
+
+    node_id: str | None = None
+
+
 class TrialHungError(Exception):
     """A trial ended no epoch for too long, and its process was ended."""
 
@@ -78,7 +81,7 @@ def classify(error: Exception) -> TrialEnd:
     match error:
         case ConstraintBrokenError():
             return TrialEnd(TrialState.INFEASIBLE, str(error), {VIOLATION: error.violation})
-        case GpuMissingError() | CodeMissingError() | ClusterLostError():
+        case NodeUnfitError() | ClusterLostError():
             # the trials after it would meet it too
             return TrialEnd(TrialState.INTERRUPTED, str(error))
         case OSError() if error.errno in DISK_FULL:
@@ -153,6 +156,34 @@ def end_trial(study: Study, number: int, end: TrialEnd) -> None:
         f"{end.reason}; retry {entry.failures + 1} of {limit}{' with ' + how if how else ''}",
         overrides,
     )
+
+
+def move_trial(study: Study, number: int, reason: str) -> None:
+    """Let a trial go on elsewhere from its last checkpoint: its node failed, and it did not.
+
+    That spends none of `failures.max_failures`. A trial may itself be what fails its nodes, by
+    taking all their memory say: `MOVES` times in a row, without an epoch between, count as one
+    failure of its own.
+
+    Args:
+        study: The study.
+        number: The trial.
+        reason: What happened to which node.
+    """
+    record = study.record
+    entry = record.entries[number]
+    if entry.state.finished:
+        return
+    epochs, moves = entry.notes.get(MOVED, (0, 0))
+    moves = moves + 1 if epochs == entry.epochs else 1
+    own = moves >= MOVES
+    with record.transaction():
+        record.note(number, MOVED, [entry.epochs, 0 if own else moves])
+        if own:
+            why = f"{reason}; {MOVES} nodes failed it in a row, without an epoch between"
+            end_trial(study, number, TrialEnd(TrialState.FAILED, why))
+        else:
+            record.interrupt(number, f"{reason}; it goes on elsewhere")
 
 
 def smaller(config: ModelTrainingConfig, how: str) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from tuner.trial.failures import GpuMissingError
+from tuner.trial.node_faults import GpuMissingError
 
 WITHOUT = (
     "train on the CPU with --gpus-per-trial 0 (or, where Ray's GPUs are meant to be counts "

@@ -1,4 +1,4 @@
-"""Messages of driver and worker: a trial's request, an epoch's report, a trial's end.
+"""Messages of driver and worker: a trial's request, its start, an epoch's report, its end.
 
 Ray Tune carries flat dicts: it would spread a mapping over many results, and keeps statistics of
 every number. So each message is one value under one key of its own, and these keys are known here
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from tuner.study.trial_entry import CASES, GRID, VIOLATION, TrialState
+from tuner.study.trial_entry import CASES, GRID, VIOLATION, Placement, TrialState
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _NUMBER = "trial_number"
 _EXPLOITS = "exploits"
 _FOLD = "next_fold"
+_START = "trial_start"
 _EPOCH = "epoch_report"
 _END = "trial_end"
 _DONE = "done"
@@ -71,6 +72,29 @@ class TrialRequest:
         exploits = values.pop(_EXPLOITS, None)
         fold = values.pop(_FOLD, 0)
         return cls(number, values, None if exploits is None else Snapshot(*exploits), fold)
+
+
+@dataclass(frozen=True)
+class TrialStart:
+    """A trial begins in a worker, or goes on there.
+
+    Attributes:
+        placement: Where the worker is.
+    """
+
+    placement: Placement
+
+    def to_ray(self) -> dict[str, Any]:
+        """As a result of Tune."""
+        return {_START: json.dumps(asdict(self.placement))}
+
+    @classmethod
+    def from_ray(cls, result: Mapping[str, Any]) -> Self | None:
+        """From a result of Tune; None if no trial begins with it."""
+        if _START not in result:
+            return None
+        where = json.loads(result[_START])
+        return cls(Placement(where["node"], tuple(where["gpus"])))
 
 
 @dataclass(frozen=True)

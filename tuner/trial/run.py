@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
-from training.errors import PluginError, suggestion
+from training.errors import DatasetError, PluginError, suggestion
 from tuner.spec.study_spec import StudySpec
 from tuner.study.config_files import keep_changed_config, log_folder, set_aside_config
 from tuner.study.files import (
@@ -42,9 +42,10 @@ from tuner.study.trial_entry import CASES, GRID, TrialState
 from tuner.trial.code import check_code
 from tuner.trial.context import StudyContext, shown_hyperparameters
 from tuner.trial.costs import TrialCosts
-from tuner.trial.failures import classify
+from tuner.trial.failures import ConstraintBrokenError, classify
 from tuner.trial.gpus import check_trial_gpu
 from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
+from tuner.trial.node_faults import NodeUnfitError, node_fault
 
 LOCK_SECONDS = 120.0
 """How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
@@ -77,7 +78,7 @@ class TrialRun:
         self._values = request.values
         self._placement = placement
         self._note = ""
-        self._reports: queue.Queue[EpochReport | TrialEnd] = queue.Queue()
+        self._reports: queue.Queue[EpochReport | TrialEnd | NodeUnfitError] = queue.Queue()
         self._turn = threading.Semaphore(0)
         self._closing = False
         self._costs: TrialCosts | None = None
@@ -91,11 +92,14 @@ class TrialRun:
 
         Where `failures.hang_timeout` is set, `hang.txt` tells where every thread stood when the
         time was nearly over, also of a process that holds Python's lock.
+
+        Raises:
+            NodeUnfitError: if the trial cannot train on this node; its process is then of no use.
         """
         limit = self._spec.failures.hang_timeout
         if limit is None or not self._study.folder.is_dir():
             self._turn.release()
-            return self._reports.get()
+            return self._report()
         folder = self._study.trial_folder(self._number)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / HANG_FILE
@@ -103,11 +107,17 @@ class TrialRun:
             faulthandler.dump_traceback_later(limit * HANG_DUMP_SHARE, file=file)
             try:
                 self._turn.release()
-                return self._reports.get()
+                return self._report()
             finally:
                 faulthandler.cancel_dump_traceback_later()
                 if not path.stat().st_size:
                     path.unlink()
+
+    def _report(self) -> EpochReport | TrialEnd:
+        report = self._reports.get()
+        if isinstance(report, NodeUnfitError):
+            raise report
+        return report
 
     def close(self) -> None:
         """End training at once and free its memory."""
@@ -171,15 +181,17 @@ class TrialRun:
         except TrialClosed:
             return
         except Exception as error:
-            end = classify(error)
-            if end.state is not TrialState.INFEASIBLE:
+            unfit = node_fault(error, self._study.folder, self._study.gpus)
+            if not isinstance(error, ConstraintBrokenError):
                 self._write_error()
-        self._reports.put(end)
+            self._reports.put(unfit or classify(error))
+        else:
+            self._reports.put(end)
 
     def _train(self) -> str:
         """Train to the end, on each fold; how long it took, as text."""
         if not self._study.folder.is_dir():
-            raise FileNotFoundError(
+            raise NodeUnfitError(
                 f"node {socket.gethostname()} does not see the study folder "
                 f"{self._study.folder}: put --studies-dir on storage that every node mounts"
             )
@@ -215,7 +227,7 @@ class TrialRun:
             notes.append(take_over(folder, donor, exploits.epoch, folder / METRICS_FILE))
         config = self._study.trial_config(self._spec, self._number, self._values, fold)
         check_trial_gpu(self._study.gpus if config.gpus else 0)
-        config.data_dir = self._study.data[fold].on_this_node(config)
+        config.data_dir = self._data(config, fold)
         # `auto` depends on the labels, and an exported model must record how it was trained
         labels = PreprocessedDataset.load(config.data_dir).labels
         config.mirror_axes = mirror_axes(config, labels)
@@ -251,12 +263,25 @@ class TrialRun:
         end = ", the end of a schedule that was shortened to the time" if shortened else ""
         return f"trained {epochs} epochs{end}"
 
+    def _data(self, config: ModelTrainingConfig, fold: int) -> Path:
+        """The preprocessed data of a fold.
+
+        Raises:
+            NodeUnfitError: if this node cannot have them: the driver did prepare them.
+        """
+        try:
+            return self._study.data[fold].on_this_node(config)
+        except DatasetError as error:
+            raise NodeUnfitError(
+                f"node {socket.gethostname()} cannot have the data of the study: {error}"
+            ) from error
+
     def _judge(self) -> dict[str, Any]:
         """Notes on the score of each test case, with the best checkpoint if there is one."""
         from training.bundle.case_scores import score_test_cases
 
         config = self._study.trial_config(self._spec, self._number, self._values)
-        config.data_dir = self._study.data[0].on_this_node(config)
+        config.data_dir = self._data(config, 0)
         checkpoint = self._study.trial_folder(self._number) / "best.ckpt"
         if not checkpoint.is_file():
             # its score was not defined in any epoch

@@ -4,40 +4,91 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray import tune
 
+from tuner.study.trial_entry import Placement
 from tuner.trial.code import look_into_code
 from tuner.trial.context import StudyContext
-from tuner.trial.messages import TrialRequest
+from tuner.trial.messages import EpochReport, TrialRequest, TrialStart
 from tuner.trial.run import TrialRun
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]
-    """Tune's view of a trial: `step` is one epoch; the actor is reused by the next trial."""
+    """Tune's view of a trial: `step` is one epoch; the actor is reused by the next trial.
 
-    def setup(self, config: dict[str, Any], study: StudyContext) -> None:
-        """Start training the first trial of this actor."""
+    The first step of a trial trains nothing: it reports where the trial is.
+    """
+
+    _run: TrialRun
+    _placed: bool
+    _progress: str
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        study: StudyContext,
+        label: str,
+        show: Callable[[str], None],
+    ) -> None:
+        """Start training the first trial of this actor.
+
+        Args:
+            config: The trial, see `TrialRequest`.
+            study: Its study.
+            label: Name of the study for people.
+            show: Shows a text as the name of this process.
+        """
         self._study = study
+        self._label = label
+        self._show = show
         look_into_code(study.code)
         self._spec = study.spec
-        self._run = self._begin(config)
+        self._first = TrialRequest.from_ray(config).number
+        self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """End the trial before and start the next one in the same process."""
         self._run.close()
-        self._run = self._begin(new_config)
+        self._start(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """Train until the end of an epoch and report it, or how the trial ended."""
-        return self._run.next_report().to_ray()
+        # Ray gives the process its own name before each step
+        self._show(self._now())
+        if not self._placed:
+            self._placed = True
+            where = placement()
+            return TrialStart(Placement(where["node"], tuple(where["gpu_ids"]))).to_ray()
+        report = self._run.next_report()
+        if isinstance(report, EpochReport):
+            self._progress = f", epoch {report.epoch}, {self._spec.metric} {report.score:.4f}"
+        return report.to_ray()
 
     def cleanup(self) -> None:
         """End the training thread."""
         self._run.close()
+
+    def __repr__(self) -> str:
+        """Study, trial, epoch and score.
+
+        Ray asks once, when the actor starts, and shows the answer for as long as the actor lives,
+        so it says that there are further trials.
+        """
+        began = f"{self._label}, trials from {self._first} on"
+        return f"{began}: {self._now()}" if self._progress else began
+
+    def _now(self) -> str:
+        return f"{self._label}, trial {self._number}{self._progress}"
+
+    def _start(self, config: dict[str, Any]) -> None:
+        self._number = TrialRequest.from_ray(config).number
+        self._placed, self._progress = False, ""
+        self._run = self._begin(config)
 
     def _begin(self, config: dict[str, Any]) -> TrialRun:
         return TrialRun(self._study, self._spec, TrialRequest.from_ray(config), placement())

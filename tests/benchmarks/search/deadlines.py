@@ -126,7 +126,7 @@ def simulate_deadline(
     clock: list[Simulator] = []
     if planned_end:
         plan = TimePlan(
-            record, problem.config, rungs=spec.rungs(), trials=trials, workers=workers,
+            record, problem.config, rungs=spec.rungs(), trials=trials, workers=lambda: workers,
             seconds_left=lambda: deadline - (clock[0].now if clock else 0.0),
         )  # fmt: skip
         policy = planned(policy, record, spec, plan)

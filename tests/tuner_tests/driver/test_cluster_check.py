@@ -40,7 +40,7 @@ def closed_port() -> int:
     [
         (
             "ray://127.0.0.1:10001",
-            r"through ray://.*--address HOST:6379 .*ray job submit",
+            r"through ray://.*--address HOST:6379 .*tune submit",
         ),
         ("http://127.0.0.1:8265", "cannot be driven through http://"),
         ("127.0.0.1", "--address 127.0.0.1 is not HOST:PORT"),

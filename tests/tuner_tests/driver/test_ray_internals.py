@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -14,12 +15,22 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray._common.utils import get_default_ray_temp_dir
-from ray._private import node, services, utils, worker
+from ray._private import node, services, state, utils, worker
 from ray._private.authentication import authentication_token_setup as tokens
 from ray._raylet import GcsClient, InnerGcsClient
 from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
-from ray.exceptions import OutOfMemoryError, OwnerDiedError, RayActorError
+from ray.dashboard.modules.dashboard_sdk import SubmissionClient
+from ray.dashboard.modules.reporter import reporter_agent
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayActorError,
+    RayTaskError,
+)
 from ray.tune.experiment import Trial
 
 import tuner
@@ -29,13 +40,20 @@ from tuner.driver.ray_internals import (
     daemons_in_own_groups,
     gpus_of_this_machine,
     host_and_port,
+    job_log_chunks,
+    loopback_only,
     lost_worker_ends_one_trial,
     lost_worker_error,
+    name_process,
+    node_of,
     own_daemons,
     own_handlers_kept,
     temporary_folder,
+    use_token_of_this_machine,
+    version_of_server,
 )
-from tuner.trial.failures import WorkerLostError, WorkerOutOfMemoryError
+from tuner.trial.failures import NodeLostError, WorkerLostError, WorkerOutOfMemoryError
+from tuner.trial.node_faults import NodeUnfitError
 
 MESSAGE = "1 worker(s) were killed due to the node running low on memory.\nTop 10 users: ..."
 
@@ -69,6 +87,30 @@ def test_addresses_are_read_as_ray_reads_them() -> None:
 def test_gpus_that_are_hidden_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus_of_this_machine() == 0
+
+
+def test_a_process_gets_the_name_that_is_shown() -> None:
+    code = (
+        "from tuner.driver.ray_internals import name_process\n"
+        "name_process('dformer, trial 7')\n"
+        "print(open('/proc/self/cmdline').read())"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.strip("\0\n") == "ray::dformer, trial 7"
+    assert parameters(name_process) == ["name"]
+
+
+def test_a_cluster_of_our_own_is_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    # that of a cluster which other tests have started
+    monkeypatch.setattr(worker, "_global_node", None)
+    outside = services.get_node_ip_address()
+    with loopback_only():
+        assert services.get_node_ip_address() == "127.0.0.1"
+    assert services.get_node_ip_address() == outside
+    # the metrics port follows the address of the node
+    assert "is_localhost(self._ip)" in inspect.getsource(reporter_agent.ReporterAgent)
 
 
 def test_daemons_of_a_cluster_are_started_by_consolepopen_in_groups_of_their_own() -> None:
@@ -161,6 +203,75 @@ def test_a_worker_that_left_no_error_is_lost_without_a_reason(tmp_path: Path) ->
     assert str(lost_worker_error(left_by(None, tmp_path))) == ""
 
 
+MEMORY_OF_OTHERS = (
+    "Task was killed due to the node running low on memory.\nTop 10 memory users:\n"
+    "PID\tMEM(GB)\tCOMMAND\n41\t12.50\tmatlab\n42\t0.70\tray::TrialTrainable.train"
+)
+
+
+def test_memory_that_other_programs_hold_is_no_fault_of_the_trial(tmp_path: Path) -> None:
+    with lost_worker_ends_one_trial():
+        (error,) = fail_a_task(OutOfMemoryError(MEMORY_OF_OTHERS))
+    ours = lost_worker_error(left_by(error, tmp_path))
+    assert isinstance(ours, NodeUnfitError)
+    assert "other programs hold 12.5 GB of its memory" in str(ours)
+
+
+def died(message: str, **more: Any) -> ActorDiedError:
+    """What Ray makes of the death of an actor."""
+    context = ActorDiedErrorContext(error_message=message, actor_id=b"1" * 16, **more)
+    # by name, as Ray does: it could not be pickled otherwise
+    return ActorDiedError(cause=context)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (died("The actor died because its node has died. Node Id: 8f"), "it left the cluster"),
+        (
+            died("x: the actor's node was terminated unexpectedly: health check failed"),
+            "it left the cluster",
+        ),
+        (
+            died("why", node_death_info=NodeDeathInfo(reason="AUTOSCALER_DRAIN_PREEMPTED")),
+            "it was preempted",
+        ),
+        (ActorUnavailableError("RpcError: 14", b"1" * 16), "the connection to it was lost"),
+    ],
+)
+def test_a_lost_node_is_told_apart_from_a_lost_worker(
+    error: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "actors", lambda actor_id: {"Address": {"NodeID": f"of {actor_id}"}})
+    ours = lost_worker_error(left_by(error, tmp_path))
+    assert type(ours) is NodeLostError
+    assert str(ours) == words
+    assert ours.node_id == f"of {(b'1' * 16).hex()}"
+    worker = lost_worker_error(left_by(died("The worker crashed: SIGKILL"), tmp_path))
+    assert type(worker) is WorkerLostError
+
+
+def test_what_a_trial_raised_about_its_node_arrives(tmp_path: Path) -> None:
+    cause = NodeUnfitError("node w2 has no GPU")
+    raised = RayTaskError("step", "traceback", cause)
+    for error in (raised, raised.as_instanceof_cause()):
+        ours = lost_worker_error(left_by(error, tmp_path))
+        assert type(ours) is NodeUnfitError
+        assert str(ours) == "node w2 has no GPU"
+
+
+def test_the_node_of_a_trial_is_that_of_its_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parameters(state.actors)[0] == "actor_id"
+    assert '"NodeID": binary_to_hex(' in inspect.getsource(type(state.state)._gen_actor_info)
+    trial = Trial("stub", stub=True)
+    assert node_of(trial) is None
+    trial.temporary_state.ray_actor = SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: "ab"))
+    monkeypatch.setattr(state, "actors", lambda actor_id: {"Address": {"NodeID": f"of {actor_id}"}})
+    assert node_of(trial) == "of ab"
+    monkeypatch.setattr(state, "actors", lambda actor_id: {})
+    assert node_of(trial) is None
+
+
 def test_a_trial_of_tune_knows_its_actor_and_the_file_of_its_error() -> None:
     trial = Trial("stub", stub=True)
     assert actor_of(trial) is None
@@ -188,3 +299,33 @@ def test_a_gcs_is_asked_by_the_calls_that_the_probe_knows() -> None:
     assert "create_token_if_missing" in parameters(tokens.ensure_token_if_auth_enabled)
     assert GcsNodeInfo.ALIVE != GcsNodeInfo.DEAD
     assert callable(services.find_node_ids)
+
+
+def test_a_job_server_tells_its_version_and_hands_out_log_files() -> None:
+    asked = []
+
+    class Client:
+        _server_ray_version = "2.60.0"
+
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            asked.append((method, endpoint, options))
+            return SimpleNamespace(
+                status_code=200, close=lambda: None, iter_content=lambda size: [b"a", b"b"]
+            )
+
+    client: Any = Client()
+    assert version_of_server(client) == "2.60.0"
+    assert list(job_log_chunks(client, "ab", "model.tar")) == [b"a", b"b"]
+    assert asked[0][1].startswith("/api/v0/logs/file?node_id=ab&filename=model.tar&lines=-1")
+    assert "_server_ray_version" in inspect.getsource(SubmissionClient)
+    assert parameters(SubmissionClient._do_request)[1:3] == ["method", "endpoint"]
+    assert parameters(SubmissionClient._raise_error) == ["self", "r"]
+
+
+def test_the_token_of_this_machine_is_used_unless_the_mode_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert parameters(tokens.maybe_enable_token_auth_if_token_available) == ["warn_if_disabled"]
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    use_token_of_this_machine()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"

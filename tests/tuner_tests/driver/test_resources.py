@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tuner.driver.resources import Node, nodes_of, plan_resources
+from tuner.driver.resources import Node, least_share, nodes_of, plan_resources
 from tuner.errors import ResourceError
 from tuner.spec.settings import ResourceSettings
 
@@ -63,6 +63,24 @@ def test_a_trial_never_spans_two_nodes() -> None:
 
 
 def test_dead_nodes_do_not_count() -> None:
-    alive = {"Alive": True, "NodeManagerAddress": "a", "Resources": {"CPU": 2.0, "memory": 1.0}}
+    resources = {"CPU": 2.0, "memory": 1.0}
+    named = {"NodeManagerAddress": "10.0.0.2", "NodeManagerHostname": "w1", "NodeID": "ab"}
+    alive = {"Alive": True, "Resources": resources, **named}
     dead = {**alive, "Alive": False}
-    assert [found.cpu for found in nodes_of([alive, dead])] == [2.0]
+    assert nodes_of([alive, dead]) == [Node("10.0.0.2", 2.0, 0.0, 1.0, "ab", "w1")]
+
+
+@pytest.mark.parametrize(
+    ("given", "least"),
+    [
+        ({}, {"CPU": 1}),
+        ({"cpu": 4, "gpu": 1}, {"CPU": 4, "GPU": 1}),
+        ({"cpu": 4, "gpu": 0}, {"CPU": 4}),
+    ],
+)
+def test_what_a_trial_needs_at_least_is_known_before_there_is_a_node(
+    given: dict[str, Any], least: dict[str, float]
+) -> None:
+    assert least_share(settings(**given)) == least
+    with pytest.raises(ResourceError, match="there is none for trials"):
+        plan_resources(settings(**given), [], 4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from trial_messages import epoch_result, ray_trial
+from trial_messages import epoch_result, ray_trial, start_result
 
 from tuner.driver.callbacks import ViewCallback
 from tuner.driver.scheduler import RecordScheduler
@@ -28,7 +28,7 @@ from tuner.spec.study_spec import StudySpec
 from tuner.study.confirmation import is_finished
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
-from tuner.study.trial_entry import TrialState
+from tuner.study.trial_entry import Placement, TrialState
 
 SPACE = """
 config: {max_epochs: 5}
@@ -87,8 +87,7 @@ def told(record: StudyRecord, spec: StudySpec, results: list[dict[str, Any]]) ->
     trial = ray_trial(0)
     with StudyView(Study(record.folder, spec, record), resources, None, console) as shown:
         view = ViewCallback(shown, spec.metric)
-        view.on_trial_start(0, [], trial)
-        for result in results:
+        for result in [start_result("node-a"), *results]:
             scheduler.on_trial_result(None, trial, result)  # type: ignore[arg-type]
             view.on_trial_result(0, [], trial, result)
     return [line.split("trial   0  ")[1] for line in out.getvalue().splitlines() if "0  " in line]
@@ -108,6 +107,64 @@ def test_epochs_that_a_checkpoint_brings_along_are_not_told_again(
         "goes on after 2",
         "epoch 3/5",
         "epoch 4/5",
+    ]
+
+
+PLACES = [
+    ([Placement("node-a"), Placement("node-a")], False),
+    ([Placement("node-a"), Placement("node-b")], True),
+    ([Placement("node-a", ("0",)), Placement("node-a", ("1",))], True),
+]
+
+
+@pytest.mark.parametrize(("places", "shown_at_all"), PLACES)
+def test_where_trials_ran_is_shown_where_there_is_a_choice(
+    record: StudyRecord, spec: StudySpec, places: list[Placement], shown_at_all: bool
+) -> None:
+    for place in places:
+        record.place(add(record, 0.5), place)
+    shown = summary(record, spec)
+    columns, rows = results_table(Study(record.folder, spec, record))
+    page = (record.folder / "report.html").read_text()
+    assert ("node" in columns) is ("gpu" in columns) is shown_at_all
+    assert (places[1].node in shown) is (places[1].node in page) is shown_at_all
+    if shown_at_all:
+        assert [row["node"] for row in rows] == [place.node for place in places]
+        assert [row["gpu"] for row in rows] == [",".join(place.gpus) for place in places]
+    # another reader of the record finds them, and programs get them always
+    read_again = StudyRecord(record.folder, spec.space, spec.mode)
+    documents = [trial_document(entry, "max") for entry in read_again.entries.values()]
+    assert [(document["node"], document["gpus"]) for document in documents] == [
+        (place.node, list(place.gpus)) for place in places
+    ]
+    read_again.close()
+
+
+def test_a_trial_that_did_not_run_has_no_place(record: StudyRecord, spec: StudySpec) -> None:
+    record.place(add(record), Placement("node-a", ("0",)))
+    document = trial_document(record.entries[add(record)], "max")
+    assert document["node"] is document["gpus"] is None
+    assert summary(record, spec).count("node-a") == 1
+
+
+def test_each_line_of_a_log_has_node_and_gpu(record: StudyRecord, spec: StudySpec) -> None:
+    add(record)
+    out = io.StringIO()
+    study = Study(record.folder, spec, record)
+    scheduler = RecordScheduler(record, Policy(record))
+    trial = ray_trial(0)
+    with StudyView(study, TrialResources(1, 1, 1), None, Console(file=out, width=200)) as shown:
+        view = ViewCallback(shown, spec.metric)
+        for result in (start_result("node-b", "1"), epoch_result(1, 0.5)):
+            scheduler.on_trial_result(None, trial, result)  # type: ignore[arg-type]
+            view.on_trial_result(0, [], trial, result)
+        record.finish(0, TrialState.COMPLETED, "done")
+        view.on_trial_complete(0, [], trial)
+    lines = [line.partition("] ")[2] for line in out.getvalue().splitlines() if "] " in line]
+    assert [" ".join(line.split()) for line in lines] == [
+        "trial 0 node-b GPU 1 started",
+        "trial 0 node-b GPU 1 epoch 1/5 val_dice 0.5000",
+        "trial 0 node-b GPU 1 completed: done",
     ]
 
 

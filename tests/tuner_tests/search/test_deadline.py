@@ -63,7 +63,7 @@ class Planned:
         # nothing of the time is kept back
         self.left = 0.0
         study = Study(self.record.folder, self.spec, self.record)
-        self.plan = AtOnce.of(study, workers, lambda: self.left)
+        self.plan = AtOnce.of(study, lambda: workers, lambda: self.left)
         inner = build_policy(self.record, self.spec)
         self.policy: PlannedPolicy = planned(inner, self.record, self.spec, self.plan)
         self.searcher = build_searcher(study, self.policy)
@@ -284,7 +284,9 @@ def test_a_resumed_study_plans_from_the_record(tmp_path: Path) -> None:
 
 def test_what_a_start_takes_is_measured() -> None:
     study = Planned()
-    study.plan = TimePlan.of(Study(study.record.folder, study.spec, study.record), 1, lambda: 100.0)
+    study.plan = TimePlan.of(
+        Study(study.record.folder, study.spec, study.record), lambda: 1, lambda: 100.0
+    )
     assert study.plan.pace() is None
     # it waits for the start of the worker's process
     study.trial()
@@ -301,7 +303,7 @@ def test_the_margin_is_a_share_of_the_time_and_at_most_half_a_minute() -> None:
     study = Planned()
     for budget, kept in ((100.0, MARGIN[0] * 100), (36_000.0, MARGIN[1])):
         plan = TimePlan(
-            study.record, study.spec.trial_config, rungs=(), trials=1, workers=1,
+            study.record, study.spec.trial_config, rungs=(), trials=1, workers=lambda: 1,
             seconds_left=lambda budget=budget: budget,
         )  # fmt: skip
         assert plan.left == budget - kept

@@ -422,3 +422,33 @@ def test_the_process_learns_that_early_scores_tell_of_late_ones() -> None:
     grid = np.linspace(0, 1, 101)[:, None]
     mean, _ = process.predict(grid, np.ones(101))
     assert abs(grid[mean.argmax(), 0] - 0.7) < 0.05
+
+
+def test_no_more_trials_are_proposed_than_there_are_places() -> None:
+    spec = spec_of("{searcher: random, num_trials: 5}")
+    record = in_memory(spec)
+    places = [2]
+    study = Study(record.folder, spec, record)
+    searcher = build_searcher(study, build_policy(record, spec), lambda: places[0])
+    assert [searcher.suggest(name) is not None for name in "abc"] == [True, True, False]
+    places[0] = 3
+    assert searcher.suggest("c") is not None
+    end(searcher, "a", 0.5)
+    # a node left: what runs goes on, and nothing takes the place of what has ended
+    places[0] = 2
+    assert searcher.suggest("d") is None
+    end(searcher, "b", 0.5)
+    assert searcher.suggest("d") is not None
+    assert len(record.entries) == 4
+
+
+def test_without_a_place_a_study_waits_unless_it_is_over() -> None:
+    spec = spec_of("{searcher: random, num_trials: 5}")
+    record = in_memory(spec)
+    over = [False]
+    searcher = build_searcher(Study(record.folder, spec, record), Policy(record), lambda: 0)
+    searcher.wait_unless(lambda: over[0])
+    assert searcher.suggest("a") is None
+    over[0] = True
+    assert searcher.suggest("a") == "FINISHED"
+    assert record.entries == {}

@@ -21,18 +21,20 @@ from tuner.study.record import StudyRecord
 from tuner.study.study import Study
 from tuner.study.trial_entry import VIOLATION, TrialEntry, TrialState
 from tuner.trial.failures import (
+    MOVES,
     ClusterLostError,
     ConstraintBrokenError,
-    GpuMissingError,
     TrialHungError,
     WorkerLostError,
     WorkerOutOfMemoryError,
     classify,
     end_trial,
     full_disk_explained,
+    move_trial,
     smaller,
 )
 from tuner.trial.messages import TrialEnd
+from tuner.trial.node_faults import GpuMissingError
 
 
 def spec_of(failures: str = "{}", config: str = "{}") -> StudySpec:
@@ -139,6 +141,40 @@ def test_what_would_happen_again_is_not_tried_again(state: TrialState) -> None:
     study, entry = one_trial(spec)
     end_trial(study, 0, TrialEnd(state, "why"))
     assert (entry.state, entry.reason) == (state, "why")
+
+
+def test_a_trial_whose_nodes_fail_goes_on_elsewhere_and_spends_no_failure() -> None:
+    """As often as nodes are lost, if it trains between: they may be taken away every hour."""
+    study, entry = one_trial(spec_of("{max_failures: 0}"))
+    for epoch in range(1, 3 * MOVES):
+        move_trial(study, 0, "its node w2 was lost: it was preempted")
+        assert entry.state is TrialState.INTERRUPTED
+        assert entry.reason == "its node w2 was lost: it was preempted; it goes on elsewhere"
+        study.record.running(0)
+        study.record.report(0, epoch, 0.5, {}, 1.0)
+    assert entry.failures == 0
+    assert study.record.halted is None
+
+
+def test_a_trial_that_fails_every_node_fails_in_the_end() -> None:
+    study, entry = one_trial(spec_of("{max_failures: 1}"))
+    for tries in (1, 2):
+        for _ in range(MOVES - 1):
+            move_trial(study, 0, "its node was lost")
+            assert (entry.state, entry.failures) == (TrialState.INTERRUPTED, tries - 1)
+            study.record.running(0)
+        move_trial(study, 0, "its node was lost")
+        if tries == 1:
+            assert (entry.state, entry.failures) == (TrialState.INTERRUPTED, 1)
+            assert f"{MOVES} nodes failed it in a row, without an epoch between; retry 1 of 1" in (
+                entry.reason
+            )
+            study.record.running(0)
+    assert entry.state is TrialState.FAILED
+    assert entry.reason.endswith("(after 2 tries)")
+    # what comes late changes nothing
+    move_trial(study, 0, "its node was lost")
+    assert entry.state is TrialState.FAILED
 
 
 def test_what_stands_in_the_way_of_all_halts_the_study() -> None:

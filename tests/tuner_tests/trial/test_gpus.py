@@ -14,8 +14,9 @@ from tuner.spec.load import parse_spec
 from tuner.spec.settings import ResourceSettings
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
-from tuner.trial.failures import GpuMissingError, classify
+from tuner.trial.failures import classify
 from tuner.trial.gpus import check_trial_gpu
+from tuner.trial.node_faults import GpuMissingError
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, ray: int, torch_sees: int) -> None:

@@ -13,8 +13,8 @@ from ray import cloudpickle
 from ray.tune.utils import flatten_dict
 
 from training.config import ModelTrainingConfig
-from tuner.study.trial_entry import CASES, GRID, VIOLATION, TrialState
-from tuner.trial.messages import EpochReport, Snapshot, TrialEnd, TrialRequest
+from tuner.study.trial_entry import CASES, GRID, VIOLATION, Placement, TrialState
+from tuner.trial.messages import EpochReport, Snapshot, TrialEnd, TrialRequest, TrialStart
 
 numbers = st.floats(allow_infinity=False, allow_nan=False)
 texts = st.text(alphabet='ab1/. \n"\u00e9', max_size=9)
@@ -43,6 +43,14 @@ def test_a_request_comes_through_as_it_was(
 ) -> None:
     request = TrialRequest(number, values, exploits, fold)
     assert TrialRequest.from_ray(through_tune(request.to_ray())) == request
+
+
+@settings(deadline=None)
+@given(texts, st.lists(texts))
+def test_a_start_comes_through_as_it_was(node: str, gpus: list[str]) -> None:
+    start = TrialStart(Placement(node, tuple(gpus)))
+    assert TrialStart.from_ray(through_tune(start.to_ray())) == start
+    assert EpochReport.from_ray(start.to_ray()) is None
 
 
 @settings(deadline=None)

@@ -147,6 +147,16 @@ class DataSource:
     raw: Path
     fingerprint: str
 
+    def unseen(self) -> str | None:
+        """What this node lacks if it sees neither preprocessed data nor data; None if it does."""
+        if (self.preprocessed / MANIFEST).is_file() or resolve_data_dir(self.raw).is_dir():
+            return None
+        return (
+            f"sees neither the preprocessed data {self.preprocessed} nor the data folder "
+            f"{self.raw}: put one of them on storage that every node mounts (SEGTUNE_CACHE "
+            "chooses where the preprocessed data are)"
+        )
+
     def on_this_node(self, config: ModelTrainingConfig) -> Path:
         """The preprocessed folder: the study's own where it is seen, or one of this node.
 
@@ -159,13 +169,10 @@ class DataSource:
         if (self.preprocessed / MANIFEST).is_file():
             return self.preprocessed
         node = socket.gethostname()
+        problem = self.unseen()
+        if problem is not None:
+            raise DatasetError(f"node {node} {problem}")
         raw = resolve_data_dir(self.raw)
-        if not raw.is_dir():
-            raise DatasetError(
-                f"node {node} sees neither the preprocessed data {self.preprocessed} nor the data "
-                f"folder {self.raw}: put one of them on storage that every node mounts "
-                "(SEGTUNE_CACHE chooses where the preprocessed data are)"
-            )
         local = prepare_dataset(raw, config)
         fingerprint = PreprocessedDataset.load(local).fingerprint
         if fingerprint != self.fingerprint:

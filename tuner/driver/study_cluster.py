@@ -1,0 +1,112 @@
+"""The cluster of a study while it runs, and its nodes, watched where it was joined."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import ray
+
+from tuner.driver.node_watch import NodeWatch
+from tuner.driver.nodes import Nodes
+from tuner.driver.resources import nodes_of
+from tuner.errors import ResourceError
+from tuner.spec.grid import planned_trials
+from tuner.study.code import code_folder
+from tuner.trial.node_probe import NodeNeeds, versions_here
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuner.spec.settings import TrialResources
+    from tuner.study.data import StudyData
+    from tuner.study.study import Study
+
+WAIT_INTERVAL = 0.2
+"""Seconds between two looks for a node that can hold a trial, before the first one starts."""
+
+
+class StudyCluster:
+    """The nodes of a study's cluster, and what watches them.
+
+    Args:
+        nodes: What is known of the nodes.
+        watch: What watches them; None for a cluster of our own, which is this machine.
+    """
+
+    def __init__(self, nodes: Nodes, watch: NodeWatch | None = None) -> None:
+        self.nodes = nodes
+        self._watch = watch
+
+    @property
+    def joined(self) -> bool:
+        """Whether it is a cluster that was joined, whose nodes come and go."""
+        return self._watch is not None
+
+    def failed(self, node_id: str | None, reason: str) -> None:
+        """Leave a node out that failed a trial."""
+        if self._watch is not None and node_id is not None:
+            self._watch.failed(node_id, reason)
+
+    def share(self, is_over: Callable[[], bool]) -> TrialResources | None:
+        """The share of each trial, when there is a node that can hold one.
+
+        Args:
+            is_over: Whether the study ends before.
+
+        Returns:
+            None if it ended.
+
+        Raises:
+            ResourceError: if this machine cannot hold a trial; a cluster may grow, and is waited
+                for.
+        """
+        while not is_over():
+            try:
+                return self.nodes.plan()
+            except ResourceError:
+                if self._watch is None:
+                    raise
+            self._watch.tell_waiting()
+            time.sleep(WAIT_INTERVAL)
+        return None
+
+
+@contextmanager
+def study_cluster(
+    study: Study, data: StudyData, console: Console | None, *, own: bool
+) -> Iterator[StudyCluster]:
+    """The cluster that this process is connected to, for a study.
+
+    Args:
+        study: The study, with the spec that its data complete.
+        data: Its data.
+        console: Where it is told which nodes are left out.
+        own: Whether it is a cluster of our own.
+    """
+    settings = study.spec.resources
+    here = ray.get_runtime_context().get_node_id()
+    nodes = Nodes(settings, planned_trials(study.spec), here, joined=not own)
+    if own:
+        nodes.see(nodes_of(ray.nodes()), time.monotonic())
+        yield StudyCluster(nodes)
+        return
+    needs = NodeNeeds(
+        study.folder.absolute(),
+        uuid.uuid4().hex,
+        data.for_trials,
+        study.spec,
+        code_folder(study.folder),
+        versions_here(),
+    )
+
+    def tell(line: str) -> None:
+        if console is not None:
+            console.print(f"cluster        {line}", markup=False)
+
+    real_gpus = settings.gpu != 0 and not settings.logical_gpus
+    with NodeWatch(nodes, needs, tell, gpus=real_gpus) as watch:
+        yield StudyCluster(nodes, watch)

@@ -1,0 +1,1 @@
+"""Sends studies to a cluster that this machine is no part of: Ray's job server, or SLURM."""
