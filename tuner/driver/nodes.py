@@ -83,6 +83,13 @@ class Nodes:
         return self._num_trials if most == "auto" else min(most, self._num_trials)
 
     @property
+    def cores(self) -> float:
+        """Cores of all nodes that are used."""
+        with self._lock:
+            used = [k.node for k in self._known.values() if k.state is NodeState.USED]
+        return sum(node.cpu for node in used)
+
+    @property
     def planned(self) -> bool:
         """Whether the share of a trial is decided."""
         return self._share is not None

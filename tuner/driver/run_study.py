@@ -18,6 +18,7 @@ from tuner.driver.gauges import StudyGauges
 from tuner.driver.gpus import check_own_gpus
 from tuner.driver.ray_internals import lost_worker_ends_one_trial
 from tuner.driver.resources import check_gpu_hours
+from tuner.driver.spare_cores import SpareCores
 from tuner.driver.stopping import (
     BudgetStopper,
     StudyStopper,
@@ -138,18 +139,22 @@ def _run(
     keeper = CheckpointKeeper(study, console)
     keeper.prune()
     if budgets.reason is None and not study.searched:
-        plan = _time_plan(study, cluster, stopper)
+        spare = SpareCores.of(spec, resources, cluster.cores)
+        plan = _time_plan(study, cluster, stopper, spare)
         view = StudyView(study, resources, dashboard, console, plan, cluster.nodes)
         stoppers = CombinedStopper(stopper, budgets)
         with view, leave_when_stuck(stopper, study.record):
             watchers = [ViewCallback(view, spec.metric), keeper, StudyGauges(study)]
+            watchers += [] if spare is None else [spare]
             run_tune(study, data, resources, watchers, stoppers, cluster, plan=plan)
     study.record.close_running(study.record.halted or budgets.reason or stopper.reason)
     if spec.confirm is not None and not (stopper.interrupted or study.record.halted):
         confirm_study(given, data, resources, stopper, cluster, dashboard, console)
 
 
-def _time_plan(study: Study, cluster: StudyCluster, stopper: StudyStopper) -> TimePlan | None:
+def _time_plan(
+    study: Study, cluster: StudyCluster, stopper: StudyStopper, spare: SpareCores | None
+) -> TimePlan | None:
     """The plan of a study with a time budget; None for a population, and for several folds.
 
     Trials of a population end together, and one of several folds ends with its first fold.
@@ -157,7 +162,8 @@ def _time_plan(study: Study, cluster: StudyCluster, stopper: StudyStopper) -> Ti
     spec = study.spec
     if spec.search.time_budget is None or spec.population or spec.folds > 1:
         return None
-    return TimePlan.of(study, cluster.nodes.places, lambda: stopper.seconds_left)
+    alone = None if spare is None else spare.alone
+    return TimePlan.of(study, cluster.nodes.places, lambda: stopper.seconds_left, alone)
 
 
 def _tell_edited_code(study: Study, console: Console | None) -> None:

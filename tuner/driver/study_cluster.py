@@ -46,6 +46,11 @@ class StudyCluster:
         """Whether it is a cluster that was joined, whose nodes come and go."""
         return self._watch is not None
 
+    @property
+    def cores(self) -> float:
+        """Cores that the study has to itself: those of this machine; none of a joined cluster."""
+        return 0.0 if self.joined else self.nodes.cores
+
     def failed(self, node_id: str | None, reason: str) -> None:
         """Leave a node out that failed a trial."""
         if self._watch is not None and node_id is not None:

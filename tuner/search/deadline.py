@@ -79,6 +79,9 @@ class TimePlan:
         trials: Trials of the study.
         workers: How many trials may run at once just now.
         seconds_left: Seconds until the study is cut off.
+        alone: Trials that train on at the end, and how long an epoch takes them with the cores
+            that are free then, as a share of what it took before; as many as there are workers, and
+            as long, by default.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class TimePlan:
         trials: int,
         workers: Callable[[], int],
         seconds_left: Callable[[], float],
+        alone: tuple[int, float] | None = None,
     ) -> None:
         self._record = record
         self._config_of = config_of
@@ -99,13 +103,20 @@ class TimePlan:
         self._seconds_left = seconds_left
         share, most = MARGIN
         self._margin = min(share * seconds_left(), most)
+        self._alone = alone
+        self.total = self.left
+        """Seconds that trials have in all."""
         self._max_epochs = config_of({}).max_epochs
         self._configs: dict[tuple[int, int], ModelTrainingConfig] = {}
         self._startup: tuple[int, float | None] = (0, None)
 
     @classmethod
     def of(
-        cls, study: Study, workers: Callable[[], int], seconds_left: Callable[[], float]
+        cls,
+        study: Study,
+        workers: Callable[[], int],
+        seconds_left: Callable[[], float],
+        alone: tuple[int, float] | None = None,
     ) -> TimePlan:
         """The plan of a study."""
         spec = study.spec
@@ -116,6 +127,7 @@ class TimePlan:
             trials=planned_trials(spec),
             workers=workers,
             seconds_left=seconds_left,
+            alone=alone,
         )
 
     @property
@@ -195,6 +207,18 @@ class TimePlan:
         pace = self.pace(entry)
         assert pace is not None
         return (self.ending_after(entry, at).shortest - at) * pace
+
+    def finalists(self) -> int:
+        """How many trials train on to the end when time is short."""
+        return self._workers() if self._alone is None else self._alone[0]
+
+    def seconds_alone(self, entry: TrialEntry) -> float:
+        """Seconds until a trial that waits has come to its last epoch as one of the finalists."""
+        pace = self.pace(entry)
+        assert pace is not None
+        factor = 1.0 if self._alone is None else self._alone[1]
+        planned = self.ending_after(entry, entry.epochs).planned
+        return self.startup + (planned - entry.epochs) * pace * factor
 
     def next_pause(self, entry: TrialEntry) -> int:
         """The epoch at which a trial may pause next, or ends."""

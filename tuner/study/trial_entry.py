@@ -310,6 +310,9 @@ GRID = "grid"
 PLACEMENT = "placement"
 """Note of a trial: where it trains, or trained last, see `Placement`."""
 
+FINALIST = "finalist"
+"""Note of a trial that trains on to the end while others pause, since time is short."""
+
 LINEAGE = "lineage"
 """Note of a trial: whose weights it copied, and the values that it went on with."""
 

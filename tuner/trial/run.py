@@ -81,6 +81,7 @@ class TrialRun:
         self._reports: queue.Queue[EpochReport | TrialEnd | NodeUnfitError] = queue.Queue()
         self._turn = threading.Semaphore(0)
         self._closing = False
+        self._cores: int | None = None
         self._costs: TrialCosts | None = None
         self._thread = threading.Thread(
             target=self._train_and_report_end, name=f"trial-{request.number}", daemon=True
@@ -118,6 +119,10 @@ class TrialRun:
         if isinstance(report, NodeUnfitError):
             raise report
         return report
+
+    def use_cores(self, cores: int) -> None:
+        """Train with so many cores from the next epoch on."""
+        self._cores = cores
 
     def close(self) -> None:
         """End training at once and free its memory."""
@@ -171,6 +176,11 @@ class TrialRun:
         self._turn.acquire()
         if self._closing:
             raise TrialClosed
+        cores, self._cores = self._cores, None
+        if cores is not None:
+            import torch
+
+            torch.set_num_threads(cores)
 
     def _train_and_report_end(self) -> None:
         try:
@@ -205,6 +215,8 @@ class TrialRun:
 
     def _train_in(self, folder: Path, fold: int) -> str:
         # torch, Lightning and MONAI load once, in the worker; the driver never needs them
+        import torch
+
         from training.data import PreprocessedDataset, get_dataloaders
         from training.data.patches.mirroring import mirror_axes
         from training.models import build_model
@@ -214,6 +226,7 @@ class TrialRun:
         from tuner.trial.resume import checkpoint_to_resume
 
         _freeze_gc()
+        torch.set_num_threads(_threads_of_this_process())
         if fold:
             # what the fold before has left
             _free_memory()
@@ -342,6 +355,14 @@ def _freeze_gc() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@cache
+def _threads_of_this_process() -> int:
+    """Threads that Ray gave this process, for its share of the cores."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _free_memory() -> None:

@@ -69,6 +69,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             self._progress = f", epoch {report.epoch}, {self._spec.metric} {report.score:.4f}"
         return report.to_ray()
 
+    def use_cores(self, cores: int) -> None:
+        """Train with so many cores from the next epoch on."""
+        self._run.use_cores(cores)
+
     def cleanup(self) -> None:
         """End the training thread."""
         self._run.close()

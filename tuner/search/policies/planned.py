@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tuner.search.policies.asha import PromotionAsha, StoppingAsha
+from tuner.search.policies.finale import Finale
 from tuner.search.policies.policy import GO_ON, Action, Decision, Policy
 from tuner.spec.policies import AshaSettings
 from tuner.study.trial_entry import TrialState
@@ -23,7 +24,8 @@ class PlannedPolicy(Policy):
     A trial whose learning rate has not come down yet is worth less than its score could be. So,
     when time gets short, the best trials end their schedules, as many as fit, in shorter ones
     where needed, and others make room for them. Nothing is started that could not end. Trials
-    that cannot are paused: `tune resume` goes on with them.
+    that cannot are paused: `tune resume` goes on with them. The last part of such a study belongs
+    to its best trials, see `Finale`.
 
     Where the time is too short for ASHA that stops trials, it promotes them instead: the first
     trials of a rung would train on with nothing to compare them with. Stopping one of
@@ -35,6 +37,8 @@ class PlannedPolicy(Policy):
         plan: What fits into the time that is left.
         spreads: What decides in its place when time is short.
         share: Share of a full training that the policy gives a trial; more needs to be spread.
+        finale: What leaves the last part of the time to the best trials; None for a study that
+            looks for several kinds of best ones.
     """
 
     def __init__(
@@ -44,12 +48,14 @@ class PlannedPolicy(Policy):
         plan: TimePlan,
         spreads: Policy | None = None,
         share: float = 1.0,
+        finale: Finale | None = None,
     ) -> None:
         super().__init__(record)
         self._policy = policy
         self._plan = plan
         self._spreads = spreads or policy
         self._share = share
+        self._finale = finale
 
     def judge(self, number: int, epoch: int) -> Decision:
         """Decide as the policy does, and whether the trial must end its schedule now."""
@@ -57,6 +63,11 @@ class PlannedPolicy(Policy):
         if entry.ends_at is not None:
             # no rung stops it any more
             return self._ended_sooner(entry, epoch) or GO_ON
+        finalists = self._finalists()
+        if entry in finalists:
+            return self._ended(entry, epoch, final=True) or GO_ON
+        if finalists and epoch < self._plan.ending_after(entry, epoch).planned:
+            return Decision(Action.PAUSE, _makes_room(finalists))
         decision = self._deciding().judge(number, epoch)
         if decision.action is Action.STOP:
             return self._kept(entry, epoch, decision)
@@ -78,7 +89,12 @@ class PlannedPolicy(Policy):
         number = self._deciding().promote(last=last and not short)
         promoted = None if number is None else self._record.entries[number]
         new = not last and self._plan.new_trials > 0 and self._plan.may_start()
-        found = self._to_end(short, self._seconds_of_next(promoted, new=new))
+        seconds = self._seconds_of_next(promoted, new=new)
+        finalists = self._finalists(seconds)
+        if finalists:
+            waiting = (e for e in finalists if e.state is TrialState.PAUSED)
+            return next((e.number for e in waiting if self._plan.can_end(e)), None)
+        found = self._to_end(short, seconds)
         if found is not None:
             self._end(found)
             return found.number
@@ -88,7 +104,7 @@ class PlannedPolicy(Policy):
 
     def may_start(self) -> bool:
         """Whether a new trial can end a schedule, if a short one."""
-        return self._plan.may_start() and self._policy.may_start()
+        return not self._finalists() and self._plan.may_start() and self._policy.may_start()
 
     def keeps_paused(self) -> bool:
         """Whether the time was too short, so that paused trials may go on with more of it."""
@@ -97,6 +113,12 @@ class PlannedPolicy(Policy):
     def never_promoted(self, number: int) -> str:
         """The reason that the policy gives."""
         return self._policy.never_promoted(number)
+
+    def _finalists(self, next_seconds: float = 0.0) -> list[TrialEntry]:
+        """The trials that have the rest of the time to themselves; none while there is time."""
+        if self._finale is None or self._plan.pace() is None:
+            return []
+        return self._finale.finalists(next_seconds)
 
     def _deciding(self) -> Policy:
         return self._spreads if self._plan.is_short(self._share) else self._policy
@@ -122,8 +144,14 @@ class PlannedPolicy(Policy):
             "its schedule has not ended",
         )
 
-    def _ended(self, entry: TrialEntry, epoch: int) -> Decision | None:
-        """What happens to a running trial as the time ends; None while it may go on."""
+    def _ended(self, entry: TrialEntry, epoch: int, *, final: bool = False) -> Decision | None:
+        """What happens to a running trial as the time ends; None while it may go on.
+
+        Args:
+            entry: The trial.
+            epoch: Its last epoch.
+            final: Whether no other trial may take its place.
+        """
         plan = self._plan
         ending, left, pace = plan.ending_after(entry, epoch), plan.left, plan.pace(entry)
         assert pace is not None
@@ -137,7 +165,7 @@ class PlannedPolicy(Policy):
             )
         if plan.startup + pace + plan.seconds_to_end(entry, epoch + 1) <= left:
             return None
-        better = self._better_waiting(entry)
+        better = None if final else self._better_waiting(entry)
         if better is not None:
             self._end(better)
             return Decision(
@@ -225,6 +253,15 @@ class PlannedPolicy(Policy):
         return reason
 
 
+def _makes_room(finalists: list[TrialEntry]) -> str:
+    numbers = ", ".join(str(entry.number) for entry in finalists)
+    one = len(finalists) == 1
+    return (
+        f"makes room for trial{'' if one else 's'} {numbers}, the best so far, which "
+        f"train{'s' if one else ''} on for the rest of the time"
+    )
+
+
 def planned(policy: Policy, record: StudyRecord, spec: StudySpec, plan: TimePlan) -> PlannedPolicy:
     """A policy within a time budget.
 
@@ -242,4 +279,5 @@ def planned(policy: Policy, record: StudyRecord, spec: StudySpec, plan: TimePlan
         spreads = PromotionAsha(
             record, spec.rungs(), settings.reduction_factor, settings.brackets, spec.search.seed
         )
-    return PlannedPolicy(record, policy, plan, spreads, share)
+    finale = None if spec.further_metrics else Finale(record, plan)
+    return PlannedPolicy(record, policy, plan, spreads, share, finale)
