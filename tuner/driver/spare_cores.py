@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Callback
 
 from tuner.driver.ray_internals import actor_of
+from tuner.spec.cores import alone
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from tuner.spec.settings import TrialResources
     from tuner.spec.study_spec import StudySpec
-
-ENOUGH_CORES = 8
-"""Cores beyond which a training gains little: then several train on at the end."""
-
-GAIN = 0.65
-"""With n times the cores an epoch takes n ** -GAIN of its time (small U-Net, one to two cores:
-30.5 and 19.6 s)."""
 
 SETTLED_SECONDS = 2.0
 """Seconds after which a core that is free is not about to be taken by the next trial."""
@@ -63,8 +57,7 @@ class SpareCores(Callback):  # type: ignore[misc]
     @property
     def alone(self) -> tuple[int, float]:
         """Trials that train on at the end, and how long an epoch takes them, as a share."""
-        finalists = max(1, self._cores // ENOUGH_CORES)
-        return finalists, max(1.0, self._cores / finalists / self._share) ** -GAIN
+        return alone(self._cores, self._share)
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,9 @@ from training.bundle.member import SHARED_FIELDS
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset
 from training.errors import DatasetError
+from tuner.study.chosen_checkpoint import choose_checkpoint
 from tuner.study.config_files import config_file
-from tuner.study.files import BEST_FILE, CONFIG_FILE, fold_folder, trial_folder
+from tuner.study.files import CONFIG_FILE, fold_folder, trial_folder
 from tuner.study.trial_entry import TrialEntry, ranked
 
 if TYPE_CHECKING:
@@ -32,12 +32,16 @@ class Candidate:
         name: The trial, in words.
         config: The config that its first fold was trained with; its paths are those of now.
         checkpoint: The checkpoint of its first fold.
+        epoch: Its epoch.
+        best_epoch: The epoch of the first fold with the best validation score.
         further: Configs and checkpoints of its further folds, which belong to it in an ensemble.
     """
 
     name: str
     config: ModelTrainingConfig
     checkpoint: Path
+    epoch: int
+    best_epoch: int
     further: tuple[tuple[ModelTrainingConfig, Path], ...] = ()
 
     @property
@@ -58,16 +62,16 @@ def other_candidates(
         provenance: Where the study comes from.
     """
     found: list[Candidate] = []
-    for entry, checkpoint in _trained(study):
+    for entry in _ended(study):
         if len(found) >= POOL * ensemble - 1:
             break
-        if checkpoint == winner.checkpoint:
-            continue
         candidate = candidate_of(f"trial {entry.number}", entry, study, study.folder, provenance)
+        if candidate is None or candidate.checkpoint == winner.checkpoint:
+            continue
         one, other = candidate.config, winner.config
         alike = all(getattr(one, name) == getattr(other, name) for name in SHARED_FIELDS)
         if winner.further:
-            candidate = with_folds(candidate, study)
+            candidate = with_folds(candidate, entry, study)
         # all of them predict the same validation cases
         if alike and len(candidate.networks) == len(winner.networks):
             found.append(candidate)
@@ -76,8 +80,8 @@ def other_candidates(
 
 def candidate_of(
     name: str, entry: TrialEntry, study: Study, folder: Path, provenance: dict[str, Any]
-) -> Candidate:
-    """The candidate of a trial with a score.
+) -> Candidate | None:
+    """The candidate of a trial; None if it has no checkpoint, or no score.
 
     Args:
         name: The trial, in words.
@@ -88,24 +92,26 @@ def candidate_of(
     """
     source = trial_folder(folder, entry.number)
     # with several folds, the checkpoint beside the trial's config is that of the first
-    best = entry.best_of_fold(0, study.record.mode)
-    assert best is not None
-    config = ModelTrainingConfig(**yaml.safe_load(config_file(source, best[0]).read_text()))
+    chosen = choose_checkpoint(source, entry.scores_of_fold(0), study.record.mode)
+    if chosen is None:
+        return None
+    config = ModelTrainingConfig(**yaml.safe_load(config_file(source, chosen.epoch).read_text()))
     config.log_dir = source
     config.checkpoint_dir = source
     config.data_dir = Path(provenance["data"]["preprocessed"])
     config.gpus = 1
-    return Candidate(name, config, source / BEST_FILE)
+    return Candidate(name, config, chosen.path, chosen.epoch, chosen.best)
 
 
-def with_folds(candidate: Candidate, study: Study) -> Candidate:
+def with_folds(candidate: Candidate, entry: TrialEntry, study: Study) -> Candidate:
     """A trial of a search with the networks of all its folds, where all of them are there."""
-    folder, folds = candidate.checkpoint.parent, study.spec.folds
-    places = [fold_folder(folder, fold) for fold in range(1, folds)]
-    if not all((place / BEST_FILE).is_file() for place in places):
-        return candidate
+    folder = candidate.checkpoint.parent
     further = []
-    for place in places:
+    for fold in range(1, study.spec.folds):
+        place = fold_folder(folder, fold)
+        chosen = choose_checkpoint(place, entry.scores_of_fold(fold), study.record.mode)
+        if chosen is None:
+            return candidate
         config = ModelTrainingConfig(**yaml.safe_load((place / CONFIG_FILE).read_text()))
         config.log_dir = config.checkpoint_dir = place
         config.gpus = 1
@@ -114,13 +120,11 @@ def with_folds(candidate: Candidate, study: Study) -> Candidate:
         except DatasetError:
             # without its split nobody knows which cases it was not trained on
             return candidate
-        further.append((config, place / BEST_FILE))
+        further.append((config, chosen.path))
     return replace(candidate, further=tuple(further))
 
 
-def _trained(study: Study) -> Iterator[tuple[TrialEntry, Path]]:
+def _ended(study: Study) -> list[TrialEntry]:
+    """Trials of the search that have ended, the best first."""
     ended = (entry for entry in study.record.entries.values() if entry.state.finished)
-    for entry in ranked(ended, study.record.mode):
-        checkpoint = trial_folder(study.folder, entry.number) / BEST_FILE
-        if checkpoint.is_file():
-            yield entry, checkpoint
+    return ranked(ended, study.record.mode)

@@ -75,6 +75,11 @@ def choose(
     choice = Choice(_networks([(1.0, predicted)]))
     before = measure.mean(plain.scores)
     name = measure.name(num_classes)
+    if winner.epoch != winner.best_epoch:
+        choice.lines.append(
+            f"checkpoint: the last, of epoch {winner.epoch}, at the end of its schedule; epoch "
+            f"{winner.best_epoch} had the best score, but not beyond the noise between epochs"
+        )
     choice.document = {
         "measure": name,
         "validation_cases": len(cases),
@@ -101,7 +106,7 @@ def choose(
         choice.document["score"] = {"before": before, **gain_document(gain)}
     if settings.postprocessing:
         _choose_postprocessing(choice, cases, members, data)
-    if not choice.is_plain:
+    if not choice.is_plain or winner.epoch != winner.best_epoch:
         choice.metrics = _metrics(choice, cases, members, data.preprocessing.spacing)
     seconds = sum(member.seconds for _, member in members)
     choice.document["seconds_per_case"] = seconds

@@ -21,7 +21,7 @@ from training.bundle.verify import verify_bundle, verify_network
 from training.data.prepared.cache import FORMAT_VERSION
 from training.errors import BundleError, DatasetError
 from tuner.errors import ExportError
-from tuner.export.candidates import candidate_of, other_candidates, with_folds
+from tuner.export.candidates import Candidate, candidate_of, other_candidates, with_folds
 from tuner.export.choice import Choice
 from tuner.export.choose import choose
 from tuner.export.data import WAY_OUT, ExportData, find_data
@@ -30,7 +30,6 @@ from tuner.spec.plugins import import_plugins
 from tuner.study.code import study_code
 from tuner.study.commands import study_command
 from tuner.study.confirmation import SEED, confirmed_configs, is_finished, open_confirmation
-from tuner.study.files import BEST_FILE, trial_folder
 from tuner.study.lineage import schedule
 from tuner.study.no_winner import no_winner, way_out
 from tuner.study.provenance import PREPARATION, RESUMED
@@ -48,7 +47,7 @@ class Exported:
     Attributes:
         folder: The bundle.
         trial: The exported trial, in words.
-        epoch: Epoch of its best checkpoint.
+        epoch: Epoch of its checkpoint, its best or its last one.
         verified: On what the bundle was compared with the trial's model, in words.
         metrics: Validation metrics of the checkpoint, and test metrics if there are test cases:
             `test_*` against the label files, `preprocessed_test_*` on the preprocessed grid.
@@ -149,17 +148,16 @@ def _export(
     tell: Tell,
 ) -> Exported:
     entry = chosen.entry
+    provenance = study.provenance()
     # of several folds that of the first: none is better than another by cases that differ
-    best = entry.best_of_fold(0, study.record.mode)
-    if best is None or not (trial_folder(chosen.folder, entry.number) / BEST_FILE).is_file():
+    name = chosen.name.removesuffix(",")
+    winner = candidate_of(name, entry, study, chosen.folder, provenance)
+    if winner is None:
         raise ExportError(
             f"{chosen.name} of the study {study.name!r} has no checkpoint "
             f"({entry.state}: {entry.reason}): choose another with --trial"
         )
-    provenance = study.provenance()
     import_plugins(study.spec)
-    name = chosen.name.removesuffix(",")
-    winner = candidate_of(name, entry, study, chosen.folder, provenance)
     config = winner.config
     data = find_data(study.name, provenance, config, data_dir)
     try:
@@ -167,7 +165,7 @@ def _export(
             config, load_checkpoint(winner.checkpoint, config), device=scoring_device(config)
         )
         if settings.ensemble >= study.spec.folds > 1 and chosen.folder == study.folder:
-            winner = with_folds(winner, study)
+            winner = with_folds(winner, entry, study)
         candidates = [winner]
         if settings.ensemble > 1:
             candidates += other_candidates(study, winner, settings.ensemble, provenance)
@@ -181,7 +179,8 @@ def _export(
         if gain is not None:
             choice.lines.append(gain.describe())
             choice.document["against_default"] = gain.to_json()
-        metrics = {**(choice.metrics or entry.metrics_of_fold(0)), **tested.metrics}
+        validated = choice.metrics or _metrics_of(entry, winner, study.spec.metric)
+        metrics = {**validated, **tested.metrics}
         manifest = Manifest(
             labels=data.labels,
             channels=data.channels,
@@ -192,9 +191,9 @@ def _export(
                 "trial": chosen.name if chosen.trial is None else chosen.trial,
                 "seed": config.seed,
                 "confirmed": chosen.confirmed,
-                "epoch": best[0],
+                "epoch": winner.epoch,
                 "test_grid": tested.grid,
-                **_schedule(chosen.entries, entry.number, best[0]),
+                **_schedule(chosen.entries, entry.number, winner.epoch),
             },
             postprocessing=choice.postprocessing,
             choice={
@@ -215,7 +214,7 @@ def _export(
     return Exported(
         folder,
         chosen.name,
-        best[0],
+        winner.epoch,
         verified,
         metrics,
         tested.grid,
@@ -226,6 +225,13 @@ def _export(
         choice=choice.lines,
         winner_metrics=of_winner.metrics,
     )
+
+
+def _metrics_of(entry: TrialEntry, winner: Candidate, metric: str) -> dict[str, float]:
+    """Validation metrics of the winner's epoch, as the record has them."""
+    if winner.epoch == winner.best_epoch:
+        return entry.metrics_of_fold(0)
+    return {metric: entry.scores_of_fold(0)[winner.epoch]}
 
 
 def _members(choice: Choice) -> list[Member]:

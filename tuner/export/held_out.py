@@ -25,7 +25,6 @@ from tuner.export.candidates import Candidate, candidate_of
 from tuner.export.choice import gain_document, gain_text
 from tuner.export.data import WAY_OUT, ExportData
 from tuner.study.confirmation import confirmed_configs, open_confirmation
-from tuner.study.files import BEST_FILE, trial_folder
 from tuner.study.statistics import Interval, paired_interval
 
 if TYPE_CHECKING:
@@ -191,17 +190,17 @@ def _searched_default(
     provenance: dict[str, Any],
     grid: Grid | None,
 ) -> tuple[str, Mapping[str, float]] | None:
-    default, mode = study.spec.default_point(), study.record.mode
+    default = study.spec.default_point()
     for entry in study.record.entries.values():
-        checkpoint = trial_folder(study.folder, entry.number) / BEST_FILE
-        known = entry.values == default and entry.best(mode) is not None
-        if not known or not checkpoint.is_file() or checkpoint == winner.checkpoint:
+        if entry.values != default:
             continue
         name = f"trial {entry.number}, {entry.epochs} epochs"
         candidate = candidate_of(name, entry, study, study.folder, provenance)
+        if candidate is None or candidate.checkpoint == winner.checkpoint:
+            continue
         device = scoring_device(candidate.config)
         try:
-            module = load_checkpoint(checkpoint, candidate.config)
+            module = load_checkpoint(candidate.checkpoint, candidate.config)
         except BundleError:
             continue
         member = Member(candidate.config, module, device=device)

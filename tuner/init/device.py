@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from training.models.patch_plan import LIBRARIES
+from tuner.spec.cores import alone
 
 MEMORY_PER_CPU_TRIAL = 3 * 2**30
 """Bytes that a study takes for each trial that runs beside others on a CPU."""
@@ -32,6 +33,13 @@ class Device:
     threads: int
     here: bool
     described: str
+
+    @property
+    def alone(self) -> float:
+        """How long an epoch takes when no other trial runs, as a share."""
+        if self.kind == "cuda":
+            return 1.0
+        return alone(self.trials * self.threads, self.threads)[1]
 
     @property
     def precision(self) -> str:

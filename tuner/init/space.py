@@ -70,6 +70,7 @@ def space_for(
         kind=device.kind,
         at_once=device.trials,
         cases=len(survey.dataset.cases),
+        alone=device.alone,
     )
     text = write_space(survey, device, plan, speeds, schedule, hours)
     return parse_spec(text, source=source)

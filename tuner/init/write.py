@@ -16,6 +16,7 @@ from tuner.init.measure import Speed
 from tuner.init.schedule import Schedule
 from tuner.init.survey import DataSurvey
 from tuner.spec.recipes import RECIPES
+from tuner.spec.spec_values import FINALE_SHARE
 
 COMMENT = 44
 """Column that comments begin at, where the value leaves room."""
@@ -235,7 +236,13 @@ def _search(schedule: Schedule, hours: float) -> list[str]:
             f"about {_duration(schedule.expected_hours)} in all, one of three training past a rung",
         ),
         *_fold_lines(schedule),
-        *_line("time_budget", f"{round(hours * 60)}m", "a limit: the study ends then in any case"),
+        *_line(
+            "time_budget",
+            f"{round(hours * 60)}m",
+            "a limit: the study ends then in any case"
+            if schedule.folds > 1
+            else f"the best trial has up to {FINALE_SHARE:.0%} of it to itself",
+        ),
         "",
         "policy:",
         *_line("name", "asha", ""),

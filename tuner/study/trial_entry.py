@@ -216,15 +216,18 @@ class TrialEntry:
         mean = self.score_at(ended, mode)
         return (ended, mean) if math.isfinite(mean) else None
 
-    def best_of_fold(self, fold: int, mode: str) -> tuple[int, float] | None:
-        """Epoch and value of the best finite score of a fold, counted from its own start."""
+    def scores_of_fold(self, fold: int) -> dict[int, float]:
+        """Score by epoch of a fold, counted from its own start."""
         before = fold * (self.fold_epochs or 0)
         end = before + self.fold_epochs if self.fold_epochs else math.inf
-        finite = {
-            epoch - before: score
-            for epoch, score in self.scores.items()
-            if before < epoch <= end and math.isfinite(score)
+        return {
+            epoch - before: score for epoch, score in self.scores.items() if before < epoch <= end
         }
+
+    def best_of_fold(self, fold: int, mode: str) -> tuple[int, float] | None:
+        """Epoch and value of the best finite score of a fold, counted from its own start."""
+        scores = self.scores_of_fold(fold).items()
+        finite = {epoch: score for epoch, score in scores if math.isfinite(score)}
         if not finite:
             return None
         sign = sign_of(mode)

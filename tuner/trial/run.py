@@ -28,6 +28,7 @@ from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
 from training.errors import DatasetError, PluginError, suggestion
 from tuner.spec.study_spec import StudySpec
+from tuner.study.chosen_checkpoint import choose_checkpoint
 from tuner.study.config_files import keep_changed_config, log_folder, set_aside_config
 from tuner.study.files import (
     CONFIG_FILE,
@@ -82,6 +83,7 @@ class TrialRun:
         self._turn = threading.Semaphore(0)
         self._closing = False
         self._cores: int | None = None
+        self._scores: dict[int, float] = {}
         self._costs: TrialCosts | None = None
         self._thread = threading.Thread(
             target=self._train_and_report_end, name=f"trial-{request.number}", daemon=True
@@ -148,6 +150,7 @@ class TrialRun:
                 f"{suggestion(self._spec.metric, metrics)}"
             )
         score, undefined = metrics[self._spec.metric], ""
+        self._scores[int(row["epoch"])] = score
         if not math.isfinite(score):
             undefined = (
                 f"{self._spec.metric} is not defined: no validation case has what it measures, in "
@@ -290,17 +293,18 @@ class TrialRun:
             ) from error
 
     def _judge(self) -> dict[str, Any]:
-        """Notes on the score of each test case, with the best checkpoint if there is one."""
+        """Notes on the score of each test case, with the chosen checkpoint if there is one."""
         from training.bundle.case_scores import score_test_cases
 
         config = self._study.trial_config(self._spec, self._number, self._values)
         config.data_dir = self._data(config, 0)
-        checkpoint = self._study.trial_folder(self._number) / "best.ckpt"
-        if not checkpoint.is_file():
+        folder = self._study.trial_folder(self._number)
+        chosen = choose_checkpoint(folder, self._scores, self._spec.mode)
+        if chosen is None:
             # its score was not defined in any epoch
             return {}
         metric = self._spec.metric.removeprefix("val_")
-        scores, grid = score_test_cases(config, checkpoint, metric)
+        scores, grid = score_test_cases(config, chosen.path, metric)
         return {CASES: scores, GRID: grid}
 
     @contextmanager

@@ -349,3 +349,40 @@ def test_a_test_case_that_cannot_be_read_costs_the_metrics_their_name_alone(
     assert exported.grid == "preprocessed"
     assert exported.notes[0].endswith("cannot be measured against its label file: MemoryError")
     assert "preprocessed_test_dice" in exported.metrics
+
+
+def test_the_last_epoch_is_exported_where_its_schedule_had_ended(
+    home: Path, tmp_path: Path
+) -> None:
+    """A lucky epoch in the middle of a training is not taken for the best network."""
+    shutil.copytree(home / "studies", tmp_path / "studies")
+    folder = tmp_path / "studies" / "lesions"
+    spec = parse_spec((folder / RESOLVED_SPEC).read_text(), source=folder / RESOLVED_SPEC)
+    record = StudyRecord(folder, spec.space, spec.mode)
+    record.propose({"learning_rate": 2e-3}, "test")
+    rng = np.random.default_rng(0)
+    for epoch in range(1, 13):
+        score = 0.99 if epoch == 6 else 0.7 + 0.1 * float(rng.random())
+        record.report(1, epoch, score, {"val_dice": score}, 1.0)
+    record.finish(1, TrialState.COMPLETED, "trained 12 epochs")
+    trial = folder / "trials" / "0001"
+    shutil.copytree(folder / "trials" / "0000", trial)
+    config = yaml.safe_load((trial / "config.yaml").read_text())
+    config |= {"scheduler": "wsd", "max_epochs": 12, "warmup_epochs": 0}
+    (trial / "config.yaml").write_text(yaml.safe_dump(config))
+    last = torch.load(trial / "best.ckpt", weights_only=True)
+    last["state_dict"] = {name: 0.5 * value for name, value in last["state_dict"].items()}
+    torch.save(last, trial / "last.ckpt")
+    exported = export_study(Study(folder, spec, record), tmp_path / "bundle")
+    record.close()
+    assert (exported.trial, exported.epoch) == ("trial 1", 12)
+    assert exported.choice[0] == (
+        "checkpoint: the last, of epoch 12, at the end of its schedule; epoch 6 had the best "
+        "score, but not beyond the noise between epochs"
+    )
+    # measured, not that of epoch 6
+    assert exported.metrics["val_dice"] < 0.9
+    assert manifest_of(tmp_path / "bundle")["provenance"]["epoch"] == 12
+    weights = Bundle.load(tmp_path / "bundle", "cpu").module.state_dict()
+    for name, value in last["state_dict"].items():
+        torch.testing.assert_close(weights[name], value)

@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.storages import InMemoryStorage
+from planned_study import SECOND, SPEC, Planned
 from ray.tune.search import Searcher
 
 from training.config import ModelTrainingConfig
-from tuner.driver.searcher import build_searcher
 from tuner.search.deadline import MARGIN, SLACK, Ending, TimePlan, ending_of
-from tuner.search.policies import Action, PlannedPolicy, build_policy, planned
+from tuner.search.policies import Action
 from tuner.spec.load import parse_spec
-from tuner.spec.study_spec import StudySpec
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
@@ -26,67 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "search"))
 
 from deadlines import Scheduled, simulate_deadline
 from problems import Hartmann
-
-SPEC = """
-config: {{max_epochs: 20, scheduler: {scheduler}}}
-space: {{learning_rate: {{loguniform: [1e-5, 1e-2]}}}}
-search: {{num_trials: {trials}, searcher: random}}
-policy: {{name: asha, grace_period: 4, reduction_factor: 2, promotion: {promotion}}}
-"""
-SECOND = 1 / SLACK
-"""Seconds of an epoch that is planned with one second."""
-
-
-class AtOnce(TimePlan):
-    """A plan of workers that start at once."""
-
-    @property
-    def startup(self) -> float:
-        return 0.0
-
-
-class Planned:
-    """A study of hand-written reports, with a clock that is set."""
-
-    def __init__(
-        self,
-        scheduler: str = "wsd",
-        *,
-        trials: int = 8,
-        promotion: bool = True,
-        workers: int = 1,
-        record: StudyRecord | None = None,
-    ) -> None:
-        text = SPEC.format(scheduler=scheduler, trials=trials, promotion=str(promotion).lower())
-        self.spec: StudySpec = parse_spec(text, source="s.yaml")
-        self.record = record or StudyRecord(Path("s"), self.spec.space, "max", InMemoryStorage())
-        # nothing of the time is kept back
-        self.left = 0.0
-        study = Study(self.record.folder, self.spec, self.record)
-        self.plan = AtOnce.of(study, lambda: workers, lambda: self.left)
-        inner = build_policy(self.record, self.spec)
-        self.policy: PlannedPolicy = planned(inner, self.record, self.spec, self.plan)
-        self.searcher = build_searcher(study, self.policy)
-
-    def trial(self, *scores: float, paused: bool = True, seconds: float = SECOND) -> int:
-        """A trial that was trained so long, and whose scores nobody judged."""
-        values = {"learning_rate": 1e-3 + len(self.record.entries) * 1e-5}
-        number = self.record.propose(values, "test").number
-        for epoch, score in enumerate(scores, 1):
-            self.record.report(number, epoch, score, {}, seconds)
-        if paused:
-            self.record.pause(number, "it waits")
-        return number
-
-    def report(self, number: int, score: float, left: float) -> tuple[Action, str]:
-        """What is decided on one more epoch of a trial, with so much time left."""
-        self.left = left
-        epoch = self.record.entries[number].epochs + 1
-        self.record.report(number, epoch, score, {}, SECOND)
-        decision = self.policy.judge(number, epoch)
-        if decision.action is Action.PAUSE:
-            self.record.pause(number, decision.reason)
-        return decision.action, decision.reason
 
 
 @pytest.mark.parametrize(
@@ -264,7 +201,7 @@ def test_first_trials_wait_for_others_where_time_is_short() -> None:
 
 
 def test_a_resumed_study_plans_from_the_record(tmp_path: Path) -> None:
-    text = SPEC.format(scheduler="wsd", trials=8, promotion="true")
+    text = SPEC.format(scheduler="wsd", trials=8, promotion="true", metric="val_dice")
     space = parse_spec(text, source="s.yaml").space
     first = Planned(record=StudyRecord(tmp_path, space, "max"))
     better, running = first.trial(*[0.8] * 8), first.trial(*[0.1] * 11, paused=False)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from tuner.spec.spec_values import FINALE_SHARE
 from tuner.study.trial_entry import FINALIST, TrialState, sign_of
 
 if TYPE_CHECKING:
@@ -13,20 +14,13 @@ if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
     from tuner.study.trial_entry import TrialEntry
 
-SHARE = 0.6
-"""Share of a study's time, at most, in which its best trials alone train on.
-
-A winner that has had no more of the time than any other trial is worth less than the default
-config that trains for all of it (the phantom, five minutes: 0.86 against 0.89 with a quarter of the
-steps)."""
-
 
 class Finale:
     """Which trials train on alone, from when on.
 
     It begins when the best trial, with what is free then, needs the time that is left to come to
-    its last epoch; and no sooner than `SHARE` of the time before the end. A study that has trained
-    a better one to its end by then needs none.
+    its last epoch; and no sooner than `FINALE_SHARE` of the time before the end. A study that has
+    trained a better one to its end by then needs none.
 
     Args:
         record: The study's record, which keeps who was chosen.
@@ -58,7 +52,7 @@ class Finale:
             return []
         if not plan.is_short() or not plan.can_end(best):
             return []
-        seconds = min(SHARE * plan.total, plan.seconds_alone(best))
+        seconds = min(FINALE_SHARE * plan.total, plan.seconds_alone(best))
         if plan.left - next_seconds / 2 > seconds:
             return []
         able = (entry for entry in going_on if entry.scores and plan.can_end(entry))
