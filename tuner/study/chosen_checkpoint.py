@@ -22,10 +22,10 @@ from tuner.study.files import BEST_FILE, CONFIG_FILE, LAST_FILE
 from tuner.study.trial_entry import sign_of
 
 WINDOW = 5
-"""Epochs whose mean score is compared."""
+"""Epochs whose median score is compared."""
 
 BEYOND_NOISE = 3.0
-"""Standard errors of a difference of two such means that are not noise."""
+"""Standard errors of a difference of two such medians that are not noise."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,14 @@ def _is_as_good(scores: Mapping[int, float], last: int) -> bool:
     in_order = [scores[epoch] for epoch in sorted(scores)]
     if last not in scores or len(in_order) < 2 * WINDOW:
         return False
-    means = [
-        statistics.fmean(in_order[at : at + WINDOW]) for at in range(len(in_order) - WINDOW + 1)
+    medians = [
+        statistics.median(in_order[at : at + WINDOW]) for at in range(len(in_order) - WINDOW + 1)
     ]
     # by neighbours, in the second half, where a trend adds little to their difference
     half = in_order[len(in_order) // 2 :]
     steps = [abs(one - other) for one, other in pairwise(half)]
     # the median of the absolute difference of two draws is 0.954 standard deviations
     noise = statistics.median(steps) / 0.954
-    return max(means) - means[-1] <= BEYOND_NOISE * noise * math.sqrt(2 / WINDOW)
+    # a median of normal draws has 1.25 times the standard error of their mean
+    error = 1.25 * noise * math.sqrt(2 / WINDOW)
+    return max(medians) - medians[-1] <= BEYOND_NOISE * error

@@ -30,8 +30,11 @@ class Watched:
 
     def _actor(self, trial: Any) -> Any:
         (number,) = (number for number, one in self.trials.items() if one is trial)
-        told = self.told.setdefault(number, [])
-        return SimpleNamespace(use_cores=SimpleNamespace(remote=told.append))
+
+        def told(cores: int) -> None:
+            self.told.setdefault(number, []).append(cores)
+
+        return SimpleNamespace(use_cores=SimpleNamespace(remote=told))
 
     def start(self, *numbers: int) -> None:
         for number in numbers:

@@ -13,14 +13,22 @@ from training.data import generate_phantom
 from tuner.spec.study_spec import StudySpec
 from tuner.study.data import prepare_data
 from tuner.trial.context import StudyContext
-from tuner.trial.messages import TrialRequest
+from tuner.trial.messages import EpochReport, TrialRequest
 from tuner.trial.run import TrialRun
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
+]
 
 SPEC: dict[str, Any] = {
     "config": {
-        "model_params": {"embed_dim": 4, "depths": [1], "num_heads": [1], "patch_size": [2, 4, 4]},
+        "model_params": {
+            "embed_dim": 4,
+            "depths": [1, 1],
+            "num_heads": [1, 2],
+            "patch_size": [2, 4, 4],
+        },
         "patch_size": [8, 32, 32],
         "steps_per_epoch": 1,
         "window_overlap": 0,
@@ -55,15 +63,15 @@ def test_cores_change_between_epochs_and_the_next_trial_has_its_own_share(
         return [call for call in calls if call[0].startswith("trial-") and call[1] != share]
 
     first = TrialRun(context, data.spec, TrialRequest(0, {"learning_rate": 0.01}))
-    first.next_report()
+    assert isinstance(first.next_report(), EpochReport)
     assert of_training() == []
     first.use_cores(share + 1)
-    first.next_report()
+    assert isinstance(first.next_report(), EpochReport)
     first.close()
     assert of_training() == [("trial-0", share + 1)]
     calls.clear()
     second = TrialRun(context, data.spec, TrialRequest(1, {"learning_rate": 0.01}))
-    second.next_report()
+    assert isinstance(second.next_report(), EpochReport)
     second.close()
     assert calls[0] == ("trial-1", share)
     assert of_training() == []
