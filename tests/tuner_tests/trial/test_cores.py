@@ -68,7 +68,8 @@ def test_cores_change_between_epochs_and_the_next_trial_has_its_own_share(
     first.use_cores(share + 1)
     assert isinstance(first.next_report(), EpochReport)
     first.close()
-    assert of_training() == [("trial-0", share + 1)]
+    # after the loader set its own thread to one core, it sets this one again
+    assert set(of_training()) == {("trial-0", share + 1)}
     calls.clear()
     second = TrialRun(context, data.spec, TrialRequest(1, {"learning_rate": 0.01}))
     assert isinstance(second.next_report(), EpochReport)
