@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 from training.callbacks import BestScore, SeedSteps, StopOnDivergence, get_callbacks
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from training.config import ModelTrainingConfig
+    from training.ranks import GivenRanks
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ class SegmentationTrainer:
         progress_bar: Whether Lightning shows its progress bar.
         hyperparameters: Columns of TensorBoard's HParams tab, which shows them beside the best
             value of the monitored metric; by default all fields that could be searched.
+        ranks: Which process this is of those that train together, where something else has started
+            them all.
 
     Raises:
         PluginError: if `config.lightning_module` cannot be used.
@@ -112,6 +116,7 @@ class SegmentationTrainer:
         callbacks: Sequence[Callback] = (),
         progress_bar: bool = True,
         hyperparameters: Sequence[Hyperparameter] | None = None,
+        ranks: GivenRanks | None = None,
     ) -> None:
         self.config = config
         self._hyperparameters = hyperparameters
@@ -124,6 +129,8 @@ class SegmentationTrainer:
         self.val_loader = val_loader
         self.test_loader = test_loader
         devices = choose_devices(config)
+        if ranks is not None:
+            devices["strategy"] = DDPStrategy(cluster_environment=ranks)
         for stage, loader in (("validation", val_loader), ("test", test_loader)):
             _check_a_case_each(stage, loader, devices["devices"])
         if config.debug:
@@ -146,7 +153,8 @@ class SegmentationTrainer:
             # our own loaders know their rank and repeat no case
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
-            log_every_n_steps=max(1, min(50, len(train_loader))),
+            # before the processes have met, a loader counts the batches of all
+            log_every_n_steps=max(1, min(50, len(train_loader) // devices["devices"])),
             enable_progress_bar=progress_bar,
             enable_model_summary=config.debug,
         )

@@ -143,7 +143,7 @@ def add_space_options(
     add(
         "--gpus-per-trial",
         metavar="X",
-        help="GPUs of a trial, e.g. 0.5 (default: as in the space)",
+        help="GPUs of a trial, e.g. 0.5 or 2 (default: as in the space)",
     )
     add("--cpus-per-trial", metavar="X", help="CPU cores of a trial (default: as in the space)")
     add("--seed", metavar="N", help="seed of the search (default: as in the space)")

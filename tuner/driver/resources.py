@@ -102,6 +102,8 @@ def places_on(node: Node, cpu: float, gpu: float) -> int:
     by_cpu = int(node.cpu / cpu)
     if not gpu:
         return by_cpu
+    if gpu > 1:
+        return min(by_cpu, int(node.gpu // gpu))
     a_gpu = int(1 / gpu + 1e-9)
     return min(by_cpu, int(node.gpu) * a_gpu)
 

@@ -78,7 +78,7 @@ def space_for(
 
 def _speed(name: str, survey: DataSurvey, device: Device, plan: Plan) -> Speed | None:
     """What a network takes; None where a step runs out of memory."""
-    base = {"model_name": name, "max_epochs": 81}
+    base = {"model_name": name, "max_epochs": 81, "optimizer": plan.optimizer_of(name)}
     values = {
         **unnamed_values(base, set()),
         **base,

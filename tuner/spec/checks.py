@@ -178,6 +178,25 @@ def _check_folds(spec: SpecValues, parser: SpecParser) -> None:
         )
 
 
+def _shares_batch(parser: SpecParser, spec: SpecValues, values: dict[str, Any]) -> bool:
+    """Whether the GPUs of a trial can share the batch of a point; notes why not."""
+    gpus = spec.resources.gpu
+    if spec.resources.batch != "trial" or not isinstance(gpus, int | float) or gpus <= 1:
+        return True
+    size = spec.trial_config(values).train_batch_size
+    if size % int(gpus) == 0:
+        return True
+    section = "space" if "train_batch_size" in values else "config"
+    parser.problem(
+        (section, "train_batch_size")
+        if section == "space" or "train_batch_size" in spec.config
+        else ("resources", "batch"),
+        f"train_batch_size={size} cannot be shared by the {int(gpus)} GPUs of a trial "
+        "(resources.batch: trial): choose multiples, or batch: gpu",
+    )
+    return False
+
+
 SAMPLES = 200
 """Points of the space that are checked for values that do not fit together."""
 
@@ -195,5 +214,6 @@ def check_together(spec: SpecValues, parser: SpecParser) -> None:
         _check_folds(spec, parser)
     rng = random.Random(0)
     for _ in range(SAMPLES):
-        if not check_point(parser, spec, spec.space.sample(rng)):
+        values = spec.space.sample(rng)
+        if not check_point(parser, spec, values) or not _shares_batch(parser, spec, values):
             return

@@ -144,11 +144,9 @@ class CheckpointSettings(Section):
     the winner and of trials that may go on are never removed."""
 
 
-def _one_gpu_at_most(value: Any) -> Any:
-    if isinstance(value, int | float) and value > 1:
-        raise ValueError(
-            "a trial uses one GPU or a fraction of one: more trials at once use more GPUs better"
-        )
+def _whole_gpus(value: Any) -> Any:
+    if isinstance(value, int | float) and value > 1 and value != int(value):
+        raise ValueError("a trial uses whole GPUs, or a fraction of one")
     return value
 
 
@@ -158,10 +156,11 @@ class ResourceSettings(Section):
     cpu: Annotated[Number, Field(gt=0)] | Literal["auto"] = "auto"
     """CPU cores of a trial."""
 
-    gpu: Annotated[Number, BeforeValidator(_one_gpu_at_most), Field(ge=0)] | Literal["auto"] = (
-        "auto"
-    )
-    """GPUs of a trial: 0, 1 or a fraction."""
+    gpu: Annotated[Number, BeforeValidator(_whole_gpus), Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs of a trial: 0, a fraction of one, or several of one node, with a process for each."""
+
+    batch: Literal["gpu", "trial"] = "gpu"
+    """Whether `train_batch_size` is that of each GPU of a trial, or of all together."""
 
     logical_gpus: bool = False
     """Whether the GPUs are counts without a device, as `ray start --num-gpus=2` makes them on a

@@ -42,6 +42,11 @@ class StudyContext:
         return trial_folder(self.folder, number)
 
     @property
+    def processes(self) -> int:
+        """Processes that train a trial together: one for each of its GPUs."""
+        return max(1, int(self.gpus))
+
+    @property
     def folds(self) -> int:
         """Folds that each trial trains on; a confirmation judges on test cases, and has one."""
         return 1 if self.judged else self.spec.folds
@@ -56,6 +61,10 @@ class StudyContext:
         config.log_dir = folder
         config.checkpoint_dir = folder
         config.gpus = 1 if self.gpus and not spec.resources.logical_gpus else 0
+        if self.processes > 1:
+            config.gpus = self.processes
+            if spec.resources.batch == "trial":
+                config.train_batch_size //= self.processes
         return config
 
 

@@ -68,6 +68,10 @@ class NodeLostError(WorkerLostError):
     node_id: str | None = None
 
 
+class RankLostError(Exception):
+    """One of the processes of a trial on several GPUs is gone."""
+
+
 class TrialHungError(Exception):
     """A trial ended no epoch for too long, and its process was ended."""
 
@@ -93,7 +97,7 @@ def classify(error: Exception) -> TrialEnd:
         case WorkerLostError():
             details = f": {error}" if str(error) else ""
             return TrialEnd(TrialState.FAILED, f"its worker process died{details}")
-        case TrialHungError():
+        case TrialHungError() | RankLostError():
             return TrialEnd(TrialState.FAILED, str(error))
     return _classify_training(error)
 

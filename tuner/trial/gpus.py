@@ -13,17 +13,23 @@ WITHOUT = (
 
 
 def check_trial_gpu(gpus: float) -> None:
-    """Check, in the process of a trial, that the GPU that it booked is there.
+    """Check, in the process of a trial, that the GPUs that it booked are there.
 
     Args:
         gpus: GPUs of the trial.
 
     Raises:
-        GpuMissingError: if torch cannot use one.
+        GpuMissingError: if torch cannot use them.
     """
     import torch
 
-    if gpus and not torch.cuda.is_available():
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if 0 < found < gpus:
+        raise GpuMissingError(
+            f"the trial booked {gpus:g} GPUs on node {socket.gethostname()}, and torch can use "
+            f"{found}: mend that node, or {WITHOUT}"
+        )
+    if gpus and not found:
         build = "has no GPU support" if torch.version.cuda is None else "sees none"
         raise GpuMissingError(
             f"the trial booked {gpus:g} GPU on node {socket.gethostname()}, and torch "

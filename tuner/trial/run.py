@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -48,6 +48,10 @@ from tuner.trial.gpus import check_trial_gpu
 from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
 from tuner.trial.node_faults import NodeUnfitError, node_fault
 
+if TYPE_CHECKING:
+    from training.trainer import SegmentationTrainer
+    from tuner.trial.ranks import Ranks
+
 LOCK_SECONDS = 120.0
 """How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
 
@@ -63,6 +67,7 @@ class TrialRun:
         spec: The study's spec.
         request: The trial.
         placement: Where the trial runs: node, process and devices.
+        ranks: The further processes of a trial on several GPUs; None for one.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class TrialRun:
         spec: StudySpec,
         request: TrialRequest,
         placement: Mapping[str, Any] = MappingProxyType({}),
+        ranks: Ranks | None = None,
     ) -> None:
         self._study = study
         self._spec = spec
@@ -78,6 +84,7 @@ class TrialRun:
         self._number = request.number
         self._values = request.values
         self._placement = placement
+        self._ranks = ranks
         self._note = ""
         self._reports: queue.Queue[EpochReport | TrialEnd | NodeUnfitError] = queue.Queue()
         self._turn = threading.Semaphore(0)
@@ -226,10 +233,13 @@ class TrialRun:
         from training.trainer import SegmentationTrainer
         from tuner.trial.epoch_gate import EpochGate
         from tuner.trial.exploit import keep_snapshot, take_over
+        from tuner.trial.rank_gate import RankGate
         from tuner.trial.resume import checkpoint_to_resume
 
+        ranks = self._ranks
         _freeze_gc()
-        torch.set_num_threads(_threads_of_this_process())
+        threads = _threads_of_this_process()
+        torch.set_num_threads(threads if ranks is None else max(1, threads // ranks.world))
         if fold:
             # what the fold before has left
             _free_memory()
@@ -242,7 +252,8 @@ class TrialRun:
             donor = self._study.trial_folder(exploits.trial)
             notes.append(take_over(folder, donor, exploits.epoch, folder / METRICS_FILE))
         config = self._study.trial_config(self._spec, self._number, self._values, fold)
-        check_trial_gpu(self._study.gpus if config.gpus else 0)
+        logical = self._spec.resources.logical_gpus
+        check_trial_gpu(0 if logical or not config.gpus else self._study.gpus)
         config.data_dir = self._data(config, fold)
         # `auto` depends on the labels, and an exported model must record how it was trained
         labels = PreprocessedDataset.load(config.data_dir).labels
@@ -265,13 +276,18 @@ class TrialRun:
             build_model(config),
             train_loader,
             val_loader,
-            callbacks=[gate],
+            callbacks=[gate] if ranks is None else [gate, RankGate()],
             progress_bar=False,
             hyperparameters=shown_hyperparameters(self._spec.space, self._values),
+            ranks=None if ranks is None else ranks.first(),
         )
         checkpoint, note = checkpoint_to_resume(folder, trainer.module)
         self._note = "; ".join(filter(None, [*notes, note]))
-        trainer.fit(resume=checkpoint or False)
+        if ranks is None:
+            trainer.fit(resume=checkpoint or False)
+        else:
+            with ranks.training(config, checkpoint, self._spec, self._study.code):
+                self._fit_together(trainer, checkpoint)
         epochs = trainer.lightning.current_epoch
         if epochs < config.max_epochs:
             return f"trained {epochs} epochs, then stopped improving"
@@ -291,6 +307,16 @@ class TrialRun:
             raise NodeUnfitError(
                 f"node {socket.gethostname()} cannot have the data of the study: {error}"
             ) from error
+
+    def _fit_together(self, trainer: SegmentationTrainer, checkpoint: Path | None) -> None:
+        """Train with the other processes, and tell them if the trial ends before its end."""
+        from tuner.trial.rank_gate import end_others
+
+        try:
+            trainer.fit(resume=checkpoint or False)
+        except TrialClosed:
+            end_others(trainer.lightning.strategy.root_device)
+            raise
 
     def _judge(self) -> dict[str, Any]:
         """Notes on the score of each test case, with the chosen checkpoint if there is one."""

@@ -14,6 +14,7 @@ from tuner.study.trial_entry import Placement
 from tuner.trial.code import look_into_code
 from tuner.trial.context import StudyContext
 from tuner.trial.messages import EpochReport, TrialRequest, TrialStart
+from tuner.trial.ranks import Ranks
 from tuner.trial.run import TrialRun
 
 
@@ -47,6 +48,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._show = show
         look_into_code(study.code)
         self._spec = study.spec
+        self._ranks = Ranks(study.processes) if study.processes > 1 else None
         self._first = TrialRequest.from_ray(config).number
         self._start(config)
 
@@ -74,8 +76,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._run.use_cores(cores)
 
     def cleanup(self) -> None:
-        """End the training thread."""
+        """End the training thread, and the further processes."""
         self._run.close()
+        if self._ranks is not None:
+            self._ranks.close()
 
     def __repr__(self) -> str:
         """Study, trial, epoch and score.
@@ -95,7 +99,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._run = self._begin(config)
 
     def _begin(self, config: dict[str, Any]) -> TrialRun:
-        return TrialRun(self._study, self._spec, TrialRequest.from_ray(config), placement())
+        request = TrialRequest.from_ray(config)
+        return TrialRun(self._study, self._spec, request, placement(), self._ranks)
 
 
 def placement() -> dict[str, Any]:

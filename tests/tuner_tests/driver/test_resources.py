@@ -35,6 +35,9 @@ def settings(**values: Any) -> ResourceSettings:
         ([node(16, gpu=1)], {"gpu": 0.5}, 10, (8, 0.5, 2)),
         # a fraction of 0.4 leaves a fifth of each GPU idle and never spans two
         ([node(16, gpu=2)], {"gpu": 0.4, "cpu": 1}, 10, (1, 0.4, 4)),
+        # trials of two GPUs; a node with three has one idle
+        ([node(16, gpu=4)], {"gpu": 2}, 10, (8, 2, 2)),
+        ([node(16, gpu=3), node(16, gpu=1)], {"gpu": 2, "cpu": 2}, 10, (2, 2, 1)),
         # two nodes
         ([node(4, gpu=1), node(8, gpu=2)], {}, 10, (4, 1, 3)),
         ([node(4), node(4)], {"cpu": 2}, 10, (2, 0, 4)),
@@ -57,9 +60,10 @@ def test_what_no_node_has_is_refused_with_what_there_is(given: dict[str, Any]) -
         plan_resources(settings(**given), [node(2)], 4)
 
 
-def test_a_trial_never_spans_two_nodes() -> None:
+@pytest.mark.parametrize("given", [{"cpu": 6}, {"gpu": 2, "cpu": 1}])
+def test_a_trial_never_spans_two_nodes(given: dict[str, Any]) -> None:
     with pytest.raises(ResourceError, match="no node has that"):
-        plan_resources(settings(cpu=6), [node(4), node(4)], 4)
+        plan_resources(settings(**given), [node(4, gpu=1), node(4, gpu=1)], 4)
 
 
 def test_dead_nodes_do_not_count() -> None:

@@ -165,7 +165,7 @@ WRONG = [
     ("1.5h", "soon", "11:38: time_budget='soon': 'soon' is not a duration"),
     ("grace_period: 1", "grace_period: 30", "12:36: grace_period=30 must not be above max_epochs="),
     ("reduction_factor: 3", "reduction_factor: 1", "12:57: reduction_factor=1: input should be"),
-    ("gpu: 0.5", "gpu: 2", "13:18: gpu=2: a trial uses one GPU or a fraction of one"),
+    ("gpu: 0.5", "gpu: 1.5", "13:18: gpu=1.5: a trial uses whole GPUs, or a fraction of one"),
     ("gpu: 0.5", "gpu: -1", "13:18: gpu=-1: input should be greater than or equal to 0"),
     (
         "gpu: 0.5",
