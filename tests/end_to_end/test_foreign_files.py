@@ -17,8 +17,8 @@ from tuner.study.create import create_study
 from tuner.study.folder import driver_lock
 from tuner.study.open import open_study
 
-NO_NODE = ["--gpus-per-trial", "1", "--cpus-per-trial", "64"]
-"""What no node has, so that the study cannot start."""
+NEVER_SPENT = ["--gpu-hours", "1", "--gpus-per-trial", "0"]
+"""A budget that trials without a GPU never spend, so that the study cannot start."""
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ def commands(space: Path, target: Path) -> list[list[str]]:
     """Every command on a study; those that would run it cannot."""
     other = ["--seed", "9"]
     return [
-        ["run", str(space), "--name", "s", *NO_NODE],
-        ["run", str(space), "--name", "s", *other, *NO_NODE],
-        ["run", str(space), "--name", "s", *NO_NODE, "--export", str(target)],
+        ["run", str(space), "--name", "s", *NEVER_SPENT],
+        ["run", str(space), "--name", "s", *other, *NEVER_SPENT],
+        ["run", str(space), "--name", "s", *NEVER_SPENT, "--export", str(target)],
         ["list"],
         ["status", "s"],
         ["export", "s"],
@@ -135,7 +135,7 @@ def test_folders_that_a_false_start_made_go_with_it(
     cluster: str, space: Path, tmp_path: Path
 ) -> None:
     studies = tmp_path / "made" / "studies"
-    words = ["run", str(space), "--name", "s", *NO_NODE, "--studies-dir", str(studies)]
+    words = ["run", str(space), "--name", "s", *NEVER_SPENT, "--studies-dir", str(studies)]
     assert main(words) == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -153,7 +153,7 @@ def test_a_study_that_has_not_begun_may_be_given_again(
     assert open_study(tmp_path, "s").spec.search.seed == 2
     (tmp_path / "s" / "trials" / "0000" / "best.ckpt.mine").rename(tmp_path / "s" / "mine.txt")
     (tmp_path / "s" / "trials" / "0000").rmdir()
-    words = ["run", str(space), "--name", "s", "--seed", "9", *NO_NODE]
+    words = ["run", str(space), "--name", "s", "--seed", "9", *NEVER_SPENT]
     assert main([*words, "--studies-dir", str(tmp_path)]) == 2
     assert open_study(tmp_path, "s").spec.search.seed == 9
     assert (tmp_path / "s" / "notes.txt").is_file()

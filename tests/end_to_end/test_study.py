@@ -246,20 +246,12 @@ def test_two_trials_share_a_gpu_and_no_more(cluster: str, space_file: Path, tmp_
     assert max(used.values()) <= 2
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--gpus-per-trial", "1"), ("--cpus-per-trial", "3")]
-)
-def test_what_no_node_has_is_refused_at_once(
-    cluster: str,
-    space_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    option: str,
-    value: str,
+def test_what_no_node_has_is_told_and_waited_for(
+    cluster: str, space_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--cpus-per-trial", "64"] if option == "--gpus-per-trial" else []
-    where = ["--studies-dir", str(tmp_path)]
-    assert main(["run", str(space_file), "--name", "no", option, value, *more, *where]) == 2
-    error = capsys.readouterr().err
-    assert "no node has that" in error
-    assert "2 CPU, 2 GPU" in error
+    # a look at the other node comes first
+    where = ["--studies-dir", str(tmp_path), "--time-budget", "12s"]
+    assert main(["run", str(space_file), "--name", "no", "--cpus-per-trial", "3", *where]) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "no node can be used for a trial, which needs" in told
+    assert "the study waits for one" in told

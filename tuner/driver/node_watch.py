@@ -20,6 +20,7 @@ from tuner.study.nodes import write_nodes
 from tuner.trial.node_probe import Probed, clock_problem, probe_node
 
 if TYPE_CHECKING:
+    from tuner.driver.fair_share import FairShare
     from tuner.driver.nodes import Nodes
     from tuner.trial.node_probe import NodeNeeds
 
@@ -47,14 +48,22 @@ class NodeWatch:
         nodes: What is known of the nodes.
         needs: What a node needs to train trials of the study.
         gpus: Whether torch must be able to use the GPUs that Ray counts on a node.
+        fair: What shares the cluster with other studies.
         tell: Takes what a person should know.
     """
 
     def __init__(
-        self, nodes: Nodes, needs: NodeNeeds, tell: Callable[[str], None], *, gpus: bool
+        self,
+        nodes: Nodes,
+        needs: NodeNeeds,
+        fair: FairShare,
+        tell: Callable[[str], None],
+        *,
+        gpus: bool,
     ) -> None:
         self._nodes = nodes
         self._needs = needs
+        self._fair = fair
         self._gpus = gpus
         self._tell = tell
         self._probes: dict[Any, _Probe] = {}
@@ -84,6 +93,7 @@ class NodeWatch:
                 ray.cancel(probe, force=True)
             if self._asked:
                 request_resources(bundles=[])
+        self._fair.leave()
 
     def failed(self, node_id: str, reason: str) -> None:
         """Leave a node out that failed a trial."""
@@ -103,6 +113,8 @@ class NodeWatch:
             probe = self._probes.pop(late)
             problem = f"it did not answer the probe within {PROBE_TIMEOUT:g} s"
             self._say(self._nodes.probed(probe.node.node_id, [problem], now))
+        self._say(self._fair.look(self._nodes.totals()))
+        self._nodes.allowed = self._fair.places
         self._ask()
         self._keep()
         if self._nodes.planned:

@@ -72,6 +72,8 @@ class Nodes:
         self._num_trials = num_trials
         self._here = here
         self._share: TrialResources | None = None
+        self.allowed: int | None = None
+        """Trials at once that other studies leave to this one; None while there is no other."""
         self._known: dict[str, _Known] = {}
         self._names: dict[str, str] = {}
         self._lock = threading.RLock()
@@ -85,9 +87,13 @@ class Nodes:
     @property
     def cores(self) -> float:
         """Cores of all nodes that are used."""
+        return self.totals()["CPU"]
+
+    def totals(self) -> dict[str, float]:
+        """CPUs and GPUs of all nodes that are used."""
         with self._lock:
             used = [k.node for k in self._known.values() if k.state is NodeState.USED]
-        return sum(node.cpu for node in used)
+        return {"CPU": sum(node.cpu for node in used), "GPU": sum(node.gpu for node in used)}
 
     @property
     def planned(self) -> bool:
@@ -125,7 +131,8 @@ class Nodes:
                 for known in self._known.values()
                 if known.state is NodeState.USED
             )
-        return min(held, self.limit)
+        places = min(held, self.limit)
+        return places if self.allowed is None else min(places, self.allowed)
 
     def wanted(self) -> list[dict[str, float]]:
         """Shares of trials that the cluster should have room for, for its autoscaler.

@@ -28,6 +28,7 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
+from ray.experimental import internal_kv
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -130,6 +131,29 @@ def loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = original
+
+
+NOTES = b"segtune"
+"""Namespace of our notes in the store of a cluster's GCS."""
+
+
+def write_cluster_note(key: str, text: str) -> None:
+    """Keep a text in the store of the cluster, in place of an earlier one."""
+    internal_kv._internal_kv_put(key, text, overwrite=True, namespace=NOTES)
+
+
+def remove_cluster_note(key: str) -> None:
+    """Remove a text from the store of the cluster."""
+    internal_kv._internal_kv_del(key, namespace=NOTES)
+
+
+def cluster_notes(prefix: str) -> list[str]:
+    """The texts in the store of the cluster whose keys begin so."""
+    found = (
+        internal_kv._internal_kv_get(key, namespace=NOTES)
+        for key in internal_kv._internal_kv_list(prefix, namespace=NOTES)
+    )
+    return [text.decode() for text in found if text is not None]
 
 
 def own_daemons() -> list[tuple[str, Popen[bytes]]]:

@@ -47,6 +47,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         on_lost: Takes the number of a trial whose worker is lost, and why; by default the trial
             ends.
         placement: Where Ray may place a trial; anywhere by default.
+        makes_room: Why a trial is to pause for another study; empty if it need not.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         policy: Policy,
         on_lost: Callable[[int, Exception], None] | None = None,
         placement: FitNodes | None = None,
+        makes_room: Callable[[], str] = str,
     ) -> None:
         super().__init__()
         self._record = record
         self._policy = policy
         self._on_lost = on_lost or self._finish
         self._placement = placement
+        self._makes_room = makes_room
         self._waiting: list[_Waiting] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -119,6 +122,10 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
             if report.undefined:
                 self._record.decide(number, "undefined", report.undefined)
             decision = self._policy.judge(number, report.epoch)
+            room = self._makes_room() if decision.action is Action.CONTINUE else ""
+            if room:
+                self._record.interrupt(number, f"after epoch {report.epoch}: {room}")
+                return str(TrialScheduler.STOP)
             if decision.action is Action.CONTINUE:
                 if decision.reason:
                     self._record.decide(number, "continued", decision.reason)

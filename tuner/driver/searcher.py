@@ -84,6 +84,16 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         self._live: set[str] = set()
         self._is_over: Callable[[], bool] = lambda: False
         self._exhausted = False
+        self._idle = False
+
+    @property
+    def live(self) -> int:
+        """Trials that run, or wait for a worker."""
+        return len(self._live)
+
+    def wanted(self, most: int) -> int:
+        """Trials that could run now: `most`, or those that have begun where no more are to."""
+        return len(self._live) + len(self._to_resume) if self._idle else most
 
     def __getstate__(self) -> dict[str, Any]:
         """The record is the state; there is nothing else to keep."""
@@ -95,6 +105,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
             # Tune asks for nothing else while no trial runs: a signal or a budget ends it here
             return str(Searcher.FINISHED) if not self._live and self._is_over() else None
         entry = self._next()
+        self._idle = entry is None
         if entry is not None:
             self._live.add(trial_id)
             self._number_of[trial_id] = entry.number

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from tuner.driver.fair_share import FairShare
 from tuner.driver.node_watch import NodeWatch
 from tuner.driver.nodes import Nodes
 from tuner.driver.resources import nodes_of
@@ -21,6 +22,7 @@ from tuner.trial.node_probe import NodeNeeds, versions_here
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tuner.driver.searcher import RecordSearcher
     from tuner.spec.settings import TrialResources
     from tuner.study.data import StudyData
     from tuner.study.study import Study
@@ -35,11 +37,15 @@ class StudyCluster:
     Args:
         nodes: What is known of the nodes.
         watch: What watches them; None for a cluster of our own, which is this machine.
+        fair: What shares the cluster with other studies; None for one of our own.
     """
 
-    def __init__(self, nodes: Nodes, watch: NodeWatch | None = None) -> None:
+    def __init__(
+        self, nodes: Nodes, watch: NodeWatch | None = None, fair: FairShare | None = None
+    ) -> None:
         self.nodes = nodes
         self._watch = watch
+        self._fair = fair
 
     @property
     def joined(self) -> bool:
@@ -71,13 +77,26 @@ class StudyCluster:
         """
         while not is_over():
             try:
-                return self.nodes.plan()
+                resources = self.nodes.plan()
             except ResourceError:
                 if self._watch is None:
                     raise
+            else:
+                if self._fair is not None:
+                    self._fair.claim(resources)
+                return resources
             self._watch.tell_waiting()
             time.sleep(WAIT_INTERVAL)
         return None
+
+    def follow(self, searcher: RecordSearcher) -> None:
+        """Let other studies have what this one does not want."""
+        if self._fair is not None:
+            self._fair.follow(lambda: searcher.wanted(self.nodes.limit), lambda: searcher.live)
+
+    def makes_room(self) -> str:
+        """Why a trial is to pause for another study; empty if it need not."""
+        return "" if self._fair is None else self._fair.makes_room()
 
 
 @contextmanager
@@ -113,5 +132,6 @@ def study_cluster(
             console.print(f"cluster        {line}", markup=False)
 
     real_gpus = settings.gpu != 0 and not settings.logical_gpus
-    with NodeWatch(nodes, needs, tell, gpus=real_gpus) as watch:
-        yield StudyCluster(nodes, watch)
+    fair = FairShare(study.label, settings.priority)
+    with NodeWatch(nodes, needs, fair, tell, gpus=real_gpus) as watch:
+        yield StudyCluster(nodes, watch, fair)

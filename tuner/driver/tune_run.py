@@ -25,6 +25,8 @@ from tuner.trial.context import StudyContext
 from tuner.trial.trainable import TrialTrainable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tuner.driver.searcher import RecordSearcher
     from tuner.driver.study_cluster import StudyCluster
     from tuner.search.deadline import TimePlan
@@ -60,6 +62,10 @@ def assemble(
         # the searcher proposes no more than the nodes hold
         limit = cluster.nodes.limit
     searcher.wait_unless(stopper.stop_all)
+    makes_room: Callable[[], str] = str
+    if cluster is not None:
+        cluster.follow(searcher)
+        makes_room = cluster.makes_room
     actor = tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu})
     # what Ray's dashboard, its logs and the list of processes call a trial's actor; Ray shows
     # what follows the last dot
@@ -68,7 +74,7 @@ def assemble(
         actor,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RecordScheduler(study.record, policy, lost.lost, placement),
+            scheduler=RecordScheduler(study.record, policy, lost.lost, placement, makes_room),
             # the searcher says when the study is over; a promoted trial is a new one to Tune
             num_samples=-1,
             max_concurrent_trials=limit,

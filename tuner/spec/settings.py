@@ -166,6 +166,10 @@ class ResourceSettings(Section):
     """Whether the GPUs are counts without a device, as `ray start --num-gpus=2` makes them on a
     machine that has none: trials are placed by them, and train on the CPU."""
 
+    priority: Annotated[Number, Field(gt=0)] = 1
+    """Weight of the study among those that share a cluster: one of priority 2 has twice as many
+    trials at once as one of priority 1, where both want more than there is."""
+
     max_concurrent: Annotated[Whole, Field(ge=1)] | Literal["auto"] = "auto"
     """Trials at once. `auto`: as many as the nodes of the cluster hold, as they come and go."""
 

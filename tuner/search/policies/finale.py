@@ -47,13 +47,15 @@ class Finale:
 
     def _begin(self, going_on: list[TrialEntry], next_seconds: float) -> list[TrialEntry]:
         plan = self._plan
+        left = plan.left - next_seconds / 2
+        if left > FINALE_SHARE * plan.total:
+            return []
         best = self._record.best()
         if best is None or best.state.finished or best.ends_at is not None:
             return []
         if not plan.is_short() or not plan.can_end(best):
             return []
-        seconds = min(FINALE_SHARE * plan.total, plan.seconds_alone(best))
-        if plan.left - next_seconds / 2 > seconds:
+        if left > plan.seconds_alone(best):
             return []
         able = (entry for entry in going_on if entry.scores and plan.can_end(entry))
         chosen = self._ranked(entry for entry in able if entry.ends_at is None)
