@@ -66,7 +66,7 @@ def test_a_study_that_comes_has_its_part_at_the_next_epoch(
             lambda: all(e.scores for e in record_of(tmp_path, "liver").entries.values()), first
         )
         began = time.monotonic()
-        more = ("--num-trials", "4", "--max-epochs", "6", "--set", "resources.priority=1")
+        more = ("--num-trials", "4", "--max-epochs", "12", "--set", "resources.priority=1")
         second = start(space_file, tmp_path, "spleen", cluster, *more)
         wait_for((tmp_path / "spleen" / "optuna.db").is_file, first, second)
         wait_for(
@@ -75,6 +75,8 @@ def test_a_study_that_comes_has_its_part_at_the_next_epoch(
         )  # fmt: skip
         waited = time.monotonic() - began
         assert running(record_of(tmp_path, "liver")) == 2
+        # no worker of the other study keeps a place without a trial
+        wait_for(lambda: running(record_of(tmp_path, "spleen")) == 2, first, second)
         told = second.communicate(timeout=180)[0]
         assert second.returncode == 0, told
         # with no other study all places are its own again
@@ -91,7 +93,7 @@ def test_a_study_that_comes_has_its_part_at_the_next_epoch(
     assert "shared with liver (priority 1); trials of this study (priority 1): 2 at once" in told
     assert "shared with spleen (priority 1)" in output
     assert "this study has the cluster to itself again" in output
-    for name, epochs in (("liver", 200), ("spleen", 6)):
+    for name, epochs in (("liver", 200), ("spleen", 12)):
         entries = record_of(tmp_path, name).entries.values()
         assert {(e.state, e.epochs, e.failures) for e in entries} == {
             (TrialState.COMPLETED, epochs, 0)

@@ -108,6 +108,7 @@ class FairShare:
         self._beats: dict[str, tuple[int, float]] = {}
         self._others: list[Claim] = []
         self._told = ""
+        self._leaving = 0
         self.places: int | None = None
         """Trials that may run at once; None while no other study is there."""
 
@@ -150,10 +151,21 @@ class FairShare:
         return [told] if told else ["this study has the cluster to itself again"]
 
     def makes_room(self) -> str:
-        """Why a trial is to pause: other studies wait for places that this one has; or empty."""
-        if self.places is None or self._live() <= self.places:
+        """Why a trial is to pause: other studies wait for places that this one has; or empty.
+
+        The trial that is told so pauses, and its worker is given back.
+        """
+        if self.places is None or self._live() - self._leaving <= self.places:
             return ""
+        self._leaving += 1
         return f"makes room for {self._names()}: {self._part()}"
+
+    def lets_go(self) -> bool:
+        """Whether a worker whose trial has ended is given back; asked once for each."""
+        if not self._leaving:
+            return False
+        self._leaving -= 1
+        return True
 
     def leave(self) -> None:
         """Claim nothing any more."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from subprocess import Popen
@@ -214,6 +214,29 @@ def lost_worker_ends_one_trial() -> Iterator[None]:
         yield
     finally:
         RayActorManager._actor_task_failed = original
+
+
+@contextmanager
+def workers_let_go(let_go: Callable[[], bool]) -> Iterator[None]:
+    """Give the worker of a trial that has ended back to the cluster, where that is wanted.
+
+    Tune keeps one for the next trial of the study, with the cores and GPUs that it has.
+
+    Args:
+        let_go: Whether to give back the worker that is about to be kept.
+    """
+    from ray.tune.utils.object_cache import _ObjectCache
+
+    original = _ObjectCache.cache_object
+
+    def cache_object(cache: _ObjectCache, key: Any, worker: Any) -> bool:
+        return not let_go() and bool(original(cache, key, worker))
+
+    _ObjectCache.cache_object = cache_object
+    try:
+        yield
+    finally:
+        _ObjectCache.cache_object = original
 
 
 NODE_DIED = ("its node has died", "actor's node was")

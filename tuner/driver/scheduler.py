@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
 
 
+PLACED_WITHIN = 15.0
+"""Seconds after which a trial that may not be on a node asks anew, where it may be there now."""
+
 WORKER_STARTS_WITHIN = 60.0
 """Seconds after which a trial no longer waits for a worker process that is just starting."""
 
@@ -91,15 +94,18 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         if not self._waiting:
             return None
         oldest = self._waiting[0]
-        if time.monotonic() - oldest.since <= WORKER_STARTS_WITHIN:
-            return self._waiting[-1].trial
-        if self._placement is not None and oldest.avoids - self._placement.avoided:
+        waited = time.monotonic() - oldest.since
+        if (
+            self._placement is not None
+            and waited > PLACED_WITHIN
+            and oldest.avoids - self._placement.avoided
+        ):
             # what was asked of Ray leaves out a node that may be used now: it is asked again
             number = TrialRequest.from_ray(oldest.trial.config).number
             self._record.interrupt(number, "it waited for a node, and others can be used now")
             tune_controller.stop_trial(oldest.trial)
             return None
-        return oldest.trial
+        return oldest.trial if waited > WORKER_STARTS_WITHIN else self._waiting[-1].trial
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]

@@ -98,6 +98,10 @@ class StudyCluster:
         """Why a trial is to pause for another study; empty if it need not."""
         return "" if self._fair is None else self._fair.makes_room()
 
+    def lets_go(self) -> bool:
+        """Whether a worker whose trial has ended is given back to the cluster."""
+        return self._fair is not None and self._fair.lets_go()
+
 
 @contextmanager
 def study_cluster(

@@ -126,6 +126,10 @@ def test_a_study_makes_room_for_one_that_comes_and_has_all_again_when_it_left(
     assert first.makes_room() == (
         "makes room for spleen (priority 1): trials of this study (priority 1): 2 at once"
     )
+    assert first.makes_room()
+    # two of four, which have not ended yet
+    assert first.makes_room() == ""
+    assert [first.lets_go() for _ in range(3)] == [True, True, False]
     live[0] = 2
     assert first.makes_room() == ""
     second.leave()
