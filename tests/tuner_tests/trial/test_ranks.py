@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,39 @@ def test_a_process_that_is_killed_fails_the_trial_and_the_next_one_trains(
     assert children_of(ranks) == []
     again = [r for r in reports_of(start(context, ranks)) if isinstance(r, EpochReport)]
     assert [report.epoch for report in again] == [1, 2, 3, 4]
+
+
+GREEDY = """
+import torch
+from training.lightning_module import SegmentationLightningModule
+
+class Greedy(SegmentationLightningModule):
+    def training_step(self, batch, batch_idx):
+        if self.global_rank == 1 and self.current_epoch == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().training_step(batch, batch_idx)
+"""
+
+
+def test_a_process_that_runs_out_of_memory_ends_the_trial_as_that(
+    data: StudyData, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "greedy_lab.py").write_text(GREEDY)
+    monkeypatch.syspath_prepend(code)
+    values = {**data.spec.config, "lightning_module": "greedy_lab:Greedy"}
+    spec = data.spec.model_copy(update={"config": values})
+    context = replace(context_of(tmp_path / "study", data, gpus=2), spec=spec, code=code)
+    began = time.monotonic()
+    *_, end = reports_of(start(context, ranks))
+    assert isinstance(end, TrialEnd)
+    assert (end.state, end.reason) == (
+        TrialState.OUT_OF_MEMORY,
+        "OutOfMemoryError: CUDA out of memory",
+    )
+    assert time.monotonic() - began < 60
+    assert children_of(ranks) == []
 
 
 PARENT = """
