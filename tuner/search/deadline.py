@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.config.optimisation import OPEN_SCHEDULES
 from tuner.spec.grid import planned_trials
-from tuner.study.trial_entry import TrialState
+from tuner.study.trial_entry import FINALIST, TrialState
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
@@ -267,6 +267,12 @@ class TimePlan:
 
     def ending(self) -> str:
         """What still runs until the study ends; empty while there is time."""
+        going_on = self._record.with_state(TrialState.RUNNING, TrialState.PAUSED)
+        finalists = [str(entry.number) for entry in going_on if FINALIST in entry.notes]
+        if finalists:
+            one = len(finalists) == 1
+            who = f"trial {finalists[0]} trains" if one else f"trials {', '.join(finalists)} train"
+            return f"{who} on to the end, no new ones"
         if self.pace() is None or not self.is_short() or self.may_start():
             return ""
         running = self._record.with_state(TrialState.RUNNING)

@@ -39,6 +39,7 @@ def test_the_best_trial_has_the_last_part_to_itself() -> None:
         f"makes room for trial {best}, the best so far, which trains on for the rest of the time"
     )
     assert not study.policy.may_start()
+    assert study.plan.ending() == f"trial {best} trains on to the end, no new ones"
     assert study.policy.promote() == best
     study.record.running(best)
     assert study.policy.promote() is None
