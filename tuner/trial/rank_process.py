@@ -12,7 +12,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tuner.trial.ranks import DONE, FAILED, RankJob
+from tuner.trial.ranks import DONE, FAILED, READY, RankJob
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
 
 def _work(pipe: Connection[Any, Any], rank: int, job: RankJob) -> None:
     try:
-        _train(rank, job)
+        _train(pipe, rank, job)
     except Exception as error:
         pipe.send_bytes(_pickled(error))
         # the others learn of it by the connection that is lost
@@ -47,7 +47,7 @@ def _pickled(error: Exception) -> bytes:
     return told
 
 
-def _train(rank: int, job: RankJob) -> None:
+def _train(pipe: Connection[Any, Any], rank: int, job: RankJob) -> None:
     from torch import distributed
 
     from training.data import get_dataloaders
@@ -70,6 +70,7 @@ def _train(rank: int, job: RankJob) -> None:
         progress_bar=False,
         ranks=GivenRanks(rank, job.world, job.port),
     )
+    pipe.send_bytes(pickle.dumps((READY, None)))
     try:
         trainer.fit(resume=job.resume or False)
     except TrialEndedError:

@@ -28,8 +28,14 @@ if TYPE_CHECKING:
     from training.ranks import GivenRanks
     from tuner.spec.study_spec import StudySpec
 
+START_SECONDS = 300.0
+"""How long a process may take to load its libraries, from a slow file system say, and the data."""
+
 END_SECONDS = 30.0
 """How long a process may take to leave a trial that has ended, before it is killed."""
+
+PROGRAM = "tuner.trial.rank_process"
+"""What a further process runs."""
 
 READY, DONE, FAILED = "ready", "done", "failed"
 
@@ -100,6 +106,8 @@ class Ranks:
         try:
             for rank in self._others:
                 rank.begin(job)
+            for rank in self._others:
+                rank.wait_until_ready(START_SECONDS)
             yield
             for rank in self._others:
                 rank.wait(END_SECONDS)
@@ -136,14 +144,14 @@ class _Rank:
         ours, theirs = Pipe()
         self._pipe: Connection[Any, Any] = ours
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-m", "tuner.trial.rank_process", str(theirs.fileno())]
+        command = [sys.executable, "-m", PROGRAM, str(theirs.fileno())]
         # the modules of this process's folders, wherever they are
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         self._process = subprocess.Popen(
             [*command, str(rank)], env=environment, pass_fds=[theirs.fileno()]
         )
         theirs.close()
-        self._busy = False
+        self._busy = self._ready = False
         self._changed = threading.Condition()
         self.failure: Exception = RankLostError("")
         self._lost = False
@@ -153,9 +161,24 @@ class _Rank:
     def begin(self, job: RankJob) -> None:
         """Let it train."""
         with self._changed:
-            self._busy = True
+            self._busy, self._ready = True, False
         with suppress(OSError):
             self._pipe.send_bytes(pickle.dumps(job))
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait until it is about to meet the others, who would wait for it in vain.
+
+        Raises:
+            RankLostError: if it does not come; an error that it met is raised as it is.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._error, seconds)
+            if self._error:
+                raise self.failure
+            if not self._ready:
+                raise RankLostError(
+                    f"process {self._rank} of the trial did not start within {seconds:g} s"
+                )
 
     def wait(self, seconds: float) -> None:
         """Wait until it has trained to the end.
@@ -196,9 +219,9 @@ class _Rank:
                 return
             if kind == FAILED:
                 self._fail(value)
-            elif kind == DONE:
+            else:
                 with self._changed:
-                    self._busy = False
+                    self._ready, self._busy = True, kind == READY
                     self._changed.notify_all()
 
     def _fail(self, error: Exception) -> None:

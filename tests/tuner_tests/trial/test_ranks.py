@@ -193,6 +193,21 @@ def test_a_process_that_runs_out_of_memory_ends_the_trial_as_that(
     assert children_of(ranks) == []
 
 
+def test_a_process_that_cannot_start_is_not_waited_for(
+    data: StudyData, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_of(tmp_path / "study", data, gpus=2)
+    monkeypatch.setattr("tuner.trial.ranks.PROGRAM", "tuner.trial.no_such_program")
+    began = time.monotonic()
+    *_, end = reports_of(start(context, ranks))
+    assert isinstance(end, TrialEnd)
+    assert (end.state, end.reason) == (
+        TrialState.FAILED,
+        "process 1 of the trial ended with exit code 1",
+    )
+    assert time.monotonic() - began < 60
+
+
 PARENT = """
 import time
 from tuner.trial.ranks import _Rank
