@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from ray.cluster_utils import Cluster
+from ray.experimental import internal_kv
 
 from tuner.study.nodes import NodeState, read_nodes
 from tuner.study.open import open_study
@@ -43,6 +45,9 @@ def head() -> Iterator[Cluster]:
     started = Cluster(initialize_head=True, head_node_args=head)
     yield started
     started.shutdown()
+    # it takes the store of the cluster that this process is connected to away with its own
+    if ray.is_initialized():
+        internal_kv._initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
 
 
 def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
