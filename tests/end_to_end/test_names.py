@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import socket
+import threading
 from pathlib import Path
 from types import ModuleType
+from typing import Self
 
 from ray._private import state
 from rich.console import Console
@@ -14,17 +16,26 @@ from rich.console import Console
 import tuner
 
 
-class Looking(io.StringIO):
-    """A log that looks at the processes of this machine when an epoch is written to it."""
+class Looking:
+    """Looks at the processes of this machine again and again."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.processes: set[str] = set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
 
-    def write(self, text: str) -> int:
-        if "  epoch " in text:
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        # an epoch takes longer
+        while not self._ended.wait(0.05):
             self.processes |= {_name(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
-        return super().write(text)
 
 
 def _name(cmdline: Path) -> str:
@@ -38,11 +49,12 @@ def test_actors_processes_and_lines_have_study_trial_and_place(
     cluster: str, space_file: Path, toy: ModuleType, tmp_path: Path
 ) -> None:
     (tmp_path / "liver.v2.pace.txt").write_text("0.3")
-    log = Looking()
-    study = tuner.run(
-        space_file, "liver.v2", studies_dir=tmp_path, progress=Console(file=log, width=200)
-    )
-    ours = {name for name in log.processes if name.startswith("ray::liver.v2, trial ")}
+    log = io.StringIO()
+    with Looking() as looking:
+        study = tuner.run(
+            space_file, "liver.v2", studies_dir=tmp_path, progress=Console(file=log, width=200)
+        )
+    ours = {name for name in looking.processes if name.startswith("ray::liver.v2, trial ")}
     assert any(", epoch 1, val_dice 0." in name for name in ours)
     trials = {name.removeprefix("ray::liver.v2, trial ").split(",")[0] for name in ours}
     assert trials <= {str(trial.number) for trial in study.trials}
