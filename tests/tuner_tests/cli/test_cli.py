@@ -150,7 +150,7 @@ def test_check_refuses_networks_that_cannot_be_built(
         (["run", "none.yaml"], "there is no search space none.yaml"),
         (["check", "SPACE", "--max-epochs", "0"], "--max-epochs 0: max_epochs=0: input should be"),
         (["check", "SPACE", "--num-trials", "x"], "--num-trials x: num_trials='x'"),
-        (["check", "SPACE", "--gpus-per-trial", "2"], "--gpus-per-trial 2: gpu=2: a trial uses on"),
+        (["check", "SPACE", "--gpus-per-trial", "1.5"], "--gpus-per-trial 1.5: gpu=1.5: a trial u"),
         (["check", "SPACE", "--time-budget", "soon"], "is not a duration"),
         (["check", "SPACE", "--set", "optimizer"], "write --set KEY=VALUE"),
         (["check", "SPACE", "--set", "optimizr=sgd"], "did you mean 'optimizer'?"),

@@ -200,7 +200,7 @@ def test_wrong_files(old: str, new: str, message: str) -> None:
 
 
 def test_all_problems_come_at_once() -> None:
-    text = GOOD.replace("max_epochs", "max_epoch").replace("sgd]", "sdg]").replace("0.5}", "3}")
+    text = GOOD.replace("max_epochs", "max_epoch").replace("sgd]", "sdg]").replace("0.5}", "1.5}")
     assert [line.split(":")[1] for line in problems(text)] == ["3", "7", "13"]
 
 
