@@ -9,7 +9,7 @@ from tuner.spec.policies import AshaSettings
 from tuner.spec.spec_values import FINALE_SHARE, RACED_SHARE
 
 TRIALS = (48, 32, 24, 16, 12, 10, 8, 6, 4, 3)
-"""Trials of a study: as many of these as there is time for."""
+"""Trials of a study: as many of these as there is time for, and one alone if there is for none."""
 
 REDUCTION_FACTOR = 3
 """One of so many trials trains past a rung."""
@@ -170,9 +170,11 @@ def _on_one_split(time: _Time) -> Schedule:
         return passed * an_epoch / time.at_once + time.starts(trials)
 
     room = time.seconds - final
-    trials = next((n for n in TRIALS if searched(n, least) <= room), TRIALS[-1])
+    trials = next((n for n in TRIALS if searched(n, least) <= room), None)
+    if trials is None:
+        return _one_training(time)
     rungs = range(epochs // REDUCTION_FACTOR, 0, -1)
-    grace_period = next((rung for rung in rungs if searched(trials, rung) <= room), 1)
+    grace_period = next(rung for rung in rungs if searched(trials, rung) <= room)
     full = epochs * an_epoch * time.alone
     return Schedule(
         trials=trials,
@@ -182,6 +184,21 @@ def _on_one_split(time: _Time) -> Schedule:
         grace_period=grace_period,
         full_hours=full / 3600,
         expected_hours=(searched(trials, grace_period) + min(full, final)) / 3600,
+    )
+
+
+def _one_training(time: _Time) -> Schedule:
+    """The schedule of a time in which no trials can be told apart: the default alone."""
+    epochs, steps = time.training((time.seconds - time.starts(1)) / time.alone)
+    hours = epochs * time.epoch(steps) * time.alone / 3600
+    return Schedule(
+        trials=1,
+        epochs=epochs,
+        steps=steps,
+        folds=1,
+        grace_period=max(1, epochs // REDUCTION_FACTOR),
+        full_hours=hours,
+        expected_hours=hours + time.starts(1) / 3600,
     )
 
 

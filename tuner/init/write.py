@@ -233,14 +233,16 @@ def _search(schedule: Schedule, hours: float) -> list[str]:
         *_line(
             "num_trials",
             schedule.trials,
-            f"about {_duration(schedule.expected_hours)} in all, one of three training past a rung",
+            f"about {_duration(schedule.expected_hours)} in all, one of three training past a rung"
+            if schedule.trials > 1
+            else "the default config alone: trials could not be told apart in so short a time",
         ),
         *_fold_lines(schedule),
         *_line(
             "time_budget",
             f"{round(hours * 60)}m",
             "a limit: the study ends then in any case"
-            if schedule.folds > 1
+            if schedule.folds > 1 or schedule.trials == 1
             else f"the best trial has up to {FINALE_SHARE:.0%} of it to itself",
         ),
         "",
