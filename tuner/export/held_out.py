@@ -26,6 +26,7 @@ from tuner.export.choice import gain_document, gain_text
 from tuner.export.data import WAY_OUT, ExportData
 from tuner.study.confirmation import confirmed_configs, open_confirmation
 from tuner.study.statistics import Interval, paired_interval
+from tuner.study.trial_entry import TrialState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -192,7 +193,8 @@ def _searched_default(
 ) -> tuple[str, Mapping[str, float]] | None:
     default = study.spec.default_point()
     for entry in study.record.entries.values():
-        if entry.values != default:
+        # trained for less, it would be compared with what it might have become
+        if entry.values != default or entry.state is not TrialState.COMPLETED:
             continue
         name = f"trial {entry.number}, {entry.epochs} epochs"
         candidate = candidate_of(name, entry, study, study.folder, provenance)

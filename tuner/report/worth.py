@@ -80,10 +80,24 @@ def _by_validation(study: Study) -> str:
         )
     sign = sign_of(record.mode)
     best = max(scored, key=lambda entry: sign * (entry.best(record.mode) or (0, 0.0))[1])
-    short = "" if best.state is TrialState.COMPLETED else f", {best.epochs} epochs"
+    if best.state is not TrialState.COMPLETED:
+        return f"Not known: {of_winner}; {_so_far(best, winner)}"
     return (
         f"Not confirmed: {of_winner} against {_score(best, record.mode)} of the default config "
-        f"(trial {best.number}{short}), on the validation cases that chose the winner"
+        f"(trial {best.number}), on the validation cases that chose the winner"
+    )
+
+
+def _so_far(default: TrialEntry, winner: TrialEntry) -> str:
+    """What is known of a default config that has not trained to its end."""
+    epochs = default.epochs
+    told = f"the default config (trial {default.number}) has trained {epochs} epochs"
+    own, other = default.scores[epochs], winner.scores.get(epochs, math.nan)
+    if not (math.isfinite(own) and math.isfinite(other)):
+        return told
+    return (
+        f"{told} and had {numbers.score(own)} then, where trial {winner.number} had "
+        f"{numbers.score(other)}"
     )
 
 

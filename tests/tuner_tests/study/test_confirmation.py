@@ -274,6 +274,13 @@ def test_without_a_confirmation_the_first_line_says_what_is_known(record: StudyR
         "Not confirmed: val_dice 0.8000 of trial 3 against 0.5000 of the default config (trial 0), "
         "on the validation cases that chose the winner; 2 hours of training for the search"
     )
+    # a default config that was paused early cannot be compared with a winner that trained on
+    record.entries[0].state = TrialState.PAUSED
+    epochs = record.entries[0].epochs
+    assert did_it_pay(study).startswith(
+        "Not known: val_dice 0.8000 of trial 3; the default config (trial 0) has trained "
+        f"{epochs} epochs and had 0.5000 then, where trial 3 had 0.8000; "
+    )
     record.entries[0].scores[2] = 0.9
     assert did_it_pay(study).startswith("No: the default config (trial 0) has the best")
     (record.folder / "new").mkdir()
