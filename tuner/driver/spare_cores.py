@@ -51,8 +51,8 @@ class SpareCores(Callback):  # type: ignore[misc]
         return cls(int(cores), int(resources.cpu)) if cores >= 2 * resources.cpu else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray pickles its callbacks; what is given to whom is said anew."""
-        return {**self.__dict__, "_given": {}}
+        """Ray pickles its callbacks; there is nothing to keep."""
+        return {}
 
     @property
     def alone(self) -> tuple[int, float]:

@@ -12,7 +12,7 @@ from training.bundle.member import SHARED_FIELDS
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset
 from training.errors import DatasetError
-from tuner.study.chosen_checkpoint import choose_checkpoint
+from tuner.study.chosen_checkpoint import ChosenCheckpoint, choose_checkpoint
 from tuner.study.config_files import config_file
 from tuner.study.files import CONFIG_FILE, fold_folder, trial_folder
 from tuner.study.trial_entry import TrialEntry, ranked
@@ -31,18 +31,19 @@ class Candidate:
     Attributes:
         name: The trial, in words.
         config: The config that its first fold was trained with; its paths are those of now.
-        checkpoint: The checkpoint of its first fold.
-        epoch: Its epoch.
-        best_epoch: The epoch of the first fold with the best validation score.
+        chosen: The checkpoint of its first fold.
         further: Configs and checkpoints of its further folds, which belong to it in an ensemble.
     """
 
     name: str
     config: ModelTrainingConfig
-    checkpoint: Path
-    epoch: int
-    best_epoch: int
+    chosen: ChosenCheckpoint
     further: tuple[tuple[ModelTrainingConfig, Path], ...] = ()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of `chosen`."""
+        return self.chosen.path
 
     @property
     def networks(self) -> tuple[tuple[ModelTrainingConfig, Path], ...]:
@@ -100,7 +101,7 @@ def candidate_of(
     config.checkpoint_dir = source
     config.data_dir = Path(provenance["data"]["preprocessed"])
     config.gpus = 1
-    return Candidate(name, config, chosen.path, chosen.epoch, chosen.best)
+    return Candidate(name, config, chosen)
 
 
 def with_folds(candidate: Candidate, entry: TrialEntry, study: Study) -> Candidate:

@@ -75,10 +75,11 @@ def choose(
     choice = Choice(_networks([(1.0, predicted)]))
     before = measure.mean(plain.scores)
     name = measure.name(num_classes)
-    if winner.epoch != winner.best_epoch:
+    if winner.chosen.is_last:
         choice.lines.append(
-            f"checkpoint: the last, of epoch {winner.epoch}, at the end of its schedule; epoch "
-            f"{winner.best_epoch} had the best score, but not beyond the noise between epochs"
+            f"checkpoint: the last, of epoch {winner.chosen.epoch}, at the end of its schedule; "
+            f"epoch {winner.chosen.best} had the best score, but not beyond the noise between "
+            "epochs"
         )
     choice.document = {
         "measure": name,
@@ -106,7 +107,7 @@ def choose(
         choice.document["score"] = {"before": before, **gain_document(gain)}
     if settings.postprocessing:
         _choose_postprocessing(choice, cases, members, data)
-    if not choice.is_plain or winner.epoch != winner.best_epoch:
+    if not choice.is_plain or winner.chosen.is_last:
         choice.metrics = _metrics(choice, cases, members, data.preprocessing.spacing)
     seconds = sum(member.seconds for _, member in members)
     choice.document["seconds_per_case"] = seconds

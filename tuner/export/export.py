@@ -191,9 +191,9 @@ def _export(
                 "trial": chosen.name if chosen.trial is None else chosen.trial,
                 "seed": config.seed,
                 "confirmed": chosen.confirmed,
-                "epoch": winner.epoch,
+                "epoch": winner.chosen.epoch,
                 "test_grid": tested.grid,
-                **_schedule(chosen.entries, entry.number, winner.epoch),
+                **_schedule(chosen.entries, entry.number, winner.chosen.epoch),
             },
             postprocessing=choice.postprocessing,
             choice={
@@ -214,7 +214,7 @@ def _export(
     return Exported(
         folder,
         chosen.name,
-        winner.epoch,
+        winner.chosen.epoch,
         verified,
         metrics,
         tested.grid,
@@ -229,9 +229,9 @@ def _export(
 
 def _metrics_of(entry: TrialEntry, winner: Candidate, metric: str) -> dict[str, float]:
     """Validation metrics of the winner's epoch, as the record has them."""
-    if winner.epoch == winner.best_epoch:
+    if not winner.chosen.is_last:
         return entry.metrics_of_fold(0)
-    return {metric: entry.scores_of_fold(0)[winner.epoch]}
+    return {metric: entry.scores_of_fold(0)[winner.chosen.epoch]}
 
 
 def _members(choice: Choice) -> list[Member]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.config.optimisation import OPEN_SCHEDULES
 from tuner.spec.grid import planned_trials
-from tuner.study.trial_entry import FINALIST, TrialState
+from tuner.study.trial_entry import TrialState
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
@@ -268,7 +268,7 @@ class TimePlan:
     def ending(self) -> str:
         """What still runs until the study ends; empty while there is time."""
         going_on = self._record.with_state(TrialState.RUNNING, TrialState.PAUSED)
-        finalists = [str(entry.number) for entry in going_on if FINALIST in entry.notes]
+        finalists = [str(entry.number) for entry in going_on if entry.is_finalist]
         if finalists:
             one = len(finalists) == 1
             who = f"trial {finalists[0]} trains" if one else f"trials {', '.join(finalists)} train"

@@ -186,13 +186,13 @@ def _shares_batch(parser: SpecParser, spec: SpecValues, values: dict[str, Any]) 
     size = spec.trial_config(values).train_batch_size
     if size % int(gpus) == 0:
         return True
-    section = "space" if "train_batch_size" in values else "config"
+    name = "train_batch_size"
+    given = (section for section, at in (("space", values), ("config", spec.config)) if name in at)
+    section = next(given, None)
     parser.problem(
-        (section, "train_batch_size")
-        if section == "space" or "train_batch_size" in spec.config
-        else ("resources", "batch"),
-        f"train_batch_size={size} cannot be shared by the {int(gpus)} GPUs of a trial "
-        "(resources.batch: trial): choose multiples, or batch: gpu",
+        ("resources", "batch") if section is None else (section, name),
+        f"{name}={size} cannot be shared by the {int(gpus)} GPUs of a trial (resources.batch: "
+        "trial): choose multiples, or batch: gpu",
     )
     return False
 

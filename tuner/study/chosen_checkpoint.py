@@ -19,7 +19,7 @@ import yaml
 
 from training.config.optimisation import OPEN_SCHEDULES
 from tuner.study.files import BEST_FILE, CONFIG_FILE, LAST_FILE
-from tuner.study.trial_entry import sign_of
+from tuner.study.trial_entry import best_of, sign_of
 
 WINDOW = 5
 """Epochs whose median score is compared."""
@@ -58,13 +58,11 @@ def choose_checkpoint(
         scores: Validation score by epoch, from 1.
         mode: `max` if greater scores are better, or `min`.
     """
-    sign = sign_of(mode)
-    finite = {epoch: sign * score for epoch, score in scores.items() if math.isfinite(score)}
-    if not finite:
+    found = best_of(scores, mode)
+    if found is None:
         return None
-    best = max(sorted(finite), key=finite.__getitem__)
-    last = max(scores)
-    if best != last and _has_ended(folder, last) and _is_as_good(finite, last):
+    best, last = found[0], max(scores)
+    if best != last and _has_ended(folder, last) and _is_as_good(scores, last, mode):
         return ChosenCheckpoint(folder / LAST_FILE, last, best)
     path = folder / BEST_FILE
     return ChosenCheckpoint(path, best, best) if path.is_file() else None
@@ -80,10 +78,11 @@ def _has_ended(folder: Path, last: int) -> bool:
     return bool(comes_down and last == config["max_epochs"])
 
 
-def _is_as_good(scores: Mapping[int, float], last: int) -> bool:
+def _is_as_good(scores: Mapping[int, float], last: int, mode: str) -> bool:
     """Whether the last epochs are not worse than any before, beyond the noise between epochs."""
-    in_order = [scores[epoch] for epoch in sorted(scores)]
-    if last not in scores or len(in_order) < 2 * WINDOW:
+    sign = sign_of(mode)
+    in_order = [sign * scores[epoch] for epoch in sorted(scores) if math.isfinite(scores[epoch])]
+    if not math.isfinite(scores[last]) or len(in_order) < 2 * WINDOW:
         return False
     medians = [
         statistics.median(in_order[at : at + WINDOW]) for at in range(len(in_order) - WINDOW + 1)

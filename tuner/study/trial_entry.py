@@ -149,6 +149,11 @@ class TrialEntry:
         return epochs
 
     @property
+    def is_finalist(self) -> bool:
+        """Whether it trains on to the end while others pause, since time is short."""
+        return FINALIST in self.notes
+
+    @property
     def placement(self) -> Placement | None:
         """Where it trains, or trained last; None before it did, and in older records."""
         note = self.notes.get(PLACEMENT)
@@ -226,13 +231,7 @@ class TrialEntry:
 
     def best_of_fold(self, fold: int, mode: str) -> tuple[int, float] | None:
         """Epoch and value of the best finite score of a fold, counted from its own start."""
-        scores = self.scores_of_fold(fold).items()
-        finite = {epoch: score for epoch, score in scores if math.isfinite(score)}
-        if not finite:
-            return None
-        sign = sign_of(mode)
-        epoch = max(sorted(finite), key=lambda epoch: sign * finite[epoch])
-        return epoch, finite[epoch]
+        return best_of(self.scores_of_fold(fold), mode)
 
     def fold_scores(self, mode: str) -> list[float]:
         """Best score of each finished fold of several; NaN where none is defined."""
@@ -267,6 +266,16 @@ class TrialEntry:
         """
         best = self.best(mode)
         return None if best is None else (self.finished_folds, sign_of(mode) * best[1])
+
+
+def best_of(scores: Mapping[int, float], mode: str) -> tuple[int, float] | None:
+    """Epoch and value of the best finite score of a training; the first of equals."""
+    finite = {epoch: score for epoch, score in scores.items() if math.isfinite(score)}
+    if not finite:
+        return None
+    sign = sign_of(mode)
+    epoch = max(sorted(finite), key=lambda epoch: sign * finite[epoch])
+    return epoch, finite[epoch]
 
 
 def ranked(entries: Iterable[TrialEntry], mode: str) -> list[TrialEntry]:

@@ -115,10 +115,10 @@ class Ranks:
             # the error of another reaches this process as a connection that is lost
             seconds = END_SECONDS if isinstance(error, RuntimeError) else 0.0
             deadline = time.monotonic() + seconds
-            failed = [rank for rank in self._others if rank.has_failed(deadline)]
+            failures = [rank.failure_by(deadline) for rank in self._others]
             self.close()
-            if failed:
-                raise failed[0].failure from error
+            for failure in filter(None, failures):
+                raise failure from error
             raise
         except BaseException:
             # the trial has ended, and they have been told so
@@ -153,9 +153,7 @@ class _Rank:
         theirs.close()
         self._busy = self._ready = False
         self._changed = threading.Condition()
-        self.failure: Exception = RankLostError("")
-        self._lost = False
-        self._error = False
+        self._failure: Exception | None = None
         threading.Thread(target=self._listen, name=f"rank-{rank}", daemon=True).start()
 
     def begin(self, job: RankJob) -> None:
@@ -172,9 +170,9 @@ class _Rank:
             RankLostError: if it does not come; an error that it met is raised as it is.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._error, seconds)
-            if self._error:
-                raise self.failure
+            self._changed.wait_for(lambda: self._ready or self._failure is not None, seconds)
+            if self._failure is not None:
+                raise self._failure
             if not self._ready:
                 raise RankLostError(
                     f"process {self._rank} of the trial did not start within {seconds:g} s"
@@ -193,14 +191,15 @@ class _Rank:
         """Whether it has left the training within a time."""
         with self._changed:
             self._changed.wait_for(lambda: not self._busy, seconds)
-            return not self._busy and not self._error
+            return not self._busy and self._failure is None
 
-    def has_failed(self, deadline: float) -> bool:
-        """Whether it has met an error, or is lost, by then as `time.monotonic` counts."""
+    def failure_by(self, deadline: float) -> Exception | None:
+        """What it has met, or that it is lost, by then as `time.monotonic` counts; else None."""
         with self._changed:
             seconds = max(0.0, deadline - time.monotonic())
-            self._changed.wait_for(lambda: self._error or not self._busy, seconds)
-            return self._error
+            # one that fails is no longer busy either
+            self._changed.wait_for(lambda: not self._busy, seconds)
+            return self._failure
 
     def kill(self) -> None:
         """End it."""
@@ -226,8 +225,8 @@ class _Rank:
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
-            if not self._error:
-                self.failure, self._error = error, True
+            # it may be lost after it has told why
+            self._failure = self._failure or error
             busy, self._busy = self._busy, False
             self._changed.notify_all()
         if busy:

@@ -14,15 +14,14 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from training.config import ModelTrainingConfig
 from training.durable_write import write_durably
@@ -34,7 +33,6 @@ from tuner.study.files import (
     CONFIG_FILE,
     ERROR_FILE,
     HANG_FILE,
-    LOCK_FILE,
     METRICS_FILE,
     PLACEMENT_FILE,
     fold_folder,
@@ -47,13 +45,11 @@ from tuner.trial.failures import ConstraintBrokenError, classify
 from tuner.trial.gpus import check_trial_gpu
 from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
 from tuner.trial.node_faults import NodeUnfitError, node_fault
+from tuner.trial.only_trainer import only_trainer
 
 if TYPE_CHECKING:
     from training.trainer import SegmentationTrainer
     from tuner.trial.ranks import Ranks
-
-LOCK_SECONDS = 120.0
-"""How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
 
 HANG_DUMP_SHARE = 0.9
 """Share of the hang timeout after which a trial writes the stacks of its threads."""
@@ -184,13 +180,21 @@ class TrialRun:
             TrialClosed: if the trial must end.
         """
         self._turn.acquire()
-        if self._closing:
-            raise TrialClosed
+        self._leave_if_closed()
         cores, self._cores = self._cores, None
         if cores is not None:
             import torch
 
             torch.set_num_threads(cores)
+
+    def _leave_if_closed(self) -> None:
+        """Leave the training if the trial must end.
+
+        Raises:
+            TrialClosed: if it must.
+        """
+        if self._closing:
+            raise TrialClosed
 
     def _train_and_report_end(self) -> None:
         try:
@@ -218,7 +222,7 @@ class TrialRun:
         folder = self._study.trial_folder(self._number)
         folder.mkdir(parents=True, exist_ok=True)
         folds, trained = self._study.folds, ""
-        with self._only_trainer(folder):
+        with only_trainer(folder, self._leave_if_closed):
             for fold in range(self._request.fold, folds):
                 trained = self._train_in(fold_folder(folder, fold), fold)
         return trained if folds == 1 else f"trained on all {folds} folds"
@@ -332,32 +336,6 @@ class TrialRun:
         metric = self._spec.metric.removeprefix("val_")
         scores, grid = score_test_cases(config, chosen.path, metric)
         return {CASES: scores, GRID: grid}
-
-    @contextmanager
-    def _only_trainer(self, folder: Path) -> Iterator[None]:
-        """Hold the trial's lock: a process that its driver left behind may still write there.
-
-        Raises:
-            TimeoutError: if another process keeps the lock.
-            TrialClosed: if the trial must end.
-        """
-        lock = FileLock(folder / LOCK_FILE)
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                lock.acquire(timeout=1)
-                break
-            except Timeout:
-                if self._closing:
-                    raise TrialClosed from None
-                if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"another process still trains this trial (see {folder / PLACEMENT_FILE})"
-                    ) from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _write_error(self) -> None:
         folder = self._study.trial_folder(self._number)

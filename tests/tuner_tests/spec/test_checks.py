@@ -133,3 +133,19 @@ def test_check_shows_all_of_it() -> None:
         "up to 1200 epochs",
     ):
         assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("config: {train_batch_size: 3}\n", "1:28"),
+        ("", "2:"),
+    ],
+)
+def test_the_gpus_of_a_trial_share_its_batch_evenly(text: str, place: str) -> None:
+    shared = text + SPACE + "resources: {gpu: 4, batch: trial}\n"
+    told = problems(shared)
+    assert "cannot be shared by the 4 GPUs of a trial (resources.batch: trial)" in told
+    assert f":{place}" in told
+    parse(shared.replace("batch: trial", "batch: gpu"))
+    parse("config: {train_batch_size: 8}\n" + SPACE + "resources: {gpu: 4, batch: trial}\n")

@@ -51,7 +51,8 @@ class RemoteStudy:
         Raises:
             StudyError: if it is not known, or two folders have one of this name.
         """
-        named = [study for study in all_studies(server) if study.name == name]
+        known = all_studies(server)
+        named = [study for study in known if study.name == name]
         found = [study for study in named if studies_dir in {None, study.studies_dir}]
         if len(found) == 1:
             return cls(server, name, found[0].studies_dir, found[0].job)
@@ -63,7 +64,7 @@ class RemoteStudy:
             )
         if studies_dir is not None:
             return cls(server, name, studies_dir, None)
-        names = sorted({study.name for study in all_studies(server)})
+        names = sorted({study.name for study in known})
         there = f"there are: {', '.join(names)}" if names else "there are none"
         raise StudyError(
             f"no study {name!r} was submitted to {server.address} ({there}); for one that was "

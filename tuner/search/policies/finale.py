@@ -30,7 +30,6 @@ class Finale:
     def __init__(self, record: StudyRecord, plan: TimePlan) -> None:
         self._record = record
         self._plan = plan
-        self._sign = sign_of(record.mode)
 
     def finalists(self, next_seconds: float = 0.0) -> list[TrialEntry]:
         """The trials that train on alone, the best first; none before it begins or when it is over.
@@ -42,8 +41,10 @@ class Finale:
         going_on = self._record.with_state(
             TrialState.RUNNING, TrialState.PAUSED, TrialState.INTERRUPTED
         )
-        chosen = [entry for entry in going_on if FINALIST in entry.notes]
-        return self._ranked(chosen) if chosen else self._begin(going_on, next_seconds)
+        chosen = [entry for entry in going_on if entry.is_finalist]
+        if chosen:
+            return best_first(chosen, self._record.mode)
+        return self._begin(going_on, next_seconds)
 
     def _begin(self, going_on: list[TrialEntry], next_seconds: float) -> list[TrialEntry]:
         plan = self._plan
@@ -58,7 +59,7 @@ class Finale:
         if left > plan.seconds_alone(best):
             return []
         able = (entry for entry in going_on if entry.scores and plan.can_end(entry))
-        chosen = self._ranked(entry for entry in able if entry.ends_at is None)
+        chosen = best_first((e for e in able if e.ends_at is None), self._record.mode)
         chosen = chosen[: max(1, plan.finalists())]
         with self._record.transaction():
             for entry in chosen:
@@ -71,12 +72,16 @@ class Finale:
                 )
         return chosen
 
-    def _ranked(self, entries: Iterable[TrialEntry]) -> list[TrialEntry]:
-        return sorted(entries, key=lambda entry: (-self._score(entry), entry.number))
 
-    def _score(self, entry: TrialEntry) -> float:
-        best = entry.best(self._record.mode)
-        return -math.inf if best is None else self._sign * best[1]
+def best_first(entries: Iterable[TrialEntry], mode: str) -> list[TrialEntry]:
+    """Trials by their best score so far; those without one come last."""
+    return sorted(entries, key=lambda entry: (-best_score(entry, mode), entry.number))
+
+
+def best_score(entry: TrialEntry, mode: str) -> float:
+    """Best score, greater is better; minus infinity for none."""
+    best = entry.best(mode)
+    return -math.inf if best is None else sign_of(mode) * best[1]
 
 
 def _place(chosen: int) -> str:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tuner.search.policies.asha import PromotionAsha, StoppingAsha
-from tuner.search.policies.finale import Finale
+from tuner.search.policies.finale import Finale, best_first, best_score
 from tuner.search.policies.policy import GO_ON, Action, Decision, Policy
 from tuner.spec.policies import AshaSettings
 from tuner.study.trial_entry import TrialState
@@ -123,15 +123,10 @@ class PlannedPolicy(Policy):
     def _deciding(self) -> Policy:
         return self._spreads if self._plan.is_short(self._share) else self._policy
 
-    def _best_score(self, entry: TrialEntry) -> float:
-        """Best score, greater is better; minus infinity for none."""
-        best = entry.best(self._record.mode)
-        return -math.inf if best is None else self._sign * best[1]
-
     def _paused(self) -> list[TrialEntry]:
         """Trials that wait, the best first."""
         paused = [e for e in self._record.with_state(TrialState.PAUSED) if e.scores]
-        return sorted(paused, key=lambda entry: (-self._best_score(entry), entry.number))
+        return best_first(paused, self._record.mode)
 
     def _kept(self, entry: TrialEntry, epoch: int, decision: Decision) -> Decision:
         """Set aside rather than stop the best trial of the study if its schedule has not ended."""
@@ -205,8 +200,9 @@ class PlannedPolicy(Policy):
 
     def _better_waiting(self, entry: TrialEntry) -> TrialEntry | None:
         """The best trial that waits, if it is better than one that runs and can still end."""
+        mode = self._record.mode
         for paused in self._paused():
-            if self._best_score(paused) <= self._best_score(entry):
+            if best_score(paused, mode) <= best_score(entry, mode):
                 return None
             if paused.ends_at is None and self._plan.can_end(paused):
                 return paused
