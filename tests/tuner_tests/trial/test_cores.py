@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tiny_trial import QUIET, TINY, VALUES
 
 from training.data import generate_phantom
 from tuner.spec.study_spec import StudySpec
@@ -16,25 +16,10 @@ from tuner.trial.context import StudyContext
 from tuner.trial.messages import EpochReport, TrialRequest
 from tuner.trial.run import TrialRun
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
-]
+pytestmark = QUIET
 
-SPEC: dict[str, Any] = {
-    "config": {
-        "model_params": {
-            "embed_dim": 4,
-            "depths": [1, 1],
-            "num_heads": [1, 2],
-            "patch_size": [2, 4, 4],
-        },
-        "patch_size": [8, 32, 32],
-        "steps_per_epoch": 1,
-        "window_overlap": 0,
-        "val_batch_size": 8,
-        "max_epochs": 3,
-    },
+SPEC = {
+    "config": {**TINY, "max_epochs": 3},
     "space": {"learning_rate": {"loguniform": [1e-4, 1e-1]}},
 }
 
@@ -62,7 +47,7 @@ def test_cores_change_between_epochs_and_the_next_trial_has_its_own_share(
         # not those of the thread that draws patches, which has one
         return [call for call in calls if call[0].startswith("trial-") and call[1] != share]
 
-    first = TrialRun(context, data.spec, TrialRequest(0, {"learning_rate": 0.01}))
+    first = TrialRun(context, data.spec, TrialRequest(0, VALUES))
     assert isinstance(first.next_report(), EpochReport)
     assert of_training() == []
     first.use_cores(share + 1)
@@ -71,7 +56,7 @@ def test_cores_change_between_epochs_and_the_next_trial_has_its_own_share(
     # after the loader set its own thread to one core, it sets this one again
     assert set(of_training()) == {("trial-0", share + 1)}
     calls.clear()
-    second = TrialRun(context, data.spec, TrialRequest(1, {"learning_rate": 0.01}))
+    second = TrialRun(context, data.spec, TrialRequest(1, VALUES))
     assert isinstance(second.next_report(), EpochReport)
     second.close()
     assert calls[0] == ("trial-1", share)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from optuna.storages import InMemoryStorage
+from tiny_trial import QUIET, TINY, VALUES, reports_of
 
 from training.data import PreprocessedDataset, generate_phantom
 from tuner.spec.study_spec import StudySpec
@@ -17,29 +18,12 @@ from tuner.study.files import best_checkpoints, own_checkpoints
 from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
-from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
+from tuner.trial.messages import EpochReport, TrialRequest
 from tuner.trial.run import TrialRun
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
-]
+pytestmark = QUIET
 
-CONFIG: dict[str, Any] = {
-    "model_params": {
-        "embed_dim": 4,
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "patch_size": [2, 4, 4],
-    },
-    "patch_size": [8, 32, 32],
-    "steps_per_epoch": 1,
-    "window_overlap": 0,
-    "val_batch_size": 8,
-    "max_epochs": 2,
-    "num_workers": 0,
-}
-VALUES = {"learning_rate": 0.01}
+CONFIG = {**TINY, "max_epochs": 2}
 
 Step = tuple[int, float]
 
@@ -73,11 +57,7 @@ def train(
 ) -> list[Any]:
     """The reports of a trial that is closed after so many."""
     run = TrialRun(context, context.spec, TrialRequest(0, values, fold=fold))
-    reports: list[Any] = []
-    while len(reports) < steps and not (reports and isinstance(reports[-1], TrialEnd)):
-        reports.append(run.next_report())
-    run.close()
-    return reports
+    return reports_of(run, steps)
 
 
 def scores(reports: list[Any]) -> list[Step]:

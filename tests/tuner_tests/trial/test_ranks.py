@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_trial import QUIET, TINY, VALUES, reports_of
 
 from training.data import generate_phantom
 from tuner.spec.study_spec import StudySpec
@@ -25,32 +26,21 @@ from tuner.trial.ranks import Ranks
 from tuner.trial.run import TrialRun
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
+    *QUIET,
     pytest.mark.filterwarnings("ignore:Grad strides do not match.*"),
     # they are measured over all processes, see `SegmentationLightningModule.log`
     pytest.mark.filterwarnings("ignore:It is recommended to use `self.log.*sync_dist.*"),
 ]
 
-CONFIG: dict[str, Any] = {
-    "model_params": {
-        "embed_dim": 4,
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "patch_size": [2, 4, 4],
-    },
-    "patch_size": [8, 32, 32],
+CONFIG = {
+    **TINY,
     "train_batch_size": 2,
     "steps_per_epoch": 2,
-    "window_overlap": 0,
-    "val_batch_size": 8,
     "max_epochs": 4,
-    "num_workers": 0,
     # a patch counts by itself, as the processes have them
     "loss": "cross_entropy",
     "precision": "32-true",
 }
-VALUES = {"learning_rate": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +71,6 @@ def ranks() -> Any:
 
 def start(context: StudyContext, ranks: Ranks | None, number: int = 0) -> TrialRun:
     return TrialRun(context, context.spec, TrialRequest(number, VALUES), ranks=ranks)
-
-
-def reports_of(run: TrialRun, most: int = 99) -> list[Any]:
-    """The reports of a trial that is closed after so many."""
-    reports: list[Any] = []
-    while len(reports) < most and not (reports and isinstance(reports[-1], TrialEnd)):
-        reports.append(run.next_report())
-    run.close()
-    return reports
 
 
 def rows(folder: Path, number: int = 0) -> list[dict[str, float]]:
