@@ -20,6 +20,8 @@ from filelock import FileLock
 from training.data import DataSource, PreprocessedDataset, prepare_dataset
 from training.lightning_module import SegmentationLightningModule
 from tuner.cli.main import main
+from tuner.driver.fair_share import PREFIX
+from tuner.driver.ray_internals import cluster_notes
 from tuner.spec.load import load_spec
 from tuner.study.confirmation import is_finished
 from tuner.study.nodes import NodeState, read_nodes
@@ -151,6 +153,9 @@ def test_a_study_that_is_cut_off_goes_on_where_it_was(
     assert optuna_states(tmp_path / "cut") == ["COMPLETE", "COMPLETE"]
     study = open_study(tmp_path, "cut")
     assert is_finished(study)
+    # a driver that is gone has no part of the cluster any more, however it went
+    assert not any("makes room" in decision.reason for decision in study.record.decisions)
+    assert cluster_notes(PREFIX) == []
     assert sorted(study.record.entries) == [0, 1]
     for number, entry in study.record.entries.items():
         assert entry.state is TrialState.COMPLETED

@@ -15,7 +15,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from tuner.driver.ray_internals import cluster_notes, remove_cluster_note, write_cluster_note
+from tuner.driver.ray_internals import (
+    cluster_notes,
+    ended_jobs,
+    remove_cluster_note,
+    write_cluster_note,
+)
 
 if TYPE_CHECKING:
     from tuner.spec.settings import TrialResources
@@ -24,7 +29,7 @@ PREFIX = "segtune-share-"
 """How the keys of claims begin in the cluster's store."""
 
 SILENT_SECONDS = 15.0
-"""A claim that was not renewed for so long is that of a driver that is gone."""
+"""A claim that was not renewed for so long is that of a driver that answers no more."""
 
 TURN_SECONDS = 300.0
 """Where there are fewer places than studies, they take turns of so long, times their priority."""
@@ -37,6 +42,7 @@ class Claim:
     Attributes:
         study: Its name.
         token: Its driver.
+        job: Ray's name of the driver's job, which the cluster knows the end of.
         priority: Its weight.
         kind: What its trials are placed by, `GPU` or `CPU`.
         size: How much of that a trial takes.
@@ -47,6 +53,7 @@ class Claim:
 
     study: str
     token: str
+    job: str
     priority: float
     kind: str
     size: float
@@ -93,11 +100,13 @@ class FairShare:
     Args:
         study: Name of the study.
         priority: Its weight.
+        job: Ray's name of this driver's job.
     """
 
-    def __init__(self, study: str, priority: float) -> None:
+    def __init__(self, study: str, priority: float, job: str) -> None:
         self._study = study
         self._priority = priority
+        self._job = job
         self._token = uuid.uuid4().hex
         self._kind, self._size = "", 0.0
         self._wanted: Callable[[], int] = lambda: 0
@@ -109,6 +118,7 @@ class FairShare:
         self._others: list[Claim] = []
         self._told = ""
         self._leaving = 0
+        self._left = False
         self.places: int | None = None
         """Trials that may run at once; None while no other study is there."""
 
@@ -127,13 +137,13 @@ class FairShare:
         Args:
             totals: CPUs and GPUs of the nodes that this study uses.
         """
-        if not self._kind:
+        if not self._kind or self._left:
             return []
         now = time.monotonic()
         seconds, self._looked = now - self._looked, now
         self._beat += 1
         own = Claim(
-            self._study, self._token, self._priority, self._kind, self._size,
+            self._study, self._token, self._job, self._priority, self._kind, self._size,
             self._wanted(), self._served, self._beat,
         )  # fmt: skip
         write_cluster_note(f"{PREFIX}{self._token}", json.dumps(asdict(own)))
@@ -169,16 +179,21 @@ class FairShare:
 
     def leave(self) -> None:
         """Claim nothing any more."""
+        self._left = True
         with suppress(Exception):
             # the cluster may be gone
             remove_cluster_note(f"{PREFIX}{self._token}")
 
     def _read(self, now: float) -> list[Claim]:
         """What other studies want that are placed by the same."""
+        claims = [Claim(**json.loads(text)) for text in cluster_notes(PREFIX)]
+        others = [claim for claim in claims if claim.token != self._token]
+        ended = ended_jobs() if others else frozenset()
         found = []
-        for text in cluster_notes(PREFIX):
-            claim = Claim(**json.loads(text))
-            if claim.token == self._token:
+        for claim in others:
+            if claim.job in ended:
+                # its driver was killed
+                remove_cluster_note(f"{PREFIX}{claim.token}")
                 continue
             beat, since = self._beats.get(claim.token, (-1, now))
             if claim.beat != beat:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from ray import cloudpickle
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, state
 from ray._private import utils as ray_utils
 from ray.exceptions import (
     ActorUnavailableError,
@@ -156,6 +156,11 @@ def cluster_notes(prefix: str) -> list[str]:
     return [text.decode() for text in found if text is not None]
 
 
+def ended_jobs() -> frozenset[str]:
+    """The jobs of the cluster whose driver has ended, however it did, by Ray's names of them."""
+    return frozenset(job["JobID"] for job in state.jobs() if job["IsDead"])
+
+
 def own_daemons() -> list[tuple[str, Popen[bytes]]]:
     """GCS and raylet of the cluster that this process started; none if it joined one."""
     from ray._private import worker
@@ -283,8 +288,6 @@ def node_of(trial: Trial) -> str | None:
 
 
 def _node_of_actor(actor_id: str) -> str | None:
-    from ray._private import state
-
     known = state.actors(actor_id=actor_id)
     return known.get("Address", {}).get("NodeID") or None
 

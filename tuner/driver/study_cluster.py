@@ -116,8 +116,8 @@ def study_cluster(
         own: Whether it is a cluster of our own.
     """
     settings = study.spec.resources
-    here = ray.get_runtime_context().get_node_id()
-    nodes = Nodes(settings, planned_trials(study.spec), here, joined=not own)
+    context = ray.get_runtime_context()
+    nodes = Nodes(settings, planned_trials(study.spec), context.get_node_id(), joined=not own)
     if own:
         nodes.see(nodes_of(ray.nodes()), time.monotonic())
         yield StudyCluster(nodes)
@@ -136,6 +136,6 @@ def study_cluster(
             console.print(f"cluster        {line}", markup=False)
 
     real_gpus = settings.gpu != 0 and not settings.logical_gpus
-    fair = FairShare(study.label, settings.priority)
+    fair = FairShare(study.label, settings.priority, context.get_job_id())
     with NodeWatch(nodes, needs, fair, tell, gpus=real_gpus) as watch:
         yield StudyCluster(nodes, watch, fair)

@@ -17,7 +17,7 @@ from tuner.spec.settings import TrialResources
 def claim(
     token: str, *, wanted: int = 99, priority: float = 1, size: float = 1, **more: Any
 ) -> Claim:
-    return Claim(token, token, priority, "GPU", size, wanted, **more)
+    return Claim(token, token, "01", priority, "GPU", size, wanted, **more)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,8 @@ class Cluster:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.notes: dict[str, str] = {}
         self.now = 0.0
+        self.ended: set[str] = set()
+        monkeypatch.setattr(fair_share, "ended_jobs", lambda: self.ended)
         monkeypatch.setattr(fair_share.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(fair_share, "write_cluster_note", self.notes.__setitem__)
         monkeypatch.setattr(fair_share, "remove_cluster_note", self.notes.pop)
@@ -99,7 +101,7 @@ class Cluster:
         )
 
     def study(self, name: str, live: list[int], priority: float = 1, gpu: float = 1) -> FairShare:
-        share = FairShare(name, priority)
+        share = FairShare(name, priority, f"job of {name}")
         share.claim(TrialResources(1, gpu, 4))
         share.follow(lambda: 8, lambda: live[0])
         return share
@@ -138,6 +140,28 @@ def test_a_study_makes_room_for_one_that_comes_and_has_all_again_when_it_left(
 
 
 def test_a_driver_that_was_killed_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch)
+    killed = cluster.study("spleen", [2])
+    killed.look(GPUS)
+    cluster.ended.add("job of spleen")
+    # neither from one that was there nor from one that comes, and its claim is not kept for ever
+    first = cluster.study("liver", [4])
+    first.look(GPUS)
+    assert first.places is None
+    assert len(cluster.notes) == 1
+
+
+def test_a_study_that_left_claims_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch)
+    study = cluster.study("liver", [4])
+    study.look(GPUS)
+    study.leave()
+    # the thread that looks may be late
+    study.look(GPUS)
+    assert not cluster.notes
+
+
+def test_a_driver_that_is_silent_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch)
     first, second = cluster.study("liver", [4]), cluster.study("spleen", [2])
     for _ in range(3):

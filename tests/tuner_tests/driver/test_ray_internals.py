@@ -34,6 +34,7 @@ from ray.exceptions import (
 from ray.tune.experiment import Trial
 
 import tuner
+from tuner.driver import ray_internals
 from tuner.driver.ray_internals import (
     actor_of,
     check_versions,
@@ -270,6 +271,15 @@ def test_the_node_of_a_trial_is_that_of_its_actor(monkeypatch: pytest.MonkeyPatc
     assert node_of(trial) == "of ab"
     monkeypatch.setattr(state, "actors", lambda actor_id: {})
     assert node_of(trial) is None
+
+
+def test_jobs_whose_driver_has_ended_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = inspect.getsource(state.GlobalState.job_table)
+    assert 'job_info["JobID"] = entry.job_id.hex()' in table
+    assert 'job_info["IsDead"] = entry.is_dead' in table
+    jobs = [{"JobID": "01", "IsDead": False}, {"JobID": "02", "IsDead": True}]
+    monkeypatch.setattr(state, "jobs", lambda: jobs)
+    assert ray_internals.ended_jobs() == {"02"}
 
 
 def test_a_trial_of_tune_knows_its_actor_and_the_file_of_its_error() -> None:
