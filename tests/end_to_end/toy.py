@@ -132,7 +132,9 @@ class ToyTrainable(TrialTrainable):
     """Ray's view of a toy trial."""
 
     def _begin(self, config: dict[str, Any]) -> ToyRun:
-        return ToyRun(self._study, self._spec, TrialRequest.from_ray(config), placement())
+        request = TrialRequest.from_ray(config)
+        memory = self._memory.report
+        return ToyRun(self._study, self._spec, request, placement(), memory=memory)
 
 
 def repeated(log: Path) -> list[int]:

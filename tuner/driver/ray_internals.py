@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -105,6 +106,22 @@ def own_handlers_kept() -> Iterator[None]:
         yield
     finally:
         ray_utils.set_sigterm_handler = original
+
+
+MEMORY_THRESHOLD = "RAY_memory_usage_threshold"
+"""Share of a node's memory above which Ray ends a process there; a variable of its raylet."""
+
+
+def node_memory() -> tuple[float, float]:
+    """Bytes that processes of this node hold, and above which Ray ends one of them.
+
+    As Ray's memory monitor counts them: of the container where there is one, without the pages of
+    files that the kernel keeps.
+    """
+    from ray._common.utils import get_system_memory
+
+    share = float(os.environ.get(MEMORY_THRESHOLD, "0.95"))
+    return float(ray_utils.get_used_memory()), share * float(get_system_memory())
 
 
 def name_process(name: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
     from tuner.driver.placement import FitNodes
+    from tuner.driver.study_cluster import StudyCluster
     from tuner.search.policies.policy import Policy
     from tuner.study.record import StudyRecord
 
@@ -50,7 +51,8 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         on_lost: Takes the number of a trial whose worker is lost, and why; by default the trial
             ends.
         placement: Where Ray may place a trial; anywhere by default.
-        makes_room: Why a trial is to pause for another study; empty if it need not.
+        cluster: The cluster of the study, whose nodes trials may fill; None where that is not to
+            matter.
     """
 
     def __init__(
@@ -59,14 +61,14 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         policy: Policy,
         on_lost: Callable[[int, Exception], None] | None = None,
         placement: FitNodes | None = None,
-        makes_room: Callable[[], str] = str,
+        cluster: StudyCluster | None = None,
     ) -> None:
         super().__init__()
         self._record = record
         self._policy = policy
         self._on_lost = on_lost or self._finish
         self._placement = placement
-        self._makes_room = makes_room
+        self._cluster = cluster
         self._waiting: list[_Waiting] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,6 +117,8 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         start = TrialStart.from_ray(result)
         if start is not None:
             self._record.place(number, start.placement)
+            if self._cluster is not None:
+                self._cluster.memory.begins(number, start.memory)
         report = EpochReport.from_ray(result)
         if report is None:
             return str(TrialScheduler.CONTINUE)
@@ -125,26 +129,43 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
                 self._record.decide(number, "fell back", report.note)
             if not report.add_to(self._record, number):
                 return str(TrialScheduler.CONTINUE)
+            if self._cluster is not None:
+                self._cluster.memory.reports(number, report.memory)
             if report.undefined:
                 self._record.decide(number, "undefined", report.undefined)
-            decision = self._policy.judge(number, report.epoch)
-            room = self._makes_room() if decision.action is Action.CONTINUE else ""
-            if room:
-                self._record.interrupt(number, f"after epoch {report.epoch}: {room}")
-                return str(TrialScheduler.STOP)
-            if decision.action is Action.CONTINUE:
-                if decision.reason:
-                    self._record.decide(number, "continued", decision.reason)
-                return str(TrialScheduler.CONTINUE)
-            if decision.action is Action.STOP:
-                self._record.finish(number, TrialState.STOPPED, decision.reason)
-            else:
-                self._record.pause(number, decision.reason)
-        return str(TrialScheduler.STOP)
+            goes_on = self._decide(number, report.epoch)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def _decide(self, number: int, epoch: int) -> bool:
+        """Decide, by the policy and what else needs its place, whether a trial goes on."""
+        decision = self._policy.judge(number, epoch)
+        if decision.action is Action.STOP:
+            self._record.finish(number, TrialState.STOPPED, decision.reason)
+            return False
+        if decision.action is not Action.CONTINUE:
+            self._record.pause(number, decision.reason)
+            return False
+        room = "" if self._cluster is None else self._cluster.makes_room(number)
+        if room:
+            self._record.interrupt(number, f"after epoch {epoch}: {room}")
+            return False
+        if decision.reason:
+            self._record.decide(number, "continued", decision.reason)
+        return True
+
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
+    ) -> None:
+        """Count the memory of a trial no longer."""
+        if self._cluster is not None:
+            self._cluster.memory.ends(TrialRequest.from_ray(trial.config).number)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Close a trial whose worker process died, or let it be tried again."""
-        self._on_lost(TrialRequest.from_ray(trial.config).number, lost_worker_error(trial))
+        number = TrialRequest.from_ray(trial.config).number
+        self._on_lost(number, lost_worker_error(trial))
+        if self._cluster is not None:
+            self._cluster.memory.ends(number)
 
     def _finish(self, number: int, error: Exception) -> None:
         end = classify(error)

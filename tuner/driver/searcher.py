@@ -18,6 +18,7 @@ from tuner.trial.failures import end_trial
 from tuner.trial.messages import EpochReport, Snapshot, TrialEnd, TrialRequest
 
 if TYPE_CHECKING:
+    from tuner.study.record import StudyRecord
     from tuner.study.study import Study
     from tuner.study.trial_entry import TrialEntry
 
@@ -85,6 +86,11 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         self._is_over: Callable[[], bool] = lambda: False
         self._exhausted = False
         self._idle = False
+
+    @property
+    def record(self) -> StudyRecord:
+        """The record of its trials."""
+        return self._record
 
     @property
     def live(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from tuner.driver.fair_share import FairShare
+from tuner.driver.memory_places import MemoryPlaces
 from tuner.driver.node_watch import NodeWatch
 from tuner.driver.nodes import Nodes
 from tuner.driver.resources import nodes_of
@@ -36,14 +37,20 @@ class StudyCluster:
 
     Args:
         nodes: What is known of the nodes.
+        memory: What trials take of the memory of their nodes.
         watch: What watches them; None for a cluster of our own, which is this machine.
         fair: What shares the cluster with other studies; None for one of our own.
     """
 
     def __init__(
-        self, nodes: Nodes, watch: NodeWatch | None = None, fair: FairShare | None = None
+        self,
+        nodes: Nodes,
+        memory: MemoryPlaces,
+        watch: NodeWatch | None = None,
+        fair: FairShare | None = None,
     ) -> None:
         self.nodes = nodes
+        self.memory = memory
         self._watch = watch
         self._fair = fair
 
@@ -90,17 +97,19 @@ class StudyCluster:
         return None
 
     def follow(self, searcher: RecordSearcher) -> None:
-        """Let other studies have what this one does not want."""
+        """Look after the trials of a run, and let other studies have what it does not want."""
+        self.memory.follow(searcher.record)
         if self._fair is not None:
             self._fair.follow(lambda: searcher.wanted(self.nodes.limit), lambda: searcher.live)
 
-    def makes_room(self) -> str:
-        """Why a trial is to pause for another study; empty if it need not."""
-        return "" if self._fair is None else self._fair.makes_room()
+    def makes_room(self, number: int) -> str:
+        """Why a trial is to pause for others, of this study or another; empty if it need not."""
+        room = self.memory.makes_room(number)
+        return room or ("" if self._fair is None else self._fair.makes_room())
 
     def lets_go(self) -> bool:
         """Whether a worker whose trial has ended is given back to the cluster."""
-        return self._fair is not None and self._fair.lets_go()
+        return (self._fair is not None and self._fair.lets_go()) or self.memory.lets_go()
 
 
 @contextmanager
@@ -117,10 +126,17 @@ def study_cluster(
     """
     settings = study.spec.resources
     context = ray.get_runtime_context()
-    nodes = Nodes(settings, planned_trials(study.spec), context.get_node_id(), joined=not own)
+    memory = MemoryPlaces()
+    nodes = Nodes(
+        settings,
+        planned_trials(study.spec),
+        context.get_node_id(),
+        joined=not own,
+        memory=memory,
+    )
     if own:
         nodes.see(nodes_of(ray.nodes()), time.monotonic())
-        yield StudyCluster(nodes)
+        yield StudyCluster(nodes, memory)
         return
     needs = NodeNeeds(
         study.folder.absolute(),
@@ -138,4 +154,4 @@ def study_cluster(
     real_gpus = settings.gpu != 0 and not settings.logical_gpus
     fair = FairShare(study.label, settings.priority, context.get_job_id())
     with NodeWatch(nodes, needs, fair, tell, gpus=real_gpus) as watch:
-        yield StudyCluster(nodes, watch, fair)
+        yield StudyCluster(nodes, memory, watch, fair)

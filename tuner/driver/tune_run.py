@@ -10,7 +10,7 @@ from ray.tune.stopper import CombinedStopper, Stopper
 from tuner.driver.confirm_searcher import ConfirmSearcher
 from tuner.driver.lost_workers import LostWorkers, head_is_gone, raylet_answers
 from tuner.driver.placement import FitNodes
-from tuner.driver.ray_internals import name_process
+from tuner.driver.ray_internals import name_process, node_memory
 from tuner.driver.scheduler import RecordScheduler
 from tuner.driver.searcher import build_searcher
 from tuner.driver.stopping import HaltStopper
@@ -25,8 +25,6 @@ from tuner.trial.context import StudyContext
 from tuner.trial.trainable import TrialTrainable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tuner.driver.searcher import RecordSearcher
     from tuner.driver.study_cluster import StudyCluster
     from tuner.search.deadline import TimePlan
@@ -62,10 +60,9 @@ def assemble(
         # the searcher proposes no more than the nodes hold
         limit = cluster.nodes.limit
     searcher.wait_unless(stopper.stop_all)
-    makes_room: Callable[[], str] = str
     if cluster is not None:
         cluster.follow(searcher)
-        makes_room = cluster.makes_room
+    scheduler = RecordScheduler(study.record, policy, lost.lost, placement, cluster)
     actor = tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu})
     # what Ray's dashboard, its logs and the list of processes call a trial's actor; Ray shows
     # what follows the last dot
@@ -74,7 +71,7 @@ def assemble(
         actor,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RecordScheduler(study.record, policy, lost.lost, placement, makes_room),
+            scheduler=scheduler,
             # the searcher says when the study is over; a promoted trial is a new one to Tune
             num_samples=-1,
             max_concurrent_trials=limit,
@@ -129,7 +126,11 @@ def run_tune(
         code=code_folder(study.folder),
     )
     trainable = tune.with_parameters(
-        TrialTrainable, study=context, label=study.label, show=name_process
+        TrialTrainable,
+        study=context,
+        label=study.label,
+        show=name_process,
+        node_memory=node_memory,
     )
     if chosen is None:
         policy = build_policy(study.record, study.spec)

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -40,7 +40,7 @@ from tuner.study.files import (
 from tuner.study.trial_entry import CASES, GRID, TrialState
 from tuner.trial.code import check_code
 from tuner.trial.context import StudyContext, shown_hyperparameters
-from tuner.trial.costs import TrialCosts
+from tuner.trial.costs import HOST_MEMORY, TrialCosts
 from tuner.trial.failures import ConstraintBrokenError, classify
 from tuner.trial.gpus import check_trial_gpu
 from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
@@ -49,6 +49,7 @@ from tuner.trial.only_trainer import only_trainer
 
 if TYPE_CHECKING:
     from training.trainer import SegmentationTrainer
+    from tuner.trial.memory import MemoryUse
     from tuner.trial.ranks import Ranks
 
 HANG_DUMP_SHARE = 0.9
@@ -64,6 +65,7 @@ class TrialRun:
         request: The trial.
         placement: Where the trial runs: node, process and devices.
         ranks: The further processes of a trial on several GPUs; None for one.
+        memory: What the trial and its node hold; None where that cannot be measured.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class TrialRun:
         request: TrialRequest,
         placement: Mapping[str, Any] = MappingProxyType({}),
         ranks: Ranks | None = None,
+        memory: Callable[[], MemoryUse | None] = lambda: None,
     ) -> None:
         self._study = study
         self._spec = spec
@@ -81,6 +84,7 @@ class TrialRun:
         self._values = request.values
         self._placement = placement
         self._ranks = ranks
+        self._memory = memory
         self._note = ""
         self._reports: queue.Queue[EpochReport | TrialEnd | NodeUnfitError] = queue.Queue()
         self._turn = threading.Semaphore(0)
@@ -147,6 +151,9 @@ class TrialRun:
         metrics = {key: value for key, value in row.items() if key not in {"epoch", "seconds"}}
         if self._costs is not None:
             metrics |= self._costs.measure()
+        memory = self._memory()
+        if memory is not None:
+            metrics[HOST_MEMORY] = memory.peak
         if self._spec.metric not in metrics:
             raise PluginError(
                 f"the metric {self._spec.metric} was not logged in epoch {int(row['epoch'])}"
@@ -169,6 +176,7 @@ class TrialRun:
                 self._study.gpus,
                 undefined,
                 note,
+                memory,
             )
         )
         self.wait_for_turn()
