@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tuner.study.trial_entry import MEMORY
@@ -31,10 +31,12 @@ class _Node:
     Attributes:
         limit: What its processes may hold before Ray ends one of them.
         others: What processes that are no trials of the study hold.
+        trials: Trials that run there.
     """
 
     limit: float
     others: float = 0.0
+    trials: set[int] = field(default_factory=set)
 
 
 class MemoryPlaces:
@@ -72,6 +74,8 @@ class MemoryPlaces:
             self._recent = list(self._held)[-RECENT:]
             self._node_of, self._means, self._left = {}, {}, ""
             self._unmeasured, self._leaving = set(), set()
+            for node in self._nodes.values():
+                node.trials.clear()
 
     @property
     def largest(self) -> float:
@@ -84,6 +88,7 @@ class MemoryPlaces:
             return
         with self._lock:
             self._node_of[number] = use.node
+            self._nodes.setdefault(use.node, _Node(use.limit)).trials.add(number)
             self._means[number] = use.mean
             self._unmeasured.add(number)
             self._look(use)
@@ -102,6 +107,8 @@ class MemoryPlaces:
         """Count a trial no longer."""
         with self._lock:
             self._left = self._node_of.pop(number, "")
+            if self._left:
+                self._nodes[self._left].trials.discard(number)
             self._means.pop(number, None)
             self._unmeasured.discard(number)
             self._leaving.discard(number)
@@ -117,13 +124,15 @@ class MemoryPlaces:
             if node_id is None:
                 return False
             at_once = self.running(node_id)
-            # so many of this size are too many
-            self._note(number, self._free(node_id) / at_once)
+            if at_once > 1:
+                # so many of this size are too many
+                self._note(number, self._free(node_id) / at_once)
             return at_once > 1
 
     def running(self, node_id: str) -> int:
         """Trials that run on a node."""
-        return sum(each == node_id for each in self._node_of.values())
+        node = self._nodes.get(node_id)
+        return 0 if node is None else len(node.trials)
 
     def room(self, node_id: str) -> int | None:
         """Further trials that the memory of a node holds; None while nothing is known of it.
@@ -134,9 +143,11 @@ class MemoryPlaces:
             largest = self.largest
             if node_id not in self._nodes or not largest:
                 return None
-            free = self._free(node_id) - MARGIN * sum(self._needs(node_id))
+            trials = self._nodes[node_id].trials
+            needs = sum(self._held.get(number, largest) for number in trials)
+            free = self._free(node_id) - MARGIN * needs
             fit = max(0, math.floor(free / (MARGIN * largest)))
-            return fit if self.running(node_id) else max(1, fit)
+            return fit if trials else max(1, fit)
 
     def makes_room(self, number: int) -> str:
         """Why a trial is to pause: those of its node do not fit together; empty if they do.
@@ -144,12 +155,13 @@ class MemoryPlaces:
         The first of them trains on.
         """
         with self._lock:
-            node_id = self._node_of.get(number, "")
-            here = [each for each, node in self._node_of.items() if node == node_id]
-            stay = [each for each in here if each not in self._leaving]
+            node_id = self._node_of.get(number)
+            if node_id is None:
+                return ""
+            stay = self._nodes[node_id].trials - self._leaving
             if len(stay) < 2 or number == min(stay):
                 return ""
-            needs = sum(self._need(each) for each in stay)
+            needs = sum(self._held.get(each, self._means[each]) for each in stay)
             free = self._free(node_id)
             if needs <= free:
                 return ""
@@ -180,26 +192,17 @@ class MemoryPlaces:
 
     def _look(self, use: MemoryUse) -> None:
         """Take over what a node holds beside the study's trials."""
-        node = self._nodes.setdefault(use.node, _Node(use.limit))
-        node.limit = use.limit
-        trials = 0.0
-        for number, node_id in self._node_of.items():
-            if node_id == use.node:
-                # one that has just begun will soon hold more
-                likely = self.largest if number in self._unmeasured else 0.0
-                trials += max(self._means[number], likely)
-        node.others = max(0.0, use.used - trials)
+        node, largest, trials = self._nodes[use.node], self.largest, 0.0
+        for number in node.trials:
+            # one that has just begun will soon hold more
+            likely = largest if number in self._unmeasured else 0.0
+            trials += max(self._means[number], likely)
+        node.limit, node.others = use.limit, max(0.0, use.used - trials)
 
     def _free(self, node_id: str) -> float:
         """What the trials of a node may hold together."""
         node = self._nodes.get(node_id)
         return math.inf if node is None else max(0.0, node.limit - node.others)
-
-    def _needs(self, node_id: str) -> list[float]:
-        return [self._need(number) for number, node in self._node_of.items() if node == node_id]
-
-    def _need(self, number: int) -> float:
-        return self._held.get(number, self.largest)
 
 
 def _gib(size: float) -> str:

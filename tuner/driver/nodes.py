@@ -105,6 +105,17 @@ class Nodes:
         return {"CPU": sum(node.cpu for node in used), "GPU": sum(node.gpu for node in used)}
 
     @property
+    def gpus(self) -> dict[str, int]:
+        """GPUs of each node that a trial may be placed on now, by Ray's name of it."""
+        avoided = self.avoided
+        with self._lock:
+            return {
+                node_id: int(known.node.gpu)
+                for node_id, known in self._known.items()
+                if node_id not in avoided
+            }
+
+    @property
     def planned(self) -> bool:
         """Whether the share of a trial is decided."""
         return self._share is not None

@@ -79,7 +79,8 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         """Note that a trial waits for a worker, and where that may be."""
         avoids: frozenset[str] = frozenset()
         if self._placement is not None:
-            trial.update_resources(self._placement)
+            gpus = TrialRequest.from_ray(trial.config).gpus
+            trial.update_resources(self._placement.with_gpus(gpus) if gpus else self._placement)
             avoids = self._placement.avoided
         self._waiting.append(_Waiting(time.monotonic(), trial, avoids))
 
@@ -105,6 +106,14 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
             # what was asked of Ray leaves out a node that may be used now: it is asked again
             number = TrialRequest.from_ray(oldest.trial.config).number
             self._record.interrupt(number, "it waited for a node, and others can be used now")
+            tune_controller.stop_trial(oldest.trial)
+            return None
+        request = TrialRequest.from_ray(oldest.trial.config)
+        spare = None if self._cluster is None else self._cluster.spare
+        if spare is not None and request.gpus > 1 and waited > WORKER_STARTS_WITHIN:
+            spare.give_up(request.number)
+            reason = f"{request.gpus} GPUs of a node are not to be had; it goes on with 1"
+            self._record.interrupt(request.number, reason)
             tune_controller.stop_trial(oldest.trial)
             return None
         return oldest.trial if waited > WORKER_STARTS_WITHIN else self._waiting[-1].trial
@@ -145,13 +154,20 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         if decision.action is not Action.CONTINUE:
             self._record.pause(number, decision.reason)
             return False
-        room = "" if self._cluster is None else self._cluster.makes_room(number)
-        if room:
-            self._record.interrupt(number, f"after epoch {epoch}: {room}")
+        why = "" if self._cluster is None else self._makes_way(self._cluster, number, epoch)
+        if why:
+            self._record.interrupt(number, f"after epoch {epoch}: {why}")
             return False
         if decision.reason:
             self._record.decide(number, "continued", decision.reason)
         return True
+
+    def _makes_way(self, cluster: StudyCluster, number: int, epoch: int) -> str:
+        """Why a trial is to pause, for others or for other GPUs; empty if it need not."""
+        room = cluster.makes_room(number)
+        if room or cluster.spare is None:
+            return room
+        return cluster.spare.change(number, epoch)
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]

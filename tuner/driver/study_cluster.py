@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.driver.searcher import RecordSearcher
+    from tuner.driver.spare_gpus import SpareGpus
     from tuner.spec.settings import TrialResources
     from tuner.study.data import StudyData
     from tuner.study.study import Study
@@ -53,6 +54,8 @@ class StudyCluster:
         self.memory = memory
         self._watch = watch
         self._fair = fair
+        self.spare: SpareGpus | None = None
+        """What gives the last trials further GPUs; None where nothing may."""
 
     @property
     def joined(self) -> bool:
@@ -109,7 +112,13 @@ class StudyCluster:
 
     def lets_go(self) -> bool:
         """Whether a worker whose trial has ended is given back to the cluster."""
-        return (self._fair is not None and self._fair.lets_go()) or self.memory.lets_go()
+        # some count how often they were asked
+        answers = [each.lets_go() for each in (self._fair, self.memory, self.spare) if each]
+        return any(answers)
+
+    def idle(self) -> bool:
+        """Whether workers that are kept for a next trial are given back too."""
+        return self.spare is not None and self.spare.idle()
 
 
 @contextmanager

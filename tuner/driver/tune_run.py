@@ -13,6 +13,7 @@ from tuner.driver.placement import FitNodes
 from tuner.driver.ray_internals import name_process, node_memory
 from tuner.driver.scheduler import RecordScheduler
 from tuner.driver.searcher import build_searcher
+from tuner.driver.spare_gpus import SpareGpus
 from tuner.driver.stopping import HaltStopper
 from tuner.search.policies import Policy, build_policy, planned
 from tuner.study.code import code_folder
@@ -55,8 +56,13 @@ def assemble(
     """
     lost = LostWorkers(study, head_is_gone, cluster, raylet_answers)
     placement, limit = None, resources.max_concurrent
+    spare = None if cluster is None else cluster.spare
+    if cluster is not None and (cluster.joined or 0 < resources.gpu < 1 or spare is not None):
+        nodes = cluster.nodes
+        placement = FitNodes(
+            resources.cpu, resources.gpu, lambda: nodes.avoided, lambda: nodes.gpus
+        )
     if cluster is not None and cluster.joined:
-        placement = FitNodes(resources.cpu, resources.gpu, lambda: cluster.nodes.avoided)
         # the searcher proposes no more than the nodes hold
         limit = cluster.nodes.limit
     searcher.wait_unless(stopper.stop_all)
@@ -81,7 +87,7 @@ def assemble(
             name=RAY_FOLDER,
             storage_path=str(study.folder),
             # before the others, which show and prune what it decides
-            callbacks=[lost, *callbacks],
+            callbacks=[lost, *([spare] if spare is not None else []), *callbacks],
             stop=CombinedStopper(stopper, HaltStopper(study.record)),
             verbose=0,
             # it prints nothing either; that of notebooks would clear the output of the cell
@@ -137,8 +143,14 @@ def run_tune(
         if plan is not None:
             policy = planned(policy, study.record, study.spec, plan)
         searcher: RecordSearcher = build_searcher(study, policy, cluster.nodes.places)
+        cluster.spare = SpareGpus.of(
+            study, resources, cluster.nodes, searcher, data.validation_cases
+        )
+        if cluster.spare is not None:
+            searcher.share_by(cluster.spare.requested)
     else:
         policy = Policy(study.record)
         searcher = ConfirmSearcher(study, chosen, cluster.nodes.places)
+        cluster.spare = None
     run = assemble(study, trainable, searcher, policy, resources, callbacks, stopper, cluster)
     run.fit()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _NUMBER = "trial_number"
 _EXPLOITS = "exploits"
 _FOLD = "next_fold"
+_GPUS = "trial_gpus"
 _START = "trial_start"
 _EPOCH = "epoch_report"
 _END = "trial_end"
@@ -49,12 +50,14 @@ class TrialRequest:
         values: Its values by field name.
         exploits: The checkpoint of another trial that it last took over; None if it never did.
         fold: Folds that it has trained to their end; it goes on with the next one.
+        gpus: GPUs that it has, where they are other than those of the study's trials; else 0.
     """
 
     number: int
     values: Mapping[str, Any]
     exploits: Snapshot | None = None
     fold: int = 0
+    gpus: int = 0
 
     def to_ray(self) -> dict[str, Any]:
         """As the config of a trial of Tune: the values stay flat, as its dashboard shows them."""
@@ -63,6 +66,8 @@ class TrialRequest:
             config[_EXPLOITS] = [self.exploits.trial, self.exploits.epoch]
         if self.fold:
             config[_FOLD] = self.fold
+        if self.gpus:
+            config[_GPUS] = self.gpus
         return config
 
     @classmethod
@@ -72,7 +77,9 @@ class TrialRequest:
         number = values.pop(_NUMBER)
         exploits = values.pop(_EXPLOITS, None)
         fold = values.pop(_FOLD, 0)
-        return cls(number, values, None if exploits is None else Snapshot(*exploits), fold)
+        gpus = values.pop(_GPUS, 0)
+        snapshot = None if exploits is None else Snapshot(*exploits)
+        return cls(number, values, snapshot, fold, gpus)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from tuner.trial.code import check_code
 from tuner.trial.context import StudyContext, shown_hyperparameters
 from tuner.trial.costs import HOST_MEMORY, TrialCosts
 from tuner.trial.failures import ConstraintBrokenError, classify
-from tuner.trial.gpus import check_trial_gpu
+from tuner.trial.gpus import check_trial_gpu, keep_to_share
 from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
 from tuner.trial.node_faults import NodeUnfitError, node_fault
 from tuner.trial.only_trainer import only_trainer
@@ -265,7 +265,9 @@ class TrialRun:
             notes.append(take_over(folder, donor, exploits.epoch, folder / METRICS_FILE))
         config = self._study.trial_config(self._spec, self._number, self._values, fold)
         logical = self._spec.resources.logical_gpus
-        check_trial_gpu(0 if logical or not config.gpus else self._study.gpus)
+        gpus = 0 if logical or not config.gpus else self._study.gpus
+        check_trial_gpu(gpus)
+        keep_to_share(gpus)
         config.data_dir = self._data(config, fold)
         # `auto` depends on the labels, and an exported model must record how it was trained
         labels = PreprocessedDataset.load(config.data_dir).labels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -46,6 +47,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             show: Shows a text as the name of this process.
             node_memory: Bytes that are used on this node, and that may be.
         """
+        gpus = TrialRequest.from_ray(config).gpus
+        # only trials that have as many go on in this process
+        study = replace(study, gpus=gpus) if gpus else study
         self._study = study
         self._label = label
         self._show = show
