@@ -16,6 +16,8 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
 
 from tuner.study.remote.store import Store, StoreError
 
@@ -47,6 +49,7 @@ class Holder:
         token: Drawn by the holder.
         host: Its machine.
         pid: Its process there.
+        space: Where that number is of that process: this run of the machine, and its container.
         beat: How often it has written.
         released: Whether it has let go; it is then the last one that held it.
     """
@@ -54,11 +57,35 @@ class Holder:
     token: str
     host: str
     pid: int
+    space: str
     beat: int = 0
     released: bool = False
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is known to have ended, since it was a process of this machine."""
+        if self.space != _space() or not self.space:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+
+@cache
+def _space() -> str:
+    """Where a number is of one process; empty where that cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 class Lease:
@@ -74,7 +101,7 @@ class Lease:
         self._store = store
         self._name = name
         self._lost = lost
-        self._own = Holder(uuid.uuid4().hex, socket.gethostname(), os.getpid())
+        self._own = Holder(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _space())
         self._confirmed = -math.inf
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -88,14 +115,12 @@ class Lease:
         self,
         patience: float = 0.0,
         leave: Callable[[], None] = lambda: None,
-        dead: Callable[[Holder], bool] = lambda holder: False,
     ) -> Holder | None:
         """Take the lease, from a holder that is gone if need be.
 
         Args:
             patience: Seconds to wait for a holder that is seen to live.
             leave: Called while it waits; raises to give up.
-            dead: Whether a holder is known to be gone, so that nobody waits for it.
 
         Returns:
             Who held it last; None if nobody ever did.
@@ -106,7 +131,7 @@ class Lease:
         """
         begun = seen = time.monotonic()
         before = self.holder(self._store, self._name)
-        while before is not None and not before.released and not dead(before):
+        while before is not None and not before.released and not before.is_gone:
             now = time.monotonic()
             if now - seen >= SILENT_SECONDS:
                 break

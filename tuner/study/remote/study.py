@@ -163,8 +163,7 @@ def driven_here(
     lease = Lease(place.store, f"{place.prefix}/{LEASE}", taken_over)
     with _told():
         last = _last_token(place)
-        # its process had the lock that is held here now
-        before = lease.acquire(dead=lambda holder: holder.token == last)
+        before = lease.acquire()
         copy = WorkingCopy(place.store, folder, place.prefix, (*WORKERS_OWN, *NOT_KEPT))
         if before is None or before.token != last or not (folder / DATABASE).is_file():
             _fetch(place, folder)
@@ -184,8 +183,11 @@ def driven_here(
     finally:
         try:
             sender.finish(lambda: bool(taken))
-            # of a start that came to nothing, nothing is left
-            lease.release(forget=not (folder / DATABASE).is_file())
+            if (folder / DATABASE).is_file():
+                lease.release()
+            else:
+                lease.release(forget=True)
+                _withdraw(place)
         except StoreError as error:
             if not taken:
                 raise StudyError(
@@ -213,15 +215,18 @@ class _Databases:
             state = [_state(path.with_name(path.name + suffix)) for suffix in ("", "-wal")]
             if state == self._sent.get(name):
                 continue
-            if state[0] is None:
-                if name in self._sent:
-                    self._place.store.remove(f"{self._place.prefix}/{name}")
-                    del self._sent[name]
-                continue
-            content = _committed(path)
+            content = None if state[0] is None else _committed(path)
             if content is not None:
                 self._place.store.write(f"{self._place.prefix}/{name}", content)
                 self._sent[name] = state
+
+
+def _withdraw(place: RemotePlace) -> None:
+    """Remove what a start that came to nothing has sent; a study with trials stays."""
+    sent = place.store.listing(place.prefix)
+    if not any(name.startswith(f"{place.prefix}/{TRIALS_FOLDER}/") for name in sent):
+        for name in sent:
+            place.store.remove(name)
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

@@ -118,13 +118,14 @@ class WorkingCopy:
     def _send(self, name: str) -> None:
         path = self.folder / name
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            before = os.fstat(file.fileno())
             self.store.upload(file, f"{self.prefix}/{name}")
             stored = self.store.find(f"{self.prefix}/{name}")
             if stored is None:
                 return
-            # of the file that was sent, which another may have replaced
-            if os.fstat(file.fileno()).st_size == size:
+            # of the file that was sent, which another may have replaced, or which was written on
+            now = os.fstat(file.fileno())
+            if (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
                 os.utime(file.fileno(), ns=(stored.written, stored.written))
         self._there[name] = stored
         self._sent.add(name)
