@@ -50,7 +50,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         gpus = TrialRequest.from_ray(config).gpus
         # only trials that have as many go on in this process
         study = replace(study, gpus=gpus) if gpus else study
-        self._study = study
+        self._study = study = study.on_this_node()
         self._label = label
         self._show = show
         self._memory = MemoryMeter(placement()["node_id"], node_memory)
