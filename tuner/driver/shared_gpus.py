@@ -26,6 +26,9 @@ PLACED_SECONDS = 1.0
 WHOLE = 10_000
 """Parts in which Ray counts a GPU."""
 
+ROUNDING = 10
+"""Parts by which what is left of a GPU may differ from what is known, for rounding."""
+
 
 class SharedGpus:
     """Places trials that have a part of a GPU.
@@ -56,7 +59,7 @@ class SharedGpus:
                 continue
             used = [part for part in left[node] if self._share <= part < WHOLE]
             here = {NODE_LABEL: node}
-            with _booked([{"GPU": part / WHOLE} for part in used], here):
+            with _booked([{"GPU": (part - ROUNDING) / WHOLE} for part in used], here):
                 place = placement_group([self._bundle], bundle_label_selector=[here])
                 if place.wait(PLACED_SECONDS):
                     self._places[place] = node, left[node].index(WHOLE)

@@ -64,7 +64,9 @@ class Ray:
             else:
                 place.state = "CREATED"
 
-    def _book(self, place: Place, part: float, wanted: str | None) -> bool:
+    def _book(self, place: Place, given: float, wanted: str | None) -> bool:
+        # Ray counts ten-thousandths
+        part = round(given, 4)
         able = [
             (left, node, gpu)
             for node, gpus in self.left.items()
