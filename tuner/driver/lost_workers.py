@@ -85,7 +85,7 @@ class LostWorkers(Callback):  # type: ignore[misc]
         too_many = (
             self._cluster is not None
             and isinstance(error, WorkerOutOfMemoryError)
-            and self._cluster.memory.killed(number)
+            and self._cluster.memory.killed(number, str(error))
         )
         if too_many:
             reason = f"too many trials at once for the memory of their node: {error}"

@@ -32,11 +32,13 @@ class _Node:
         limit: What its processes may hold before Ray ends one of them.
         others: What processes that are no trials of the study hold.
         trials: Trials that run there.
+        killed: What Ray told when it last ended processes there, and how many trials ran then.
     """
 
     limit: float
-    others: float = 0.0
+    others: float = math.inf
     trials: set[int] = field(default_factory=set)
+    killed: tuple[str, int] = "", 0
 
 
 class MemoryPlaces:
@@ -88,7 +90,9 @@ class MemoryPlaces:
             return
         with self._lock:
             self._node_of[number] = use.node
-            self._nodes.setdefault(use.node, _Node(use.limit)).trials.add(number)
+            node = self._nodes.setdefault(use.node, _Node(use.limit))
+            node.trials.add(number)
+            node.killed = "", 0
             self._means[number] = use.mean
             self._unmeasured.add(number)
             self._look(use)
@@ -113,8 +117,12 @@ class MemoryPlaces:
             self._unmeasured.discard(number)
             self._leaving.discard(number)
 
-    def killed(self, number: int) -> bool:
+    def killed(self, number: int, message: str) -> bool:
         """Take over that Ray ended a trial's process for want of memory.
+
+        Args:
+            number: The trial.
+            message: What Ray told; it may end several at a time, and tells the same of each.
 
         Returns:
             Whether other trials of the study held some of it: there were too many at once.
@@ -123,7 +131,10 @@ class MemoryPlaces:
             node_id = self._node_of.get(number)
             if node_id is None:
                 return False
-            at_once = self.running(node_id)
+            node = self._nodes[node_id]
+            if node.killed[0] != message:
+                node.killed = message, len(node.trials)
+            at_once = node.killed[1]
             if at_once > 1:
                 # so many of this size are too many
                 self._note(number, self._free(node_id) / at_once)
@@ -192,12 +203,11 @@ class MemoryPlaces:
 
     def _look(self, use: MemoryUse) -> None:
         """Take over what a node holds beside the study's trials."""
-        node, largest, trials = self._nodes[use.node], self.largest, 0.0
-        for number in node.trials:
-            # one that has just begun will soon hold more
-            likely = largest if number in self._unmeasured else 0.0
-            trials += max(self._means[number], likely)
-        node.limit, node.others = use.limit, max(0.0, use.used - trials)
+        node = self._nodes[use.node]
+        others = max(0.0, use.used - sum(self._means[number] for number in node.trials))
+        # one that has just begun holds more by now, which is not that of others
+        known = node.others if node.trials & self._unmeasured else math.inf
+        node.limit, node.others = use.limit, min(known, others)
 
     def _free(self, node_id: str) -> float:
         """What the trials of a node may hold together."""

@@ -168,7 +168,9 @@ def test_a_trial_that_had_to_share_its_nodes_memory_goes_on_when_there_is_room(
     assert study.record.entries[0].notes[MEMORY] == 4000
     assert study.record.entries[0].failures == 0
     # by itself it is too large
-    cluster.memory.ends(1)
+    for number in (0, 1):
+        cluster.memory.ends(number)
+    cluster.memory.begins(0, MemoryUse("w2-id", 0, 0, 1000, 9000))
     state, _ = after_loss(study, monkeypatch, error, cluster=cluster)
     assert state is TrialState.OUT_OF_MEMORY
 

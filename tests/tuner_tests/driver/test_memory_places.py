@@ -139,6 +139,19 @@ def test_what_other_programs_hold_is_not_for_trials() -> None:
     assert cluster.places.room("a") == 3
 
 
+def test_a_trial_that_has_just_begun_is_not_taken_for_another_program() -> None:
+    cluster = Cluster(limit=16, others=1)
+    cluster.begin(0, 1)
+    # it has grown, and not told so yet
+    cluster.held[1] = 4.0
+    cluster.epoch(0, 4.0)
+    assert "of the 15.0 GiB" in cluster.places.describe("a")
+    # nor does what it is likely to need hide what others hold
+    assert cluster.places.room("a") == 1
+    cluster.epoch(1, 4.0)
+    assert "of the 15.0 GiB" in cluster.places.describe("a")
+
+
 def test_nodes_are_looked_at_by_themselves() -> None:
     cluster = Cluster(limit=16, others=0)
     cluster.begin(0)
@@ -173,18 +186,21 @@ def test_trials_that_do_not_fit_together_pause_but_for_the_first() -> None:
 def test_ray_ending_a_trial_for_memory_says_how_many_are_too_many() -> None:
     cluster = Cluster(limit=16, others=1)
     cluster.begin(0, 1, 2)
-    assert cluster.places.killed(2)
+    assert cluster.places.killed(2, "2 workers, 15.9 GB used")
     cluster.end(2)
     assert cluster.record.entries[2].notes[MEMORY] == pytest.approx(5 * GIB)
     # as many as before would not fit
     assert cluster.places.room("a") == 0
+    # another one of them was ended at the same time
+    assert cluster.places.killed(1, "2 workers, 15.9 GB used")
+    assert cluster.record.entries[1].notes[MEMORY] == pytest.approx(5 * GIB)
     cluster.end(1)
     assert cluster.places.room("a") == 1
     cluster.end(0)
     cluster.begin(2)
     # alone it is too large by itself
-    assert not cluster.places.killed(2)
-    assert not cluster.places.killed(30)
+    assert not cluster.places.killed(2, "1 worker, 15.8 GB used")
+    assert not cluster.places.killed(30, "")
 
 
 def test_a_study_that_goes_on_knows_what_its_trials_took() -> None:
