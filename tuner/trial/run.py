@@ -47,7 +47,7 @@ from tuner.trial.failures import ConstraintBrokenError, classify
 from tuner.trial.gpus import check_trial_gpu
 from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
 from tuner.trial.node_faults import NodeUnfitError, node_fault
-from tuner.trial.only_trainer import LOCK_SECONDS, only_trainer
+from tuner.trial.only_trainer import only_trainer
 
 if TYPE_CHECKING:
     from training.trainer import SegmentationTrainer
@@ -225,7 +225,7 @@ class TrialRun:
         folder.mkdir(parents=True, exist_ok=True)
         with (
             only_trainer(folder, self._leave_if_closed),
-            trained_here(folder, LOCK_SECONDS, self._leave_if_closed),
+            trained_here(folder, self._leave_if_closed, lambda: self._make_way(False)),
         ):
             try:
                 yield
