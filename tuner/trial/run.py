@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import math
+import os
 import queue
 import socket
 import threading
@@ -84,6 +85,7 @@ class TrialRun:
         self._note = ""
         self._reports: queue.Queue[EpochReport | TrialEnd | NodeUnfitError] = queue.Queue()
         self._turn = threading.Semaphore(0)
+        self._waits = False
         self._closing = False
         self._cores: int | None = None
         self._scores: dict[int, float] = {}
@@ -179,7 +181,9 @@ class TrialRun:
         Raises:
             TrialClosed: if the trial must end.
         """
+        self._waits = True
         self._turn.acquire()
+        self._waits = False
         self._leave_if_closed()
         cores, self._cores = self._cores, None
         if cores is not None:
@@ -195,6 +199,15 @@ class TrialRun:
         """
         if self._closing:
             raise TrialClosed
+
+    def _make_way(self) -> None:
+        """Leave the trial to the process that was started for it after this one."""
+        if not self._waits:
+            # its driver is gone or has lost it; an epoch may take an hour
+            os._exit(1)
+        # between two epochs, and the process may have other trials to train
+        self._closing = True
+        self._turn.release()
 
     def _train_and_report_end(self) -> None:
         try:
@@ -222,7 +235,7 @@ class TrialRun:
         folder = self._study.trial_folder(self._number)
         folder.mkdir(parents=True, exist_ok=True)
         folds, trained = self._study.folds, ""
-        with only_trainer(folder, self._leave_if_closed):
+        with only_trainer(folder, self._leave_if_closed, self._make_way):
             for fold in range(self._request.fold, folds):
                 trained = self._train_in(fold_folder(folder, fold), fold)
         return trained if folds == 1 else f"trained on all {folds} folds"
