@@ -177,6 +177,12 @@ class Host:
         """A file of this host for the output of a command."""
         return (self._folder / name).open("a")
 
+    def told(self, name: str) -> str:
+        """The end of such a file, with the name of the host."""
+        path = self._folder / name
+        lines = path.read_text().splitlines()[-3:] if path.is_file() else ["nothing"]
+        return "\n".join(f"{self.name}: {line}" for line in lines)
+
     def cut(self) -> None:
         """Cut it off from all others."""
         _ip(self._switch, f"link set {self._port} down")
@@ -255,6 +261,10 @@ class Hosts:
         """A host by its name."""
         return self._hosts[name]
 
+    def __iter__(self) -> Iterator[Host]:
+        """All hosts."""
+        return iter(self._hosts.values())
+
     def add(self, name: str) -> Host:
         """Make a host; one that has lost its power is made anew, with another address."""
         number = len(self._names.read_text().splitlines())
@@ -317,12 +327,20 @@ class RayOnHosts:
         return host
 
     def wait_for_nodes(self, number: int) -> None:
-        """Wait until it has so many nodes."""
-        self.head.run(
-            *(sys.executable, "-c", NODES, self.address, str(number)),
-            environment=self.environment,
-            seconds=START_SECONDS,
-        )
+        """Wait until it has so many nodes.
+
+        Raises:
+            TimeoutError: if it does not come to have them.
+        """
+        try:
+            self.head.run(
+                *(sys.executable, "-c", NODES, self.address, str(number)),
+                environment=self.environment,
+                seconds=START_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            told = "\n".join(host.told("ray.log") for host in self.hosts)
+            raise TimeoutError(f"the cluster does not have {number} nodes:\n{told}") from error
 
     def _ray_start(
         self,

@@ -87,7 +87,7 @@ class Outcome:
         cut_off: Epochs that had begun and were not saved.
         repeated: Epochs trained again although a checkpoint of them was there.
         failures: What trials have spent of `max_failures`.
-        seconds: From the fault to the next epoch that is saved where the study goes on.
+        seconds: From the fault to the next epoch that begins.
         same_scores: Whether all scores are those of an undisturbed study.
         same_decisions: Whether all decisions are, in the order in which trials have numbers.
         seen: What the study said of it.
@@ -175,9 +175,17 @@ class Watched:
             open_epochs[trial] = process.partition(":")[0] if what == "began" else ""
         return next(filter(None, open_epochs.values()), "")
 
-    def processes(self) -> set[str]:
-        """Processes that have saved an epoch."""
-        return {process for _, what, _, process in self.lines() if what == "saved"}
+    def begun(self, host: str = "") -> int:
+        """Epochs that have begun, on a host or anywhere."""
+        return sum(
+            what == "began" and process.startswith(f"{host}:" if host else "")
+            for _, what, _, process in self.lines()
+        )
+
+    @property
+    def runs(self) -> bool:
+        """Whether its driver runs."""
+        return self._driver is not None and self._driver.poll() is None
 
     def record(self) -> StudyRecord:
         """Its record."""
@@ -231,30 +239,22 @@ class ClusterBench:
             victim = self._victim(cluster, study)
             # the study is to last longer than the cut
             study.pace(max(PACE, 1.3 * seconds / 12))
-            before, at = study.saved(), time.monotonic()
+            before, at = study.begun(), time.monotonic()
             victim.cut()
             mended = False
-            while study._driver is not None and study._driver.poll() is None:
-                now = time.monotonic()
-                if not mended and now > at + seconds:
+            while study.runs:
+                passed = time.monotonic() - at
+                if not mended and passed > seconds:
                     victim.mend()
                     study.pace(PACE)
                     mended = True
-                if outcome.seconds is None and self._goes_on(study, before, victim.name, mended):
-                    outcome.seconds = now - at
+                if outcome.seconds is None and study.begun() > before:
+                    outcome.seconds = passed
                 time.sleep(0.1)
             study.finish()
             left = "lives on" if victim.processes("raylet/raylet") else "has ended"
-            outcome.seen = f"its raylet {left}; {'' if mended else 'the study ended before; '}"
+            outcome.seen = f"its raylet {left}{'' if mended else '; the study ended before'}"
         return self._judged(outcome, study, SPACE)
-
-    def _goes_on(self, study: Watched, before: int, victim: str, mended: bool) -> bool:
-        new = study.lines()
-        elsewhere = {p for _, what, _, p in new if what == "saved" and not p.startswith(victim)}
-        if elsewhere - self._old:
-            return True
-        # more than the epoch that it was in when it was cut off
-        return mended and study.saved() > before + 1
 
     def lose_worker(self, fault: str, harm: Callable[[Host], None]) -> Outcome:
         """Harm the host that trains."""
@@ -262,9 +262,9 @@ class ClusterBench:
         with self._cluster("w1", "w2") as cluster:
             study = self._begin(cluster)
             victim = self._victim(cluster, study)
-            at = time.monotonic()
+            before, at = study.begun(), time.monotonic()
             harm(victim)
-            outcome.seconds = study.wait(lambda: study.processes() - self._old) - at
+            outcome.seconds = study.wait(lambda: study.begun() > before) - at
             study.finish()
         return self._judged(outcome, study, SPACE)
 
@@ -281,9 +281,9 @@ class ClusterBench:
             cluster.renew_head()
             cluster.join("w2")
             cluster.wait_for_nodes(2)
-            at = time.monotonic()
+            before, at = study.begun(), time.monotonic()
             self._resume(cluster, study)
-            outcome.seconds = study.wait(lambda: study.processes() - self._old) - at
+            outcome.seconds = study.wait(lambda: study.begun() > before) - at
             study.finish()
         return self._judged(outcome, study, SPACE)
 
@@ -298,16 +298,13 @@ class ClusterBench:
             # an epoch that would take the worker that is left behind very long
             study.pace(60)
             before = study.saved()
-            study.wait(lambda: study.saved() > before)
-            last = len(study.lines())
-            study.wait(lambda: len(study.lines()) > last)
+            study.wait(lambda: study.saved() > before and study.trains_on())
             driver.power_off()
             study.finish()
             study.pace(PACE)
-            at = time.monotonic()
-            self._old = study.processes()
+            before, at = study.begun(), time.monotonic()
             self._resume(cluster, study)
-            outcome.seconds = study.wait(lambda: study.processes() - self._old) - at
+            outcome.seconds = study.wait(lambda: study.begun() > before) - at
             study.finish()
         return self._judged(outcome, study, SPACE)
 
@@ -342,10 +339,12 @@ class ClusterBench:
         outcome = Outcome("a host joins in the middle")
         with self._cluster("w1") as cluster:
             study = self._begin(cluster, SEVERAL)
+            study.pace(2)
             study.wait(lambda: study.saved() >= 3)
             at = time.monotonic()
             cluster.join("w2", cpus=2)
-            outcome.seconds = study.wait(lambda: _on("w2", study)) - at
+            outcome.seconds = study.wait(lambda: study.begun("w2")) - at
+            study.pace(PACE)
             study.finish()
         return self._judged(outcome, study, SEVERAL)
 
@@ -354,14 +353,16 @@ class ClusterBench:
         outcome = Outcome("a host without the share joins")
         with self._cluster("w1") as cluster:
             study = self._begin(cluster, SEVERAL)
+            study.pace(2)
             study.wait(lambda: study.saved() >= 3)
             sick = cluster.hosts.add("sick")
             sick.mount(study.folder.parent)
             at = time.monotonic()
             cluster.add_node(sick, cpus=2)
             outcome.seen = self._left_out(study, at)
+            study.pace(PACE)
             study.finish()
-            assert not _on("sick", study)
+            assert not study.begun("sick")
         return self._judged(outcome, study, SEVERAL)
 
     def full_disk(self) -> Outcome:
@@ -381,7 +382,7 @@ class ClusterBench:
             outcome.seen = self._left_out(study, at)
             full.run("rm", disk / "filler")
             at = time.monotonic()
-            outcome.seconds = study.wait(lambda: _on("full", study)) - at
+            outcome.seconds = study.wait(lambda: study.begun("full")) - at
             study.pace(PACE)
             study.finish()
         return self._judged(outcome, study, SEVERAL)
@@ -403,10 +404,12 @@ class ClusterBench:
         outcome = Outcome("a second study comes")
         with self._cluster("w1", "w2") as cluster:
             study = self._begin(cluster, SEVERAL)
+            study.pace(2)
             study.wait(lambda: study.saved() >= 3)
             at = time.monotonic()
             second = self._begin(cluster, SEVERAL, "second")
-            outcome.seconds = second.wait(lambda: second.saved() >= 1) - at
+            outcome.seconds = second.wait(second.begun) - at
+            study.pace(PACE)
             second.finish()
             study.finish()
         judged = self._judged(Outcome(""), second, SEVERAL)
@@ -429,7 +432,7 @@ class ClusterBench:
             assert not study.folder.exists()
             at = time.monotonic()
             self._run(cluster, study, SPACE)
-            outcome.seconds = study.wait(lambda: study.saved() >= 1) - at
+            outcome.seconds = study.wait(study.begun) - at
             study.finish()
         return self._judged(outcome, study, SPACE)
 
@@ -482,7 +485,6 @@ class ClusterBench:
     def _victim(self, cluster: RayOnHosts, study: Watched) -> Host:
         """The host that trains, in the middle of an epoch, after some were saved."""
         study.wait(lambda: study.saved() >= 5 and study.trains_on())
-        self._old = study.processes()
         return cluster.hosts[study.trains_on()]
 
     def _undisturbed(self, changes: dict[str, Any]) -> StudyRecord:
@@ -520,11 +522,6 @@ class ClusterBench:
             outcome.repeated += epoch <= last.get(trial, 0)
             begun[trial] = epoch
         return outcome
-
-
-def _on(host: str, study: Watched) -> bool:
-    """Whether an epoch was saved on a host."""
-    return any(process.startswith(f"{host}:") for process in study.processes())
 
 
 def table(outcomes: list[Outcome]) -> Table:
