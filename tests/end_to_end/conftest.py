@@ -13,6 +13,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
+from s3_server import S3Server, s3_server
 
 from training.data import generate_phantom
 
@@ -56,7 +57,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def nodes(private_cache: Path) -> Iterator[Cluster]:
+def bucket() -> Iterator[S3Server]:
+    """An S3 server that the nodes reach."""
+    patch = pytest.MonkeyPatch()
+    with s3_server(patch) as server:
+        yield server
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def nodes(private_cache: Path, bucket: S3Server) -> Iterator[Cluster]:
     """A cluster of two nodes with 2 CPU cores and 2 GPUs each."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # a trial's libraries shall not start more threads than the machine has cores

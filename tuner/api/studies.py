@@ -12,6 +12,7 @@ from tuner.api.study import Study, StudyInterrupted
 from tuner.spec.load import load_spec
 from tuner.spec.study_spec import StudySpec
 from tuner.study.commands import shown_name
+from tuner.study.remote.place import local_studies_dir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +37,7 @@ def run(
         spec: The search space: a `StudySpec`, the path of a YAML file, or what stands in one as a
             mapping.
         name: Name of the study; the file's name and the time by default.
-        studies_dir: Folder of the studies.
+        studies_dir: Folder of the studies, or an address such as `s3://bucket/studies`.
         address: Ray cluster to join; RAY_ADDRESS without one, and without both a cluster of this
             machine is started.
         progress: Whether to show the progress, in a terminal, a log or a notebook.
@@ -69,7 +70,7 @@ def run(
     with quiet_libraries():
         from tuner.study.create import create_study
 
-        study = Study(create_study(spec, Path(studies_dir), name))
+        study = Study(create_study(spec, local_studies_dir(studies_dir), name))
     return study.resume(address=address, progress=progress)
 
 
@@ -88,7 +89,7 @@ def resume(
 
     Args:
         name: Name of the study.
-        studies_dir: Folder of the studies.
+        studies_dir: Folder of the studies, or an address such as `s3://bucket/studies`.
         num_trials: Trials of the study from now on.
         epoch_budget: End after so many epochs of all trials.
         gpu_hours: End after so many GPU-hours of all trials.
@@ -108,7 +109,7 @@ def resume(
     with quiet_libraries():
         from tuner.study.open import open_study as open_folder
 
-        study = Study(open_folder(Path(studies_dir), name))
+        study = Study(open_folder(local_studies_dir(studies_dir), name))
     return study.resume(
         num_trials=num_trials,
         epoch_budget=epoch_budget,
@@ -127,7 +128,7 @@ def open_study(name: str, *, studies_dir: str | Path = "studies") -> Study:
 
     Args:
         name: Name of the study.
-        studies_dir: Folder of the studies.
+        studies_dir: Folder of the studies, or an address such as `s3://bucket/studies`.
 
     Raises:
         StudyError: if there is no study of that name, or its record cannot be read.
@@ -143,7 +144,7 @@ def open_study(name: str, *, studies_dir: str | Path = "studies") -> Study:
     with quiet_libraries():
         from tuner.study.open import open_to_show
 
-        return Study(*open_to_show(Path(studies_dir), name))
+        return Study(*open_to_show(local_studies_dir(studies_dir), name))
 
 
 def list_studies(
@@ -156,7 +157,7 @@ def list_studies(
     """The studies of a folder, the oldest first.
 
     Args:
-        studies_dir: Folder of the studies.
+        studies_dir: Folder of the studies, or an address such as `s3://bucket/studies`.
         sort: What they are sorted by: `name`, `trials`, `epochs` or `score`, the best first.
         top: How many of the first to return; all by default.
         on_unreadable: Called with a sentence about each study that cannot be read, which is left
@@ -176,7 +177,7 @@ def list_studies(
         from tuner.study.open import open_to_show, study_folders
 
     found, notes = [], {}
-    for folder in study_folders(Path(studies_dir)):
+    for folder in study_folders(local_studies_dir(studies_dir)):
         try:
             study, cut_off = open_to_show(folder.parent, folder.name)
         except Exception as error:

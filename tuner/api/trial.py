@@ -17,6 +17,7 @@ from tuner.study.files import (
     fold_folder,
     trial_folder,
 )
+from tuner.study.remote.study import fetch_checkpoints
 
 if TYPE_CHECKING:
     from tuner.study.study import Study
@@ -144,7 +145,14 @@ class Trial:
 
     @property
     def checkpoints(self) -> dict[int, Path]:
-        """The best checkpoint of each fold, by fold from 0, of those that are there."""
+        """The best checkpoint of each fold, by fold from 0, of those that are there.
+
+        Those of a study at an address are fetched.
+
+        Raises:
+            StudyError: if its storage does not answer.
+        """
+        fetch_checkpoints(self.folder)
         return best_checkpoints(self._study.folder, self.number, self._study.spec.folds)
 
     @property

@@ -13,6 +13,7 @@ from tuner.cli.completion import shell_code
 from tuner.cli.exit_codes import DONE, INTERRUPTED, NO_RESULT
 from tuner.cli.options import DEFAULT_HOURS, export_settings, overrides_of
 from tuner.errors import SpecError
+from tuner.study.remote.place import local_studies_dir, shown_studies_dir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,7 @@ def run(options: argparse.Namespace, out: Console) -> int:
     """`tune run`."""
     from tuner.api import studies
 
+    options.studies_dir = local_studies_dir(options.studies_dir)
     spec = _space_to_run(options, out)
     if options.export is not None:
         from tuner.study.folder import check_export
@@ -64,10 +66,12 @@ def _space_to_run(options: argparse.Namespace, out: Console) -> StudySpec:
     from tuner.study.create import usual_name
     from tuner.study.files import GIVEN_SPEC
     from tuner.study.folder import holds_study
+    from tuner.study.remote.study import fetch_study
 
     source = Path(f"{options.space.absolute().name}.yaml")
     options.name = options.name or usual_name(source)
     folder = options.studies_dir / options.name
+    fetch_study(folder)
     if holds_study(folder):
         # it was written before: another measurement would make another study of it
         text = (folder / GIVEN_SPEC).read_text(encoding="utf-8")
@@ -154,7 +158,8 @@ def list_studies(options: argparse.Namespace, out: Console) -> int:
     elif found:
         studies.print_studies(found, out)
     elif not below:
-        out.print(f"no studies in {options.studies_dir}", markup=False)
+        where = shown_studies_dir(local_studies_dir(options.studies_dir))
+        out.print(f"no studies in {where}", markup=False)
     if not options.json:
         for line in below:
             out.print(line, markup=False)

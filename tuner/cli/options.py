@@ -42,8 +42,9 @@ def add_study_name(parser: argparse.ArgumentParser) -> None:
 def study_names(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """Names of the studies in `--studies-dir`, for the completion of shells."""
     from tuner.study.open import study_folders
+    from tuner.study.remote.place import local_studies_dir
 
-    return [folder.name for folder in study_folders(parsed_args.studies_dir)]
+    return [folder.name for folder in study_folders(local_studies_dir(parsed_args.studies_dir))]
 
 
 def field_names(prefix: str, **_: object) -> list[str]:
@@ -60,7 +61,7 @@ def add_studies_dir(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("studies"),
         metavar="DIR",
-        help="folder of the studies",
+        help="folder of the studies, or an address such as s3://bucket/studies",
     )
 
 
@@ -238,7 +239,7 @@ def refuse_urls(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         for path in value if isinstance(value, list) else [value]:
             meant = isinstance(path, Path) or (name == "data_dir" and path is not None)
-            # studies have a reason of their own
+            # studies may be at an address
             if meant and name != "studies_dir" and is_url(path):
                 option = "" if name in POSITIONAL else f"--{name.replace('_', '-')} "
                 raise StudyError(option + url_refusal(path))

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.local_path import is_url
 from tuner.cli.exit_codes import DONE, INTERRUPTED, NO_RESULT
 from tuner.cli.options import export_settings, overrides_of
 from tuner.errors import StudyError
+from tuner.study.remote.store import address_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -169,7 +171,8 @@ def _study(options: argparse.Namespace) -> RemoteStudy:
 
     # the usual folder of this machine is none of the cluster
     usual = options.studies_dir == Path("studies")
-    folder = None if usual else str(options.studies_dir)
+    given = str(options.studies_dir)
+    folder = None if usual else address_of(given) if is_url(given) else given
     return jobs.remote_study(options.name, address=options.address, studies_dir=folder)
 
 

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import math
 from bisect import insort
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
 from tuner.spec.grid import planned_trials
-from tuner.study.files import (
-    CHECKPOINT_FILES,
-    LAST_FILE,
-    SNAPSHOT_PATTERN,
-    own_checkpoints,
+from tuner.study.checkpoint_files import (
+    checkpoint_files,
+    remove_checkpoint,
     remove_checkpoints,
 )
+from tuner.study.files import CHECKPOINT_FILES, LAST_FILE, SNAPSHOT_PATTERN
 from tuner.study.pareto import pareto_front
+from tuner.study.remote.store import StoreError
 from tuner.trial.messages import TrialRequest
 
 if TYPE_CHECKING:
@@ -69,8 +70,10 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Prune when a trial has ended, or pauses."""
-        self._prune([self._record.entries[TrialRequest.from_ray(trial.config).number]])
-        self._remove_snapshots()
+        # where storage does not answer, what is left is removed at the end
+        with suppress(StoreError):
+            self._prune([self._record.entries[TrialRequest.from_ray(trial.config).number]])
+            self._remove_snapshots()
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -136,9 +139,11 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
 
     def _keep_budget(self, budget: int) -> None:
         spent = sum(
-            path.stat().st_size
+            file.size
             for number in self._record.entries
-            for path in own_checkpoints(self._folder, number, (*CHECKPOINT_FILES, SNAPSHOT_PATTERN))
+            for file in checkpoint_files(
+                self._folder, number, (*CHECKPOINT_FILES, SNAPSHOT_PATTERN)
+            )
         )
         # the best that has ended comes first: a better one that still runs may fail yet
         losers = [number for *_, number in reversed(self._kept[1:])]
@@ -165,9 +170,9 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         # a trial that is about to copy one has not trained on yet
         needed = min(going, default=math.inf) if len(entries) >= planned_trials(spec) else 0
         for number in entries:
-            for path in own_checkpoints(self._folder, number, (SNAPSHOT_PATTERN,)):
-                if int(path.name.split(".")[0].rpartition("-")[2]) < needed:
-                    path.unlink()
+            for file in checkpoint_files(self._folder, number, (SNAPSHOT_PATTERN,)):
+                if int(file.path.name.split(".")[0].rpartition("-")[2]) < needed:
+                    remove_checkpoint(file)
 
     def _remove(self, number: int, names: Sequence[str]) -> int:
         return remove_checkpoints(self._folder, number, names)

@@ -11,6 +11,7 @@ from tuner.driver.stopping import StudyStopper, leave_when_stuck
 from tuner.driver.tune_run import run_tune
 from tuner.report.live import StudyView
 from tuner.spec.settings import TrialResources
+from tuner.study.checkpoint_files import remove_checkpoints
 from tuner.study.confirmation import (
     begin_confirmation,
     candidates,
@@ -20,7 +21,7 @@ from tuner.study.confirmation import (
     plan_confirmation,
 )
 from tuner.study.data import StudyData
-from tuner.study.files import CONFIRM_FOLDER, remove_checkpoints
+from tuner.study.files import CONFIRM_FOLDER
 from tuner.study.provenance import describe_study
 from tuner.study.study import Study
 from tuner.trial.failures import full_disk_explained

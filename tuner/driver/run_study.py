@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ray.tune.stopper import CombinedStopper
@@ -67,7 +68,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
         ResourceError: if no node can hold a trial, or the cluster cannot be reached.
     """
     with (
-        only_driver(study),
+        only_driver(study, partial(_tell, console)),
         _remove_empty_study(study),
         full_disk_explained(study),
         study_code(study.folder),
@@ -165,6 +166,11 @@ def _time_plan(
         return None
     alone = None if spare is None else spare.alone
     return TimePlan.of(study, cluster.nodes.places, lambda: stopper.seconds_left, alone)
+
+
+def _tell(console: Console | None, line: str) -> None:
+    if console is not None:
+        console.print(f"storage        {line}", markup=False)
 
 
 def _tell_edited_code(study: Study, console: Console | None) -> None:

@@ -17,6 +17,7 @@ from tuner.driver.resources import nodes_of
 from tuner.errors import ResourceError
 from tuner.spec.grid import planned_trials
 from tuner.study.code import code_folder
+from tuner.study.remote.node import RemoteFolder
 from tuner.trial.node_probe import NodeNeeds, versions_here
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def study_cluster(
         study.spec,
         code_folder(study.folder),
         versions_here(),
+        RemoteFolder.of(study.folder),
     )
 
     def tell(line: str) -> None:

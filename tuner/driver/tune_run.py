@@ -20,6 +20,7 @@ from tuner.study.confirmation import Candidate
 from tuner.study.data import StudyData
 from tuner.study.files import RAY_FOLDER
 from tuner.study.folder import remove_ray_files
+from tuner.study.remote.node import RemoteFolder
 from tuner.study.study import Study
 from tuner.trial.context import StudyContext
 from tuner.trial.trainable import TrialTrainable
@@ -127,6 +128,7 @@ def run_tune(
         resources.gpu,
         judged=chosen is not None,
         code=code_folder(study.folder),
+        remote=RemoteFolder.of(study.folder),
     )
     trainable = tune.with_parameters(
         TrialTrainable, study=context, label=study.label, show=name_process

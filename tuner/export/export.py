@@ -33,6 +33,7 @@ from tuner.study.confirmation import SEED, confirmed_configs, is_finished, open_
 from tuner.study.lineage import schedule
 from tuner.study.no_winner import no_winner, way_out
 from tuner.study.provenance import PREPARATION, RESUMED
+from tuner.study.remote.study import fetch_checkpoints
 from tuner.study.trial_entry import TrialEntry, TrialState
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def export_study(
     wanted = settings or study.spec.export
     if number is not None:
         wanted = wanted.model_copy(update={"ensemble": 1})
+    fetch_checkpoints(study.folder)
     with study_code(study.folder):
         return _export(study, folder, _chosen(study, number), data_dir, wanted, tell)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from tuner.study.driver_lock import DRIVER_LOCK
+from tuner.study.files import DRIVER_LOCK
+from tuner.study.remote.place import shown_studies_dir
 
 STUDIES = Path("studies")
 """Where a command looks for studies unless `--studies-dir` says otherwise."""
@@ -27,7 +28,7 @@ def studies_option(studies_dir: Path) -> str:
     """The option that names the folder of the studies; "" for the usual one."""
     if studies_dir.absolute() == STUDIES.absolute():
         return ""
-    return f" --studies-dir {shlex.quote(shown_name(str(studies_dir)))}"
+    return f" --studies-dir {shlex.quote(shown_name(shown_studies_dir(studies_dir)))}"
 
 
 def shown_name(name: str) -> str:

@@ -10,9 +10,9 @@ from training.durable_write import write_durably
 from tuner.errors import StudyError
 from tuner.spec.study_spec import StudySpec
 from tuner.study.code import keep_code
-from tuner.study.driver_lock import DRIVER_LOCK
 from tuner.study.files import (
     DATABASE,
+    DRIVER_LOCK,
     GIVEN_SPEC,
     PROVENANCE,
     RESOLVED_SPEC,
@@ -30,6 +30,7 @@ from tuner.study.folder import (
 )
 from tuner.study.open import open_study
 from tuner.study.record import StudyRecord
+from tuner.study.remote.study import fetch_study
 from tuner.study.spec_changes import refusal, spec_changes
 from tuner.study.storage import refuse_lost_record
 from tuner.study.study import Study
@@ -47,6 +48,7 @@ def create_study(spec: StudySpec, studies_dir: Path, name: str | None) -> Study:
     """
     name = usual_name(spec.source) if name is None else name
     folder = new_study_path(studies_dir, name)
+    fetch_study(folder)
     with write_errors_explained(folder):
         # looked at before the lock, which would be a file in a folder of the user's
         existing = _same_study(spec, studies_dir, name)

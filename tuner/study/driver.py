@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -44,9 +44,14 @@ def close_records(study: Study, reason: str, *, end_processes: bool = False) -> 
 
 
 @contextmanager
-def only_driver(study: Study) -> Iterator[None]:
-    """Hold the lock of a study, which is as it was opened."""
-    with driver_lock(study.folder):
+def only_driver(study: Study, tell: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Hold the lock of a study, which is as it was opened.
+
+    Args:
+        study: The study.
+        tell: Takes a sentence when the storage of a study at an address does not answer.
+    """
+    with driver_lock(study.folder, study.record.halt, tell):
         # the driver before may have written on since the study was opened
         study.record.reload()
         path = study.folder / RESOLVED_SPEC

@@ -7,7 +7,8 @@ import os
 from contextlib import closing
 from pathlib import Path
 
-DRIVER_LOCK = "driver.lock"
+from tuner.study.files import DRIVER_LOCK
+from tuner.study.remote.study import driven_elsewhere
 
 
 def driver_is_running(folder: Path) -> bool:
@@ -18,7 +19,14 @@ def driver_is_running(folder: Path) -> bool:
 
     Args:
         folder: The study folder.
+
+    Raises:
+        StudyError: if the study is at an address, and the storage does not answer.
     """
+    return _is_locked(folder) or driven_elsewhere(folder)
+
+
+def _is_locked(folder: Path) -> bool:
     try:
         descriptor = os.open(folder / DRIVER_LOCK, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:

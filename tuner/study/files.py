@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
 from pathlib import Path
 
-from training.durable_write import DAMAGED, PARTIAL
+DRIVER_LOCK = "driver.lock"
 
 GIVEN_SPEC = "spec.yaml"
 
@@ -96,36 +94,3 @@ RESULTS = "results.csv"
 def snapshot_file(folder: Path, epoch: int) -> Path:
     """Where a trial keeps its checkpoint of an epoch for others."""
     return folder / f"epoch-{epoch:05d}.ckpt"
-
-
-def remove_checkpoints(
-    study_folder: Path, number: int, names: Sequence[str] = CHECKPOINT_FILES
-) -> int:
-    """Remove a trial's checkpoints, with those left partly written or found damaged.
-
-    Returns:
-        Bytes that this made free.
-    """
-    freed = 0
-    for path in own_checkpoints(study_folder, number, names):
-        freed += path.stat().st_size
-        path.unlink()
-    return freed
-
-
-def own_checkpoints(study_folder: Path, number: int, patterns: Sequence[str]) -> list[Path]:
-    """Checkpoints of a trial that the program wrote, by name: a `best.ckpt.mine` is the user's.
-
-    Those of all its folds are among them.
-    """
-    folder = trial_folder(study_folder, number)
-    if not folder.is_dir():
-        return []
-    own = [pattern + suffix for pattern in patterns for suffix in ("", DAMAGED, PARTIAL)]
-    folders = [folder, *sorted(path for path in folder.glob(FOLD_PATTERN) if path.is_dir())]
-    return [
-        path
-        for place in folders
-        for path in place.iterdir()
-        if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in own) and path.is_file()
-    ]

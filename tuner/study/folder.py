@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from training.local_path import is_url, url_refusal
 from tuner.errors import StudyError
 from tuner.study.code import CODE_LIST, remove_code
 from tuner.study.commands import study_command
-from tuner.study.driver_lock import DRIVER_LOCK
 from tuner.study.files import (
     CONFIRM_CSV,
     CONFIRM_FOLDER,
     DATABASE,
+    DRIVER_LOCK,
     GIVEN_SPEC,
     NODES_FILE,
     PROVENANCE,
@@ -37,6 +37,8 @@ from tuner.study.files import (
     WARM_START,
 )
 from tuner.study.name import check_name, check_new_name
+from tuner.study.remote.lease import LeaseHeldError
+from tuner.study.remote.study import driven_here
 
 RECORD_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal")
 
@@ -88,7 +90,7 @@ def check_studies_dir(studies_dir: Path) -> None:
         StudyError: if it is an address, or a file.
     """
     if is_url(studies_dir):
-        why = "the record of a study is an SQLite file, which needs a file system"
+        why = "this command looks into the folder itself"
         raise StudyError(f"--studies-dir {url_refusal(studies_dir, why)}")
     if studies_dir.exists() and not studies_dir.is_dir():
         raise StudyError(f"--studies-dir {studies_dir} is a file, not a folder: choose another")
@@ -253,8 +255,19 @@ def write_errors_explained(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def driver_lock(folder: Path) -> Iterator[None]:
+def driver_lock(
+    folder: Path,
+    lost: Callable[[str], None] = lambda why: None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Iterator[None]:
     """Hold the lock of a study: only its holder runs the study and writes into its folder.
+
+    Of a study at an address, what the storage has is here then, and what changes is sent there.
+
+    Args:
+        folder: The study's folder.
+        lost: Called if another machine has taken a study at an address over.
+        tell: Takes a sentence when storage does not answer, and when it does again.
 
     Raises:
         StudyError: if another process has it, or it cannot be made.
@@ -264,11 +277,20 @@ def driver_lock(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=LOCK_TIMEOUT)
         except Timeout as error:
-            raise StudyError(
-                f"another process runs the study {folder.name!r} already: "
-                f"watch it with `{study_command('status', folder)}`"
-            ) from error
+            raise _runs_already(folder, "another process") from error
     try:
-        yield
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(driven_here(folder, lost, tell))
+            except LeaseHeldError as error:
+                raise _runs_already(folder, f"another machine ({error.holder})") from error
+            yield
     finally:
         lock.release()
+
+
+def _runs_already(folder: Path, who: str) -> StudyError:
+    return StudyError(
+        f"{who} runs the study {folder.name!r} already: "
+        f"watch it with `{study_command('status', folder)}`"
+    )

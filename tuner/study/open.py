@@ -13,6 +13,8 @@ from tuner.study.driver_lock import driver_is_running
 from tuner.study.files import DATABASE, RESOLVED_SPEC
 from tuner.study.folder import check_studies_dir, spec_time, study_path
 from tuner.study.record import StudyRecord
+from tuner.study.remote.place import shown_studies_dir
+from tuner.study.remote.study import fetch_study, remote_studies
 from tuner.study.storage import unreadable
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
@@ -26,6 +28,7 @@ def open_study(studies_dir: Path, name: str) -> Study:
         SpecError: if its spec cannot be read.
     """
     folder = study_path(studies_dir, name)
+    fetch_study(folder)
     try:
         there = (folder / RESOLVED_SPEC).is_file()
     except OSError as error:
@@ -35,7 +38,7 @@ def open_study(studies_dir: Path, name: str) -> Study:
     if not there:
         known = [path.name for path in study_folders(studies_dir)]
         others = f"there are: {', '.join(known)}" if known else "there is none yet"
-        raise StudyError(f"no study {name!r} in {studies_dir} ({others})")
+        raise StudyError(f"no study {name!r} in {shown_studies_dir(studies_dir)} ({others})")
     spec = load_resolved_spec(folder / RESOLVED_SPEC)
     if not (folder / DATABASE).is_file():
         raise unreadable(folder / DATABASE, ValueError("it is not there"))
@@ -72,12 +75,16 @@ def open_to_show(studies_dir: Path, name: str) -> tuple[Study, str | None]:
 def study_folders(studies_dir: Path) -> list[Path]:
     """Folders of all studies, the oldest first, with those that may not be looked into.
 
+    Those at an address are fetched.
+
     Raises:
         StudyError: if no studies can be kept in `studies_dir`, or it cannot be read.
     """
     check_studies_dir(studies_dir)
     if not studies_dir.is_dir():
         return []
+    for name in remote_studies(studies_dir):
+        fetch_study(studies_dir / name)
     try:
         ages = {folder: spec_time(folder) for folder in sorted(studies_dir.iterdir())}
     except OSError as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.spec.study_spec import StudySpec
 from tuner.study.files import fold_folder, trial_folder
+from tuner.study.remote.node import RemoteFolder
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
@@ -22,12 +23,14 @@ class StudyContext:
     """Settings of a study that every trial needs.
 
     Attributes:
-        folder: The study folder, an absolute path that every node can write.
+        folder: The study folder, an absolute path that every node can write; of a study at an
+            address, where the driver's machine works on it.
         spec: The resolved spec.
         data: Where the data are, split for each fold of the study; for one without folds, once.
         gpus: GPUs of a trial, 0 for none; a fraction is one shared GPU.
         judged: Whether trials are judged on the test cases when they have trained to the end.
         code: Where the study keeps the code of the user's own; None if it has none.
+        remote: Where the storage has the study; None for one in a folder that all nodes mount.
     """
 
     folder: Path
@@ -36,6 +39,19 @@ class StudyContext:
     gpus: float
     judged: bool = False
     code: Path | None = None
+    remote: RemoteFolder | None = None
+
+    def on_this_node(self) -> StudyContext:
+        """The same where this node works on a study at an address, with its code fetched.
+
+        Raises:
+            StoreError: if the storage does not answer.
+        """
+        if self.remote is None:
+            return self
+        folder = self.remote.here()
+        code = self.remote.fetch_code() if self.code is not None else None
+        return replace(self, folder=folder, code=code)
 
     def trial_folder(self, number: int) -> Path:
         """Folder of one trial."""

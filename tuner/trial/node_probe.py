@@ -10,13 +10,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.durable_write import check_writable
+from training.errors import DatasetError
+from tuner.errors import TunerError
+from tuner.study.files import NODES_FILE
 from tuner.study.nodes import read_token
+from tuner.study.remote.node import RemoteFolder
+from tuner.study.remote.store import StoreError
 from tuner.trial.code import check_code, look_into_code
 from tuner.trial.node_faults import CodeMissingError
 
@@ -60,6 +65,7 @@ class NodeNeeds:
         spec: The study's spec; it names code of the user's own.
         code: Where the study keeps that code; None if it has none.
         versions: The driver's version of Python and of each of `PACKAGES`.
+        remote: Where the storage has the study; None for one in a folder that all nodes mount.
     """
 
     folder: Path
@@ -68,6 +74,18 @@ class NodeNeeds:
     spec: StudySpec
     code: Path | None
     versions: Mapping[str, str]
+    remote: RemoteFolder | None = None
+
+    def on_this_node(self) -> NodeNeeds:
+        """The same where this node works on a study at an address, with its code fetched.
+
+        Raises:
+            StoreError: if the storage does not answer.
+        """
+        if self.remote is None:
+            return self
+        code = self.remote.fetch_code() if self.code is not None else None
+        return replace(self, folder=self.remote.here(), code=code)
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,12 @@ def probe_node(needs: NodeNeeds, gpus: int) -> Probed:
         gpus: GPUs that torch must be able to use; 0 where trials use none.
     """
     clock = time.time()
-    problems = [*_other_versions(needs.versions), *_folder_problems(needs)]
+    problems = [*_other_versions(needs.versions)]
+    try:
+        needs = needs.on_this_node()
+        problems += _folder_problems(needs)
+    except (StoreError, TunerError, DatasetError) as error:
+        problems.append(f"it cannot use the study's storage: {error}")
     if not problems:
         # these take longer
         problems = [*_data_problems(needs.data), *_code_problems(needs), *gpu_problems(gpus)]
@@ -128,15 +151,17 @@ def _other_versions(wanted: Mapping[str, str]) -> Iterator[str]:
 def _folder_problems(needs: NodeNeeds) -> Iterator[str]:
     folder = needs.folder
     deadline = time.monotonic() + TOKEN_SECONDS
-    while _token_at(folder) != needs.token and time.monotonic() < deadline:
+    while _token_at(needs) != needs.token and time.monotonic() < deadline:
         time.sleep(0.5)
+    if needs.remote is not None:
+        needs.remote.check_writable()
     if not folder.is_dir():
         yield (
             f"it does not see the study folder {folder}: put --studies-dir on storage that every "
             "node mounts"
         )
         return
-    if _token_at(folder) != needs.token:
+    if _token_at(needs) != needs.token:
         yield f"its {folder} is another folder than the driver's: mount the same storage there"
         return
     try:
@@ -150,9 +175,13 @@ def _folder_problems(needs: NodeNeeds) -> Iterator[str]:
             yield f"the disk of its {name} {place} has {free / 2**20:.0f} MiB left: make room"
 
 
-def _token_at(folder: Path) -> str | None:
+def _token_at(needs: NodeNeeds) -> str | None:
     try:
-        return read_token(folder)
+        if needs.remote is not None:
+            needs.remote.fetch(NODES_FILE)
+        return read_token(needs.folder)
+    except StoreError:
+        raise
     except (OSError, ValueError):
         # it is seen, and not yet what the driver wrote
         return None

@@ -15,8 +15,8 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -37,7 +37,9 @@ from tuner.study.files import (
     METRICS_FILE,
     PLACEMENT_FILE,
     fold_folder,
+    snapshot_file,
 )
+from tuner.study.remote.trial import fetch_from_trial, trained_here
 from tuner.study.trial_entry import CASES, GRID, TrialState
 from tuner.trial.code import check_code
 from tuner.trial.context import StudyContext, shown_hyperparameters
@@ -46,7 +48,7 @@ from tuner.trial.failures import ConstraintBrokenError, classify
 from tuner.trial.gpus import check_trial_gpu
 from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
 from tuner.trial.node_faults import NodeUnfitError, node_fault
-from tuner.trial.only_trainer import only_trainer
+from tuner.trial.only_trainer import LOCK_SECONDS, only_trainer
 
 if TYPE_CHECKING:
     from training.trainer import SegmentationTrainer
@@ -217,21 +219,21 @@ class TrialRun:
     def _train_and_report_end(self) -> None:
         try:
             self.wait_for_turn()
-            trained = self._train()
-            notes = self._judge() if self._study.judged else {}
+            with self._own_folder():
+                trained = self._train()
+                notes = self._judge() if self._study.judged else {}
             end = TrialEnd(TrialState.COMPLETED, trained, notes)
         except TrialClosed:
             return
         except Exception as error:
             unfit = node_fault(error, self._study.folder, self._study.gpus)
-            if not isinstance(error, ConstraintBrokenError):
-                self._write_error()
             self._reports.put(unfit or classify(error))
         else:
             self._reports.put(end)
 
-    def _train(self) -> str:
-        """Train to the end, on each fold; how long it took, as text."""
+    @contextmanager
+    def _own_folder(self) -> Iterator[None]:
+        """Have the trial's folder alone, with what storage has of it."""
         if not self._study.folder.is_dir():
             raise NodeUnfitError(
                 f"node {socket.gethostname()} does not see the study folder "
@@ -239,10 +241,23 @@ class TrialRun:
             )
         folder = self._study.trial_folder(self._number)
         folder.mkdir(parents=True, exist_ok=True)
+        with (
+            only_trainer(folder, self._leave_if_closed, self._make_way),
+            trained_here(folder, LOCK_SECONDS, self._leave_if_closed),
+        ):
+            try:
+                yield
+            except Exception as error:
+                if not isinstance(error, ConstraintBrokenError):
+                    self._write_error()
+                raise
+
+    def _train(self) -> str:
+        """Train to the end, on each fold; how long it took, as text."""
+        folder = self._study.trial_folder(self._number)
         folds, trained = self._study.folds, ""
-        with only_trainer(folder, self._leave_if_closed, self._make_way):
-            for fold in range(self._request.fold, folds):
-                trained = self._train_in(fold_folder(folder, fold), fold)
+        for fold in range(self._request.fold, folds):
+            trained = self._train_in(fold_folder(folder, fold), fold)
         return trained if folds == 1 else f"trained on all {folds} folds"
 
     def _train_in(self, folder: Path, fold: int) -> str:
@@ -272,6 +287,7 @@ class TrialRun:
         if exploits is not None:
             set_aside_config(folder, exploits.epoch)
             donor = self._study.trial_folder(exploits.trial)
+            fetch_from_trial(donor, snapshot_file(donor, exploits.epoch).name)
             notes.append(take_over(folder, donor, exploits.epoch, folder / METRICS_FILE))
         config = self._study.trial_config(self._spec, self._number, self._values, fold)
         logical = self._spec.resources.logical_gpus

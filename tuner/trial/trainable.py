@@ -43,7 +43,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             label: Name of the study for people.
             show: Shows a text as the name of this process.
         """
-        self._study = study
+        self._study = study = study.on_this_node()
         self._label = label
         self._show = show
         look_into_code(study.code)

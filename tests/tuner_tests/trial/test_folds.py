@@ -13,8 +13,9 @@ from tiny_trial import QUIET, TINY, VALUES, reports_of
 
 from training.data import PreprocessedDataset, generate_phantom
 from tuner.spec.study_spec import StudySpec
+from tuner.study.checkpoint_files import checkpoint_files
 from tuner.study.data import StudyData, prepare_data
-from tuner.study.files import best_checkpoints, own_checkpoints
+from tuner.study.files import best_checkpoints
 from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
@@ -97,7 +98,7 @@ def test_a_trial_trains_on_one_fold_after_the_other(whole: tuple[Path, list[Any]
         assert [row["epoch"] for row in rows] == ["1", "2"]
         reported = [score for _, score in scores(reports)[2 * fold : 2 * fold + 2]]
         assert [float(row["val_dice"]) for row in rows] == reported
-    own = own_checkpoints(folder, 0, ["*.ckpt"])
+    own = [file.path for file in checkpoint_files(folder, 0, ["*.ckpt"])]
     assert sorted(path.relative_to(trial).as_posix() for path in own) == [
         "best.ckpt",
         "fold-1/best.ckpt",

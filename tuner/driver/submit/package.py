@@ -90,7 +90,8 @@ def pack_study(
         SpecError: if code that the space names is not found.
         StudyError: if the name or a path cannot be used there.
     """
-    _check_path("--studies-dir", studies_dir)
+    if not is_url(studies_dir):
+        _check_path("--studies-dir", studies_dir)
     if export is not None:
         _check_path("--export", export)
     for field, path in _paths_given(spec, overrides).items():

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from training.local_path import is_url, url_refusal
 from tuner.driver.submit.package import Submission
 from tuner.errors import ResourceError, StudyError
 
@@ -178,6 +179,9 @@ def submit_script(submission: Submission, options: SlurmOptions, *, dry_run: boo
         StudyError: if SLURM refuses the job.
         ResourceError: if there is no SLURM here.
     """
+    if is_url(submission.studies_dir):
+        why = "SLURM writes the log of the job there"
+        raise StudyError(f"--studies-dir {url_refusal(submission.studies_dir, why)}")
     script = batch_script(submission, options)
     if dry_run:
         return SlurmJob(submission.name, submission.studies_dir, script, None)

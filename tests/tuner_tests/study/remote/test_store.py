@@ -1,0 +1,78 @@
+"""Files on storage that is reached by an address."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from s3_server import S3Server
+
+from tuner.errors import StudyError
+from tuner.study.remote.store import Store, StoreError, address_of
+
+
+@pytest.fixture(params=["s3", "memory"])
+def store(request: pytest.FixtureRequest, server: S3Server, tmp_path: Path) -> Store:
+    """One that pyarrow reaches, and one of fsspec."""
+    return Store(server.address if request.param == "s3" else f"memory://b{tmp_path}")
+
+
+def test_files_are_written_found_read_and_removed(store: Store, tmp_path: Path) -> None:
+    assert store.listing() == {}
+    assert store.read("liver/spec.yaml") is None
+    store.write("liver/spec.yaml", b"metric: val_dice")
+    store.upload(io.BytesIO(b"1234"), "liver/trials/0000/last.ckpt")
+    store.write("spleen/spec.yaml", b"")
+    assert {name: stored.size for name, stored in store.listing().items()} == {
+        "liver/spec.yaml": 16,
+        "liver/trials/0000/last.ckpt": 4,
+        "spleen/spec.yaml": 0,
+    }
+    assert list(store.listing("liver/trials")) == ["liver/trials/0000/last.ckpt"]
+    assert store.folders() == ["liver", "spleen"]
+    assert store.find("liver/spec.yaml") == store.listing()["liver/spec.yaml"]
+    assert store.find("liver") is None
+    assert store.read("liver/spec.yaml") == b"metric: val_dice"
+    store.download("liver/trials/0000/last.ckpt", tmp_path / "a" / "last.ckpt")
+    assert (tmp_path / "a" / "last.ckpt").read_bytes() == b"1234"
+    store.remove("liver/spec.yaml")
+    store.remove("liver/spec.yaml")
+    assert "liver/spec.yaml" not in store.listing()
+
+
+def test_a_file_that_is_not_there_is_not_downloaded(store: Store, tmp_path: Path) -> None:
+    with pytest.raises((StoreError, FileNotFoundError)):
+        store.download("nothing", tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_storage_that_refuses_is_named(server: S3Server) -> None:
+    store = Store(server.address)
+    store.check_writable()
+    assert store.listing() == {}
+    server.full = True
+    with pytest.raises(StoreError, match=r"^s3://studies/lab cannot be written \(.+\)$"):
+        store.check_writable()
+    with pytest.raises(StoreError, match=r"NO_SUCH_BUCKET"):
+        Store("s3://nobody/lab").write("a", b"1")
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("nothing://bucket/a", "nothing here reaches nothing://"),
+        ("az://container/a", "Install adlfs"),
+        ("s3:///", "names no bucket: s3://BUCKET/FOLDER"),
+        ("file:///data", "a folder of this machine has a path"),
+    ],
+)
+def test_addresses_that_nothing_reaches(address: str, told: str) -> None:
+    with pytest.raises(StudyError, match="--studies-dir") as error:
+        Store(address)
+    assert told in str(error.value)
+
+
+def test_an_address_that_path_has_spoiled_is_whole_again() -> None:
+    assert address_of(Path("s3://bucket/studies/")) == "s3://bucket/studies"
+    assert address_of("GS://bucket") == "gs://bucket"

@@ -1,0 +1,76 @@
+"""A trial of a study at an address, on the node that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuner.study.remote.lease import Lease, LeaseHeldError
+from tuner.study.remote.place import remote_place
+from tuner.study.remote.store import StoreError
+from tuner.study.remote.working_copy import Sender, WorkingCopy
+
+LEASE = "trial.lease"
+"""Whoever trains a trial writes this file at its address."""
+
+EVENTS = "events.out.tfevents.*"
+"""Files of TensorBoard, of which a run that goes on begins new ones."""
+
+
+@contextmanager
+def trained_here(folder: Path, patience: float, leave: Callable[[], None]) -> Iterator[None]:
+    """Train a trial whose files are at an address, if they are.
+
+    They are fetched first. What changes is sent while it trains, and the rest at its end; then
+    the checkpoints here are removed: another node may train it next.
+
+    Args:
+        folder: The trial's folder.
+        patience: Seconds to wait for a process that still trains it.
+        leave: Called while it waits; raises if the trial must end.
+
+    Raises:
+        TimeoutError: if another process keeps the trial.
+        StoreError: if the storage does not answer.
+    """
+    place = remote_place(folder)
+    if place is None:
+        yield
+        return
+    taken: list[bool] = []
+    lease = Lease(place.store, f"{place.prefix}/{LEASE}", lambda: taken.append(True))
+    try:
+        lease.acquire(patience, leave)
+    except LeaseHeldError as error:
+        raise TimeoutError(f"another process still trains this trial: {error}") from None
+    copy = WorkingCopy(place.store, folder, place.prefix)
+    sender = Sender(copy.send, lambda: lease.sure and not taken)
+    try:
+        copy.fetch(without=(EVENTS, f"*/{EVENTS}"))
+        sender.start()
+        yield
+    finally:
+        try:
+            sender.finish(lambda: bool(taken))
+            lease.release()
+        except StoreError:
+            if not taken:
+                raise
+        else:
+            copy.leave(["*.ckpt"])
+
+
+def fetch_from_trial(folder: Path, name: str) -> None:
+    """Bring a file of another trial from its address, if it has one.
+
+    Args:
+        folder: The other trial's folder.
+        name: The file; it need not be there.
+
+    Raises:
+        StoreError: if the storage does not answer.
+    """
+    place = remote_place(folder)
+    if place is not None:
+        WorkingCopy(place.store, folder, place.prefix).fetch(only=[name])
