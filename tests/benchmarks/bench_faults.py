@@ -34,14 +34,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 import cluster
 import hosts
 import yaml
+from outcomes import Outcome, trace
+from outcomes import table as table_of_hosts
 from rich.console import Console
 from rich.table import Table
+from watched import ROOT, TOY
 
 from tuner.study.open import open_study
-from tuner.study.record import StudyRecord
 
-ROOT = Path(__file__).parents[2]
-TOY = ROOT / "tests" / "end_to_end" / "toy.py"
 SPACE = """\
 config:
   data_dir: phantom
@@ -226,15 +226,6 @@ class Bench:
             row.retrained += again
 
 
-def trace(record: StudyRecord) -> list[tuple[int, int, str, str]]:
-    """Decisions that have to do with scores."""
-    return [
-        (decision.trial, decision.epoch, decision.action, decision.reason.partition(" (after")[0])
-        for decision in record.decisions
-        if decision.action not in {"interrupted", "resumed", "retried"}
-    ]
-
-
 def trainers(study: Path) -> list[int]:
     """Processes that train a trial of a study now."""
     found = set()
@@ -338,8 +329,8 @@ def fail_hosts(only: list[str], partition: float, path: Path) -> None:
     if missing:
         sys.exit(missing)
 
-    def done(outcomes: list[cluster.Outcome]) -> None:
-        Console(width=180).print(cluster.table(outcomes))
+    def done(outcomes: list[Outcome]) -> None:
+        Console(width=180).print(table_of_hosts(outcomes))
         path.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
 
     try:

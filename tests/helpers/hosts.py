@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
+COMMANDS = dict.fromkeys(("nsenter", "setpriv", "unshare"), "util-linux") | {"ip": "iproute2"}
 RAY = Path(sys.executable).with_name("ray")
 RAY_FOLDER = Path("/tmp/ray")
 PORT = 6379
@@ -61,7 +62,7 @@ def missing() -> str | None:
     """Why no host can be made here, for people; None if one can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "hosts of their own need root on Linux, to make namespaces"
-    for command, package in (("ip", "iproute2"), ("unshare", "util-linux")):
+    for command, package in COMMANDS.items():
         if shutil.which(command) is None:
             return f"hosts of their own need the command {command} (package {package})"
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +70,7 @@ def missing() -> str | None:
             with Hosts(Path(folder)) as hosts:
                 hosts.add("probe")
         except subprocess.CalledProcessError as error:
-            return f"no host can be made here ({error.stderr.strip() or error})"
+            return f"no host can be made here ({(error.stderr or '').strip() or error})"
     return None
 
 

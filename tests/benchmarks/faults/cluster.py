@@ -15,20 +15,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hosts import Host, RayOnHosts, ray_on_hosts
-from rich.table import Table
+from outcomes import Outcome, judge
+from watched import PACE, ROOT, TOY, Watched
 
 from tuner.study.nodes import NodeState, read_nodes
-from tuner.study.open import open_study
 from tuner.study.record import StudyRecord
 
-ROOT = Path(__file__).parents[3]
-TOY = ROOT / "tests" / "end_to_end" / "toy.py"
 SPACE: dict[str, Any] = {
     "config": {
         "data_dir": "phantom",
@@ -67,138 +64,8 @@ TWO_GPUS: dict[str, Any] = {
     "failures": {"max_failures": 1},
 }
 
-PACE = 0.5
-"""Seconds of an epoch."""
-
-PATIENCE = 600.0
-"""How long anything may take before the benchmark gives up."""
-
 LEFT = 100 * 2**20
 """Bytes that are left on a disk that is full, for what Ray writes."""
-
-
-@dataclass
-class Outcome:
-    """What one fault did.
-
-    Attributes:
-        fault: What was done.
-        codes: Exit codes of the drivers, one after the other.
-        cut_off: Epochs that had begun and were not saved.
-        repeated: Epochs trained again although a checkpoint of them was there.
-        failures: What trials have spent of `max_failures`.
-        seconds: From the fault to the next epoch that begins.
-        same_scores: Whether all scores are those of an undisturbed study.
-        same_decisions: Whether all decisions are, in the order in which trials have numbers.
-        seen: What the study said of it.
-    """
-
-    fault: str
-    codes: list[int] = field(default_factory=list)
-    cut_off: int = 0
-    repeated: int = 0
-    failures: int = 0
-    seconds: float | None = None
-    same_scores: bool = False
-    same_decisions: bool = False
-    seen: str = ""
-
-
-class Watched:
-    """A study that runs on a host, and what its toy trials log.
-
-    Args:
-        folder: The study's folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.codes: list[int] = []
-        self.output = ""
-        self._driver: subprocess.Popen[str] | None = None
-        self.pace(PACE)
-
-    def pace(self, seconds: float) -> None:
-        """Let an epoch take so long from now on."""
-        self.folder.with_name(f"{self.folder.name}.pace.txt").write_text(str(seconds))
-
-    def start(
-        self,
-        host: Host,
-        environment: dict[str, str],
-        *words: str | Path,
-        program: tuple[str | Path, ...] = (TOY,),
-    ) -> None:
-        """Start `tune run SPACE` or `tune resume` for it."""
-        self._driver = host.start(
-            *(sys.executable, *program, *words, "--studies-dir", self.folder.parent),
-            environment=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def finish(self) -> None:
-        """Wait for the driver."""
-        assert self._driver is not None
-        self.output = self._driver.communicate(timeout=PATIENCE)[0]
-        self.codes.append(self._driver.returncode)
-
-    def wait(self, condition: Callable[[], Any]) -> float:
-        """Wait until it is so, as long as the driver runs; when that was."""
-        assert self._driver is not None
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            if self._driver.poll() is not None:
-                raise RuntimeError(f"the driver has ended:\n{self._driver.communicate()[0]}")
-            if time.monotonic() > deadline:
-                raise TimeoutError("it did not happen in time")
-            time.sleep(0.05)
-        return time.monotonic()
-
-    def lines(self) -> list[tuple[str, str, int, str]]:
-        """Trial, what (began or saved), epoch and process of each line that its trials logged."""
-        found = []
-        for log in sorted(self.folder.glob("trials/*/trained.log")):
-            for line in log.read_text().splitlines():
-                what, epoch, process = line.split()
-                found.append((log.parent.name, what, int(epoch), process))
-        return found
-
-    def saved(self) -> int:
-        """Epochs that are saved."""
-        return sum(what == "saved" for _, what, _, _ in self.lines())
-
-    def trains_on(self) -> str:
-        """The host of the epoch that has begun last and is not saved."""
-        open_epochs = {}
-        for trial, what, _, process in self.lines():
-            open_epochs[trial] = process.partition(":")[0] if what == "began" else ""
-        return next(filter(None, open_epochs.values()), "")
-
-    def begun(self, host: str = "") -> int:
-        """Epochs that have begun, on a host or anywhere."""
-        return sum(
-            what == "began" and process.startswith(f"{host}:" if host else "")
-            for _, what, _, process in self.lines()
-        )
-
-    @property
-    def runs(self) -> bool:
-        """Whether its driver runs."""
-        return self._driver is not None and self._driver.poll() is None
-
-    def record(self) -> StudyRecord:
-        """Its record."""
-        return open_study(self.folder.parent, self.folder.name).record
-
-
-def trace(record: StudyRecord) -> list[tuple[int, int, str, str]]:
-    """Decisions that have to do with scores, by trial."""
-    return sorted(
-        (decision.trial, decision.epoch, decision.action, decision.reason.partition(" (after")[0])
-        for decision in record.decisions
-        if decision.action not in {"interrupted", "resumed", "retried"}
-    )
 
 
 class ClusterBench:
@@ -254,7 +121,7 @@ class ClusterBench:
             study.finish()
             left = "lives on" if victim.processes("raylet/raylet") else "has ended"
             outcome.seen = f"its raylet {left}{'' if mended else '; the study ended before'}"
-        return self._judged(outcome, study, SPACE)
+        return judge(outcome, study, self._undisturbed(SPACE))
 
     def lose_worker(self, fault: str, harm: Callable[[Host], None]) -> Outcome:
         """Harm the host that trains."""
@@ -266,7 +133,7 @@ class ClusterBench:
             harm(victim)
             outcome.seconds = study.wait(lambda: study.begun() > before) - at
             study.finish()
-        return self._judged(outcome, study, SPACE)
+        return judge(outcome, study, self._undisturbed(SPACE))
 
     def kill_gcs(self) -> Outcome:
         """Kill the head's GCS, start the cluster anew, and resume."""
@@ -285,7 +152,7 @@ class ClusterBench:
             self._resume(cluster, study)
             outcome.seconds = study.wait(lambda: study.begun() > before) - at
             study.finish()
-        return self._judged(outcome, study, SPACE)
+        return judge(outcome, study, self._undisturbed(SPACE))
 
     def lose_driver(self) -> Outcome:
         """Take the power of the driver's host, and resume on the head at once."""
@@ -306,7 +173,7 @@ class ClusterBench:
             self._resume(cluster, study)
             outcome.seconds = study.wait(lambda: study.begun() > before) - at
             study.finish()
-        return self._judged(outcome, study, SPACE)
+        return judge(outcome, study, self._undisturbed(SPACE))
 
     def kill_rank(self) -> Outcome:
         """Kill one process of a trial on two GPUs, a real training."""
@@ -332,7 +199,7 @@ class ClusterBench:
             study.finish()
             left = len(worker.processes("rank_process"))
             outcome.seen = f"{left} processes left behind"
-        return self._judged(outcome, study, TWO_GPUS)
+        return judge(outcome, study, self._undisturbed(TWO_GPUS))
 
     def join(self) -> Outcome:
         """Let a host join in the middle."""
@@ -346,7 +213,7 @@ class ClusterBench:
             outcome.seconds = study.wait(lambda: study.begun("w2")) - at
             study.pace(PACE)
             study.finish()
-        return self._judged(outcome, study, SEVERAL)
+        return judge(outcome, study, self._undisturbed(SEVERAL))
 
     def without_share(self) -> Outcome:
         """Let a host join that does not see the studies."""
@@ -363,7 +230,7 @@ class ClusterBench:
             study.pace(PACE)
             study.finish()
             assert not study.begun("sick")
-        return self._judged(outcome, study, SEVERAL)
+        return judge(outcome, study, self._undisturbed(SEVERAL))
 
     def full_disk(self) -> Outcome:
         """Let a host join whose temporary folder is on a full disk, and make room later."""
@@ -385,7 +252,7 @@ class ClusterBench:
             outcome.seconds = study.wait(lambda: study.begun("full")) - at
             study.pace(PACE)
             study.finish()
-        return self._judged(outcome, study, SEVERAL)
+        return judge(outcome, study, self._undisturbed(SEVERAL))
 
     def _left_out(self, study: Watched, at: float) -> str:
         """How long it took until a node was left out, and why it was."""
@@ -412,8 +279,8 @@ class ClusterBench:
             study.pace(PACE)
             second.finish()
             study.finish()
-        judged = self._judged(Outcome(""), second, SEVERAL)
-        self._judged(outcome, study, SEVERAL)
+        judged = judge(Outcome(""), second, self._undisturbed(SEVERAL))
+        judge(outcome, study, self._undisturbed(SEVERAL))
         outcome.codes += judged.codes
         outcome.cut_off += judged.cut_off
         outcome.repeated += judged.repeated
@@ -434,7 +301,7 @@ class ClusterBench:
             self._run(cluster, study, SPACE)
             outcome.seconds = study.wait(study.begun) - at
             study.finish()
-        return self._judged(outcome, study, SPACE)
+        return judge(outcome, study, self._undisturbed(SPACE))
 
     @contextmanager
     def _cluster(self, *workers: str) -> Iterator[RayOnHosts]:
@@ -502,46 +369,6 @@ class ClusterBench:
             )
             self._calm[key] = study.record()
         return self._calm[key]
-
-    def _judged(self, outcome: Outcome, study: Watched, changes: dict[str, Any]) -> Outcome:
-        if study.codes[-1]:
-            raise RuntimeError(f"the study ended with {study.codes}:\n{study.output}")
-        found, calm = study.record(), self._undisturbed(changes)
-        outcome.codes = study.codes
-        outcome.same_decisions = trace(found) == trace(calm)
-        scores = [{n: entry.scores for n, entry in r.entries.items()} for r in (found, calm)]
-        outcome.same_scores = scores[0] == scores[1]
-        outcome.failures = sum(entry.failures for entry in found.entries.values())
-        last: dict[str, int] = {}
-        begun: dict[str, int] = {}
-        for trial, what, epoch, _ in study.lines():
-            if what == "saved":
-                last[trial] = max(epoch, last.get(trial, 0))
-                continue
-            outcome.cut_off += begun.get(trial) == epoch
-            outcome.repeated += epoch <= last.get(trial, 0)
-            begun[trial] = epoch
-        return outcome
-
-
-def table(outcomes: list[Outcome]) -> Table:
-    """What the faults did, for people."""
-    shown = Table()
-    for heading in (
-        *("fault", "exit codes", "epochs cut off", "saved epochs repeated", "failures spent"),
-        *("went on after", "same scores", "same decisions", "seen"),
-    ):
-        shown.add_column(heading, justify="left" if heading in {"fault", "seen"} else "right")
-    for outcome in outcomes:
-        shown.add_row(
-            outcome.fault,
-            ", ".join(map(str, outcome.codes)),
-            *map(str, (outcome.cut_off, outcome.repeated, outcome.failures)),
-            "" if outcome.seconds is None else f"{outcome.seconds:.0f} s",
-            *("yes" if same else "NO" for same in (outcome.same_scores, outcome.same_decisions)),
-            outcome.seen,
-        )
-    return shown
 
 
 def run_faults(
