@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server
 
+from training.storage import Store
 from tuner.cli.main import main
 from tuner.study.confirmation import is_finished
 from tuner.study.open import open_study
 from tuner.study.remote.place import local_studies_dir
-from tuner.study.remote.store import Store
 from tuner.study.trial_entry import TrialState
 
 BUCKET = S3Server.address

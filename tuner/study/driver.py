@@ -14,6 +14,7 @@ from tuner.study.claims import end_left_behind
 from tuner.study.confirmation import open_confirmation
 from tuner.study.files import RESOLVED_SPEC
 from tuner.study.folder import driver_lock
+from tuner.study.remote.place import remote_place
 from tuner.study.spec_changes import spec_changes
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
@@ -76,8 +77,11 @@ def close_if_not_driven(study: Study) -> bool:
     """Close the records of a study that nobody drives, as far as its folder can be written.
 
     Returns:
-        Whether nobody drives it, and its records are closed now.
+        Whether nobody drives it, and its records are closed now. Those of a study at an address are
+        closed by the next one that runs it.
     """
+    if remote_place(study.folder) is not None:
+        return False
     try:
         with only_driver(study):
             return True

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from tuner.study.remote.store import Store, StoreError
+from training.storage import Store, StoreError
 
 BEAT_SECONDS = 5.0
 """How often the holder writes."""
@@ -156,6 +156,12 @@ class Lease:
         """Whether nobody else can have it now."""
         return time.monotonic() - self._confirmed < SILENT_SECONDS - 2 * BEAT_SECONDS
 
+    def abandon(self) -> None:
+        """Write no more: others take it when it is silent."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
     def release(self, *, forget: bool = False) -> None:
         """Let go; what others see is who was the last, or nothing.
 
@@ -165,8 +171,7 @@ class Lease:
         Raises:
             StoreError: if the storage does not answer.
         """
-        self._ended.set()
-        self._thread.join()
+        self.abandon()
         if not self._held():
             return
         if forget:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from training.storage import StoreError
 from tuner.study.remote.lease import Lease, LeaseHeldError
 from tuner.study.remote.place import remote_place
-from tuner.study.remote.store import StoreError
 from tuner.study.remote.working_copy import Sender, WorkingCopy
 
 LEASE = "trial.lease"
@@ -47,18 +47,21 @@ def trained_here(folder: Path, patience: float, leave: Callable[[], None]) -> It
     copy = WorkingCopy(place.store, folder, place.prefix)
     sender = Sender(copy.send, lambda: lease.sure and not taken)
     try:
+        # without it nothing is sent: what is here may be older
         copy.fetch(without=(EVENTS, f"*/{EVENTS}"))
         sender.start()
-        yield
-    finally:
         try:
-            sender.finish(lambda: bool(taken))
-            lease.release()
-        except StoreError:
-            if not taken:
-                raise
-        else:
-            copy.leave(["*.ckpt"])
+            yield
+        finally:
+            try:
+                sender.finish(lambda: bool(taken))
+                lease.release()
+                copy.leave(["*.ckpt"])
+            except StoreError:
+                if not taken:
+                    raise
+    finally:
+        lease.abandon()
 
 
 def fetch_from_trial(folder: Path, name: str) -> None:

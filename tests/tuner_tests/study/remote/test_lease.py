@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 from s3_server import S3Server
 
+from training.storage import Store
 from tuner.study.remote.lease import Lease, LeaseHeldError
-from tuner.study.remote.store import Store
 
 NAME = "liver/driver.lease"
 

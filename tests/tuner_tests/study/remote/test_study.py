@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server
 
+from training.storage import Store
 from tuner.errors import StudyError
 from tuner.spec.load import parse_spec
 from tuner.study.checkpoint_files import checkpoint_files, remove_checkpoints
@@ -18,7 +19,6 @@ from tuner.study.create import create_study
 from tuner.study.driver import only_driver
 from tuner.study.driver_lock import driver_is_running
 from tuner.study.open import open_study, open_to_show, study_folders
-from tuner.study.remote.store import Store
 from tuner.study.remote.study import fetch_checkpoints
 from tuner.study.remote.trial import fetch_from_trial, trained_here
 from tuner.study.study import Study

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
+from s3_server import S3Server, s3_server
 
-from tuner.errors import StudyError
-from tuner.study.remote.store import Store, StoreError, address_of
+from training.errors import AddressError
+from training.storage import Store, StoreError, address_of
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with s3_server(monkeypatch) as started:
+        yield started
 
 
 @pytest.fixture(params=["s3", "memory"])
@@ -68,7 +75,7 @@ def test_storage_that_refuses_is_named(server: S3Server) -> None:
     ],
 )
 def test_addresses_that_nothing_reaches(address: str, told: str) -> None:
-    with pytest.raises(StudyError, match="--studies-dir") as error:
+    with pytest.raises(AddressError) as error:
         Store(address)
     assert told in str(error.value)
 
