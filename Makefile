@@ -42,7 +42,7 @@ bench-%: $(VENV)/installed-dev
 	mkdir -p $(RESULTS)
 	$(BIN)/python tests/benchmarks/bench_$*.py $(BENCH_ARGS) --json $(RESULTS)/bench_$*.json
 
-# The image, and a study of one epoch in it: about 10 minutes, with buildah, without a Docker engine.
+# The image, and a study of one trial in it: about 10 minutes, with buildah, without a Docker engine.
 # IMAGE_ARGS="--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu" saves gigabytes.
 image:
 	.ci/image

@@ -358,7 +358,9 @@ class ClusterBench:
         """The record of a study with a cluster of its own, where nothing happens."""
         key = json.dumps(changes)
         if key not in self._calm:
-            study = Watched(self._folder / f"calm-{len(self._calm)}" / "calm")
+            folder = self._folder / f"calm-{len(self._calm)}"
+            folder.mkdir()
+            study = Watched(folder / "calm")
             study.pace(0)
             words = ["run", self._space(changes), "--name", "calm"]
             subprocess.run(
