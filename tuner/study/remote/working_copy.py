@@ -43,7 +43,7 @@ class WorkingCopy:
         self.store = store
         self.folder = folder
         self.prefix = prefix
-        self._without = (*without, f"*{PARTIAL}", "*.lock", "*.lease")
+        self._without = (*without, f"*{PARTIAL}", "*.lock", "*.lease", "*.claim")
         self._there: dict[str, Stored] = {}
         self._sent: set[str] = set()
 
