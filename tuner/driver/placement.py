@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import PlacementGroup, placement_group
 
-NODE_LABEL = "ray.io/node-id"
-"""Label that Ray gives every node: its own name of it."""
+from tuner.driver.shared_gpus import NODE_LABEL, SharedGpus
 
 
 class FitNodes(PlacementGroupFactory):  # type: ignore[misc]
@@ -19,17 +18,30 @@ class FitNodes(PlacementGroupFactory):  # type: ignore[misc]
 
     Args:
         cpu: CPU cores of a trial.
-        gpu: GPUs of a trial.
+        gpu: GPUs of a trial; parts of one are spread over the GPUs, see `SharedGpus`.
         avoided: Which nodes to avoid just now, by Ray's name.
+        gpus: GPUs of each node that is not avoided.
     """
 
-    def __init__(self, cpu: float, gpu: float, avoided: Callable[[], frozenset[str]]) -> None:
+    def __init__(
+        self,
+        cpu: float,
+        gpu: float,
+        avoided: Callable[[], frozenset[str]],
+        gpus: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         super().__init__([{"CPU": cpu, "GPU": gpu}])
         self._avoided = avoided
+        self._cpu, self._gpu = cpu, gpu
+        self._shared = SharedGpus(cpu, gpu, gpus) if 0 < gpu < 1 else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray pickles it with each trial; what to avoid is the driver's to know."""
-        return {**super().__getstate__(), "_avoided": frozenset}
+        """Ray pickles it with each trial; where to place it is the driver's to know."""
+        return {**super().__getstate__(), "_avoided": frozenset, "_shared": None}
+
+    def with_gpus(self, gpus: int) -> FitNodes:
+        """The same for a trial with so many times the GPUs and cores."""
+        return FitNodes(self._cpu * gpus, self._gpu * gpus, self._avoided)
 
     @property
     def avoided(self) -> frozenset[str]:
@@ -38,8 +50,14 @@ class FitNodes(PlacementGroupFactory):  # type: ignore[misc]
 
     def to_placement_group(self) -> PlacementGroup:
         """Ask Ray for the share."""
+        alone = None if self._shared is None else self._shared.place()
+        if alone is not None:
+            return alone
         avoided = self._avoided()
         label = {NODE_LABEL: f"!in({', '.join(sorted(avoided))})"} if avoided else None
-        return placement_group(
+        place = placement_group(
             self.bundles, self.strategy, bundle_label_selector=[label] if label else None
         )
+        if self._shared is not None:
+            self._shared.asked(place)
+        return place

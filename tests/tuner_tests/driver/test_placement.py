@@ -42,11 +42,11 @@ def test_nodes_are_avoided_as_they_are_when_a_place_is_asked_for(
     asked: list[tuple[Any, Any]],
 ) -> None:
     avoided: set[str] = set()
-    fit = FitNodes(2, 0.5, lambda: frozenset(avoided))
+    fit = FitNodes(2, 3, lambda: frozenset(avoided))
     fit.to_placement_group()
     avoided |= {OTHER, SICK}
     fit.to_placement_group()
-    bundles = [{"CPU": 2.0, "GPU": 0.5}]
+    bundles = [{"CPU": 2.0, "GPU": 3.0}]
     selector = [{"ray.io/node-id": f"!in({SICK}, {OTHER})"}]
     assert asked == [(bundles, None), (bundles, selector)]
 
