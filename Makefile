@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint docs format bench clean
+.PHONY: run test lint docs format bench image clean
 
 run: $(VENV)/installed
 	$(BIN)/tune run search_spaces/dformer.yaml --name $(NAME) --export bundle
@@ -41,6 +41,11 @@ bench: bench-model bench-data bench-metrics bench-search bench-folds bench-overh
 bench-%: $(VENV)/installed-dev
 	mkdir -p $(RESULTS)
 	$(BIN)/python tests/benchmarks/bench_$*.py $(BENCH_ARGS) --json $(RESULTS)/bench_$*.json
+
+# The image, and a study of one trial in it: about 10 minutes, with buildah, without a Docker engine.
+# IMAGE_ARGS="--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu" saves gigabytes.
+image:
+	.ci/image
 
 bench-data: BENCH_ARGS = $(DATA_DIR)
 

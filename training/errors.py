@@ -49,6 +49,10 @@ class DatasetError(SegtuneError):
         return cls("\n  ".join([f"the data in {folder} have {count}:", *problems]))
 
 
+class AddressError(SegtuneError):
+    """An address such as `s3://bucket/data` is not one, or nothing here reaches it."""
+
+
 class BundleError(SegtuneError):
     """A folder is not a bundle, or a bundle does not predict what its trial predicted."""
 

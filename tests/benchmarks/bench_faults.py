@@ -1,10 +1,14 @@
 """What a study loses when its driver, workers or disk fail at random moments.
 
     python tests/benchmarks/bench_faults.py [--kills 30]
+    python tests/benchmarks/bench_faults.py --cluster [--only cut-30s gcs ...] [--partition 300]
 
 Studies are run by the real driver on real Ray clusters with toy trials (end_to_end/toy.py): one
 worker, promotion ASHA, random search. After all faults, their decisions and scores are compared
 with those of a study that was left alone. Filling a disk needs root, to mount a small one.
+
+With `--cluster`, it is hosts that fail, or the network between them (faults/cluster.py); that needs
+root too.
 """
 
 from __future__ import annotations
@@ -24,15 +28,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+import cluster
+import hosts
 import yaml
+from outcomes import Outcome, trace
+from outcomes import table as table_of_hosts
 from rich.console import Console
 from rich.table import Table
+from watched import ROOT, TOY
 
 from tuner.study.open import open_study
-from tuner.study.record import StudyRecord
 
-ROOT = Path(__file__).parents[2]
-TOY = ROOT / "tests" / "end_to_end" / "toy.py"
 SPACE = """\
 config:
   data_dir: phantom
@@ -217,15 +226,6 @@ class Bench:
             row.retrained += again
 
 
-def trace(record: StudyRecord) -> list[tuple[int, int, str, str]]:
-    """Decisions that have to do with scores."""
-    return [
-        (decision.trial, decision.epoch, decision.action, decision.reason.partition(" (after")[0])
-        for decision in record.decisions
-        if decision.action not in {"interrupted", "resumed", "retried"}
-    ]
-
-
 def trainers(study: Path) -> list[int]:
     """Processes that train a trial of a study now."""
     found = set()
@@ -312,38 +312,65 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30, help="faults of the most frequent kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("bench_faults.json"))
+    parser.add_argument("--cluster", action="store_true", help="let hosts of a cluster fail")
+    parser.add_argument("--only", nargs="+", default=[], help="these faults of hosts alone")
+    parser.add_argument("--partition", type=float, default=300, help="seconds of the long cut")
     options = parser.parse_args()
+    if options.cluster:
+        fail_hosts(options.only, options.partition, options.json)
+    else:
+        fail_one_machine(options.kills, options.seed, options.json)
+    Console().print(f"written to {options.json}")
+
+
+def fail_hosts(only: list[str], partition: float, path: Path) -> None:
+    """Let hosts of a cluster fail, and write what that did."""
+    missing = hosts.missing()
+    if missing:
+        sys.exit(missing)
+
+    def done(outcomes: list[Outcome]) -> None:
+        Console(width=180).print(table_of_hosts(outcomes))
+        path.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
+
+    try:
+        cluster.run_faults(only, partition, done)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def fail_one_machine(kills: int, seed: int, path: Path) -> None:
+    """Let driver, workers and disk of one machine fail, and write what that did."""
     folder = Path(tempfile.mkdtemp(prefix="bench_faults-"))
     os.environ["SEGTUNE_CACHE"] = str(folder / "cache")
-    cluster = subprocess.Popen(
+    nodes = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert cluster.stdout is not None
-    some = max(1, options.kills // 5)
+    assert nodes.stdout is not None
+    some = max(1, kills // 5)
     rows: list[Row] = []
 
     def done(row: Row) -> None:
         rows.append(row)
         Console(width=150).print(table(rows))
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=2))
 
     try:
-        bench = Bench(folder, options.seed)
+        bench = Bench(folder, seed)
         done(bench.cut_driver(Row("kill -9 of the driver, own cluster"), some, kill))
-        bench.address = cluster.stdout.readline().strip()
-        done(bench.cut_driver(Row("kill -9 of the driver"), options.kills, kill))
+        bench.address = nodes.stdout.readline().strip()
+        done(bench.cut_driver(Row("kill -9 of the driver"), kills, kill))
         spoiled = Row("kill -9 of the driver, Ray's files spoiled")
         done(bench.cut_driver(spoiled, some, kill_and_spoil))
         done(bench.cut_driver(Row("SIGINT"), some, interrupt))
         done(bench.cut_driver(Row("SIGINT twice"), some, interrupt_twice))
         done(bench.cut_driver(Row("SIGTERM"), some, terminate))
-        done(bench.kill_workers(Row("kill -9 of the worker"), options.kills))
+        done(bench.kill_workers(Row("kill -9 of the worker"), kills))
         if os.geteuid() == 0:
             done(bench.fill_disk(Row("disk full"), some))
     finally:
-        cluster.communicate("")
+        nodes.communicate("")
         shutil.rmtree(folder, ignore_errors=True)
-    Console().print(f"written to {options.json}")
 
 
 if __name__ == "__main__":

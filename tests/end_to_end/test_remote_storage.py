@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server
 
+from training.storage import Store
 from tuner.cli.main import main
 from tuner.study.confirmation import is_finished
 from tuner.study.open import open_study
 from tuner.study.remote.place import local_studies_dir
-from tuner.study.remote.store import Store
 from tuner.study.trial_entry import TrialState
 
 BUCKET = S3Server.address
@@ -72,7 +72,7 @@ def test_a_study_whose_machine_is_lost_goes_on_from_the_bucket(
     assert main(["status", "liver", *where]) == 0
     assert f"--studies-dir {BUCKET}" in capsys.readouterr().out
     assert main(["export", "liver", *where, "-o", str(tmp_path / "bundle")]) == 0
-    assert (tmp_path / "bundle" / "manifest.json").is_file()
+    assert (tmp_path / "bundle" / "bundle.json").is_file()
     # nothing is called like the address, and no worker keeps what the bucket has
     here = {path.name for path in tmp_path.iterdir()}
     assert here == {"driver", "laptop", "third", "bundle"}

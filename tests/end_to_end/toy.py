@@ -4,8 +4,8 @@ All else is the real thing: driver, record, Ray Tune, workers, locks. As a scrip
 command `tune`. Faults are read from `NAME.faults.json` beside the study folder NAME (a folder
 with foreign files would be refused): for the trial's number, the `epoch` (and the `fold`) before
 which they happen, `what`, and how many `times`. `NAME.pace.txt` has the seconds of an epoch,
-`NAME.claim.txt` those that it is said to have taken; `NAME.memory.json` the memory that trials and
-nodes are said to hold, as the fields of `MemoryUse` in bytes.
+read anew before each, `NAME.claim.txt` those that it is said to have taken; `NAME.memory.json` the
+memory that trials and nodes are said to hold, as the fields of `MemoryUse` in bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ def beside(study: Path, name: str) -> Path:
 
 
 class ToyRun(TrialRun):
-    """Writes what an epoch would, and notes in `trained.log` when it began and was saved."""
+    """Writes what an epoch would; notes in `trained.log` when it began and was saved, and where."""
 
     def _train_in(self, folder: Path, fold: int) -> str:
         request = self._request
@@ -49,9 +50,7 @@ class ToyRun(TrialRun):
         folder.mkdir(exist_ok=True)
         self._write_settings(folder, config)
         pace = beside(self._study.folder, PACE)
-        seconds = float(pace.read_text()) if pace.is_file() else 0.0
         claim = beside(self._study.folder, CLAIM)
-        claimed = float(claim.read_text()) if claim.is_file() else seconds
         last = folder / "last.ckpt"
         history = json.loads(last.read_text()) if last.is_file() else []
         before = fold * config.max_epochs
@@ -60,7 +59,9 @@ class ToyRun(TrialRun):
         for epoch in range(len(history) + 1, config.max_epochs + 1):
             self._log(folder, "began", epoch)
             self._fault(folder, epoch, config, fold)
+            seconds = float(pace.read_text() or 0) if pace.is_file() else 0.0
             time.sleep(seconds)
+            claimed = float(claim.read_text()) if claim.is_file() else seconds
             row = {"epoch": epoch, "seconds": claimed, "val_dice": score(config, epoch, fold)}
             history.append(row)
             write_durably(last, json.dumps(history))
@@ -72,7 +73,7 @@ class ToyRun(TrialRun):
 
     def _log(self, folder: Path, what: str, epoch: int) -> None:
         with (folder / TRAINED).open("a") as file:
-            file.write(f"{what} {epoch} {os.getpid()}\n")
+            file.write(f"{what} {epoch} {socket.gethostname()}:{os.getpid()}\n")
 
     def _fault(self, folder: Path, epoch: int, config: Any, fold: int) -> None:
         path = beside(self._study.folder, FAULTS)

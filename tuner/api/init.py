@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from training.local_path import is_url
 from tuner.api.libraries import quiet_libraries
 from tuner.errors import SpecError, StudyError
 from tuner.spec.settings import EMBEDDED_DATA
@@ -34,7 +35,7 @@ def init_space(
     where the device is in this machine.
 
     Args:
-        data_dir: Folder in Decathlon or nnU-Net layout, or `phantom`.
+        data_dir: Folder in Decathlon or nnU-Net layout, its address, or `phantom`.
         output: YAML file to write; none by default. `StudySpec.source_text` has the same text.
         hours: What a study of the space may take.
         gpu_memory: Memory of the GPU that trials will train on, such as `"24GB"`; that of this
@@ -87,8 +88,8 @@ def init_space(
 
 
 def is_data(space: str | Path) -> bool:
-    """Whether what stands in the place of a search space is a folder of data."""
-    return str(space) == EMBEDDED_DATA or Path(space).is_dir()
+    """Whether what stands in the place of a search space is a folder of data, or an address."""
+    return str(space) == EMBEDDED_DATA or is_url(space) or Path(space).is_dir()
 
 
 def _check_target(path: Path, overwrite: bool) -> None:

@@ -32,6 +32,9 @@ DEFAULT_HOURS = 8.0
 POSITIONAL = ("space", "data", "bundle", "images")
 """Paths that are positional arguments."""
 
+AT_ADDRESSES = ("studies_dir", "data", "data_dir", "space")
+"""Paths that may be addresses; a space is then a folder of data."""
+
 
 def add_study_name(parser: argparse.ArgumentParser) -> None:
     """The argument NAME; a shell completes it from the studies that are there."""
@@ -238,8 +241,8 @@ def refuse_urls(options: argparse.Namespace) -> None:
 
     for name, value in vars(options).items():
         for path in value if isinstance(value, list) else [value]:
-            meant = isinstance(path, Path) or (name == "data_dir" and path is not None)
-            # studies may be at an address
-            if meant and name != "studies_dir" and is_url(path):
+            # studies and data may be at an address
+            meant = isinstance(path, Path) and name not in AT_ADDRESSES
+            if meant and is_url(path):
                 option = "" if name in POSITIONAL else f"--{name.replace('_', '-')} "
                 raise StudyError(option + url_refusal(path))

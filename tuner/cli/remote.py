@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.local_path import is_url
+from training.storage import address_of
 from tuner.cli.exit_codes import DONE, INTERRUPTED, NO_RESULT
 from tuner.cli.options import export_settings, overrides_of
 from tuner.errors import StudyError
-from tuner.study.remote.store import address_of
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
+from training.storage import StoreError
 from tuner.spec.grid import planned_trials
 from tuner.study.checkpoint_files import (
     checkpoint_files,
@@ -27,7 +28,6 @@ from tuner.study.checkpoint_files import (
 )
 from tuner.study.files import CHECKPOINT_FILES, LAST_FILE, SNAPSHOT_PATTERN
 from tuner.study.pareto import pareto_front
-from tuner.study.remote.store import StoreError
 from tuner.trial.messages import TrialRequest
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from training.data import (
 )
 from training.data.prepared.cache import FORMAT_VERSION
 from training.errors import DatasetError
+from training.local_path import is_url
 from tuner.errors import ExportError
 from tuner.study.provenance import PREPARATION
 
@@ -88,7 +89,7 @@ def find_data(
     else:
         cases = {}
         source = Path(recorded["source"])
-        if source.is_dir():
+        if is_url(source) or source.is_dir():
             try:
                 cases = _checked_cases(study, source, config, recorded["fingerprint"])
             except (DatasetError, ExportError) as error:

@@ -20,6 +20,8 @@ from training.data import (
 from training.data.prepared.resampling import choose_spacing
 from training.data.raw.header_survey import survey_headers
 from training.errors import DatasetError
+from training.local_path import is_url
+from training.storage import address_of
 
 FEW_CASES = 10
 """Cases below which none is kept apart for a test: a score of one case says nothing."""
@@ -79,14 +81,18 @@ def survey_data(
     """Read data and prepare them: a study of the search space finds them in the cache.
 
     Args:
-        data_dir: Folder in Decathlon or nnU-Net layout, or `phantom`.
+        data_dir: Folder in Decathlon or nnU-Net layout, its address, or `phantom`.
         on_progress: Called with a line about each step.
         on_case: Called with the step and its progress, after each case.
 
     Raises:
         DatasetError: for every problem of the data at once, by file.
     """
-    given = PHANTOM if str(data_dir) == PHANTOM else str(Path(data_dir).expanduser().absolute())
+    given = str(data_dir)
+    if is_url(given):
+        given = address_of(given)
+    elif given != PHANTOM:
+        given = str(Path(data_dir).expanduser().absolute())
     source = resolve_data_dir(given)
     layout = read_layout(source)
     headers = survey_headers(layout)

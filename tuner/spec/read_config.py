@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import ModelTrainingConfig
-from training.local_path import is_url, url_refusal
+from training.local_path import is_url
 from tuner.errors import suggestion
 from tuner.spec.domain import Domain
 from tuner.spec.field_errors import field_problem, value_problems
@@ -42,9 +42,8 @@ def read_config(parser: SpecParser) -> dict[str, Any]:
                 message += f"; what stops trials is the section policy: policy={values[name]}"
             parser.problem(("config", name) if name else ("config",), message)
     data_dir = values.get("data_dir")
-    if isinstance(data_dir, str) and is_url(data_dir):
-        parser.problem(("config", "data_dir"), f"data_dir {url_refusal(data_dir)}")
-    elif data_dir != EMBEDDED_DATA:
+    # an address is absolute
+    if data_dir != EMBEDDED_DATA and not is_url(str(data_dir)):
         _make_absolute(values, "data_dir")
     _make_absolute(values, "splits_file")
     if str(values.get("groups")).lower().endswith(".csv"):

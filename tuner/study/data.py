@@ -25,6 +25,8 @@ from training.data.patches.mirroring import LEFT_RIGHT, mirror_axes, sided_label
 from training.data.prepared.cache import MANIFEST
 from training.data.prepared.config_check import check_config
 from training.data.prepared.split_rules import split_of_file
+from training.local_path import is_url
+from training.storage import address_of
 from tuner.errors import SpecError, StudyError
 from tuner.spec.study_spec import StudySpec
 
@@ -54,10 +56,17 @@ class StudyData:
     further_folds: tuple[tuple[Path, str], ...] = ()
 
     @property
+    def given(self) -> str:
+        """The folder of the user's files as any machine finds it: its path, or its address."""
+        given = self.spec.base_config().data_dir
+        return address_of(given) if is_url(given) else str(self.source)
+
+    @property
     def for_trials(self) -> tuple[DataSource, ...]:
         """Where a trial finds the data of each fold, on any node."""
         given = self.spec.base_config().data_dir
-        raw = given if str(given) == PHANTOM else self.source.absolute()
+        anywhere = str(given) == PHANTOM or is_url(given)
+        raw = given if anywhere else self.source.absolute()
         splits = ((self.preprocessed, self.fingerprint), *self.further_folds)
         return tuple(DataSource(folder, raw, fingerprint) for folder, fingerprint in splits)
 
@@ -88,7 +97,10 @@ def prepare_data(
         StudyError: if the space does not fit the data.
     """
     report = on_progress or (lambda line: None)
-    source = resolve_data_dir(spec.base_config().data_dir)
+    given = spec.base_config().data_dir
+    if is_url(given):
+        report(f"fetching what has changed of {address_of(given)}")
+    source = resolve_data_dir(given)
     completed = complete_spec(spec, read_layout(source.absolute()))
     if check is not None:
         check(completed)

@@ -34,6 +34,8 @@ HANG_FILE = "hang.txt"
 
 LOCK_FILE = "trial.lock"
 
+CLAIM_FILE = "trial.claim"
+
 BEST_FILE = "best.ckpt"
 
 LAST_FILE = "last.ckpt"

@@ -72,7 +72,7 @@ def provenance(data: StudyData, *, seed: int) -> dict[str, Any]:
         "command": sys.argv,
         "seed": seed,
         "data": {
-            "source": str(data.source),
+            "source": data.given,
             "preprocessed": str(data.preprocessed),
             "fingerprint": data.fingerprint,
             "summary": data.summary,

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from training.durable_write import check_writable
 from training.errors import DatasetError
+from training.storage import StoreError
 from tuner.errors import TunerError
 from tuner.study.files import NODES_FILE
 from tuner.study.nodes import read_token
 from tuner.study.remote.node import RemoteFolder
-from tuner.study.remote.store import StoreError
 from tuner.trial.code import check_code, look_into_code
 from tuner.trial.node_faults import CodeMissingError
 

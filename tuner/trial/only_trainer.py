@@ -1,7 +1,14 @@
-"""Keeps two processes from training one trial: its driver may have left one behind."""
+"""Keeps two processes from training one trial: the one that was started last trains it.
+
+A process that its driver lost may train on: its host cannot be reached, or it was the driver's
+host that failed, and Ray takes up to 100 s to end it. So whoever begins a trial claims it, and
+whoever trained it before looks every `LOOK_SECONDS` who claims it, and makes way. The new one waits
+for the lock, which ends with its holder.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,36 +16,78 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tuner.study.files import LOCK_FILE, PLACEMENT_FILE
+from tuner.study.claims import DRIVER, claim_of, claim_trial
+from tuner.study.files import LOCK_FILE
 
-LOCK_SECONDS = 120.0
-"""How long a trial waits for a process that still trains it; Ray ends one sooner than that."""
+LOOK_SECONDS = 2.0
+"""Seconds between two looks at who claims a trial."""
+
+SEEN_SECONDS = 60.0
+"""How long shared storage may show an old file: the longest that NFS caches its attributes."""
+
+LEASE_SECONDS = 90.0
+"""After which an NFS server drops the locks of a host that it does not hear of any more."""
+
+LOCK_SECONDS = LOOK_SECONDS + SEEN_SECONDS + LEASE_SECONDS
+"""How long a trial waits at most. Who keeps its lock for longer does not run: its host is off and
+the storage keeps the lock, or it is stuck in the kernel; and it makes way when it runs again."""
 
 
 @contextmanager
-def only_trainer(folder: Path, leave_if_closed: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a trial: a process that its driver left behind may still write there.
+def only_trainer(
+    folder: Path, leave_if_closed: Callable[[], None], make_way: Callable[[bool], None]
+) -> Iterator[None]:
+    """Claim a trial and hold its lock.
 
     Args:
         folder: The trial's folder.
         leave_if_closed: Called while it waits; raises if the trial must end.
-
-    Raises:
-        TimeoutError: if another process keeps the lock.
+        make_way: Called, in a thread of its own, when another process has claimed the trial since:
+            with whether that is the next driver. It ends the training.
     """
-    lock = FileLock(folder / LOCK_FILE)
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
+    with _watched(folder, claim_trial(folder), make_way):
+        lock = _locked(folder / LOCK_FILE, leave_if_closed)
         try:
-            lock.acquire(timeout=1)
-            break
-        except Timeout:
-            leave_if_closed()
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"another process still trains this trial (see {folder / PLACEMENT_FILE})"
-                ) from None
+            yield
+        finally:
+            lock.release()
+
+
+@contextmanager
+def _watched(folder: Path, own: str, make_way: Callable[[bool], None]) -> Iterator[None]:
+    """Look whether another process claims the trial."""
+    ended, ending = threading.Event(), threading.Lock()
+
+    def watch() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            claim = claim_of(folder)
+            if claim is None or claim == own:
+                continue
+            with ending:
+                if not ended.is_set():
+                    make_way(claim.startswith(DRIVER))
+            return
+
+    # not waited for: storage that hangs never answers
+    threading.Thread(target=watch, name="claim", daemon=True).start()
     try:
         yield
     finally:
-        lock.release()
+        with ending:
+            ended.set()
+
+
+def _locked(path: Path, leave_if_closed: Callable[[], None]) -> FileLock:
+    """The lock of a trial, waited for."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            leave_if_closed()
+            if time.monotonic() > deadline:
+                # the next attempt makes a new one, and the old lock is that of no name
+                path.unlink(missing_ok=True)
+        else:
+            return lock

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import math
+import os
 import queue
 import socket
 import threading
@@ -47,7 +48,7 @@ from tuner.trial.failures import ConstraintBrokenError, classify
 from tuner.trial.gpus import check_trial_gpu, keep_to_share
 from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
 from tuner.trial.node_faults import NodeUnfitError, node_fault
-from tuner.trial.only_trainer import LOCK_SECONDS, only_trainer
+from tuner.trial.only_trainer import only_trainer
 
 if TYPE_CHECKING:
     from training.trainer import SegmentationTrainer
@@ -90,6 +91,7 @@ class TrialRun:
         self._note = ""
         self._reports: queue.Queue[EpochReport | TrialEnd | NodeUnfitError] = queue.Queue()
         self._turn = threading.Semaphore(0)
+        self._waits = False
         self._closing = False
         self._cores: int | None = None
         self._scores: dict[int, float] = {}
@@ -189,7 +191,9 @@ class TrialRun:
         Raises:
             TrialClosed: if the trial must end.
         """
+        self._waits = True
         self._turn.acquire()
+        self._waits = False
         self._leave_if_closed()
         cores, self._cores = self._cores, None
         if cores is not None:
@@ -205,6 +209,20 @@ class TrialRun:
         """
         if self._closing:
             raise TrialClosed
+
+    def _make_way(self, for_driver: bool) -> None:
+        """Leave the trial to the process, or the driver, that has claimed it since.
+
+        Args:
+            for_driver: Whether it is the next driver of the study, to which this process is of no
+                use.
+        """
+        if for_driver or not self._waits:
+            # an epoch may take an hour
+            os._exit(1)
+        # between two epochs, and the process may have other trials to train
+        self._closing = True
+        self._turn.release()
 
     def _train_and_report_end(self) -> None:
         try:
@@ -232,8 +250,8 @@ class TrialRun:
         folder = self._study.trial_folder(self._number)
         folder.mkdir(parents=True, exist_ok=True)
         with (
-            only_trainer(folder, self._leave_if_closed),
-            trained_here(folder, LOCK_SECONDS, self._leave_if_closed),
+            only_trainer(folder, self._leave_if_closed, self._make_way),
+            trained_here(folder, self._leave_if_closed, lambda: self._make_way(False)),
         ):
             try:
                 yield

@@ -23,8 +23,9 @@ from scipy import ndimage
 
 from training.data.cache_folder import cache_errors, cache_root
 from training.data.raw.layouts import DATASET_JSON, IMAGES, LABELS
+from training.data.raw.remote import fetch_data
 from training.errors import DatasetError
-from training.local_path import is_url, url_refusal
+from training.local_path import is_url
 
 PHANTOM = "phantom"
 """Value of `data_dir` that names the embedded data."""
@@ -37,14 +38,16 @@ Grid = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
 def resolve_data_dir(data_dir: Path | str) -> Path:
-    """The folder that a config's `data_dir` means; `phantom` is generated into the cache.
+    """The folder that a config's `data_dir` means.
+
+    `phantom` is generated into the cache, and the files of an address are fetched there.
 
     Raises:
-        DatasetError: if it is an address, something else has the phantom's name in the cache, or
-            the cache cannot be written.
+        DatasetError: if an address cannot be reached, something else has the phantom's name in the
+            cache, or the cache cannot be written.
     """
     if is_url(data_dir):
-        raise DatasetError(f"the data folder {url_refusal(data_dir)}")
+        return fetch_data(data_dir)
     if str(data_dir) != PHANTOM:
         return Path(data_dir)
     root = cache_root()

@@ -137,7 +137,7 @@ def _paths_given(spec: StudySpec, overrides: Mapping[str, Override]) -> dict[str
     if not given.get("groups", ".csv").lower().endswith(".csv"):
         # a pattern of case names
         del given["groups"]
-    if given["data_dir"] == EMBEDDED_DATA:
+    if given["data_dir"] == EMBEDDED_DATA or is_url(given["data_dir"]):
         del given["data_dir"]
     return given
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from training.data.cache_folder import cache_errors, cache_root
 from training.durable_write import write_durably
+from training.errors import AddressError
 from training.local_path import is_url
-from tuner.study.remote.store import Store, address_of
+from training.storage import Store, address_of
+from tuner.errors import StudyError
 
 MARKER = "remote.json"
 """In the folder of the studies of an address: that address."""
@@ -31,7 +33,10 @@ def local_studies_dir(studies_dir: Path | str) -> Path:
     if not is_url(studies_dir):
         return Path(studies_dir)
     address = address_of(studies_dir)
-    _store(address)
+    try:
+        _store(address)
+    except AddressError as error:
+        raise StudyError(f"--studies-dir {error}") from error
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", address.partition("?")[0]).strip("-")
     key = hashlib.sha256(address.encode()).hexdigest()[:10]
     root = cache_root()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from training.storage import StoreError
 from tuner.errors import StudyError
 from tuner.study.files import (
     CONFIRM_FOLDER,
@@ -22,7 +23,6 @@ from tuner.study.files import (
 )
 from tuner.study.remote.lease import SILENT_SECONDS, Lease
 from tuner.study.remote.place import RemotePlace, remote_place
-from tuner.study.remote.store import StoreError
 from tuner.study.remote.working_copy import Sender, WorkingCopy
 
 LEASE = "driver.lease"
@@ -165,9 +165,13 @@ def driven_here(
         last = _last_token(place)
         before = lease.acquire()
         copy = WorkingCopy(place.store, folder, place.prefix, (*WORKERS_OWN, *NOT_KEPT))
-        if before is None or before.token != last or not (folder / DATABASE).is_file():
-            _fetch(place, folder)
-        copy.look()
+        try:
+            if before is None or before.token != last or not (folder / DATABASE).is_file():
+                _fetch(place, folder)
+            copy.look()
+        except BaseException:
+            lease.abandon()
+            raise
     _note_token(place, lease.token)
     databases = _Databases(place, folder)
 
@@ -194,6 +198,8 @@ def driven_here(
                     f"{error}: all of the study is in {folder} on this machine, and is sent from "
                     "here when it goes on"
                 ) from error
+        finally:
+            lease.abandon()
 
 
 class _Databases:

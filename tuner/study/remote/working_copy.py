@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from training.durable_write import PARTIAL
-from tuner.study.remote.store import Store, Stored, StoreError
+from training.storage import Store, Stored, StoreError
 
 INTERVAL = 1.0
 """Seconds between two looks at what has changed."""
@@ -43,7 +43,7 @@ class WorkingCopy:
         self.store = store
         self.folder = folder
         self.prefix = prefix
-        self._without = (*without, f"*{PARTIAL}", "*.lock", "*.lease")
+        self._without = (*without, f"*{PARTIAL}", "*.lock", "*.lease", "*.claim")
         self._there: dict[str, Stored] = {}
         self._sent: set[str] = set()
 
@@ -71,10 +71,8 @@ class WorkingCopy:
         self.look()
         for name, stored in self._there.items():
             wanted = _matches(name, only) and not _matches(name, (*self._without, *without))
-            if wanted and not _alike(self.folder / name, stored):
-                path = self.folder / name
-                self.store.download(f"{self.prefix}/{name}", path)
-                os.utime(path, ns=(stored.written, stored.written))
+            if wanted:
+                self.store.bring(f"{self.prefix}/{name}", stored, self.folder / name)
 
     def changed(self) -> list[str]:
         """Names of files here that the storage does not have like this, checkpoints last."""
@@ -86,8 +84,7 @@ class WorkingCopy:
             found += [
                 start + name
                 for name in names
-                if not _matches(start + name, self._without)
-                and not _alike(self.folder / (start + name), self._there.get(start + name))
+                if not _matches(start + name, self._without) and not self._has(start + name)
             ]
         return sorted(found, key=lambda name: (name.endswith(".ckpt"), name))
 
@@ -107,11 +104,16 @@ class WorkingCopy:
             with suppress(FileNotFoundError):
                 self._send(name)
 
+    def _has(self, name: str) -> bool:
+        """Whether the storage has a file as it is here."""
+        stored = self._there.get(name)
+        return stored is not None and stored.is_like(self.folder / name)
+
     def leave(self, patterns: Sequence[str]) -> None:
         """Remove files here that the storage has."""
         for name, stored in self._there.items():
             path = self.folder / name
-            if _matches(name, patterns) and _alike(path, stored):
+            if _matches(name, patterns) and stored.is_like(path):
                 path.unlink()
                 self._sent.discard(name)
 
@@ -129,16 +131,6 @@ class WorkingCopy:
                 os.utime(file.fileno(), ns=(stored.written, stored.written))
         self._there[name] = stored
         self._sent.add(name)
-
-
-def _alike(path: Path, stored: Stored | None) -> bool:
-    if stored is None:
-        return False
-    try:
-        here = path.stat()
-    except OSError:
-        return False
-    return (here.st_size, here.st_mtime_ns) == (stored.size, stored.written)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

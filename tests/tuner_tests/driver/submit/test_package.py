@@ -78,7 +78,7 @@ def test_a_driver_that_is_to_be_started_again_has_a_supervisor(space: Path) -> N
     ("options", "message"),
     [
         ({"studies_dir": "studies"}, "--studies-dir studies is a relative path"),
-        ({"studies_dir": "s3://bucket"}, "--studies-dir s3://bucket is an address"),
+        ({"export": "s3://bucket"}, "--export s3://bucket is an address"),
         ({"export": "bundle"}, "--export bundle is a relative path"),
         (
             {

@@ -6,6 +6,7 @@ pyarrow reaches the first four by itself; for others the package that fsspec nam
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import socket
 import uuid
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from training.durable_write import PARTIAL, durable_file
+from training.errors import AddressError
 from training.local_path import url_refusal
-from tuner.errors import StudyError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -62,6 +63,14 @@ class Stored:
         """Of what pyarrow tells of a file."""
         return cls(info.size, (info.mtime_ns or 0) // SECOND * SECOND)
 
+    def is_like(self, path: Path) -> bool:
+        """Whether a local file is the same, by its size and the time that it was given."""
+        try:
+            here = path.stat()
+        except OSError:
+            return False
+        return (here.st_size, here.st_mtime_ns) == (self.size, self.written)
+
 
 def address_of(path: Path | str) -> str:
     """The address that a user gave, which `Path` has spoiled, without a slash at its end.
@@ -82,7 +91,7 @@ class Store:
             (`region`, `scheme`, `endpoint_override`) is part of it.
 
     Raises:
-        StudyError: if nothing here knows how to reach such storage.
+        AddressError: if nothing here knows how to reach such storage.
     """
 
     def __init__(self, address: str) -> None:
@@ -138,7 +147,7 @@ class Store:
             return None
         with self._explained("be read"):
             try:
-                with self._files.open_input_stream(self._path(name)) as stream:
+                with self._files.open_input_stream(self._path(name), compression=None) as stream:
                     content: bytes = stream.read()
             except FileNotFoundError:
                 # removed just now
@@ -155,7 +164,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         with durable_file(path) as file:
             with self._explained("be read"):
-                stream = self._files.open_input_stream(self._path(name))
+                stream = self._files.open_input_stream(self._path(name), compression=None)
             with stream:
                 while True:
                     with self._explained("be read"):
@@ -163,6 +172,22 @@ class Store:
                     if not chunk:
                         break
                     file.write(chunk)
+
+    def bring(self, name: str, stored: Stored, path: Path) -> None:
+        """Make a local file what the storage has, unless it is.
+
+        Args:
+            name: The file.
+            stored: What the storage tells of it.
+            path: The local file; it gets the time that the storage has.
+
+        Raises:
+            StoreError: if the storage does not answer, or has no such file.
+            OSError: if it cannot be written here.
+        """
+        if not stored.is_like(path):
+            self.download(name, path)
+            os.utime(path, ns=(stored.written, stored.written))
 
     def upload(self, file: BinaryIO, name: str) -> None:
         """Write an open file to the storage.
@@ -214,7 +239,7 @@ class Store:
         with self._explained("be written"):
             if not self._direct:
                 self._files.create_dir(path.rpartition("/")[0], recursive=True)
-            with self._files.open_output_stream(target) as stream:
+            with self._files.open_output_stream(target, compression=None) as stream:
                 yield stream
             if not self._direct:
                 self._files.move(target, path)
@@ -241,33 +266,33 @@ def _reached(address: str) -> tuple[FileSystem, str]:
     """What reaches an address, and the path that it is there.
 
     Raises:
-        StudyError: if nothing does.
+        AddressError: if nothing does.
     """
     from pyarrow import ArrowInvalid, ArrowNotImplementedError
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
     scheme, _, rest = address.partition("://")
     if not rest:
-        raise StudyError(f"--studies-dir {address} names no bucket: {scheme}://BUCKET/FOLDER")
+        raise AddressError(f"{address} names no bucket: {scheme}://BUCKET/FOLDER")
     if scheme == "file":
         why = "a folder of this machine has a path"
-        raise StudyError(f"--studies-dir {url_refusal(address, why)}")
+        raise AddressError(url_refusal(address, why))
     try:
         files, path = FileSystem.from_uri(address)
         return files, path.rstrip("/")
     except (ArrowInvalid, ArrowNotImplementedError) as error:
         unknown = "Unrecognized filesystem type" in str(error) or "built without" in str(error)
         if not unknown:
-            raise StudyError(f"--studies-dir {address}: {_first_line(error)}") from error
+            raise AddressError(f"{address}: {_first_line(error)}") from error
     except OSError as error:
-        raise StudyError(f"--studies-dir {address}: {_first_line(error)}") from error
+        raise AddressError(f"{address}: {_first_line(error)}") from error
     from fsspec.core import url_to_fs
 
     try:
         files, path = url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise StudyError(
-            f"--studies-dir {address}: nothing here reaches {scheme}:// ({_first_line(error)})"
+        raise AddressError(
+            f"{address}: nothing here reaches {scheme}:// ({_first_line(error)})"
         ) from error
     return PyFileSystem(FSSpecHandler(files)), path.rstrip("/")
 

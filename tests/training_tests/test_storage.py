@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
+from s3_server import S3Server, s3_server
 
-from tuner.errors import StudyError
-from tuner.study.remote.store import Store, StoreError, address_of
+from training.errors import AddressError
+from training.storage import Store, StoreError, address_of
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with s3_server(monkeypatch) as started:
+        yield started
 
 
 @pytest.fixture(params=["s3", "memory"])
@@ -36,6 +43,11 @@ def test_files_are_written_found_read_and_removed(store: Store, tmp_path: Path) 
     assert store.read("liver/spec.yaml") == b"metric: val_dice"
     store.download("liver/trials/0000/last.ckpt", tmp_path / "a" / "last.ckpt")
     assert (tmp_path / "a" / "last.ckpt").read_bytes() == b"1234"
+    # a name tells nothing of how the content is to be changed
+    store.write("a.nii.gz", b"not gzip")
+    assert store.read("a.nii.gz") == b"not gzip"
+    store.download("a.nii.gz", tmp_path / "a.nii.gz")
+    assert (tmp_path / "a.nii.gz").read_bytes() == b"not gzip"
     store.remove("liver/spec.yaml")
     store.remove("liver/spec.yaml")
     assert "liver/spec.yaml" not in store.listing()
@@ -54,6 +66,7 @@ def test_storage_that_refuses_is_named(server: S3Server) -> None:
     server.full = True
     with pytest.raises(StoreError, match=r"^s3://studies/lab cannot be written \(.+\)$"):
         store.check_writable()
+    server.full = False
     with pytest.raises(StoreError, match=r"NO_SUCH_BUCKET"):
         Store("s3://nobody/lab").write("a", b"1")
 
@@ -68,7 +81,7 @@ def test_storage_that_refuses_is_named(server: S3Server) -> None:
     ],
 )
 def test_addresses_that_nothing_reaches(address: str, told: str) -> None:
-    with pytest.raises(StudyError, match="--studies-dir") as error:
+    with pytest.raises(AddressError) as error:
         Store(address)
     assert told in str(error.value)
 
