@@ -43,17 +43,15 @@ def test_trials_too_large_for_a_nodes_memory_run_one_after_the_other(
 ) -> None:
     claims = {"peak": 5e9, "mean": 5e9, "used": 0.0, "limit": 8e9}
     toy.beside(tmp_path / "large", toy.MEMORY).write_text(json.dumps(claims))
-    toy.beside(tmp_path / "large", toy.PACE).write_text("0.3")
-    study = run(space_file, tmp_path, "large", "--num-trials", "6")
+    toy.beside(tmp_path / "large", toy.PACE).write_text("2")
+    study = run(space_file, tmp_path, "large", "--num-trials", "4", "--max-epochs", "3")
     entries = study.record.entries.values()
-    assert {(entry.state, entry.epochs) for entry in entries} == {(TrialState.COMPLETED, 4)}
+    assert {(entry.state, entry.epochs) for entry in entries} == {(TrialState.COMPLETED, 3)}
     assert {entry.notes[MEMORY] for entry in entries} == {5e9}
     assert {entry.metrics["host_memory"] for entry in entries} == {5e9}
     # the first two of the driver's node are let in unmeasured
     paused = [each.reason for each in study.record.decisions if each.action == "interrupted"]
-    assert (
-        "makes room: 2 trials of its node need 9.3 GiB of memory, and may use 7.5 GiB" in paused[0]
-    )
+    assert any("makes room: 2 trials of its node need 9.3 GiB" in reason for reason in paused)
     assert "1 at once instead of 2 on" in capsys.readouterr().out
 
 

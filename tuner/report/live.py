@@ -185,8 +185,9 @@ class StudyView:
                 self._console.print(f"memory: {line}", markup=False)
 
     def _short_of_memory(self) -> list[str]:
-        # with no trial left to begin nothing is lost
-        more = len(self._record.entries) < self._num_trials
+        # with no trial left to begin, or to go on, nothing is lost
+        paused = self._record.with_state(TrialState.INTERRUPTED)
+        more = len(self._record.entries) < self._num_trials or paused
         return self._cluster.short_of_memory() if more and self._cluster is not None else []
 
     def _clock(self) -> str:
