@@ -33,6 +33,7 @@ from ray.experimental import internal_kv
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
     from ray.tune.experiment import Trial
+    from ray.util.placement_group import PlacementGroup
 
     from tuner.trial.failures import WorkerLostError
     from tuner.trial.node_faults import NodeUnfitError
@@ -294,6 +295,14 @@ def _node_of_actor(actor_id: str) -> str | None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
+
+
+def placement_group_of(number: str) -> PlacementGroup:
+    """A placement group of the cluster, by its number as text; of any driver's."""
+    from ray._raylet import PlacementGroupID  # type: ignore[attr-defined]
+    from ray.util.placement_group import PlacementGroup
+
+    return PlacementGroup(PlacementGroupID(bytes.fromhex(number)))
 
 
 def actor_of(trial: Trial) -> Any:

@@ -13,10 +13,12 @@ import ray
 from tuner.driver.fair_share import FairShare
 from tuner.driver.node_watch import NodeWatch
 from tuner.driver.nodes import Nodes
+from tuner.driver.placement import release_places
 from tuner.driver.resources import nodes_of
 from tuner.errors import ResourceError
 from tuner.spec.grid import planned_trials
 from tuner.study.code import code_folder
+from tuner.study.nodes import read_token
 from tuner.study.remote.node import RemoteFolder
 from tuner.trial.node_probe import NodeNeeds, versions_here
 
@@ -39,12 +41,18 @@ class StudyCluster:
         nodes: What is known of the nodes.
         watch: What watches them; None for a cluster of our own, which is this machine.
         fair: What shares the cluster with other studies; None for one of our own.
+        token: What tells this driver from all others.
     """
 
     def __init__(
-        self, nodes: Nodes, watch: NodeWatch | None = None, fair: FairShare | None = None
+        self,
+        nodes: Nodes,
+        watch: NodeWatch | None = None,
+        fair: FairShare | None = None,
+        token: str = "",
     ) -> None:
         self.nodes = nodes
+        self.token = token
         self._watch = watch
         self._fair = fair
 
@@ -123,6 +131,9 @@ def study_cluster(
         nodes.see(nodes_of(ray.nodes()), time.monotonic())
         yield StudyCluster(nodes)
         return
+    before = read_token(study.folder)
+    if before is not None:
+        release_places(before)
     needs = NodeNeeds(
         study.folder.absolute(),
         uuid.uuid4().hex,
@@ -140,4 +151,4 @@ def study_cluster(
     real_gpus = settings.gpu != 0 and not settings.logical_gpus
     fair = FairShare(study.label, settings.priority, context.get_job_id())
     with NodeWatch(nodes, needs, fair, tell, gpus=real_gpus) as watch:
-        yield StudyCluster(nodes, watch, fair)
+        yield StudyCluster(nodes, watch, fair, needs.token)

@@ -59,7 +59,9 @@ def assemble(
     lost = LostWorkers(study, head_is_gone, cluster, raylet_answers)
     placement, limit = None, resources.max_concurrent
     if cluster is not None and cluster.joined:
-        placement = FitNodes(resources.cpu, resources.gpu, lambda: cluster.nodes.avoided)
+        placement = FitNodes(
+            resources.cpu, resources.gpu, lambda: cluster.nodes.avoided, cluster.token
+        )
         # the searcher proposes no more than the nodes hold
         limit = cluster.nodes.limit
     searcher.wait_unless(stopper.stop_all)
