@@ -147,7 +147,7 @@ class Store:
             return None
         with self._explained("be read"):
             try:
-                with self._files.open_input_stream(self._path(name)) as stream:
+                with self._files.open_input_stream(self._path(name), compression=None) as stream:
                     content: bytes = stream.read()
             except FileNotFoundError:
                 # removed just now
@@ -164,7 +164,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         with durable_file(path) as file:
             with self._explained("be read"):
-                stream = self._files.open_input_stream(self._path(name))
+                stream = self._files.open_input_stream(self._path(name), compression=None)
             with stream:
                 while True:
                     with self._explained("be read"):
@@ -239,7 +239,7 @@ class Store:
         with self._explained("be written"):
             if not self._direct:
                 self._files.create_dir(path.rpartition("/")[0], recursive=True)
-            with self._files.open_output_stream(target) as stream:
+            with self._files.open_output_stream(target, compression=None) as stream:
                 yield stream
             if not self._direct:
                 self._files.move(target, path)

@@ -72,7 +72,7 @@ def test_a_study_whose_machine_is_lost_goes_on_from_the_bucket(
     assert main(["status", "liver", *where]) == 0
     assert f"--studies-dir {BUCKET}" in capsys.readouterr().out
     assert main(["export", "liver", *where, "-o", str(tmp_path / "bundle")]) == 0
-    assert (tmp_path / "bundle" / "manifest.json").is_file()
+    assert (tmp_path / "bundle" / "bundle.json").is_file()
     # nothing is called like the address, and no worker keeps what the bucket has
     here = {path.name for path in tmp_path.iterdir()}
     assert here == {"driver", "laptop", "third", "bundle"}

@@ -4,7 +4,8 @@ All else is the real thing: driver, record, Ray Tune, workers, locks. As a scrip
 command `tune`. Faults are read from `NAME.faults.json` beside the study folder NAME (a folder
 with foreign files would be refused): for the trial's number, the `epoch` (and the `fold`) before
 which they happen, `what`, and how many `times`. `NAME.pace.txt` has the seconds of an epoch,
-read anew before each, `NAME.claim.txt` those that it is said to have taken.
+read anew before each, `NAME.claim.txt` those that it is said to have taken; `NAME.memory.json` the
+memory that trials and nodes are said to hold, as the fields of `MemoryUse` in bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tuner.driver.tune_run
 from training.durable_write import write_durably
 from tuner.cli.main import main
 from tuner.study.files import METRICS_FILE
+from tuner.trial.memory import MemoryUse
 from tuner.trial.messages import TrialRequest
 from tuner.trial.run import TrialRun
 from tuner.trial.trainable import TrialTrainable, placement
@@ -31,6 +33,7 @@ FAULTS = "faults.json"
 TRAINED = "trained.log"
 PACE = "pace.txt"
 CLAIM = "claim.txt"
+MEMORY = "memory.json"
 
 
 def beside(study: Path, name: str) -> Path:
@@ -133,7 +136,13 @@ class ToyTrainable(TrialTrainable):
     """Ray's view of a toy trial."""
 
     def _begin(self, config: dict[str, Any]) -> ToyRun:
-        return ToyRun(self._study, self._spec, TrialRequest.from_ray(config), placement())
+        request = TrialRequest.from_ray(config)
+        memory = self._memory.report
+        path = beside(self._study.folder, MEMORY)
+        if path.is_file():
+            claimed = MemoryUse(placement()["node_id"], **json.loads(path.read_text()))
+            memory = self._memory.report = lambda: claimed  # type: ignore[method-assign]
+        return ToyRun(self._study, self._spec, request, placement(), memory=memory)
 
 
 def repeated(log: Path) -> list[int]:

@@ -43,6 +43,11 @@ def test_files_are_written_found_read_and_removed(store: Store, tmp_path: Path) 
     assert store.read("liver/spec.yaml") == b"metric: val_dice"
     store.download("liver/trials/0000/last.ckpt", tmp_path / "a" / "last.ckpt")
     assert (tmp_path / "a" / "last.ckpt").read_bytes() == b"1234"
+    # a name tells nothing of how the content is to be changed
+    store.write("a.nii.gz", b"not gzip")
+    assert store.read("a.nii.gz") == b"not gzip"
+    store.download("a.nii.gz", tmp_path / "a.nii.gz")
+    assert (tmp_path / "a.nii.gz").read_bytes() == b"not gzip"
     store.remove("liver/spec.yaml")
     store.remove("liver/spec.yaml")
     assert "liver/spec.yaml" not in store.listing()
@@ -61,6 +66,7 @@ def test_storage_that_refuses_is_named(server: S3Server) -> None:
     server.full = True
     with pytest.raises(StoreError, match=r"^s3://studies/lab cannot be written \(.+\)$"):
         store.check_writable()
+    server.full = False
     with pytest.raises(StoreError, match=r"NO_SUCH_BUCKET"):
         Store("s3://nobody/lab").write("a", b"1")
 

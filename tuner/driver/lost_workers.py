@@ -82,6 +82,15 @@ class LostWorkers(Callback):  # type: ignore[misc]
         """
         node_id = self._node_of.pop(number, None)
         where = ""
+        too_many = (
+            self._cluster is not None
+            and isinstance(error, WorkerOutOfMemoryError)
+            and self._cluster.memory.killed(number)
+        )
+        if too_many:
+            reason = f"too many trials at once for the memory of their node: {error}"
+            move_trial(self._study, number, reason, "when there is room")
+            return
         if self._cluster is not None and self._cluster.joined:
             if isinstance(error, NodeLostError):
                 node_id = node_id or error.node_id

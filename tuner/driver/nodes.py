@@ -12,6 +12,7 @@ from tuner.driver.resources import Node, least_share, places_on, plan_resources
 from tuner.study.nodes import NodeEntry, NodeState
 
 if TYPE_CHECKING:
+    from tuner.driver.memory_places import MemoryPlaces
     from tuner.spec.settings import ResourceSettings, TrialResources
 
 PROBE_INTERVAL = 20.0
@@ -62,12 +63,20 @@ class Nodes:
             the driver sees.
         joined: Whether the cluster is one that the study joined. Its nodes come and go. That of
             a cluster of our own is this machine alone, and the study ends when it fails.
+        memory: What trials take of the memory of their nodes; None where that is not to matter.
     """
 
     def __init__(
-        self, settings: ResourceSettings, num_trials: int, here: str = "", *, joined: bool = True
+        self,
+        settings: ResourceSettings,
+        num_trials: int,
+        here: str = "",
+        *,
+        joined: bool = True,
+        memory: MemoryPlaces | None = None,
     ) -> None:
         self.joined = joined
+        self._memory = memory
         self._settings = settings
         self._num_trials = num_trials
         self._here = here
@@ -96,18 +105,29 @@ class Nodes:
         return {"CPU": sum(node.cpu for node in used), "GPU": sum(node.gpu for node in used)}
 
     @property
+    def gpus(self) -> dict[str, int]:
+        """GPUs of each node that a trial may be placed on now, by Ray's name of it."""
+        avoided = self.avoided
+        with self._lock:
+            return {
+                node_id: int(known.node.gpu)
+                for node_id, known in self._known.items()
+                if node_id not in avoided
+            }
+
+    @property
     def planned(self) -> bool:
         """Whether the share of a trial is decided."""
         return self._share is not None
 
     @property
     def avoided(self) -> frozenset[str]:
-        """Nodes that no trial may be placed on, by Ray's name."""
+        """Nodes that no trial may be placed on now, by Ray's name: left out, or out of memory."""
         with self._lock:
             return frozenset(
                 node_id
                 for node_id, known in self._known.items()
-                if known.state is not NodeState.USED
+                if known.state is not NodeState.USED or self._room(node_id) == 0
             )
 
     def plan(self) -> TrialResources:
@@ -127,12 +147,40 @@ class Nodes:
             return 0
         with self._lock:
             held = sum(
-                places_on(known.node, self._share.cpu, self._share.gpu)
-                for known in self._known.values()
+                self._held(node_id, known.node)
+                for node_id, known in self._known.items()
                 if known.state is NodeState.USED
             )
         places = min(held, self.limit)
         return places if self.allowed is None else min(places, self.allowed)
+
+    def _held(self, node_id: str, node: Node) -> int:
+        """Trials that a node holds at once, those that run there included."""
+        assert self._share is not None
+        slots = places_on(node, self._share.cpu, self._share.gpu)
+        room = self._room(node_id)
+        if self._memory is None or room is None:
+            return slots
+        return min(slots, self._memory.running(node_id) + room)
+
+    def _room(self, node_id: str) -> int | None:
+        """Further trials that the memory of a node holds; None where that is not known."""
+        return None if self._memory is None else self._memory.room(node_id)
+
+    def short_of_memory(self) -> list[str]:
+        """Nodes whose memory holds fewer trials than their cores and GPUs, a line for each."""
+        if self._memory is None or self._share is None:
+            return []
+        lines = []
+        with self._lock:
+            for node_id, known in self._known.items():
+                slots = min(self.limit, places_on(known.node, self._share.cpu, self._share.gpu))
+                running = self._memory.running(node_id)
+                if known.state is NodeState.USED and running < slots and self._room(node_id) == 0:
+                    where = f" on {self._names[node_id]}" if self.joined else ""
+                    why = self._memory.describe(node_id)
+                    lines.append(f"{running} at once instead of {slots}{where}: {why}")
+        return lines
 
     def wanted(self) -> list[dict[str, float]]:
         """Shares of trials that the cluster should have room for, for its autoscaler.

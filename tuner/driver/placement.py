@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune import PlacementGroupFactory
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import PlacementGroup, placement_group
 
-from tuner.driver.ray_internals import placement_group_of
-
-NODE_LABEL = "ray.io/node-id"
-"""Label that Ray gives every node: its own name of it."""
+from tuner.driver.shared_gpus import NODE_LABEL, SharedGpus
 
 
 class FitNodes(PlacementGroupFactory):  # type: ignore[misc]
     """The share of a trial, on a node that is not to be avoided when it is asked for.
 
-    Its name says which driver asked for it, for the next one, see `release_places`.
-
     All trials of a study are alike to Tune, so that any may go on in the process of another.
 
     Args:
         cpu: CPU cores of a trial.
-        gpu: GPUs of a trial.
+        gpu: GPUs of a trial; parts of one are spread over the GPUs, see `SharedGpus`.
         avoided: Which nodes to avoid just now, by Ray's name.
-        token: What tells this driver from all others.
+        gpus: GPUs of each node that is not avoided.
     """
 
     def __init__(
-        self, cpu: float, gpu: float, avoided: Callable[[], frozenset[str]], token: str
+        self,
+        cpu: float,
+        gpu: float,
+        avoided: Callable[[], frozenset[str]],
+        gpus: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         super().__init__([{"CPU": cpu, "GPU": gpu}])
         self._avoided = avoided
-        self._token = token
+        self._cpu, self._gpu = cpu, gpu
+        self._shared = SharedGpus(cpu, gpu, gpus) if 0 < gpu < 1 else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray pickles it with each trial; what to avoid is the driver's to know."""
-        return {**super().__getstate__(), "_avoided": frozenset}
+        """Ray pickles it with each trial; where to place it is the driver's to know."""
+        return {**super().__getstate__(), "_avoided": frozenset, "_shared": None}
+
+    def with_gpus(self, gpus: int) -> FitNodes:
+        """The same for a trial with so many times the GPUs and cores."""
+        return FitNodes(self._cpu * gpus, self._gpu * gpus, self._avoided)
 
     @property
     def avoided(self) -> frozenset[str]:
@@ -52,25 +50,14 @@ class FitNodes(PlacementGroupFactory):  # type: ignore[misc]
 
     def to_placement_group(self) -> PlacementGroup:
         """Ask Ray for the share."""
+        alone = None if self._shared is None else self._shared.place()
+        if alone is not None:
+            return alone
         avoided = self._avoided()
         label = {NODE_LABEL: f"!in({', '.join(sorted(avoided))})"} if avoided else None
-        return placement_group(
-            self.bundles,
-            self.strategy,
-            # Ray wants each name once
-            name=f"{self._token}-{uuid.uuid4().hex}",
-            bundle_label_selector=[label] if label else None,
+        place = placement_group(
+            self.bundles, self.strategy, bundle_label_selector=[label] if label else None
         )
-
-
-def release_places(token: str) -> None:
-    """Free what a driver that is gone has asked for, and end the processes that run there.
-
-    Ray does so too, but takes more than a minute to miss a driver whose host is gone.
-
-    Args:
-        token: The driver's.
-    """
-    for number, group in placement_group_table().items():
-        if group["name"].startswith(f"{token}-") and group["state"] != "REMOVED":
-            remove_placement_group(placement_group_of(number))
+        if self._shared is not None:
+            self._shared.asked(place)
+        return place

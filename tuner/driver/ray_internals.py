@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -33,7 +34,6 @@ from ray.experimental import internal_kv
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
     from ray.tune.experiment import Trial
-    from ray.util.placement_group import PlacementGroup
 
     from tuner.trial.failures import WorkerLostError
     from tuner.trial.node_faults import NodeUnfitError
@@ -106,6 +106,22 @@ def own_handlers_kept() -> Iterator[None]:
         yield
     finally:
         ray_utils.set_sigterm_handler = original
+
+
+MEMORY_THRESHOLD = "RAY_memory_usage_threshold"
+"""Share of a node's memory above which Ray ends a process there; a variable of its raylet."""
+
+
+def node_memory() -> tuple[float, float]:
+    """Bytes that processes of this node hold, and above which Ray ends one of them.
+
+    As Ray's memory monitor counts them: of the container where there is one, without the pages of
+    files that the kernel keeps.
+    """
+    from ray._common.utils import get_system_memory
+
+    share = float(os.environ.get(MEMORY_THRESHOLD, "0.95"))
+    return float(ray_utils.get_used_memory()), share * float(get_system_memory())
 
 
 def name_process(name: str) -> None:
@@ -223,26 +239,31 @@ def lost_worker_ends_one_trial() -> Iterator[None]:
 
 
 @contextmanager
-def workers_let_go(let_go: Callable[[], bool]) -> Iterator[None]:
+def workers_let_go(let_go: Callable[[], bool], idle: Callable[[], bool]) -> Iterator[None]:
     """Give the worker of a trial that has ended back to the cluster, where that is wanted.
 
     Tune keeps one for the next trial of the study, with the cores and GPUs that it has.
 
     Args:
         let_go: Whether to give back the worker that is about to be kept.
+        idle: Whether to give back those that are kept, since no trial is there for them.
     """
     from ray.tune.utils.object_cache import _ObjectCache
 
-    original = _ObjectCache.cache_object
+    keep, evict = _ObjectCache.cache_object, _ObjectCache.flush_cached_objects
 
     def cache_object(cache: _ObjectCache, key: Any, worker: Any) -> bool:
-        return not let_go() and bool(original(cache, key, worker))
+        return not let_go() and bool(keep(cache, key, worker))
+
+    def flush_cached_objects(cache: _ObjectCache, force_all: bool = False) -> Iterator[Any]:
+        yield from evict(cache, force_all=force_all or idle())
 
     _ObjectCache.cache_object = cache_object
+    _ObjectCache.flush_cached_objects = flush_cached_objects
     try:
         yield
     finally:
-        _ObjectCache.cache_object = original
+        _ObjectCache.cache_object, _ObjectCache.flush_cached_objects = keep, evict
 
 
 NODE_DIED = ("its node has died", "actor's node was")
@@ -297,12 +318,20 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def placement_group_of(number: str) -> PlacementGroup:
-    """A placement group of the cluster, by its number as text; of any driver's."""
-    from ray._raylet import PlacementGroupID  # type: ignore[attr-defined]
-    from ray.util.placement_group import PlacementGroup
+def free_places(job: str) -> None:
+    """Free what a job of the cluster has booked, and end the processes that run there.
 
-    return PlacementGroup(PlacementGroupID(bytes.fromhex(number)))
+    Args:
+        job: Ray's name of it.
+    """
+    from ray._raylet import PlacementGroupID  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for row in state.state._connect_and_get_accessor().get_placement_group_table():
+        place = PlacementGroupTableData.FromString(row)
+        if place.creator_job_id.hex() == job and place.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(PlacementGroupID(place.placement_group_id)))
 
 
 def actor_of(trial: Trial) -> Any:

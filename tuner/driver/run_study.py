@@ -99,7 +99,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                 signals_stop(stopper),
                 lost_worker_ends_one_trial(),
                 study_cluster(study, data, console, own=own) as cluster,
-                workers_let_go(cluster.lets_go),
+                workers_let_go(cluster.lets_go, cluster.idle),
             ):
                 _run(given, study, data, cluster, stopper, dashboard, console)
         halted = study.record.halted

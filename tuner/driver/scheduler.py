@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
     from tuner.driver.placement import FitNodes
+    from tuner.driver.study_cluster import StudyCluster
     from tuner.search.policies.policy import Policy
     from tuner.study.record import StudyRecord
 
@@ -50,7 +51,8 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         on_lost: Takes the number of a trial whose worker is lost, and why; by default the trial
             ends.
         placement: Where Ray may place a trial; anywhere by default.
-        makes_room: Why a trial is to pause for another study; empty if it need not.
+        cluster: The cluster of the study, whose nodes trials may fill; None where that is not to
+            matter.
     """
 
     def __init__(
@@ -59,14 +61,14 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         policy: Policy,
         on_lost: Callable[[int, Exception], None] | None = None,
         placement: FitNodes | None = None,
-        makes_room: Callable[[], str] = str,
+        cluster: StudyCluster | None = None,
     ) -> None:
         super().__init__()
         self._record = record
         self._policy = policy
         self._on_lost = on_lost or self._finish
         self._placement = placement
-        self._makes_room = makes_room
+        self._cluster = cluster
         self._waiting: list[_Waiting] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,7 +79,8 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         """Note that a trial waits for a worker, and where that may be."""
         avoids: frozenset[str] = frozenset()
         if self._placement is not None:
-            trial.update_resources(self._placement)
+            gpus = TrialRequest.from_ray(trial.config).gpus
+            trial.update_resources(self._placement.with_gpus(gpus) if gpus else self._placement)
             avoids = self._placement.avoided
         self._waiting.append(_Waiting(time.monotonic(), trial, avoids))
 
@@ -105,6 +108,14 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
             self._record.interrupt(number, "it waited for a node, and others can be used now")
             tune_controller.stop_trial(oldest.trial)
             return None
+        request = TrialRequest.from_ray(oldest.trial.config)
+        spare = None if self._cluster is None else self._cluster.spare
+        if spare is not None and request.gpus > 1 and waited > WORKER_STARTS_WITHIN:
+            spare.give_up(request.number)
+            reason = f"{request.gpus} GPUs of a node are not to be had; it goes on with 1"
+            self._record.interrupt(request.number, reason)
+            tune_controller.stop_trial(oldest.trial)
+            return None
         return oldest.trial if waited > WORKER_STARTS_WITHIN else self._waiting[-1].trial
 
     def on_trial_result(
@@ -115,6 +126,8 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         start = TrialStart.from_ray(result)
         if start is not None:
             self._record.place(number, start.placement)
+            if self._cluster is not None:
+                self._cluster.memory.begins(number, start.memory)
         report = EpochReport.from_ray(result)
         if report is None:
             return str(TrialScheduler.CONTINUE)
@@ -125,26 +138,50 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
                 self._record.decide(number, "fell back", report.note)
             if not report.add_to(self._record, number):
                 return str(TrialScheduler.CONTINUE)
+            if self._cluster is not None:
+                self._cluster.memory.reports(number, report.memory)
             if report.undefined:
                 self._record.decide(number, "undefined", report.undefined)
-            decision = self._policy.judge(number, report.epoch)
-            room = self._makes_room() if decision.action is Action.CONTINUE else ""
-            if room:
-                self._record.interrupt(number, f"after epoch {report.epoch}: {room}")
-                return str(TrialScheduler.STOP)
-            if decision.action is Action.CONTINUE:
-                if decision.reason:
-                    self._record.decide(number, "continued", decision.reason)
-                return str(TrialScheduler.CONTINUE)
-            if decision.action is Action.STOP:
-                self._record.finish(number, TrialState.STOPPED, decision.reason)
-            else:
-                self._record.pause(number, decision.reason)
-        return str(TrialScheduler.STOP)
+            goes_on = self._decide(number, report.epoch)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def _decide(self, number: int, epoch: int) -> bool:
+        """Decide, by the policy and what else needs its place, whether a trial goes on."""
+        decision = self._policy.judge(number, epoch)
+        if decision.action is Action.STOP:
+            self._record.finish(number, TrialState.STOPPED, decision.reason)
+            return False
+        if decision.action is not Action.CONTINUE:
+            self._record.pause(number, decision.reason)
+            return False
+        why = "" if self._cluster is None else self._makes_way(self._cluster, number, epoch)
+        if why:
+            self._record.interrupt(number, f"after epoch {epoch}: {why}")
+            return False
+        if decision.reason:
+            self._record.decide(number, "continued", decision.reason)
+        return True
+
+    def _makes_way(self, cluster: StudyCluster, number: int, epoch: int) -> str:
+        """Why a trial is to pause, for others or for other GPUs; empty if it need not."""
+        room = cluster.makes_room(number)
+        if room or cluster.spare is None:
+            return room
+        return cluster.spare.change(number, epoch)
+
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
+    ) -> None:
+        """Count the memory of a trial no longer."""
+        if self._cluster is not None:
+            self._cluster.memory.ends(TrialRequest.from_ray(trial.config).number)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Close a trial whose worker process died, or let it be tried again."""
-        self._on_lost(TrialRequest.from_ray(trial.config).number, lost_worker_error(trial))
+        number = TrialRequest.from_ray(trial.config).number
+        self._on_lost(number, lost_worker_error(trial))
+        if self._cluster is not None:
+            self._cluster.memory.ends(number)
 
     def _finish(self, number: int, error: Exception) -> None:
         end = classify(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,7 @@ from tuner.trial.failures import end_trial
 from tuner.trial.messages import EpochReport, Snapshot, TrialEnd, TrialRequest
 
 if TYPE_CHECKING:
+    from tuner.study.record import StudyRecord
     from tuner.study.study import Study
     from tuner.study.trial_entry import TrialEntry
 
@@ -84,16 +86,41 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         self._live: set[str] = set()
         self._is_over: Callable[[], bool] = lambda: False
         self._exhausted = False
-        self._idle = False
+        self._idle_since: float | None = None
+        self._proposed_at: float | None = None
+        self._share: Callable[[int], int] = lambda number: 0
+
+    @property
+    def record(self) -> StudyRecord:
+        """The record of its trials."""
+        return self._record
 
     @property
     def live(self) -> int:
         """Trials that run, or wait for a worker."""
         return len(self._live)
 
+    @property
+    def live_trials(self) -> list[int]:
+        """Numbers of the trials that run, or wait for a worker."""
+        return [self._number_of[trial_id] for trial_id in self._live]
+
     def wanted(self, most: int) -> int:
         """Trials that could run now: `most`, or those that have begun where no more are to."""
-        return len(self._live) + len(self._to_resume) if self._idle else most
+        return most if self._idle_since is None else len(self._live) + len(self._to_resume)
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long no other trial has been there to run; 0 while one is."""
+        since = self._idle_since
+        if len(self._live) >= self._spec.search.num_trials:
+            # all of them run, and Tune does not ask for more
+            since = self._proposed_at
+        return 0.0 if since is None or self._to_resume else time.monotonic() - since
+
+    def share_by(self, share: Callable[[int], int]) -> None:
+        """Give trials other GPUs than those of the study's trials, where it says so, not 0."""
+        self._share = share
 
     def __getstate__(self) -> dict[str, Any]:
         """The record is the state; there is nothing else to keep."""
@@ -105,14 +132,20 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
             # Tune asks for nothing else while no trial runs: a signal or a budget ends it here
             return str(Searcher.FINISHED) if not self._live and self._is_over() else None
         entry = self._next()
-        self._idle = entry is None
-        if entry is not None:
+        if entry is None:
+            self._idle_since = self._idle_since or time.monotonic()
+        else:
+            self._idle_since, self._proposed_at = None, time.monotonic()
             self._live.add(trial_id)
             self._number_of[trial_id] = entry.number
             last = entry.lineage[-1] if entry.lineage else None
             exploits = None if last is None else Snapshot(last.donor, last.epoch)
             return TrialRequest(
-                entry.number, self._values(entry), exploits, entry.finished_folds
+                entry.number,
+                self._values(entry),
+                exploits,
+                entry.finished_folds,
+                self._share(entry.number),
             ).to_ray()
         if self._record.unfinished():
             # one of those that run may have to go on later

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import ray
 
 from tuner.driver.fair_share import FairShare
+from tuner.driver.memory_places import MemoryPlaces
 from tuner.driver.node_watch import NodeWatch
 from tuner.driver.nodes import Nodes
-from tuner.driver.placement import release_places
 from tuner.driver.resources import nodes_of
 from tuner.errors import ResourceError
 from tuner.spec.grid import planned_trials
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.driver.searcher import RecordSearcher
+    from tuner.driver.spare_gpus import SpareGpus
     from tuner.spec.settings import TrialResources
     from tuner.study.data import StudyData
     from tuner.study.study import Study
@@ -39,22 +40,24 @@ class StudyCluster:
 
     Args:
         nodes: What is known of the nodes.
+        memory: What trials take of the memory of their nodes.
         watch: What watches them; None for a cluster of our own, which is this machine.
         fair: What shares the cluster with other studies; None for one of our own.
-        token: What tells this driver from all others.
     """
 
     def __init__(
         self,
         nodes: Nodes,
+        memory: MemoryPlaces,
         watch: NodeWatch | None = None,
         fair: FairShare | None = None,
-        token: str = "",
     ) -> None:
         self.nodes = nodes
-        self.token = token
+        self.memory = memory
         self._watch = watch
         self._fair = fair
+        self.spare: SpareGpus | None = None
+        """What gives the last trials further GPUs; None where nothing may."""
 
     @property
     def joined(self) -> bool:
@@ -99,17 +102,25 @@ class StudyCluster:
         return None
 
     def follow(self, searcher: RecordSearcher) -> None:
-        """Let other studies have what this one does not want."""
+        """Look after the trials of a run, and let other studies have what it does not want."""
+        self.memory.follow(searcher.record)
         if self._fair is not None:
             self._fair.follow(lambda: searcher.wanted(self.nodes.limit), lambda: searcher.live)
 
-    def makes_room(self) -> str:
-        """Why a trial is to pause for another study; empty if it need not."""
-        return "" if self._fair is None else self._fair.makes_room()
+    def makes_room(self, number: int) -> str:
+        """Why a trial is to pause for others, of this study or another; empty if it need not."""
+        room = self.memory.makes_room(number)
+        return room or ("" if self._fair is None else self._fair.makes_room())
 
     def lets_go(self) -> bool:
         """Whether a worker whose trial has ended is given back to the cluster."""
-        return self._fair is not None and self._fair.lets_go()
+        # some count how often they were asked
+        answers = [each.lets_go() for each in (self._fair, self.memory, self.spare) if each]
+        return any(answers)
+
+    def idle(self) -> bool:
+        """Whether workers that are kept for a next trial are given back too."""
+        return self.spare is not None and self.spare.idle()
 
 
 @contextmanager
@@ -126,14 +137,19 @@ def study_cluster(
     """
     settings = study.spec.resources
     context = ray.get_runtime_context()
-    nodes = Nodes(settings, planned_trials(study.spec), context.get_node_id(), joined=not own)
+    memory = MemoryPlaces()
+    nodes = Nodes(
+        settings,
+        planned_trials(study.spec),
+        context.get_node_id(),
+        joined=not own,
+        memory=memory,
+    )
     if own:
         nodes.see(nodes_of(ray.nodes()), time.monotonic())
-        yield StudyCluster(nodes)
+        yield StudyCluster(nodes, memory)
         return
     before = read_token(study.folder)
-    if before is not None:
-        release_places(before)
     needs = NodeNeeds(
         study.folder.absolute(),
         uuid.uuid4().hex,
@@ -149,6 +165,8 @@ def study_cluster(
             console.print(f"cluster        {line}", markup=False)
 
     real_gpus = settings.gpu != 0 and not settings.logical_gpus
-    fair = FairShare(study.label, settings.priority, context.get_job_id())
+    fair = FairShare(study.label, settings.priority, context.get_job_id(), needs.token)
+    if before is not None:
+        fair.take_over(before)
     with NodeWatch(nodes, needs, fair, tell, gpus=real_gpus) as watch:
-        yield StudyCluster(nodes, watch, fair, needs.token)
+        yield StudyCluster(nodes, memory, watch, fair)

@@ -10,9 +10,10 @@ from ray.tune.stopper import CombinedStopper, Stopper
 from tuner.driver.confirm_searcher import ConfirmSearcher
 from tuner.driver.lost_workers import LostWorkers, head_is_gone, raylet_answers
 from tuner.driver.placement import FitNodes
-from tuner.driver.ray_internals import name_process
+from tuner.driver.ray_internals import name_process, node_memory
 from tuner.driver.scheduler import RecordScheduler
 from tuner.driver.searcher import build_searcher
+from tuner.driver.spare_gpus import SpareGpus
 from tuner.driver.stopping import HaltStopper
 from tuner.search.policies import Policy, build_policy, planned
 from tuner.study.code import code_folder
@@ -26,8 +27,6 @@ from tuner.trial.context import StudyContext
 from tuner.trial.trainable import TrialTrainable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tuner.driver.searcher import RecordSearcher
     from tuner.driver.study_cluster import StudyCluster
     from tuner.search.deadline import TimePlan
@@ -58,17 +57,19 @@ def assemble(
     """
     lost = LostWorkers(study, head_is_gone, cluster, raylet_answers)
     placement, limit = None, resources.max_concurrent
-    if cluster is not None and cluster.joined:
+    spare = None if cluster is None else cluster.spare
+    if cluster is not None and (cluster.joined or 0 < resources.gpu < 1 or spare is not None):
+        nodes = cluster.nodes
         placement = FitNodes(
-            resources.cpu, resources.gpu, lambda: cluster.nodes.avoided, cluster.token
+            resources.cpu, resources.gpu, lambda: nodes.avoided, lambda: nodes.gpus
         )
+    if cluster is not None and cluster.joined:
         # the searcher proposes no more than the nodes hold
         limit = cluster.nodes.limit
     searcher.wait_unless(stopper.stop_all)
-    makes_room: Callable[[], str] = str
     if cluster is not None:
         cluster.follow(searcher)
-        makes_room = cluster.makes_room
+    scheduler = RecordScheduler(study.record, policy, lost.lost, placement, cluster)
     actor = tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu})
     # what Ray's dashboard, its logs and the list of processes call a trial's actor; Ray shows
     # what follows the last dot
@@ -77,7 +78,7 @@ def assemble(
         actor,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RecordScheduler(study.record, policy, lost.lost, placement, makes_room),
+            scheduler=scheduler,
             # the searcher says when the study is over; a promoted trial is a new one to Tune
             num_samples=-1,
             max_concurrent_trials=limit,
@@ -87,7 +88,7 @@ def assemble(
             name=RAY_FOLDER,
             storage_path=str(study.folder),
             # before the others, which show and prune what it decides
-            callbacks=[lost, *callbacks],
+            callbacks=[lost, *([spare] if spare is not None else []), *callbacks],
             stop=CombinedStopper(stopper, HaltStopper(study.record)),
             verbose=0,
             # it prints nothing either; that of notebooks would clear the output of the cell
@@ -133,15 +134,25 @@ def run_tune(
         remote=RemoteFolder.of(study.folder),
     )
     trainable = tune.with_parameters(
-        TrialTrainable, study=context, label=study.label, show=name_process
+        TrialTrainable,
+        study=context,
+        label=study.label,
+        show=name_process,
+        node_memory=node_memory,
     )
     if chosen is None:
         policy = build_policy(study.record, study.spec)
         if plan is not None:
             policy = planned(policy, study.record, study.spec, plan)
         searcher: RecordSearcher = build_searcher(study, policy, cluster.nodes.places)
+        cluster.spare = SpareGpus.of(
+            study, resources, cluster.nodes, searcher, data.validation_cases
+        )
+        if cluster.spare is not None:
+            searcher.share_by(cluster.spare.requested)
     else:
         policy = Policy(study.record)
         searcher = ConfirmSearcher(study, chosen, cluster.nodes.places)
+        cluster.spare = None
     run = assemble(study, trainable, searcher, policy, resources, callbacks, stopper, cluster)
     run.fit()

@@ -43,6 +43,10 @@ class Cluster(Protocol):
         """How many nodes are used, and which are not, and why; empty for one node that is."""
         ...
 
+    def short_of_memory(self) -> list[str]:
+        """Nodes whose memory holds fewer trials than there would be places, a line for each."""
+        ...
+
 
 class StudyView:
     """Shows a study while it runs: one live picture, or plain lines outside a terminal.
@@ -77,6 +81,7 @@ class StudyView:
         self._forecast = forecast
         self._cluster = cluster
         self._told = ""
+        self._told_memory = False
         self._started = time.monotonic()
         self._epochs_before = epochs_spent(study.record.entries.values())
         self._replayed: dict[int, int] = {}
@@ -141,6 +146,7 @@ class StudyView:
         """Announce the end of a trial."""
         entry = self._record.entries[number]
         self._line(entry, f"{entry.state}: {entry.reason}", always=True)
+        self._tell_memory()
 
     def _line(self, entry: TrialEntry, text: str, *, always: bool = False) -> None:
         if self._picture is None:
@@ -166,6 +172,23 @@ class StudyView:
             else:
                 self._console.print(f"time budget: {text}", markup=False)
 
+    def _tell_memory(self) -> None:
+        """Tell once that trials are too large for as many at once as there are places."""
+        lines = self._short_of_memory()
+        if self._told_memory or not lines or self._console.quiet:
+            return
+        self._told_memory = True
+        for line in lines:
+            if self._picture is None:
+                print(f"[{self._clock()}] memory: {line}", file=self._console.file, flush=True)
+            else:
+                self._console.print(f"memory: {line}", markup=False)
+
+    def _short_of_memory(self) -> list[str]:
+        # with no trial left to begin nothing is lost
+        more = len(self._record.entries) < self._num_trials
+        return self._cluster.short_of_memory() if more and self._cluster is not None else []
+
     def _clock(self) -> str:
         return numbers.duration(time.monotonic() - self._started)
 
@@ -180,6 +203,7 @@ class StudyView:
             f"({numbers.share(spent, full)})",
             *(f"budget  {line}" for line in budget_lines(self._study)),
             *(f"nodes   {escape(line)}" for line in self._nodes()),
+            *(f"memory  {escape(line)}" for line in self._short_of_memory()),
             f"time    {self._clock()}, {self._time_left(spent)}{self._ending()}",
         ]
         placed = PLACE_COLUMNS if self._places.differ else ()

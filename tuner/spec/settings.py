@@ -157,7 +157,9 @@ class ResourceSettings(Section):
     """CPU cores of a trial."""
 
     gpu: Annotated[Number, BeforeValidator(_whole_gpus), Field(ge=0)] | Literal["auto"] = "auto"
-    """GPUs of a trial: 0, a fraction of one, or several of one node, with a process for each."""
+    """GPUs of a trial: 0, a fraction of one, or several of one node, with a process for each.
+    `auto`: one where there are GPUs; when no other trial is left to begin, one that trains on may
+    go on with more of its node."""
 
     batch: Literal["gpu", "trial"] = "gpu"
     """Whether `train_batch_size` is that of each GPU of a trial, or of all together."""

@@ -70,6 +70,12 @@ class StudyData:
         splits = ((self.preprocessed, self.fingerprint), *self.further_folds)
         return tuple(DataSource(folder, raw, fingerprint) for folder, fingerprint in splits)
 
+    @property
+    def validation_cases(self) -> int:
+        """Cases that a trial is validated on; of several folds the fewest."""
+        folders = [self.preprocessed, *(folder for folder, _ in self.further_folds)]
+        return min(len(PreprocessedDataset.load(folder).splits["val"]) for folder in folders)
+
 
 def prepare_data(
     spec: StudySpec,

@@ -58,6 +58,9 @@ Optuna's tables have, which it was proposed with."""
 MOVED = "moved"
 """Note of a trial: after which epoch its nodes failed, and how often in a row."""
 
+MEMORY = "memory"
+"""Note of a trial: the most that its processes held of their node's memory at a time, in bytes."""
+
 FORMER_NAMES = {"learning_rate": "lr"}
 """Logged metrics by the name that they had in earlier versions, and the one that they have now."""
 

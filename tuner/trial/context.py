@@ -79,7 +79,8 @@ class StudyContext:
         config.gpus = 1 if self.gpus and not spec.resources.logical_gpus else 0
         if self.processes > 1:
             config.gpus = self.processes
-            if spec.resources.batch == "trial":
+            # with `auto` it began with one GPU, and its batch stays what it was
+            if spec.resources.batch == "trial" or spec.resources.gpu == "auto":
                 config.train_batch_size //= self.processes
         return config
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
     from tuner.spec.settings import ConstraintSettings
 
+HOST_MEMORY = "host_memory"
+"""Metric of a trial: the most that its processes held of their node's memory at a time, in
+bytes; see `tuner.trial.memory`."""
 
 RESET_PEAK = "5"
 """What `/proc/self/clear_refs` takes to reset the process's peak (proc(5))."""

@@ -162,7 +162,7 @@ def end_trial(study: Study, number: int, end: TrialEnd) -> None:
     )
 
 
-def move_trial(study: Study, number: int, reason: str) -> None:
+def move_trial(study: Study, number: int, reason: str, where: str = "elsewhere") -> None:
     """Let a trial go on elsewhere from its last checkpoint: its node failed, and it did not.
 
     That spends none of `failures.max_failures`. A trial may itself be what fails its nodes, by
@@ -173,6 +173,7 @@ def move_trial(study: Study, number: int, reason: str) -> None:
         study: The study.
         number: The trial.
         reason: What happened to which node.
+        where: Where or when it goes on.
     """
     record = study.record
     entry = record.entries[number]
@@ -187,7 +188,7 @@ def move_trial(study: Study, number: int, reason: str) -> None:
             why = f"{reason}; {MOVES} nodes failed it in a row, without an epoch between"
             end_trial(study, number, TrialEnd(TrialState.FAILED, why))
         else:
-            record.interrupt(number, f"{reason}; it goes on elsewhere")
+            record.interrupt(number, f"{reason}; it goes on {where}")
 
 
 def smaller(config: ModelTrainingConfig, how: str) -> dict[str, Any] | None:

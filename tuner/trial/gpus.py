@@ -6,6 +6,10 @@ import socket
 
 from tuner.trial.node_faults import GpuMissingError
 
+CONTEXT_BYTES = 2**29
+"""What CUDA and its libraries take of a GPU for each process, beside what torch allocates; an
+estimate."""
+
 WITHOUT = (
     "train on the CPU with --gpus-per-trial 0 (or, where Ray's GPUs are meant to be counts "
     "without a device, set resources.logical_gpus: true)"
@@ -35,3 +39,19 @@ def check_trial_gpu(gpus: float) -> None:
             f"the trial booked {gpus:g} GPU on node {socket.gethostname()}, and torch "
             f"{torch.__version__} {build} there: mend that node, or {WITHOUT}"
         )
+
+
+def keep_to_share(gpus: float) -> None:
+    """Let torch allocate no more of a shared GPU than the part that the trial booked.
+
+    A trial that needs more is then out of memory itself, and takes none from its neighbours.
+
+    Args:
+        gpus: GPUs of the trial; nothing is done for whole ones.
+    """
+    import torch
+
+    if not 0 < gpus < 1 or not torch.cuda.is_available():
+        return
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(gpus / 2, gpus - CONTEXT_BYTES / total), 0)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from tuner.study.trial_entry import CASES, GRID, VIOLATION, Placement, TrialState
+from tuner.trial.memory import MemoryUse
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _NUMBER = "trial_number"
 _EXPLOITS = "exploits"
 _FOLD = "next_fold"
+_GPUS = "trial_gpus"
 _START = "trial_start"
 _EPOCH = "epoch_report"
 _END = "trial_end"
@@ -48,12 +50,14 @@ class TrialRequest:
         values: Its values by field name.
         exploits: The checkpoint of another trial that it last took over; None if it never did.
         fold: Folds that it has trained to their end; it goes on with the next one.
+        gpus: GPUs that it has, where they are other than those of the study's trials; else 0.
     """
 
     number: int
     values: Mapping[str, Any]
     exploits: Snapshot | None = None
     fold: int = 0
+    gpus: int = 0
 
     def to_ray(self) -> dict[str, Any]:
         """As the config of a trial of Tune: the values stay flat, as its dashboard shows them."""
@@ -62,6 +66,8 @@ class TrialRequest:
             config[_EXPLOITS] = [self.exploits.trial, self.exploits.epoch]
         if self.fold:
             config[_FOLD] = self.fold
+        if self.gpus:
+            config[_GPUS] = self.gpus
         return config
 
     @classmethod
@@ -71,7 +77,9 @@ class TrialRequest:
         number = values.pop(_NUMBER)
         exploits = values.pop(_EXPLOITS, None)
         fold = values.pop(_FOLD, 0)
-        return cls(number, values, None if exploits is None else Snapshot(*exploits), fold)
+        gpus = values.pop(_GPUS, 0)
+        snapshot = None if exploits is None else Snapshot(*exploits)
+        return cls(number, values, snapshot, fold, gpus)
 
 
 @dataclass(frozen=True)
@@ -80,21 +88,24 @@ class TrialStart:
 
     Attributes:
         placement: Where the worker is.
+        memory: What it and its node hold; None where that cannot be measured.
     """
 
     placement: Placement
+    memory: MemoryUse | None = None
 
     def to_ray(self) -> dict[str, Any]:
         """As a result of Tune."""
-        return {_START: json.dumps(asdict(self.placement))}
+        return {_START: json.dumps(asdict(self))}
 
     @classmethod
     def from_ray(cls, result: Mapping[str, Any]) -> Self | None:
         """From a result of Tune; None if no trial begins with it."""
         if _START not in result:
             return None
-        where = json.loads(result[_START])
-        return cls(Placement(where["node"], tuple(where["gpus"])))
+        start = json.loads(result[_START])
+        where = start["placement"]
+        return cls(Placement(where["node"], tuple(where["gpus"])), _memory(start))
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,7 @@ class EpochReport:
         gpus: GPUs that it took; a fraction is a shared one.
         undefined: Why the score is not defined; empty if it is.
         note: A message to the user; empty for none.
+        memory: What the trial and its node hold; None where that cannot be measured.
     """
 
     epoch: int
@@ -118,6 +130,7 @@ class EpochReport:
     gpus: float = 0.0
     undefined: str = ""
     note: str = ""
+    memory: MemoryUse | None = None
 
     def to_ray(self) -> dict[str, Any]:
         """As a result of Tune."""
@@ -130,7 +143,10 @@ class EpochReport:
     @classmethod
     def from_ray(cls, result: Mapping[str, Any]) -> Self | None:
         """From a result of Tune; None if it reports no epoch."""
-        return cls(**json.loads(result[_EPOCH])) if _EPOCH in result else None
+        if _EPOCH not in result:
+            return None
+        report = json.loads(result[_EPOCH])
+        return cls(**{**report, "memory": _memory(report)})
 
 
 @dataclass(frozen=True)
@@ -162,3 +178,7 @@ class TrialEnd:
             return None
         end = json.loads(result[_END])
         return cls(TrialState(end["state"]), end["reason"], end["notes"])
+
+
+def _memory(message: Mapping[str, Any]) -> MemoryUse | None:
+    return None if message["memory"] is None else MemoryUse(**message["memory"])

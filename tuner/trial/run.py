@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -43,15 +43,16 @@ from tuner.study.remote.trial import fetch_from_trial, trained_here
 from tuner.study.trial_entry import CASES, GRID, TrialState
 from tuner.trial.code import check_code
 from tuner.trial.context import StudyContext, shown_hyperparameters
-from tuner.trial.costs import TrialCosts
+from tuner.trial.costs import HOST_MEMORY, TrialCosts
 from tuner.trial.failures import ConstraintBrokenError, classify
-from tuner.trial.gpus import check_trial_gpu
+from tuner.trial.gpus import check_trial_gpu, keep_to_share
 from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
 from tuner.trial.node_faults import NodeUnfitError, node_fault
-from tuner.trial.only_trainer import LOCK_SECONDS, only_trainer
+from tuner.trial.only_trainer import only_trainer
 
 if TYPE_CHECKING:
     from training.trainer import SegmentationTrainer
+    from tuner.trial.memory import MemoryUse
     from tuner.trial.ranks import Ranks
 
 HANG_DUMP_SHARE = 0.9
@@ -67,6 +68,7 @@ class TrialRun:
         request: The trial.
         placement: Where the trial runs: node, process and devices.
         ranks: The further processes of a trial on several GPUs; None for one.
+        memory: What the trial and its node hold; None where that cannot be measured.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class TrialRun:
         request: TrialRequest,
         placement: Mapping[str, Any] = MappingProxyType({}),
         ranks: Ranks | None = None,
+        memory: Callable[[], MemoryUse | None] = lambda: None,
     ) -> None:
         self._study = study
         self._spec = spec
@@ -84,6 +87,7 @@ class TrialRun:
         self._values = request.values
         self._placement = placement
         self._ranks = ranks
+        self._memory = memory
         self._note = ""
         self._reports: queue.Queue[EpochReport | TrialEnd | NodeUnfitError] = queue.Queue()
         self._turn = threading.Semaphore(0)
@@ -151,6 +155,9 @@ class TrialRun:
         metrics = {key: value for key, value in row.items() if key not in {"epoch", "seconds"}}
         if self._costs is not None:
             metrics |= self._costs.measure()
+        memory = self._memory()
+        if memory is not None:
+            metrics[HOST_MEMORY] = memory.peak
         if self._spec.metric not in metrics:
             raise PluginError(
                 f"the metric {self._spec.metric} was not logged in epoch {int(row['epoch'])}"
@@ -173,6 +180,7 @@ class TrialRun:
                 self._study.gpus,
                 undefined,
                 note,
+                memory,
             )
         )
         self.wait_for_turn()
@@ -238,7 +246,7 @@ class TrialRun:
         folder.mkdir(parents=True, exist_ok=True)
         with (
             only_trainer(folder, self._leave_if_closed, self._make_way),
-            trained_here(folder, LOCK_SECONDS, self._leave_if_closed),
+            trained_here(folder, self._leave_if_closed, lambda: self._make_way(False)),
         ):
             try:
                 yield
@@ -286,7 +294,9 @@ class TrialRun:
             notes.append(take_over(folder, donor, exploits.epoch, folder / METRICS_FILE))
         config = self._study.trial_config(self._spec, self._number, self._values, fold)
         logical = self._spec.resources.logical_gpus
-        check_trial_gpu(0 if logical or not config.gpus else self._study.gpus)
+        gpus = 0 if logical or not config.gpus else self._study.gpus
+        check_trial_gpu(gpus)
+        keep_to_share(gpus)
         config.data_dir = self._data(config, fold)
         # `auto` depends on the labels, and an exported model must record how it was trained
         labels = PreprocessedDataset.load(config.data_dir).labels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -13,6 +14,7 @@ from ray import tune
 from tuner.study.trial_entry import Placement
 from tuner.trial.code import look_into_code
 from tuner.trial.context import StudyContext
+from tuner.trial.memory import MemoryMeter
 from tuner.trial.messages import EpochReport, TrialRequest, TrialStart
 from tuner.trial.ranks import Ranks
 from tuner.trial.run import TrialRun
@@ -34,6 +36,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         study: StudyContext,
         label: str,
         show: Callable[[str], None],
+        node_memory: Callable[[], tuple[float, float]],
     ) -> None:
         """Start training the first trial of this actor.
 
@@ -42,10 +45,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             study: Its study.
             label: Name of the study for people.
             show: Shows a text as the name of this process.
+            node_memory: Bytes that are used on this node, and that may be.
         """
+        gpus = TrialRequest.from_ray(config).gpus
+        # only trials that have as many go on in this process
+        study = replace(study, gpus=gpus) if gpus else study
         self._study = study = study.on_this_node()
         self._label = label
         self._show = show
+        self._memory = MemoryMeter(placement()["node_id"], node_memory)
         look_into_code(study.code)
         self._spec = study.spec
         self._ranks = Ranks(study.processes) if study.processes > 1 else None
@@ -65,7 +73,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         if not self._placed:
             self._placed = True
             where = placement()
-            return TrialStart(Placement(where["node"], tuple(where["gpu_ids"]))).to_ray()
+            place = Placement(where["node"], tuple(where["gpu_ids"]))
+            return TrialStart(place, self._memory.report()).to_ray()
         report = self._run.next_report()
         if isinstance(report, EpochReport):
             self._progress = f", epoch {report.epoch}, {self._spec.metric} {report.score:.4f}"
@@ -80,6 +89,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._run.close()
         if self._ranks is not None:
             self._ranks.close()
+        self._memory.close()
 
     def __repr__(self) -> str:
         """Study, trial, epoch and score.
@@ -96,11 +106,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def _start(self, config: dict[str, Any]) -> None:
         self._number = TrialRequest.from_ray(config).number
         self._placed, self._progress = False, ""
+        self._memory.begin()
         self._run = self._begin(config)
 
     def _begin(self, config: dict[str, Any]) -> TrialRun:
         request = TrialRequest.from_ray(config)
-        return TrialRun(self._study, self._spec, request, placement(), self._ranks)
+        return TrialRun(
+            self._study, self._spec, request, placement(), self._ranks, self._memory.report
+        )
 
 
 def placement() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from trial_messages import ray_trial
 
 from tuner.driver import lost_workers
 from tuner.driver.lost_workers import LostWorkers
+from tuner.driver.memory_places import MemoryPlaces
 from tuner.driver.nodes import Nodes
 from tuner.driver.resources import Node
 from tuner.driver.scheduler import RecordScheduler
@@ -19,13 +20,14 @@ from tuner.spec.load import parse_spec
 from tuner.spec.settings import ResourceSettings
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
-from tuner.study.trial_entry import TrialState
+from tuner.study.trial_entry import MEMORY, TrialState
 from tuner.trial.failures import (
     NodeLostError,
     TrialHungError,
     WorkerLostError,
     WorkerOutOfMemoryError,
 )
+from tuner.trial.memory import MemoryUse
 from tuner.trial.messages import EpochReport, TrialRequest
 from tuner.trial.node_faults import NodeUnfitError
 
@@ -59,6 +61,7 @@ class JoinedCluster:
         self.nodes = Nodes(ResourceSettings(cpu=1, gpu=0), 4, "head")
         self.nodes.see([Node("10.0.0.2", 2, 0, 2**34, "w2-id", "w2")], 0)
         self.nodes.plan()
+        self.memory = MemoryPlaces()
         self.failures: list[tuple[str | None, str]] = []
 
     def failed(self, node_id: str | None, reason: str) -> None:
@@ -146,6 +149,28 @@ def test_a_worker_that_dies_on_a_node_that_lives_is_a_failure_of_its_trial(
     found, reason = after_loss(study, monkeypatch, error)
     assert found is state
     assert ("on node w2 (10.0.0.2)" in reason) is isinstance(error, WorkerLostError)
+
+
+def test_a_trial_that_had_to_share_its_nodes_memory_goes_on_when_there_is_room(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = JoinedCluster()
+    study.record.propose({"learning_rate": 0.5}, "test")
+    cluster.memory.follow(study.record)
+    for number in (0, 1):
+        cluster.memory.begins(number, MemoryUse("w2-id", 0, 0, 1000, 9000))
+    error = WorkerOutOfMemoryError("it took all memory")
+    assert after_loss(study, monkeypatch, error, cluster=cluster) == (
+        TrialState.INTERRUPTED,
+        "too many trials at once for the memory of their node: it took all memory; it goes on when "
+        "there is room",
+    )
+    assert study.record.entries[0].notes[MEMORY] == 4000
+    assert study.record.entries[0].failures == 0
+    # by itself it is too large
+    cluster.memory.ends(1)
+    state, _ = after_loss(study, monkeypatch, error, cluster=cluster)
+    assert state is TrialState.OUT_OF_MEMORY
 
 
 def test_when_the_cluster_is_gone_its_nodes_are_not_asked(

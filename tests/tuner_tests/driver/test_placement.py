@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 from trial_messages import ray_trial
 
 from tuner.driver import placement
-from tuner.driver.placement import FitNodes, release_places
+from tuner.driver.placement import FitNodes
 from tuner.driver.scheduler import WORKER_STARTS_WITHIN, RecordScheduler
 from tuner.search.policies import Policy
 from tuner.spec.domains import Uniform
@@ -31,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     monkeypatch.setattr(
         placement,
         "placement_group",
-        lambda bundles, strategy, name, bundle_label_selector: calls.append(
+        lambda bundles, strategy, bundle_label_selector: calls.append(
             (bundles, bundle_label_selector)
         ),
     )
@@ -42,44 +42,23 @@ def test_nodes_are_avoided_as_they_are_when_a_place_is_asked_for(
     asked: list[tuple[Any, Any]],
 ) -> None:
     avoided: set[str] = set()
-    fit = FitNodes(2, 0.5, lambda: frozenset(avoided), "run")
+    fit = FitNodes(2, 3, lambda: frozenset(avoided))
     fit.to_placement_group()
     avoided |= {OTHER, SICK}
     fit.to_placement_group()
-    bundles = [{"CPU": 2.0, "GPU": 0.5}]
+    bundles = [{"CPU": 2.0, "GPU": 3.0}]
     selector = [{"ray.io/node-id": f"!in({SICK}, {OTHER})"}]
     assert asked == [(bundles, None), (bundles, selector)]
-
-
-def test_the_next_driver_frees_what_the_one_before_has_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked, removed = [], []
-    monkeypatch.setattr(placement, "placement_group", lambda *_, name, **__: asked.append(name))
-    for token in ("run", "run", "run2", "other"):
-        FitNodes(1, 0, frozenset, token).to_placement_group()
-    assert len(set(asked)) == 4
-    table = {
-        f"{number:036x}": {"name": name, "state": "CREATED"} for number, name in enumerate(asked)
-    }
-    table[f"{0:036x}"]["state"] = "REMOVED"
-    # Tune's own have no name
-    table["f" * 36] = {"name": "", "state": "CREATED"}
-    monkeypatch.setattr(placement, "placement_group_table", lambda: table)
-    monkeypatch.setattr(placement, "remove_placement_group", removed.append)
-    release_places("run")
-    assert [group.id.hex() for group in removed] == [f"{1:036x}"]
 
 
 def test_trials_are_alike_to_tune_whatever_is_avoided() -> None:
     """It gives the process of one to the next, and asks for one again where that differs."""
     one, two = (
-        FitNodes(1, 0, lambda nodes=nodes: nodes, token)
-        for nodes, token in ((frozenset({SICK}), "run"), (frozenset(), "resumed"))
+        FitNodes(1, 0, lambda nodes=nodes: nodes) for nodes in (frozenset({SICK}), frozenset())
     )  # type: ignore[misc]
     assert one == two
     assert hash(one) == hash(two)
-    assert one != FitNodes(2, 0, frozenset, "run")
+    assert one != FitNodes(2, 0, frozenset)
     assert isinstance(one, PlacementGroupFactory)
     copy = cloudpickle.loads(cloudpickle.dumps(one))
     assert (copy, copy.avoided) == (one, frozenset())
@@ -95,7 +74,7 @@ def test_a_trial_that_waits_for_nodes_that_are_gone_is_asked_for_again(
     avoided = {"w1"}
     stopped: list[Any] = []
     scheduler = RecordScheduler(
-        record, Policy(record), placement=FitNodes(1, 0, lambda: frozenset(avoided), "run")
+        record, Policy(record), placement=FitNodes(1, 0, lambda: frozenset(avoided))
     )
     waiting = ray_trial(0, status=Trial.PENDING, update_resources=lambda placement: None)
     scheduler.on_trial_add(None, waiting)  # type: ignore[arg-type]

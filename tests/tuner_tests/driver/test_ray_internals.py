@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import ray
 from ray import cloudpickle
+from ray._common import utils as common_utils
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import node, services, state, utils, worker
 from ray._private.authentication import authentication_token_setup as tokens
 from ray._raylet import GcsClient, InnerGcsClient
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
-from ray.core.generated.gcs_pb2 import GcsNodeInfo
+from ray.core.generated.gcs_pb2 import GcsNodeInfo, PlacementGroupTableData
 from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.dashboard.modules.reporter import reporter_agent
 from ray.exceptions import (
@@ -31,14 +32,18 @@ from ray.exceptions import (
     RayActorError,
     RayTaskError,
 )
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
+from ray.tune.utils.object_cache import _ObjectCache
 
 import tuner
 from tuner.driver import ray_internals
 from tuner.driver.ray_internals import (
+    MEMORY_THRESHOLD,
     actor_of,
     check_versions,
     daemons_in_own_groups,
+    free_places,
     gpus_of_this_machine,
     host_and_port,
     job_log_chunks,
@@ -46,12 +51,14 @@ from tuner.driver.ray_internals import (
     lost_worker_ends_one_trial,
     lost_worker_error,
     name_process,
+    node_memory,
     node_of,
     own_daemons,
     own_handlers_kept,
     temporary_folder,
     use_token_of_this_machine,
     version_of_server,
+    workers_let_go,
 )
 from tuner.trial.failures import NodeLostError, WorkerLostError, WorkerOutOfMemoryError
 from tuner.trial.node_faults import NodeUnfitError
@@ -88,6 +95,58 @@ def test_addresses_are_read_as_ray_reads_them() -> None:
 def test_gpus_that_are_hidden_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus_of_this_machine() == 0
+
+
+def test_memory_of_a_node_is_that_which_rays_monitor_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used, limit = node_memory()
+    assert used > 0
+    total = memory_of_machine()
+    assert limit <= 0.95 * total
+    monkeypatch.setenv(MEMORY_THRESHOLD, "0.5")
+    assert node_memory()[1] == pytest.approx(limit / 0.95 * 0.5)
+    # the raylet, which ends processes, has a setting of this name
+    raylet = Path(services.RAYLET_EXECUTABLE).read_bytes()
+    assert MEMORY_THRESHOLD.encode() in raylet
+
+
+def memory_of_machine() -> int:
+    """Bytes of memory, as the kernel tells."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemTotal:"))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_ray_counts_the_memory_of_a_container_without_pages_of_files(
+    version: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Files as the kernel writes them, for both versions of control groups."""
+    names, active = {
+        1: ("memory.usage_in_bytes memory.limit_in_bytes", "total_"),
+        2: ("memory.current memory.max", ""),
+    }[version]
+    root = Path("/sys/fs/cgroup/memory" if version == 1 else "/sys/fs/cgroup")
+    current, most = (root / name for name in names.split())
+    stat = f"{active}inactive_file 100\n{active}active_file 200\nanon 5\n"
+    files = {current: "1000\n", most: "4000\n", root / "memory.stat": stat}
+    copies = {str(path): tmp_path / path.name for path in files}
+    for path, content in files.items():
+        copies[str(path)].write_text(content)
+
+    def opened(path: Any, mode: str = "r") -> Any:
+        return copies[str(path)].open(mode)
+
+    for module in (utils, common_utils):
+        monkeypatch.setattr(module, "open", opened, raising=False)
+    exists = os.path.exists
+    monkeypatch.setattr(
+        os.path,
+        "exists",
+        lambda path: str(path) in copies if str(path).startswith("/sys/fs/") else exists(path),
+    )
+    assert node_memory()[0] == 700
+    assert utils.get_cgroup_mem_stats() == (700, 4000)
 
 
 def test_a_process_gets_the_name_that_is_shown() -> None:
@@ -282,6 +341,24 @@ def test_jobs_whose_driver_has_ended_are_told_apart(monkeypatch: pytest.MonkeyPa
     assert ray_internals.ended_jobs() == {"02"}
 
 
+def test_workers_that_tune_would_keep_are_given_back() -> None:
+    wanted = {"let go": False, "idle": False}
+    with workers_let_go(lambda: wanted["let go"], lambda: wanted["idle"]):
+        cache: Any = _ObjectCache()
+        cache.increase_max("share", 2)
+        assert cache.cache_object("share", "worker 1")
+        wanted["let go"] = True
+        assert not cache.cache_object("share", "worker 2")
+        assert list(cache.flush_cached_objects()) == []
+        wanted["idle"] = True
+        assert list(cache.flush_cached_objects()) == ["worker 1"]
+        assert cache.num_cached_objects == 0
+    assert _ObjectCache().cache_object("share", "worker 3")
+    # the one that Tune keeps and asks
+    assert "self._actor_cache.cache_object(" in inspect.getsource(TuneController)
+    assert "self._actor_cache.flush_cached_objects(" in inspect.getsource(TuneController)
+
+
 def test_a_trial_of_tune_knows_its_actor_and_the_file_of_its_error() -> None:
     trial = Trial("stub", stub=True)
     assert actor_of(trial) is None
@@ -339,3 +416,27 @@ def test_the_token_of_this_machine_is_used_unless_the_mode_is_set(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     use_token_of_this_machine()
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_what_a_job_has_booked_is_freed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def booked(number: int, job: str, now: int) -> bytes:
+        return PlacementGroupTableData(
+            placement_group_id=bytes([number] * 18), creator_job_id=bytes.fromhex(job), state=now
+        ).SerializeToString()
+
+    created, removed = PlacementGroupTableData.CREATED, PlacementGroupTableData.REMOVED
+    rows = [
+        booked(1, "01000000", created),
+        booked(2, "02000000", created),
+        booked(3, "02000000", removed),
+        booked(4, "02000000", PlacementGroupTableData.PENDING),
+    ]
+    accessor = SimpleNamespace(get_placement_group_table=lambda: rows)
+    monkeypatch.setattr(state.state, "_connect_and_get_accessor", lambda: accessor)
+    freed: list[str] = []
+    monkeypatch.setattr(
+        "ray.util.placement_group.remove_placement_group",
+        lambda group: freed.append(group.id.hex()),
+    )
+    free_places("02000000")
+    assert freed == ["02" * 18, "04" * 18]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,39 @@ def test_the_end_of_a_time_budget_is_told_once(record: StudyRecord, spec: StudyS
         "time budget: no new ones",
         "trial 0 epoch 4/4 val_dice 0.6",
     ]
+
+
+class FullNodes:
+    """Nodes whose memory holds fewer trials than they have cores for."""
+
+    def summary(self) -> str:
+        return ""
+
+    def short_of_memory(self) -> list[str]:
+        return ["3 at once instead of 4: a trial needs up to 5.1 GiB"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_memory_that_holds_fewer_trials_is_told_once_and_shown(
+    record: StudyRecord, spec: StudySpec, terminal: bool
+) -> None:
+    out = io.StringIO()
+    study = Study(record.folder, spec, record)
+    console = Console(file=out, width=200, force_terminal=terminal)
+    resources = TrialResources(1, 0, 4)
+    with StudyView(study, resources, None, console, cluster=FullNodes()) as view:
+        for _ in range(3):
+            number = add(record, 0.5)
+            record.finish(number, TrialState.COMPLETED, "done")
+            view.trial_ended(number)
+    # rich colours numbers
+    lines = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", out.getvalue()).replace("\r", "\n").splitlines()
+    told = [line for line in lines if "memory: 3 at once instead of 4" in line]
+    assert len(told) == 1
+    assert told[0].endswith("a trial needs up to 5.1 GiB")
+    if terminal:
+        # at the end all trials of the study have begun: nothing waits for memory
+        assert "memory" not in "\n".join(lines).rpartition("best ")[2]
 
 
 ENDINGS = [

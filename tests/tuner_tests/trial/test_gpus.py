@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tuner.spec.settings import ResourceSettings
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
 from tuner.trial.failures import classify
-from tuner.trial.gpus import check_trial_gpu
+from tuner.trial.gpus import CONTEXT_BYTES, check_trial_gpu, keep_to_share
 from tuner.trial.node_faults import GpuMissingError
 
 
@@ -75,6 +76,35 @@ def test_a_trial_that_booked_a_gpu_and_has_none_halts_the_study(
     assert classify(error.value).state is TrialState.INTERRUPTED
     machine(monkeypatch, ray=1, torch_sees=1)
     check_trial_gpu(0.5)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "torch_sees", "gib", "kept"),
+    [
+        # half of it, without what CUDA itself takes
+        (0.5, 1, 24, 0.5 - CONTEXT_BYTES / (24 * 2**30)),
+        # a small one: at least half of the share
+        (0.25, 1, 2, 0.125),
+        (1, 1, 24, None),
+        (2, 2, 24, None),
+        (0, 1, 24, None),
+        (0.5, 0, 0, None),
+    ],
+)
+def test_a_trial_on_a_shared_gpu_is_kept_to_its_part(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, torch_sees: int, gib: int, kept: float | None
+) -> None:
+    machine(monkeypatch, ray=1, torch_sees=torch_sees)
+    limits: list[tuple[float, int]] = []
+    device = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: device)
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_per_process_memory_fraction",
+        lambda part, number: limits.append((part, number)),
+    )
+    keep_to_share(gpus)
+    assert limits == ([] if kept is None else [(pytest.approx(kept), 0)])
 
 
 @pytest.mark.parametrize(("logical", "expected"), [("false", 1), ("true", 0)])

@@ -14,9 +14,12 @@ from ray.tune.utils import flatten_dict
 
 from training.config import ModelTrainingConfig
 from tuner.study.trial_entry import CASES, GRID, VIOLATION, Placement, TrialState
+from tuner.trial.memory import MemoryUse
 from tuner.trial.messages import EpochReport, Snapshot, TrialEnd, TrialRequest, TrialStart
 
 numbers = st.floats(allow_infinity=False, allow_nan=False)
+sizes = st.floats(0, 1e12)
+memories = st.none() | st.builds(MemoryUse, st.just("a1"), sizes, sizes, sizes, sizes)
 texts = st.text(alphabet='ab1/. \n"\u00e9', max_size=9)
 
 
@@ -37,28 +40,36 @@ def through_tune(message: dict[str, Any]) -> dict[str, Any]:
     ),
     st.none() | st.builds(Snapshot, st.integers(0, 99), st.integers(1, 99)),
     st.integers(0, 9),
+    st.integers(0, 8),
 )
 def test_a_request_comes_through_as_it_was(
-    number: int, values: dict[str, Any], exploits: Snapshot | None, fold: int
+    number: int, values: dict[str, Any], exploits: Snapshot | None, fold: int, gpus: int
 ) -> None:
-    request = TrialRequest(number, values, exploits, fold)
+    request = TrialRequest(number, values, exploits, fold, gpus)
     assert TrialRequest.from_ray(through_tune(request.to_ray())) == request
 
 
 @settings(deadline=None)
-@given(texts, st.lists(texts))
-def test_a_start_comes_through_as_it_was(node: str, gpus: list[str]) -> None:
-    start = TrialStart(Placement(node, tuple(gpus)))
+@given(texts, st.lists(texts), memories)
+def test_a_start_comes_through_as_it_was(
+    node: str, gpus: list[str], memory: MemoryUse | None
+) -> None:
+    start = TrialStart(Placement(node, tuple(gpus)), memory)
     assert TrialStart.from_ray(through_tune(start.to_ray())) == start
     assert EpochReport.from_ray(start.to_ray()) is None
 
 
 @settings(deadline=None)
-@given(st.integers(1, 999), numbers, st.dictionaries(texts, numbers), numbers, texts)
+@given(st.integers(1, 999), numbers, st.dictionaries(texts, numbers), numbers, texts, memories)
 def test_a_report_comes_through_as_it_was(
-    epoch: int, score: float, metrics: dict[str, float], seconds: float, note: str
+    epoch: int,
+    score: float,
+    metrics: dict[str, float],
+    seconds: float,
+    note: str,
+    memory: MemoryUse | None,
 ) -> None:
-    report = EpochReport(epoch, score, metrics, seconds, 0.5, "", note)
+    report = EpochReport(epoch, score, metrics, seconds, 0.5, "", note, memory)
     assert EpochReport.from_ray(through_tune(report.to_ray())) == report
 
 

@@ -78,6 +78,11 @@ class Holder:
         return False
 
 
+def _sure_seconds() -> float:
+    """How long a holder may write after it has seen that it is the holder."""
+    return SILENT_SECONDS - 2 * BEAT_SECONDS
+
+
 @cache
 def _space() -> str:
     """Where a number is of one process; empty where that cannot be told."""
@@ -111,16 +116,8 @@ class Lease:
         """What tells this holder from others."""
         return self._own.token
 
-    def acquire(
-        self,
-        patience: float = 0.0,
-        leave: Callable[[], None] = lambda: None,
-    ) -> Holder | None:
+    def acquire(self) -> Holder | None:
         """Take the lease, from a holder that is gone if need be.
-
-        Args:
-            patience: Seconds to wait for a holder that is seen to live.
-            leave: Called while it waits; raises to give up.
 
         Returns:
             Who held it last; None if nobody ever did.
@@ -135,26 +132,49 @@ class Lease:
             now = time.monotonic()
             if now - seen >= SILENT_SECONDS:
                 break
-            if seen > begun and now - begun >= patience:
+            if seen > begun:
+                # it has written meanwhile
                 raise LeaseHeldError(before)
-            leave()
             time.sleep(POLL_SECONDS)
             there = self.holder(self._store, self._name)
             if there != before:
                 before, seen = there, time.monotonic()
         self._write()
         time.sleep(SETTLE_SECONDS)
+        self._begin()
+        return before
+
+    def take(self, leave: Callable[[], None]) -> None:
+        """Take the lease from whoever holds it, and wait until that one does not write any more.
+
+        Args:
+            leave: Called while it waits; raises to give up.
+
+        Raises:
+            LeaseHeldError: if another process has taken it since.
+            StoreError: if the storage does not answer.
+        """
+        before = self.holder(self._store, self._name)
+        self._write()
+        alive = before is not None and not before.released and not before.is_gone
+        deadline = time.monotonic() + (_sure_seconds() if alive else SETTLE_SECONDS)
+        while time.monotonic() < deadline:
+            leave()
+            time.sleep(min(POLL_SECONDS, SETTLE_SECONDS))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Hold it from now on, unless another process has taken it in the same moment."""
         there = self.holder(self._store, self._name)
         if there is None or there.token != self.token:
             raise LeaseHeldError(there)
         self._confirmed = time.monotonic()
         self._thread.start()
-        return before
 
     @property
     def sure(self) -> bool:
         """Whether nobody else can have it now."""
-        return time.monotonic() - self._confirmed < SILENT_SECONDS - 2 * BEAT_SECONDS
+        return time.monotonic() - self._confirmed < _sure_seconds()
 
     def abandon(self) -> None:
         """Write no more: others take it when it is silent."""

@@ -19,19 +19,22 @@ EVENTS = "events.out.tfevents.*"
 
 
 @contextmanager
-def trained_here(folder: Path, patience: float, leave: Callable[[], None]) -> Iterator[None]:
+def trained_here(
+    folder: Path, leave: Callable[[], None], make_way: Callable[[], None]
+) -> Iterator[None]:
     """Train a trial whose files are at an address, if they are.
 
     They are fetched first. What changes is sent while it trains, and the rest at its end; then
-    the checkpoints here are removed: another node may train it next.
+    the checkpoints here are removed: another node may train it next. A process that still trains
+    it makes way.
 
     Args:
         folder: The trial's folder.
-        patience: Seconds to wait for a process that still trains it.
-        leave: Called while it waits; raises if the trial must end.
+        leave: Called while it waits for such a process; raises if the trial must end.
+        make_way: Called, by a thread, when another process has taken the trial.
 
     Raises:
-        TimeoutError: if another process keeps the trial.
+        TimeoutError: if another process has taken it meanwhile.
         StoreError: if the storage does not answer.
     """
     place = remote_place(folder)
@@ -39,11 +42,16 @@ def trained_here(folder: Path, patience: float, leave: Callable[[], None]) -> It
         yield
         return
     taken: list[bool] = []
-    lease = Lease(place.store, f"{place.prefix}/{LEASE}", lambda: taken.append(True))
+
+    def taken_over() -> None:
+        taken.append(True)
+        make_way()
+
+    lease = Lease(place.store, f"{place.prefix}/{LEASE}", taken_over)
     try:
-        lease.acquire(patience, leave)
+        lease.take(leave)
     except LeaseHeldError as error:
-        raise TimeoutError(f"another process still trains this trial: {error}") from None
+        raise TimeoutError(f"another process trains this trial: {error}") from None
     copy = WorkingCopy(place.store, folder, place.prefix)
     sender = Sender(copy.send, lambda: lease.sure and not taken)
     try:

@@ -109,5 +109,25 @@ def test_who_waits_can_leave(server: S3Server) -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        second.acquire(60, leave)
+        second.take(leave)
+    first.abandon()
+
+
+def test_a_lease_is_taken_from_one_that_lives_when_it_writes_no_more(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(server.address)
+    told: list[str] = []
+    first, second = lease(store, told), lease(store)
+    first.acquire()
+    monkeypatch.setattr("tuner.study.remote.lease.SILENT_SECONDS", 1.0)
+    second.take(lambda: None)
+    assert second.sure
+    assert not first.sure
+    wait_for(told)
+    # and what it does at its end is not in the way
     first.release()
+    holder = Lease.holder(store, NAME)
+    assert holder is not None
+    assert holder.token == second.token
+    second.release()

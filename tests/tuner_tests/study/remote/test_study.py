@@ -34,6 +34,10 @@ SPEC = parse_spec(
 Go = Callable[[str], Path]
 
 
+def nothing() -> None:
+    """Neither leave nor make way."""
+
+
 def propose(study: Study, rate: float = 1e-3) -> int:
     return study.record.propose({"learning_rate": rate}, "a test").number
 
@@ -188,22 +192,17 @@ def test_a_study_that_is_not_there_is_asked_for_by_its_address(server: S3Server,
 def test_a_trial_goes_on_at_another_node(server: S3Server, on: Go) -> None:
     trial = on("first") / "liver" / "trials" / "0003"
     trial.mkdir(parents=True)
-    with trained_here(trial, 0, lambda: None):
+    with trained_here(trial, nothing, nothing):
         (trial / "last.ckpt").write_bytes(b"epoch 1")
         (trial / "best.ckpt").write_bytes(b"epoch 1")
         (trial / "metrics.csv").write_text("epoch\n1\n")
         wait_until(lambda: bool(Store(server.address).find("liver/trials/0003/best.ckpt")))
         (trial / "last.ckpt").write_bytes(b"epoch 2")
-        other = on("second") / "liver" / "trials" / "0003"
-        other.mkdir(parents=True)
-        with (
-            pytest.raises(TimeoutError, match="another process still trains this trial"),
-            trained_here(other, 0, lambda: None),
-        ):
-            pass
+    other = on("second") / "liver" / "trials" / "0003"
+    other.mkdir(parents=True)
     # they would fill the disk of every node that a trial was on
     assert [path.name for path in trial.iterdir()] == ["metrics.csv"]
-    with trained_here(other, 0, lambda: None):
+    with trained_here(other, nothing, nothing):
         assert (other / "last.ckpt").read_bytes() == b"epoch 2"
         assert (other / "metrics.csv").read_text() == "epoch\n1\n"
         (other / "last.ckpt").write_bytes(b"epoch 3")
@@ -219,12 +218,30 @@ def test_a_trial_goes_on_at_another_node(server: S3Server, on: Go) -> None:
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "metrics.csv"}
 
 
+def test_a_trial_that_another_node_takes_makes_way_and_sends_nothing_more(
+    server: S3Server, on: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [on(name) / "liver" / "trials" / "0003" for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    told: list[str] = []
+    with trained_here(folders[0], nothing, lambda: told.append("make way")):
+        (folders[0] / "last.ckpt").write_bytes(b"epoch 1")
+        wait_until(lambda: bool(Store(server.address).find("liver/trials/0003/last.ckpt")))
+        monkeypatch.setattr("tuner.study.remote.lease.SILENT_SECONDS", 1.0)
+        with trained_here(folders[1], nothing, nothing):
+            wait_until(lambda: told == ["make way"])
+            (folders[0] / "last.ckpt").write_bytes(b"epoch 1 and 2")
+            (folders[1] / "last.ckpt").write_bytes(b"epoch 2")
+    assert Store(server.address).read("liver/trials/0003/last.ckpt") == b"epoch 2"
+
+
 def test_what_a_trial_cannot_send_is_an_error_of_storage(server: S3Server, on: Go) -> None:
     trial = on("node") / "liver" / "trials" / "0000"
     trial.mkdir(parents=True)
 
     def train() -> None:
-        with trained_here(trial, 0, lambda: None):
+        with trained_here(trial, nothing, nothing):
             server.full = True
             (trial / "last.ckpt").write_bytes(b"epoch 1")
 
