@@ -324,7 +324,7 @@ def free_places(job: str) -> None:
     Args:
         job: Ray's name of it.
     """
-    from ray._raylet import PlacementGroupID  # type: ignore[attr-defined]
+    from ray._raylet import PlacementGroupID
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 

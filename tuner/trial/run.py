@@ -246,7 +246,7 @@ class TrialRun:
         folder.mkdir(parents=True, exist_ok=True)
         with (
             only_trainer(folder, self._leave_if_closed, self._make_way),
-            trained_here(folder, self._leave_if_closed, lambda: self._make_way(False)),
+            trained_here(folder, self._leave_if_closed, self._make_way),
         ):
             try:
                 yield

@@ -129,9 +129,10 @@ class ClusterBench:
         with self._cluster("w1", "w2") as cluster:
             study = self._begin(cluster)
             victim = self._victim(cluster, study)
-            before, at = study.begun(), time.monotonic()
+            other = "w2" if victim.name == "w1" else "w1"
+            before, at = study.begun(other), time.monotonic()
             harm(victim)
-            outcome.seconds = study.wait(lambda: study.begun() > before) - at
+            outcome.seconds = study.wait(lambda: study.begun(other) > before) - at
             study.finish()
         return judge(outcome, study, self._undisturbed(SPACE))
 

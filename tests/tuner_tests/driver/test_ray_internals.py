@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import re
@@ -434,9 +435,10 @@ def test_what_a_job_has_booked_is_freed_and_nothing_else(monkeypatch: pytest.Mon
     accessor = SimpleNamespace(get_placement_group_table=lambda: rows)
     monkeypatch.setattr(state.state, "_connect_and_get_accessor", lambda: accessor)
     freed: list[str] = []
+    # its package has a function of the same name
+    places = importlib.import_module("ray.util.placement_group")
     monkeypatch.setattr(
-        "ray.util.placement_group.remove_placement_group",
-        lambda group: freed.append(group.id.hex()),
+        places, "remove_placement_group", lambda group: freed.append(group.id.hex())
     )
     free_places("02000000")
     assert freed == ["02" * 18, "04" * 18]
