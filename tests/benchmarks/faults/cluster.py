@@ -196,10 +196,9 @@ class ClusterBench:
             at, before = time.monotonic(), epochs()
             os.kill(worker.processes("rank_process")[-1], signal.SIGKILL)
             outcome.seconds = study.wait(lambda: epochs() > before + 1) - at
-            outcome.cut_off = 1
             study.finish()
             left = len(worker.processes("rank_process"))
-            outcome.seen = f"{left} processes left behind"
+            outcome.seen = f"{left} processes left behind; cut off epochs are not counted"
         return judge(outcome, study, self._undisturbed(TWO_GPUS))
 
     def join(self) -> Outcome:
