@@ -6,15 +6,16 @@ pyarrow reaches the first four by itself; for others the package that fsspec nam
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from training.durable_write import PARTIAL, durable_file
 from training.errors import AddressError
@@ -31,6 +32,9 @@ SECOND = 10**9
 CHUNK = 4 * 2**20
 """Bytes that are sent or read at once."""
 
+READINGS = 10
+"""How often a file is read that is replaced meanwhile."""
+
 SHOWN = 300
 """Characters of a message of the storage that are shown."""
 
@@ -43,6 +47,10 @@ class StoreError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+class _ReplacedError(Exception):
+    """A file was replaced while it was read."""
 
 
 @dataclass(frozen=True)
@@ -145,33 +153,51 @@ class Store:
         """
         if self.find(name) is None:
             return None
-        with self._explained("be read"):
-            try:
-                with self._files.open_input_stream(self._path(name), compression=None) as stream:
-                    content: bytes = stream.read()
-            except FileNotFoundError:
-                # removed just now
-                return None
-        return content
+        for _ in range(READINGS):
+            content = io.BytesIO()
+            with suppress(_ReplacedError):
+                self._read_into(name, content)
+                return content.getvalue()
+        raise StoreError(f"{self.address}/{name} is replaced all the time")
 
-    def download(self, name: str, path: Path) -> None:
+    def download(self, name: str, path: Path) -> Stored:
         """Write a file of the storage to a local path, in full or not at all.
+
+        A file that is replaced meanwhile is read again: its parts are asked for one by one, and
+        those of two files would make a third.
 
         Raises:
             StoreError: if the storage does not answer, or has no such file.
             OSError: if it cannot be written here.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with durable_file(path) as file:
-            with self._explained("be read"):
-                stream = self._files.open_input_stream(self._path(name), compression=None)
-            with stream:
-                while True:
-                    with self._explained("be read"):
-                        chunk = stream.read(CHUNK)
-                    if not chunk:
-                        break
-                    file.write(chunk)
+        for _ in range(READINGS):
+            with suppress(_ReplacedError), durable_file(path) as file:
+                return self._read_into(name, file)
+        raise StoreError(f"{self.address}/{name} is replaced all the time")
+
+    def _read_into(self, name: str, file: IO[bytes]) -> Stored:
+        """Copy a file of the storage; what is known of it.
+
+        Raises:
+            _ReplacedError: if it was replaced meanwhile.
+            StoreError: if the storage does not answer, or has no such file.
+        """
+        before = self.find(name)
+        if before is None:
+            raise StoreError(f"{self.address}/{name} is not there")
+        with self._explained("be read"):
+            stream = self._files.open_input_stream(self._path(name), compression=None)
+        with stream:
+            while True:
+                with self._explained("be read"):
+                    chunk = stream.read(CHUNK)
+                if not chunk:
+                    break
+                file.write(chunk)
+        if file.tell() != before.size or self.find(name) != before:
+            raise _ReplacedError
+        return before
 
     def bring(self, name: str, stored: Stored, path: Path) -> None:
         """Make a local file what the storage has, unless it is.
@@ -186,8 +212,8 @@ class Store:
             OSError: if it cannot be written here.
         """
         if not stored.is_like(path):
-            self.download(name, path)
-            os.utime(path, ns=(stored.written, stored.written))
+            read = self.download(name, path)
+            os.utime(path, ns=(read.written, read.written))
 
     def upload(self, file: BinaryIO, name: str) -> None:
         """Write an open file to the storage.

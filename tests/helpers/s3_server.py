@@ -23,7 +23,7 @@ ACCESS = {
 }
 
 FULL = (
-    b"<?xml version='1.0'?><Error><Code>QuotaExceeded</Code>"
+    b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>"
     b"<Message>the quota of the bucket is spent</Message></Error>"
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from s3_server import S3Server, s3_server
@@ -57,6 +58,32 @@ def test_a_file_that_is_not_there_is_not_downloaded(store: Store, tmp_path: Path
     with pytest.raises((StoreError, FileNotFoundError)):
         store.download("nothing", tmp_path / "nothing")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(server.address)
+    store.write("optuna.db", b"old" * 10)
+    versions = [b"new" * 20, b"newest" * 30]
+
+    class Files:
+        """Replaces the file between its size and its content, as another machine may."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(files, name)
+
+        def open_input_stream(self, *arguments: Any, **settings: Any) -> Any:
+            stream = files.open_input_stream(*arguments, **settings)
+            if versions:
+                Store(server.address).write("optuna.db", versions.pop(0))
+            return stream
+
+    files = store._files
+    monkeypatch.setattr(store, "_files", Files())
+    store.download("optuna.db", tmp_path / "optuna.db")
+    assert (tmp_path / "optuna.db").read_bytes() == b"newest" * 30
+    assert [path.name for path in tmp_path.iterdir()] == ["optuna.db"]
 
 
 def test_storage_that_refuses_is_named(server: S3Server) -> None:

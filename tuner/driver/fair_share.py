@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from tuner.driver.ray_internals import (
     cluster_notes,
     ended_jobs,
+    free_places,
     remove_cluster_note,
     write_cluster_note,
 )
@@ -101,13 +101,14 @@ class FairShare:
         study: Name of the study.
         priority: Its weight.
         job: Ray's name of this driver's job.
+        token: What tells this driver from all others.
     """
 
-    def __init__(self, study: str, priority: float, job: str) -> None:
+    def __init__(self, study: str, priority: float, job: str, token: str) -> None:
         self._study = study
         self._priority = priority
         self._job = job
-        self._token = uuid.uuid4().hex
+        self._token = token
         self._kind, self._size = "", 0.0
         self._wanted: Callable[[], int] = lambda: 0
         self._live: Callable[[], int] = lambda: 0
@@ -121,6 +122,22 @@ class FairShare:
         self._left = False
         self.places: int | None = None
         """Trials that may run at once; None while no other study is there."""
+
+    def take_over(self, token: str) -> None:
+        """Free what the driver before has of this cluster, if it had claimed some.
+
+        Its workers end with that. Ray frees it too, but takes more than a minute to miss a driver
+        whose host is gone.
+
+        Args:
+            token: The driver's.
+        """
+        for text in cluster_notes(f"{PREFIX}{token}"):
+            job = Claim(**json.loads(text)).job
+            # a process may run a study twice
+            if job != self._job:
+                free_places(job)
+            remove_cluster_note(f"{PREFIX}{token}")
 
     def claim(self, resources: TrialResources) -> None:
         """Say what a trial takes."""

@@ -318,6 +318,22 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
+def free_places(job: str) -> None:
+    """Free what a job of the cluster has booked, and end the processes that run there.
+
+    Args:
+        job: Ray's name of it.
+    """
+    from ray._raylet import PlacementGroupID
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for row in state.state._connect_and_get_accessor().get_placement_group_table():
+        place = PlacementGroupTableData.FromString(row)
+        if place.creator_job_id.hex() == job and place.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(PlacementGroupID(place.placement_group_id)))
+
+
 def actor_of(trial: Trial) -> Any:
     """The actor that trains a trial of Tune, None if there is none now."""
     return trial.temporary_state.ray_actor

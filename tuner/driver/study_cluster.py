@@ -18,6 +18,7 @@ from tuner.driver.resources import nodes_of
 from tuner.errors import ResourceError
 from tuner.spec.grid import planned_trials
 from tuner.study.code import code_folder
+from tuner.study.nodes import read_token
 from tuner.study.remote.node import RemoteFolder
 from tuner.trial.node_probe import NodeNeeds, versions_here
 
@@ -148,6 +149,7 @@ def study_cluster(
         nodes.see(nodes_of(ray.nodes()), time.monotonic())
         yield StudyCluster(nodes, memory)
         return
+    before = read_token(study.folder)
     needs = NodeNeeds(
         study.folder.absolute(),
         uuid.uuid4().hex,
@@ -163,6 +165,8 @@ def study_cluster(
             console.print(f"cluster        {line}", markup=False)
 
     real_gpus = settings.gpu != 0 and not settings.logical_gpus
-    fair = FairShare(study.label, settings.priority, context.get_job_id())
+    fair = FairShare(study.label, settings.priority, context.get_job_id(), needs.token)
+    if before is not None:
+        fair.take_over(before)
     with NodeWatch(nodes, needs, fair, tell, gpus=real_gpus) as watch:
         yield StudyCluster(nodes, memory, watch, fair)

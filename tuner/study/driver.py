@@ -10,14 +10,12 @@ from training.durable_write import write_durably
 from tuner.errors import StudyError, TunerError
 from tuner.spec.load import load_resolved_spec
 from tuner.spec.yaml_source import Override
-from tuner.study.claims import end_left_behind
 from tuner.study.confirmation import open_confirmation
 from tuner.study.files import RESOLVED_SPEC
 from tuner.study.folder import driver_lock
 from tuner.study.remote.place import remote_place
 from tuner.study.spec_changes import spec_changes
 from tuner.study.study import Study
-from tuner.study.trial_entry import TrialState
 
 DRIVER_GONE = "cut off: the process that ran the study ended unexpectedly"
 """Reason of trials that a driver left running."""
@@ -26,21 +24,12 @@ DRIVER_FAILED = "cut off: the study ended by an error, or was ended at once"
 """Reason of trials that were running when the driver failed."""
 
 
-def close_records(study: Study, reason: str, *, end_processes: bool = False) -> None:
-    """Close what a driver that was cut off left running; the caller holds the study's lock.
-
-    Args:
-        study: The study.
-        reason: Why its trials were interrupted.
-        end_processes: Whether processes that still train them are to end.
-    """
+def close_records(study: Study, reason: str) -> None:
+    """Close what a driver that was cut off left running; the caller holds the study's lock."""
+    study.record.close_running(reason)
     confirmation = open_confirmation(study)
-    for opened in filter(None, (study, confirmation)):
-        opened.record.close_running(reason)
-        if end_processes:
-            left = opened.record.with_state(TrialState.INTERRUPTED)
-            end_left_behind(opened.folder, [entry.number for entry in left])
     if confirmation is not None:
+        confirmation.record.close_running(reason)
         confirmation.record.close()
 
 
@@ -61,7 +50,7 @@ def only_driver(study: Study, tell: Callable[[str], None] = lambda line: None) -
                 f"another process gave the study {study.name!r} another search space just now: "
                 "choose another --name"
             )
-        close_records(study, DRIVER_GONE, end_processes=True)
+        close_records(study, DRIVER_GONE)
         try:
             yield
         except BaseException:

@@ -1,23 +1,24 @@
 """Keeps two processes from training one trial: the one that was started last trains it.
 
 A process that its driver lost may train on: its host cannot be reached, or it was the driver's
-host that failed, and Ray takes up to 100 s to end it. So whoever begins a trial claims it, and
-whoever trained it before looks every `LOOK_SECONDS` who claims it, and makes way. The new one waits
-for the lock, which ends with its holder.
+host that failed, and Ray takes up to 100 s to end it. So whoever begins a trial claims it, by a
+file in its folder, and whoever trained it before looks there every `LOOK_SECONDS` and makes way.
+The new one waits for the lock, which ends with its holder.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tuner.study.claims import DRIVER, claim_of, claim_trial
-from tuner.study.files import LOCK_FILE
+from training.durable_write import write_durably
+from tuner.study.files import CLAIM_FILE, LOCK_FILE
 
 LOOK_SECONDS = 2.0
 """Seconds between two looks at who claims a trial."""
@@ -35,17 +36,19 @@ the storage keeps the lock, or it is stuck in the kernel; and it makes way when 
 
 @contextmanager
 def only_trainer(
-    folder: Path, leave_if_closed: Callable[[], None], make_way: Callable[[bool], None]
+    folder: Path, leave_if_closed: Callable[[], None], make_way: Callable[[], None]
 ) -> Iterator[None]:
     """Claim a trial and hold its lock.
 
     Args:
         folder: The trial's folder.
         leave_if_closed: Called while it waits; raises if the trial must end.
-        make_way: Called, in a thread of its own, when another process has claimed the trial since:
-            with whether that is the next driver. It ends the training.
+        make_way: Called, in a thread of its own, when another process has claimed the trial since;
+            it ends the training.
     """
-    with _watched(folder, claim_trial(folder), make_way):
+    claim = uuid.uuid4().hex
+    write_durably(folder / CLAIM_FILE, claim)
+    with _watched(folder / CLAIM_FILE, claim, make_way):
         lock = _locked(folder / LOCK_FILE, leave_if_closed)
         try:
             yield
@@ -54,18 +57,17 @@ def only_trainer(
 
 
 @contextmanager
-def _watched(folder: Path, own: str, make_way: Callable[[bool], None]) -> Iterator[None]:
+def _watched(path: Path, claim: str, make_way: Callable[[], None]) -> Iterator[None]:
     """Look whether another process claims the trial."""
     ended, ending = threading.Event(), threading.Lock()
 
     def watch() -> None:
         while not ended.wait(LOOK_SECONDS):
-            claim = claim_of(folder)
-            if claim is None or claim == own:
+            if _claim_at(path) in {None, claim}:
                 continue
             with ending:
                 if not ended.is_set():
-                    make_way(claim.startswith(DRIVER))
+                    make_way()
             return
 
     # not waited for: storage that hangs never answers
@@ -75,6 +77,14 @@ def _watched(folder: Path, own: str, make_way: Callable[[bool], None]) -> Iterat
     finally:
         with ending:
             ended.set()
+
+
+def _claim_at(path: Path) -> str | None:
+    """Who claims the trial; None if that cannot be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return None
 
 
 def _locked(path: Path, leave_if_closed: Callable[[], None]) -> FileLock:

@@ -210,15 +210,10 @@ class TrialRun:
         if self._closing:
             raise TrialClosed
 
-    def _make_way(self, for_driver: bool) -> None:
-        """Leave the trial to the process, or the driver, that has claimed it since.
-
-        Args:
-            for_driver: Whether it is the next driver of the study, to which this process is of no
-                use.
-        """
-        if for_driver or not self._waits:
-            # an epoch may take an hour
+    def _make_way(self) -> None:
+        """Leave the trial to the process that was started for it after this one."""
+        if not self._waits:
+            # its driver is gone or has lost it, and an epoch may take an hour
             os._exit(1)
         # between two epochs, and the process may have other trials to train
         self._closing = True
@@ -251,7 +246,7 @@ class TrialRun:
         folder.mkdir(parents=True, exist_ok=True)
         with (
             only_trainer(folder, self._leave_if_closed, self._make_way),
-            trained_here(folder, self._leave_if_closed, lambda: self._make_way(False)),
+            trained_here(folder, self._leave_if_closed, self._make_way),
         ):
             try:
                 yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -101,13 +102,33 @@ class Cluster:
         )
 
     def study(self, name: str, live: list[int], priority: float = 1, gpu: float = 1) -> FairShare:
-        share = FairShare(name, priority, f"job of {name}")
+        share = FairShare(name, priority, f"job of {name}", f"token of {name}")
         share.claim(TrialResources(1, gpu, 4))
         share.follow(lambda: 8, lambda: live[0])
         return share
 
 
 GPUS = {"CPU": 16.0, "GPU": 4.0}
+
+
+def test_the_next_driver_of_a_study_frees_what_the_one_before_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(monkeypatch)
+    freed: list[str] = []
+    monkeypatch.setattr(fair_share, "free_places", freed.append)
+    for name in ("liver", "spleen"):
+        cluster.study(name, [1]).look(GPUS)
+    resumed = FairShare("liver", 1, "another job", "another token")
+    resumed.take_over("token of liver")
+    assert freed == ["job of liver"]
+    assert [json.loads(text)["study"] for text in cluster.notes.values()] == ["spleen"]
+    # it was on another cluster, or has left this one
+    resumed.take_over("token of liver")
+    assert freed == ["job of liver"]
+    # a study that went on in the same process has nothing else there
+    FairShare("spleen", 1, "job of spleen", "a third token").take_over("token of spleen")
+    assert (freed, cluster.notes) == (["job of liver"], {})
 
 
 def test_a_study_makes_room_for_one_that_comes_and_has_all_again_when_it_left(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import re
@@ -21,7 +22,7 @@ from ray._private.authentication import authentication_token_setup as tokens
 from ray._raylet import GcsClient, InnerGcsClient
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
-from ray.core.generated.gcs_pb2 import GcsNodeInfo
+from ray.core.generated.gcs_pb2 import GcsNodeInfo, PlacementGroupTableData
 from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.dashboard.modules.reporter import reporter_agent
 from ray.exceptions import (
@@ -43,6 +44,7 @@ from tuner.driver.ray_internals import (
     actor_of,
     check_versions,
     daemons_in_own_groups,
+    free_places,
     gpus_of_this_machine,
     host_and_port,
     job_log_chunks,
@@ -415,3 +417,28 @@ def test_the_token_of_this_machine_is_used_unless_the_mode_is_set(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     use_token_of_this_machine()
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_what_a_job_has_booked_is_freed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def booked(number: int, job: str, now: int) -> bytes:
+        return PlacementGroupTableData(
+            placement_group_id=bytes([number] * 18), creator_job_id=bytes.fromhex(job), state=now
+        ).SerializeToString()
+
+    created, removed = PlacementGroupTableData.CREATED, PlacementGroupTableData.REMOVED
+    rows = [
+        booked(1, "01000000", created),
+        booked(2, "02000000", created),
+        booked(3, "02000000", removed),
+        booked(4, "02000000", PlacementGroupTableData.PENDING),
+    ]
+    accessor = SimpleNamespace(get_placement_group_table=lambda: rows)
+    monkeypatch.setattr(state.state, "_connect_and_get_accessor", lambda: accessor)
+    freed: list[str] = []
+    # its package has a function of the same name
+    places = importlib.import_module("ray.util.placement_group")
+    monkeypatch.setattr(
+        places, "remove_placement_group", lambda group: freed.append(group.id.hex())
+    )
+    free_places("02000000")
+    assert freed == ["02" * 18, "04" * 18]

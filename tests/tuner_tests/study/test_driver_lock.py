@@ -10,12 +10,8 @@ from filelock import FileLock
 
 from tuner.cli.main import main
 from tuner.spec.load import parse_spec
-from tuner.study.claims import DRIVER, claim_of, claim_trial
 from tuner.study.create import create_study
-from tuner.study.driver import only_driver
 from tuner.study.driver_lock import DRIVER_LOCK, driver_is_running
-from tuner.study.files import trial_folder
-from tuner.study.open import open_study
 from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialState
 
@@ -94,23 +90,6 @@ def test_trials_of_a_driver_that_is_gone_are_shown_as_cut_off(
         assert f"left was cut off: no process runs the study; {way_on}" in shown
     spec = parse_spec((left / "spec.resolved.yaml").read_text(), source="s.yaml")
     assert StudyRecord(left, spec.space, spec.mode).entries[1].state is TrialState.INTERRUPTED
-
-
-def test_the_next_driver_claims_what_the_one_before_left_running(left: Path) -> None:
-    folders = [trial_folder(left, number) for number in (0, 1)]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        claim_trial(folder)
-    paused, running = map(claim_of, folders)
-    # to look at it ends nothing, though it puts the record right
-    study = open_study(left.parent, "left")
-    assert [claim_of(folder) for folder in folders] == [paused, running]
-    with only_driver(study):
-        claimed = claim_of(folders[1])
-        assert claimed != running
-        assert claimed is not None
-        assert claimed.startswith(DRIVER)
-        assert claim_of(folders[0]) == paused
 
 
 def test_a_terminal_without_unicode_shows_a_study(

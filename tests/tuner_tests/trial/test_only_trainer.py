@@ -17,9 +17,8 @@ from tiny_trial import QUIET, TINY, VALUES
 
 from training.data import generate_phantom
 from tuner.spec.study_spec import StudySpec
-from tuner.study.claims import end_left_behind
 from tuner.study.data import prepare_data
-from tuner.study.files import CLAIM_FILE, LOCK_FILE, trial_folder
+from tuner.study.files import CLAIM_FILE, LOCK_FILE
 from tuner.trial import only_trainer as module
 from tuner.trial.context import StudyContext
 from tuner.trial.messages import EpochReport, TrialEnd, TrialRequest
@@ -32,7 +31,7 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from tuner.trial.only_trainer import only_trainer
-with only_trainer(Path(sys.argv[1]), lambda: None, lambda driver: os._exit(4 if driver else 3)):
+with only_trainer(Path(sys.argv[1]), lambda: None, lambda: os._exit(3)):
     print("trains", flush=True)
     sys.stdin.read()
 """
@@ -43,7 +42,7 @@ def goes_on() -> None:
     """The trial need not end."""
 
 
-def never(*_: bool) -> None:
+def never() -> None:
     pytest.fail("nobody else has claimed the trial")
 
 
@@ -68,16 +67,6 @@ def test_a_process_that_still_trains_makes_way(tmp_path: Path) -> None:
     with holder(tmp_path) as earlier, only_trainer(tmp_path, goes_on, never):
         # its lock is free because it has ended, long before it would have been taken over
         assert earlier.wait(timeout=30) == 3
-
-
-def test_a_driver_that_goes_on_ends_the_processes_of_the_one_before(tmp_path: Path) -> None:
-    folder = trial_folder(tmp_path, 7)
-    folder.mkdir(parents=True)
-    with holder(folder) as earlier:
-        # a trial that has no folder yet has no process either
-        end_left_behind(tmp_path, [6, 7])
-        assert earlier.wait(timeout=30) == 4
-    assert not trial_folder(tmp_path, 6).exists()
 
 
 def test_a_process_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
@@ -132,7 +121,7 @@ def test_a_claim_that_cannot_be_read_is_none(
 ) -> None:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
     looked = threading.Event()
-    look: Callable[[Path], str | None] = module.claim_of
+    look: Callable[[Path], str | None] = module._claim_at
 
     def noted(path: Path) -> str | None:
         found = look(path)
@@ -140,7 +129,7 @@ def test_a_claim_that_cannot_be_read_is_none(
             looked.set()
         return found
 
-    monkeypatch.setattr(module, "claim_of", noted)
+    monkeypatch.setattr(module, "_claim_at", noted)
     with only_trainer(tmp_path, goes_on, never):
         (tmp_path / CLAIM_FILE).unlink()
         assert looked.wait(timeout=30)
@@ -177,17 +166,5 @@ def test_a_trial_between_two_epochs_leaves_it_and_its_process_trains_another(
     assert second.epoch == 2
     assert isinstance(later.next_report(), EpochReport)
     assert isinstance(later.next_report(), TrialEnd)
-    # the next driver has no use for the process, wherever it is
-    ended = threading.Event()
-    codes: list[int] = []
-
-    def noted(code: int) -> None:
-        codes.append(code)
-        ended.set()
-
-    monkeypatch.setattr("tuner.trial.run.os._exit", noted)
-    end_left_behind(context.folder, [1])
-    assert ended.wait(timeout=30)
-    assert codes == [1]
     for run in (earlier, later, other):
         run.close()

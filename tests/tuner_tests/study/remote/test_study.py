@@ -133,7 +133,9 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(server: S3Server, on: Go)
     assert rates(open_study(on("laptop"), "liver")) == [1e-3, 2e-3]
 
 
-def test_storage_that_is_full_loses_nothing(server: S3Server, on: Go) -> None:
+def test_storage_that_is_full_loses_nothing(
+    server: S3Server, on: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = create_study(SPEC, on("cluster"), "liver")
     told: list[str] = []
 
@@ -150,6 +152,8 @@ def test_storage_that_is_full_loses_nothing(server: S3Server, on: Go) -> None:
     assert f"all of the study is in {study.folder} on this machine" in str(error.value)
     server.full = False
     again = open_study(on("cluster"), "liver")
+    # the one before could not even let go of its lease
+    monkeypatch.setattr("tuner.study.remote.lease.SILENT_SECONDS", 1.0)
     with only_driver(again):
         pass
     assert rates(open_study(on("laptop"), "liver")) == [1e-3]
