@@ -16,7 +16,7 @@ from training.local_path import is_url
 from training.storage import Store, address_of
 from tuner.errors import StudyError
 
-MARKER = "remote.json"
+MARKER = ".segtune-address.json"
 """In the folder of the studies of an address: that address."""
 
 FOLDER = "studies"

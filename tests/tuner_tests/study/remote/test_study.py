@@ -19,6 +19,7 @@ from tuner.study.create import create_study
 from tuner.study.driver import only_driver
 from tuner.study.driver_lock import driver_is_running
 from tuner.study.open import open_study, open_to_show, study_folders
+from tuner.study.remote.place import local_studies_dir, remote_place
 from tuner.study.remote.study import fetch_checkpoints
 from tuner.study.remote.trial import fetch_from_trial, trained_here
 from tuner.study.study import Study
@@ -175,6 +176,12 @@ def test_storage_that_does_not_answer_for_a_while_is_told_and_waited_for(
     server.silent = True
     with pytest.raises(StudyError, match="s3://studies/lab cannot be read"):
         open_study(on("laptop"), "liver")
+
+
+def test_a_folder_of_this_machine_is_not_at_an_address(tmp_path: Path) -> None:
+    (tmp_path / "remote.json").write_text('{"address": "s3://studies/lab"}')
+    assert remote_place(tmp_path / "studies" / "liver") is None
+    assert local_studies_dir(tmp_path / "studies") == tmp_path / "studies"
 
 
 def test_a_start_that_comes_to_nothing_leaves_nothing(server: S3Server, on: Go) -> None:
