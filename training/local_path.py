@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def is_url(path: Path | str) -> bool:
-    """Whether a path is an address; `Path` makes `s3:/` of its `s3://`.
+    """Whether a path is an address; `Path` makes `s3:/` of its `s3://`, and `s3:` of that alone.
 
     Example:
         >>> is_url(Path("s3://bucket/studies")), is_url("file:///data"), is_url("C:/data")
         (True, True, False)
     """
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)", str(path)) is not None
 
 
 def url_refusal(path: Path | str, why: str = "files are read and written there directly") -> str:

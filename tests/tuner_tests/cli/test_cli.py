@@ -170,7 +170,10 @@ def test_check_refuses_networks_that_cannot_be_built(
         (["resume", "s", "--studies-dir", "file:///x"], "--studies-dir file:///x is an address"),
         (["run", "SPACE", "--data-dir", "no://d", "STUDIES"], "data folder no://d: nothing here"),
         (["run", "SPACE", "--set", "data_dir=no://d", "STUDIES"], "no://d: nothing here reach"),
-        (["init", "no://d"], "the data folder no://d: nothing here reaches no://"),
+        (
+            ["init", "no://d", "-o", "new.yaml"],
+            "the data folder no://d: nothing here reaches no://",
+        ),
         (["run", "SPACE", "--export", "s3://e", "STUDIES"], "--export s3://e is an address"),
         (["run", "SPACE", "--export", "SPACE", "STUDIES"], "is not a folder: choose another with"),
         (["run", "SPACE", "--export", "SPACE/b", "STUDIES"], "cannot be written (Not a dir"),
