@@ -28,6 +28,7 @@ from tuner.study.checkpoint_files import (
 )
 from tuner.study.files import CHECKPOINT_FILES, LAST_FILE, SNAPSHOT_PATTERN
 from tuner.study.pareto import pareto_front
+from tuner.study.remote.place import remote_place
 from tuner.trial.messages import TrialRequest
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         self._warned = False
         self._kept: list[tuple[int, float, int]] = []
         self._seen: set[int] = set()
+        self._remote = remote_place(self._folder) is not None
+        self._removed: list[tuple[int, Sequence[str]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its callbacks; all of the state is in the record."""
@@ -72,6 +75,10 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
         """Prune when a trial has ended, or pauses."""
         # where storage does not answer, what is left is removed at the end
         with suppress(StoreError):
+            removed, self._removed = self._removed, []
+            for number, names in removed:
+                # its node had not sent all that it had when it was told that the trial lost
+                remove_checkpoints(self._folder, number, names)
             self._prune([self._record.entries[TrialRequest.from_ray(trial.config).number]])
             self._remove_snapshots()
 
@@ -175,4 +182,6 @@ class CheckpointKeeper(Callback):  # type: ignore[misc]
                     remove_checkpoint(file)
 
     def _remove(self, number: int, names: Sequence[str]) -> int:
+        if self._remote:
+            self._removed.append((number, names))
         return remove_checkpoints(self._folder, number, names)

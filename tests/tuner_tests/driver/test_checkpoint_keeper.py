@@ -2,21 +2,26 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from rich.console import Console
+from s3_server import s3_server
 
+from training.storage import Store
 from tuner.driver.checkpoint_keeper import CheckpointKeeper
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import CheckpointSettings, ExportSettings
 from tuner.spec.study_spec import StudySpec
 from tuner.study.files import CHECKPOINT_FILES, trial_folder
 from tuner.study.record import StudyRecord
+from tuner.study.remote.place import local_studies_dir
 from tuner.study.study import Study
 from tuner.study.trial_entry import TrialState
+from tuner.trial.messages import TrialRequest
 
 SPACE = "space: {learning_rate: {uniform: [0.1, 1]}, model_name: {choice: [unet3d, dformer3d]}}"
 SPEC = parse_spec(f"{SPACE}\nexport: {{ensemble: 1}}", source="s.yaml")
@@ -250,3 +255,33 @@ def test_checkpoints_of_the_user_stay(tmp_path: Path) -> None:
     } == {*mine}
     # nor are they counted among those of the study: the snapshot goes after the count
     assert shown.getvalue() == ""
+
+
+def test_in_a_bucket_what_a_node_sends_late_of_a_loser_is_removed_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGTUNE_CACHE", str(tmp_path))
+    with s3_server(monkeypatch) as server:
+        store = Store(server.address)
+        folder = local_studies_dir(server.address) / "s"
+        record = in_memory()
+        spec = SPEC.model_copy(update={"checkpoints": CheckpointSettings(keep=1)})
+        keeper = CheckpointKeeper(Study(folder, spec, record))
+        ended = []
+        for score in (0.5, 0.9, 0.8):
+            number = record.propose({"learning_rate": 0.5, "model_name": "unet3d"}, "test").number
+            record.report(number, 1, score, {}, 1.0)
+            record.finish(number, TrialState.COMPLETED, "")
+            request = TrialRequest(number, {}).to_ray()
+            ended.append(SimpleNamespace(config=request))
+        names = [
+            f"s/trials/{number:04d}/{name}" for number in range(3) for name in CHECKPOINT_FILES
+        ]
+        for name in names:
+            store.write(name, b"x")
+        for trial in ended[:2]:
+            keeper.on_trial_complete(0, [], trial)  # type: ignore[arg-type]
+        assert sorted(store.listing()) == names[2:]
+        store.write(names[0], b"late")
+        keeper.on_trial_complete(0, [], ended[2])  # type: ignore[arg-type]
+        assert sorted(store.listing()) == names[2:4]
