@@ -22,6 +22,7 @@ from tuner.spec.domains import Uniform
 from tuner.spec.space import Space
 from tuner.study.record import StudyRecord
 from tuner.study.trial_entry import TrialEntry, TrialState
+from tuner.trial.messages import TrialRequest
 
 RUNGS = (1, 2, 4)
 FACTOR = 2
@@ -158,7 +159,10 @@ def test_a_free_worker_goes_to_the_newest_trial_but_none_waits_for_ever(
     scheduler = RecordScheduler(in_memory(), Policy(in_memory()))
     number = count()
     older, newer = (
-        SimpleNamespace(trial_id=str(next(number)), status=Trial.PENDING) for _ in range(2)
+        SimpleNamespace(
+            trial_id=str(next(number)), status=Trial.PENDING, config=TrialRequest(each, {}).to_ray()
+        )
+        for each in range(2)
     )
     for trial in (older, newer):
         scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
