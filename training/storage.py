@@ -6,8 +6,10 @@ pyarrow reaches the first four by itself; for others the package that fsspec nam
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -91,6 +93,12 @@ def address_of(path: Path | str) -> str:
     return f"{scheme.lower()}://{rest.strip('/')}"
 
 
+def local_name(address: str) -> str:
+    """The name of a folder of this machine for what an address has: one for each address."""
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", address.partition("?")[0]).strip("-")
+    return f"{slug[:80]}-{hashlib.sha256(address.encode()).hexdigest()[:10]}"
+
+
 class Store:
     """A folder on storage that is reached by an address.
 
@@ -151,13 +159,10 @@ class Store:
         Raises:
             StoreError: if the storage does not answer.
         """
-        if self.find(name) is None:
-            return None
         for _ in range(READINGS):
             content = io.BytesIO()
             with suppress(_ReplacedError):
-                self._read_into(name, content)
-                return content.getvalue()
+                return content.getvalue() if self._read_into(name, content) else None
         raise StoreError(f"{self.address}/{name} is replaced all the time")
 
     def download(self, name: str, path: Path) -> Stored:
@@ -173,19 +178,22 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(READINGS):
             with suppress(_ReplacedError), durable_file(path) as file:
-                return self._read_into(name, file)
+                stored = self._read_into(name, file)
+                if stored is None:
+                    raise StoreError(f"{self.address}/{name} is not there")
+                return stored
         raise StoreError(f"{self.address}/{name} is replaced all the time")
 
-    def _read_into(self, name: str, file: IO[bytes]) -> Stored:
-        """Copy a file of the storage; what is known of it.
+    def _read_into(self, name: str, file: IO[bytes]) -> Stored | None:
+        """Copy a file of the storage; what is known of it, None if it is not there.
 
         Raises:
             _ReplacedError: if it was replaced meanwhile.
-            StoreError: if the storage does not answer, or has no such file.
+            StoreError: if the storage does not answer.
         """
         before = self.find(name)
         if before is None:
-            raise StoreError(f"{self.address}/{name} is not there")
+            return None
         with self._explained("be read"):
             stream = self._files.open_input_stream(self._path(name), compression=None)
         with stream:

@@ -49,8 +49,7 @@ class StudyContext:
         """
         if self.remote is None:
             return self
-        folder = self.remote.here()
-        code = self.remote.fetch_code() if self.code is not None else None
+        folder, code = self.remote.here_with_code(self.code)
         return replace(self, folder=folder, code=code)
 
     def trial_folder(self, number: int) -> Path:

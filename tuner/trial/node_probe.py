@@ -84,8 +84,8 @@ class NodeNeeds:
         """
         if self.remote is None:
             return self
-        code = self.remote.fetch_code() if self.code is not None else None
-        return replace(self, folder=self.remote.here(), code=code)
+        folder, code = self.remote.here_with_code(self.code)
+        return replace(self, folder=folder, code=code)
 
 
 @dataclass(frozen=True)
@@ -176,12 +176,10 @@ def _folder_problems(needs: NodeNeeds) -> Iterator[str]:
 
 
 def _token_at(needs: NodeNeeds) -> str | None:
+    if needs.remote is not None:
+        needs.remote.fetch(NODES_FILE)
     try:
-        if needs.remote is not None:
-            needs.remote.fetch(NODES_FILE)
         return read_token(needs.folder)
-    except StoreError:
-        raise
     except (OSError, ValueError):
         # it is seen, and not yet what the driver wrote
         return None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from pathlib import Path
 
 from filelock import FileLock
 
 from training.data.cache_folder import cache_errors, cache_root
 from training.errors import AddressError, DatasetError
-from training.storage import Store, StoreError, address_of
+from training.storage import Store, StoreError, address_of, local_name
 
 FOLDER = "fetched"
 """Where the cache has them."""
@@ -26,9 +24,8 @@ def fetch_data(address: Path | str) -> Path:
         DatasetError: if nothing is there, or it cannot be reached, or the cache cannot be written.
     """
     whole = address_of(address)
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", whole.partition("?")[0]).strip("-")[:80]
     root = cache_root() / FOLDER
-    folder = root / f"{slug}-{hashlib.sha256(whole.encode()).hexdigest()[:10]}"
+    folder = root / local_name(whole)
     try:
         store = Store(whole)
         with cache_errors(cache_root()):

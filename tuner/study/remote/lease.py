@@ -108,6 +108,8 @@ class Lease:
         self._lost = lost
         self._own = Holder(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _space())
         self._confirmed = -math.inf
+        self.taken = False
+        """Whether another process has taken it since."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
@@ -174,7 +176,7 @@ class Lease:
     @property
     def sure(self) -> bool:
         """Whether nobody else can have it now."""
-        return time.monotonic() - self._confirmed < _sure_seconds()
+        return not self.taken and time.monotonic() - self._confirmed < _sure_seconds()
 
     def abandon(self) -> None:
         """Write no more: others take it when it is silent."""
@@ -228,6 +230,7 @@ class Lease:
             begun = time.monotonic()
             try:
                 if not self._held():
+                    self.taken = True
                     self._lost()
                     return
                 self._write()

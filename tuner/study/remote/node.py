@@ -40,18 +40,23 @@ class RemoteFolder:
         Raises:
             StoreError: if the storage does not answer.
         """
-        self._copy().fetch(only=[name])
+        self._copy(self.prefix).fetch_one(name)
 
-    def fetch_code(self) -> Path:
-        """Bring the code of the user's own, and tell where it is.
+    def here_with_code(self, code: Path | None) -> tuple[Path, Path | None]:
+        """Where this node works on it, and where it has the code of the user's own, fetched.
+
+        Args:
+            code: Where the driver has that code; None if there is none.
 
         Raises:
             StoreError: if the storage does not answer.
         """
+        if code is None:
+            return self.here(), None
         # a confirmation uses its study's
-        copy = RemoteFolder(self.address, self.prefix.partition("/")[0])._copy()
-        copy.fetch(only=[f"{CODE_FOLDER}/*"])
-        return copy.folder / CODE_FOLDER
+        copy = self._copy(f"{self.prefix.partition('/')[0]}/{CODE_FOLDER}")
+        copy.fetch()
+        return self.here(), copy.folder
 
     def check_writable(self) -> None:
         """Check that this node can write to the storage.
@@ -59,10 +64,10 @@ class RemoteFolder:
         Raises:
             StoreError: if it cannot.
         """
-        self._copy().store.check_writable()
+        self._copy(self.prefix).store.check_writable()
 
-    def _copy(self) -> WorkingCopy:
-        folder = self.here()
+    def _copy(self, prefix: str) -> WorkingCopy:
+        folder = local_studies_dir(self.address) / prefix
         place = remote_place(folder)
         assert place is not None
-        return WorkingCopy(place.store, folder, self.prefix)
+        return WorkingCopy(place.store, folder, prefix)

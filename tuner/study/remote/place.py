@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +11,7 @@ from training.data.cache_folder import cache_errors, cache_root
 from training.durable_write import write_durably
 from training.errors import AddressError
 from training.local_path import is_url
-from training.storage import Store, address_of
+from training.storage import Store, address_of, local_name
 from tuner.errors import StudyError
 
 MARKER = ".segtune-address.json"
@@ -37,10 +35,8 @@ def local_studies_dir(studies_dir: Path | str) -> Path:
         _store(address)
     except AddressError as error:
         raise StudyError(f"--studies-dir {error}") from error
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", address.partition("?")[0]).strip("-")
-    key = hashlib.sha256(address.encode()).hexdigest()[:10]
     root = cache_root()
-    folder = root / FOLDER / f"{slug[:80]}-{key}"
+    folder = root / FOLDER / local_name(address)
     marker = folder / MARKER
     if not marker.is_file():
         with cache_errors(root):

@@ -154,13 +154,8 @@ def driven_here(
     if place is None:
         yield
         return
-    taken: list[str] = []
-
-    def taken_over() -> None:
-        taken.append(f"another machine has taken the study {folder.name!r} over")
-        lost(taken[0])
-
-    lease = Lease(place.store, f"{place.prefix}/{LEASE}", taken_over)
+    told = f"another machine has taken the study {folder.name!r} over"
+    lease = Lease(place.store, f"{place.prefix}/{LEASE}", lambda: lost(told))
     with _told():
         last = _last_token(place)
         before = lease.acquire()
@@ -180,20 +175,20 @@ def driven_here(
         databases.send()
         copy.send()
 
-    sender = Sender(send, lambda: lease.sure and not taken, tell)
+    sender = Sender(send, lease, tell)
     sender.start()
     try:
         yield
     finally:
         try:
-            sender.finish(lambda: bool(taken))
+            sender.finish()
             if (folder / DATABASE).is_file():
                 lease.release()
             else:
                 lease.release(forget=True)
                 _withdraw(place)
         except StoreError as error:
-            if not taken:
+            if not lease.taken:
                 raise StudyError(
                     f"{error}: all of the study is in {folder} on this machine, and is sent from "
                     "here when it goes on"

@@ -41,19 +41,13 @@ def trained_here(
     if place is None:
         yield
         return
-    taken: list[bool] = []
-
-    def taken_over() -> None:
-        taken.append(True)
-        make_way()
-
-    lease = Lease(place.store, f"{place.prefix}/{LEASE}", taken_over)
+    lease = Lease(place.store, f"{place.prefix}/{LEASE}", make_way)
     try:
         lease.take(leave)
     except LeaseHeldError as error:
         raise TimeoutError(f"another process trains this trial: {error}") from None
     copy = WorkingCopy(place.store, folder, place.prefix)
-    sender = Sender(copy.send, lambda: lease.sure and not taken)
+    sender = Sender(copy.send, lease)
     try:
         # without it nothing is sent: what is here may be older
         copy.fetch(without=(EVENTS, f"*/{EVENTS}"))
@@ -62,11 +56,11 @@ def trained_here(
             yield
         finally:
             try:
-                sender.finish(lambda: bool(taken))
+                sender.finish()
                 lease.release()
                 copy.leave(["*.ckpt"])
             except StoreError:
-                if not taken:
+                if not lease.taken:
                     raise
     finally:
         lease.abandon()
@@ -84,4 +78,4 @@ def fetch_from_trial(folder: Path, name: str) -> None:
     """
     place = remote_place(folder)
     if place is not None:
-        WorkingCopy(place.store, folder, place.prefix).fetch(only=[name])
+        WorkingCopy(place.store, folder, place.prefix).fetch_one(name)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from training.durable_write import PARTIAL
 from training.storage import Store, Stored, StoreError
+from tuner.study.remote.lease import Lease
 
 INTERVAL = 1.0
 """Seconds between two looks at what has changed."""
@@ -73,6 +74,20 @@ class WorkingCopy:
             wanted = _matches(name, only) and not _matches(name, (*self._without, *without))
             if wanted:
                 self.store.bring(f"{self.prefix}/{name}", stored, self.folder / name)
+
+    def fetch_one(self, name: str) -> None:
+        """Make one file here that of the storage, without a look at all others.
+
+        Args:
+            name: The file; it need not be there.
+
+        Raises:
+            StoreError: if the storage does not answer.
+            OSError: if it cannot be written here.
+        """
+        stored = self.store.find(f"{self.prefix}/{name}")
+        if stored is not None:
+            self.store.bring(f"{self.prefix}/{name}", stored, self.folder / name)
 
     def changed(self) -> list[str]:
         """Names of files here that the storage does not have like this, checkpoints last."""
@@ -142,18 +157,18 @@ class Sender:
 
     Args:
         send: Sends what has changed.
-        may: Whether this process may write there now.
+        lease: The right to write there.
         tell: Takes a sentence when the storage does not answer, and when it does again.
     """
 
     def __init__(
         self,
         send: Callable[[], None],
-        may: Callable[[], bool],
+        lease: Lease,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._send = send
-        self._may = may
+        self._lease = lease
         self._tell = tell
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -164,34 +179,32 @@ class Sender:
         """Begin to send."""
         self._thread.start()
 
-    def finish(self, leave: Callable[[], bool] = lambda: False) -> None:
+    def finish(self) -> None:
         """Send all that is left, and end.
 
-        Args:
-            leave: Whether to give up at once.
-
         Raises:
-            StoreError: if the storage has not taken it for `FLUSH_SECONDS`.
+            StoreError: if the storage has not taken it for `FLUSH_SECONDS`, or another process has
+                taken the lease.
         """
         self._ended.set()
         deadline = time.monotonic() + FLUSH_SECONDS
         while True:
             try:
-                if self._may():
+                if self._lease.sure:
                     with self._lock:
                         self._send()
                     return
                 error: StoreError = StoreError("this process may not write there any more")
             except StoreError as failed:
                 error = failed
-            if leave() or time.monotonic() > deadline:
+            if self._lease.taken or time.monotonic() > deadline:
                 raise error
             time.sleep(INTERVAL)
 
     def _run(self) -> None:
         pause = INTERVAL
         while not self._ended.wait(pause):
-            if not self._may():
+            if not self._lease.sure:
                 continue
             try:
                 with self._lock:
