@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import waiting
 from hosts import Host, RayOnHosts, missing, ray_on_hosts
 
 from tuner.study.open import open_study
@@ -68,12 +69,7 @@ def logged(study: Path) -> list[tuple[str, int, str]]:
     return [(what, int(epoch), process) for what, epoch, process in lines]
 
 
-def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 180
-    while not condition():
-        assert driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+wait_for = partial(waiting.wait_for, seconds=180)
 
 
 def assert_as_undisturbed(studies: Path, toy: ModuleType) -> None:

@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import ray
+import waiting
 import yaml
 from ray.cluster_utils import Cluster
 from ray.experimental import internal_kv
@@ -50,12 +51,7 @@ def head() -> Iterator[Cluster]:
         internal_kv._initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
 
 
-def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
+wait_for = partial(waiting.wait_for, seconds=120)
 
 
 def without(folder: Path, address: str) -> subprocess.Popen[bytes]:

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import waiting
 from s3_server import S3Server
 
 from training.storage import Store
@@ -24,11 +24,7 @@ BUCKET = S3Server.address
 EPOCHS = 8
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+wait_for = partial(waiting.wait_for, seconds=120)
 
 
 def test_a_study_whose_machine_is_lost_goes_on_from_the_bucket(

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+
+import waiting
 
 from tuner.study.open import open_study
 from tuner.study.record import StudyRecord
@@ -39,13 +41,7 @@ def running(record: StudyRecord) -> int:
     return len(record.with_state(TrialState.RUNNING))
 
 
-def wait_for(condition: Callable[[], bool], *drivers: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        for driver in drivers:
-            assert driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
+wait_for = partial(waiting.wait_for, seconds=120)
 
 
 def test_a_study_that_comes_has_its_part_at_the_next_epoch(

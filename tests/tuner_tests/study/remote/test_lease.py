@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import waiting
 from s3_server import S3Server
 
 from training.storage import Store
@@ -21,11 +22,7 @@ def lease(store: Store, lost: list[str] | None = None) -> Lease:
     return Lease(store, NAME, lambda: (lost if lost is not None else []).append("lost"))
 
 
-def wait_for(event: threading.Event | list[str]) -> None:
-    deadline = time.monotonic() + 20
-    while not (event.is_set() if isinstance(event, threading.Event) else event):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+wait_for = partial(waiting.wait_for, seconds=20)
 
 
 def test_a_lease_goes_from_one_to_the_next(server: S3Server) -> None:
@@ -81,7 +78,7 @@ def test_a_holder_that_is_silent_loses_it_and_learns_so(
     assert not before.released
     assert not first.sure
     cut.set()
-    wait_for(told)
+    wait_for(lambda: told)
     second.release()
 
 
@@ -124,7 +121,7 @@ def test_a_lease_is_taken_from_one_that_lives_when_it_writes_no_more(
     second.take(lambda: None)
     assert second.sure
     assert not first.sure
-    wait_for(told)
+    wait_for(lambda: told)
     # and what it does at its end is not in the way
     first.release()
     holder = Lease.holder(store, NAME)

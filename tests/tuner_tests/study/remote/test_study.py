@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import waiting
 from s3_server import S3Server
 
 from training.storage import Store
@@ -43,11 +44,7 @@ def propose(study: Study, rate: float = 1e-3) -> int:
     return study.record.propose({"learning_rate": rate}, "a test").number
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+wait_until = partial(waiting.wait_for, seconds=60)
 
 
 def rates(study: Study) -> list[float]:
