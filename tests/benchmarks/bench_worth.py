@@ -1,11 +1,12 @@
 """What a search leaves a user with, beside what they would train instead, in the same time.
 
-    python tests/benchmarks/bench_worth.py DATA [--minutes 5] [--seeds 3] [--space FILE]
-        [--rows search random ...] [--nnunet PYTHON] [--before CHECKOUT] [--keep FOLDER]
-        [--json FILE]
+    python tests/benchmarks/bench_worth.py DATA [--minutes 5] [--seeds 3] [--leave-one-out]
+        [--space FILE] [--rows search random ...] [--nnunet PYTHON] [--before CHECKOUT]
+        [--keep FOLDER] [--json FILE]
 
 A share of the cases of DATA (`phantom`, or a folder in Decathlon layout) is set aside before
-anything else, and every row gets the others as its whole data set, to split as it likes: nothing
+anything else (with --leave-one-out a single case, another with each seed), and every row gets the
+others as its whole data set, to split as it likes: nothing
 is chosen by the cases that all rows are judged on, in the grid of their label files. A row has the
 same wall-clock time on the same cores, preparation and export included, but not
 the prediction of those cases; run it on a machine with
@@ -66,18 +67,23 @@ EXPORTS: dict[str, list[str]] = {
 ROWS = ("nnunet", "default", "random", "before", "search")
 
 
-def set_aside(data: Path, folder: Path, seed: int) -> tuple[Path, dict[str, tuple[Path, Path]]]:
+def set_aside(
+    data: Path, folder: Path, seed: int, one: bool = False
+) -> tuple[Path, dict[str, tuple[Path, Path]]]:
     """A data set of the cases to learn from, and images and labels of those to be judged by.
 
     Args:
         data: Folder in Decathlon layout.
         folder: Where the data set is made, of links.
         seed: Which cases are set aside.
+        one: Set a single case aside, the one with the number of the seed.
     """
     content = json.loads((data / "dataset.json").read_text())
     listed = sorted(content["training"], key=lambda pair: pair["image"])
     chosen = np.random.default_rng(seed).permutation(len(listed))
     tested = set(chosen[: max(1, round(TEST_SHARE * len(listed)))].tolist())
+    if one:
+        tested = {seed % len(listed)}
     kept = folder / "Task99_Worth"
     for name in ("imagesTr", "labelsTr", "imagesTs"):
         (kept / name).mkdir(parents=True)
@@ -193,7 +199,7 @@ def run_row(row: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             folder = Path(tempfile.mkdtemp(prefix=f"{row}-{options.seed}-", dir=options.keep))
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="worth-")))
-        kept, cases = set_aside(data, folder, options.seed)
+        kept, cases = set_aside(data, folder, options.seed, options.leave_one_out)
         labels = len(json.loads((kept / "dataset.json").read_text())["labels"])
         images = kept / "imagesTs"
         found: dict[str, dict[str, Any]] = {}
@@ -344,6 +350,7 @@ def main() -> None:
     parser.add_argument("data", nargs="?", default="phantom")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--leave-one-out", action="store_true")
     parser.add_argument("--space", type=Path)
     parser.add_argument("--rows", nargs="+", choices=ROWS)
     parser.add_argument("--nnunet", default=os.environ.get("NNUNET_PYTHON"))
@@ -357,6 +364,8 @@ def main() -> None:
         if not there.get(row, True):
             parser.error(f"the row {row} needs --{row}")
     column = f"{Path(options.data).name}, {options.minutes:g} min"
+    if options.leave_one_out:
+        column += ", leave one out"
     path = options.json.with_suffix(".jsonl")
     log = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     console = Console()
