@@ -14,8 +14,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tuner.cli.main import main
-from tuner.driver import spare_gpus
+from tuner.driver import gpu_shares
 from tuner.driver.placement import FitNodes
+from tuner.study.budget import gpu_hours_spent
 from tuner.study.open import open_study
 from tuner.study.study import Study
 from tuner.study.trial_entry import MEMORY, TrialState
@@ -101,8 +102,8 @@ def test_ray_itself_packs_parts_of_gpus(cluster: str) -> None:
 def test_the_last_trial_goes_on_with_both_gpus_of_its_node(
     cluster: str, space_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spare_gpus, "RESTART_SECONDS", 0.0)
-    monkeypatch.setattr(spare_gpus, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(gpu_shares, "RESTART_SECONDS", 0.0)
+    monkeypatch.setattr(gpu_shares, "SETTLED_SECONDS", 0.0)
     path = tmp_path / "auto.yaml"
     values = yaml.safe_load(space_file.read_text())
     # a patch and a validation case for each process
@@ -122,3 +123,29 @@ def test_the_last_trial_goes_on_with_both_gpus_of_its_node(
     assert (config["gpus"], config["train_batch_size"]) == (2, 1)
     # it saw the same patches, and was judged on the same cases
     assert list(entry.scores.values()) == pytest.approx(list(other.scores.values()), abs=0.02)
+
+
+def test_small_trials_share_a_gpu_where_others_wait(
+    cluster: str,
+    space_file: Path,
+    tmp_path: Path,
+    toy: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_shares, "RESTART_SECONDS", 0.0)
+    gpu = {"peak": 10 * 2**30, "total": 80 * 2**30, "busy": 0.3}
+    claims = {"peak": 1e9, "mean": 1e9, "used": 0.0, "limit": 1e11, "gpu": gpu}
+    toy.beside(tmp_path / "small", toy.MEMORY).write_text(json.dumps(claims))
+    toy.beside(tmp_path / "small", toy.PACE).write_text("0.5")
+    more = ["--num-trials", "10", "--max-epochs", "6", "--set", "resources.max_concurrent=6"]
+    study = run(space_file, tmp_path, "small", *more)
+    entries = study.record.entries.values()
+    ends = {(entry.state, entry.epochs, entry.failures) for entry in entries}
+    assert ends == {(TrialState.COMPLETED, 6, 0)}
+    reasons = [each.reason for each in study.record.decisions if each.action == "interrupted"]
+    assert any("it goes on with a part, beside others (3 at once)" in why for why in reasons)
+    # GPU-hours count what each had: most of the epochs, of half a second, a third of a GPU
+    assert 3600 * gpu_hours_spent(entries) < 0.7 * 10 * 6 * 0.5
+    for entry in entries:
+        log = study.folder / "trials" / f"{entry.number:04d}" / toy.TRAINED
+        assert toy.repeated(log) == []

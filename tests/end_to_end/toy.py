@@ -5,7 +5,7 @@ command `tune`. Faults are read from `NAME.faults.json` beside the study folder 
 with foreign files would be refused): for the trial's number, the `epoch` (and the `fold`) before
 which they happen, `what`, and how many `times`. `NAME.pace.txt` has the seconds of an epoch,
 read anew before each, `NAME.claim.txt` those that it is said to have taken; `NAME.memory.json` the
-memory that trials and nodes are said to hold, as the fields of `MemoryUse` in bytes.
+memory that trials, GPUs and nodes are said to hold, as the fields of `MemoryUse` in bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tuner.driver.tune_run
 from training.durable_write import write_durably
 from tuner.cli.main import main
 from tuner.study.files import METRICS_FILE
-from tuner.trial.memory import MemoryUse
+from tuner.trial.memory import GpuUse, MemoryUse
 from tuner.trial.messages import TrialRequest
 from tuner.trial.run import TrialRun
 from tuner.trial.trainable import TrialTrainable, placement
@@ -140,7 +140,9 @@ class ToyTrainable(TrialTrainable):
         memory = self._memory.report
         path = beside(self._study.folder, MEMORY)
         if path.is_file():
-            claimed = MemoryUse(placement()["node_id"], **json.loads(path.read_text()))
+            claims = json.loads(path.read_text())
+            gpu = GpuUse(**claims.pop("gpu")) if "gpu" in claims else None
+            claimed = MemoryUse(placement()["node_id"], **claims, gpu=gpu)
             memory = self._memory.report = lambda: claimed  # type: ignore[method-assign]
         return ToyRun(self._study, self._spec, request, placement(), memory=memory)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tuner.driver.resources import Node, least_share, places_on, plan_resources
+from tuner.driver.resources import Node, cores_for, least_share, places_on, plan_resources
 from tuner.study.nodes import NodeEntry, NodeState
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class Nodes:
         self._share: TrialResources | None = None
         self.allowed: int | None = None
         """Trials at once that other studies leave to this one; None while there is no other."""
+        self.parts: Callable[[], int] = lambda: 1
+        """Trials that share the GPU and the cores of one at most."""
         self._known: dict[str, _Known] = {}
         self._names: dict[str, str] = {}
         self._lock = threading.RLock()
@@ -156,12 +158,17 @@ class Nodes:
 
     def _held(self, node_id: str, node: Node) -> int:
         """Trials that a node holds at once, those that run there included."""
-        assert self._share is not None
-        slots = places_on(node, self._share.cpu, self._share.gpu)
+        slots = self._slots(node)
         room = self._room(node_id)
         if self._memory is None or room is None:
             return slots
         return min(slots, self._memory.running(node_id) + room)
+
+    def _slots(self, node: Node) -> int:
+        """Trials that the cores and GPUs of a node hold at once."""
+        assert self._share is not None
+        part = 1 / self.parts()
+        return places_on(node, cores_for(self._share.cpu, part), self._share.gpu * part)
 
     def _room(self, node_id: str) -> int | None:
         """Further trials that the memory of a node holds; None where that is not known."""
@@ -174,7 +181,7 @@ class Nodes:
         lines = []
         with self._lock:
             for node_id, known in self._known.items():
-                slots = min(self.limit, places_on(known.node, self._share.cpu, self._share.gpu))
+                slots = min(self.limit, self._slots(known.node))
                 running = self._memory.running(node_id)
                 if known.state is NodeState.USED and running < slots and self._room(node_id) == 0:
                     where = f" on {self._names[node_id]}" if self.joined else ""

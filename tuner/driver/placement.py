@@ -8,6 +8,7 @@ from typing import Any
 from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import PlacementGroup, placement_group
 
+from tuner.driver.resources import cores_for
 from tuner.driver.shared_gpus import NODE_LABEL, SharedGpus
 
 
@@ -39,9 +40,9 @@ class FitNodes(PlacementGroupFactory):  # type: ignore[misc]
         """Ray pickles it with each trial; where to place it is the driver's to know."""
         return {**super().__getstate__(), "_avoided": frozenset, "_shared": None}
 
-    def with_gpus(self, gpus: int) -> FitNodes:
+    def with_gpus(self, gpus: float) -> FitNodes:
         """The same for a trial with so many times the GPUs and cores."""
-        return FitNodes(self._cpu * gpus, self._gpu * gpus, self._avoided)
+        return FitNodes(cores_for(self._cpu, gpus), self._gpu * gpus, self._avoided)
 
     @property
     def avoided(self) -> frozenset[str]:

@@ -108,6 +108,12 @@ def places_on(node: Node, cpu: float, gpu: float) -> int:
     return min(by_cpu, int(node.gpu) * a_gpu)
 
 
+def cores_for(cpu: float, gpus: float) -> float:
+    """Cores of a trial with so many times the GPUs: a whole number, where it is more than one."""
+    cores = cpu * gpus
+    return float(int(cores)) if cores > 1 else cores
+
+
 def least_share(settings: ResourceSettings) -> dict[str, float]:
     """What a trial asks for at least, as Ray names it, where no node is known yet."""
     cpu = 1.0 if settings.cpu == "auto" else settings.cpu

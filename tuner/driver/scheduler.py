@@ -108,14 +108,14 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
             self._record.interrupt(number, "it waited for a node, and others can be used now")
             tune_controller.stop_trial(oldest.trial)
             return None
-        request = TrialRequest.from_ray(oldest.trial.config)
-        spare = None if self._cluster is None else self._cluster.spare
-        if spare is not None and request.gpus > 1 and waited > WORKER_STARTS_WITHIN:
-            spare.give_up(request.number)
-            reason = f"{request.gpus} GPUs of a node are not to be had; it goes on with 1"
-            self._record.interrupt(request.number, reason)
-            tune_controller.stop_trial(oldest.trial)
-            return None
+        shares = None if self._cluster is None else self._cluster.gpu_shares
+        if shares is not None and waited > WORKER_STARTS_WITHIN:
+            number = TrialRequest.from_ray(oldest.trial.config).number
+            in_vain = shares.waits_in_vain(number)
+            if in_vain:
+                self._record.interrupt(number, in_vain)
+                tune_controller.stop_trial(oldest.trial)
+                return None
         return oldest.trial if waited > WORKER_STARTS_WITHIN else self._waiting[-1].trial
 
     def on_trial_result(
@@ -127,7 +127,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
         if start is not None:
             self._record.place(number, start.placement)
             if self._cluster is not None:
-                self._cluster.memory.begins(number, start.memory)
+                self._cluster.begins(number, start)
         report = EpochReport.from_ray(result)
         if report is None:
             return str(TrialScheduler.CONTINUE)
@@ -139,7 +139,7 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
             if not report.add_to(self._record, number):
                 return str(TrialScheduler.CONTINUE)
             if self._cluster is not None:
-                self._cluster.memory.reports(number, report.memory)
+                self._cluster.reports(number, report)
             if report.undefined:
                 self._record.decide(number, "undefined", report.undefined)
             goes_on = self._decide(number, report.epoch)
@@ -165,9 +165,9 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
     def _makes_way(self, cluster: StudyCluster, number: int, epoch: int) -> str:
         """Why a trial is to pause, for others or for other GPUs; empty if it need not."""
         room = cluster.makes_room(number)
-        if room or cluster.spare is None:
+        if room or cluster.gpu_shares is None:
             return room
-        return cluster.spare.change(number, epoch)
+        return cluster.gpu_shares.change(number, epoch)
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]

@@ -44,6 +44,18 @@ class Promotes(Protocol):
         ...
 
 
+class Shares(Protocol):
+    """Protocol of what gives trials other GPUs than those of the study's trials."""
+
+    def requested(self, number: int) -> float:
+        """GPUs of a trial that begins or goes on; 0 for those of the study's trials."""
+        ...
+
+    def outgrows(self, number: int) -> str:
+        """Why a trial that was out of memory goes on with more of it; empty if it does not."""
+        ...
+
+
 class RecordSearcher(Searcher):  # type: ignore[misc]
     """Chooses the next trial: those that were cut off, then promoted ones, then new ones.
 
@@ -88,7 +100,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
         self._exhausted = False
         self._idle_since: float | None = None
         self._proposed_at: float | None = None
-        self._share: Callable[[int], int] = lambda number: 0
+        self._shares: Shares | None = None
 
     @property
     def record(self) -> StudyRecord:
@@ -118,9 +130,9 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
             since = self._proposed_at
         return 0.0 if since is None or self._to_resume else time.monotonic() - since
 
-    def share_by(self, share: Callable[[int], int]) -> None:
-        """Give trials other GPUs than those of the study's trials, where it says so, not 0."""
-        self._share = share
+    def share_by(self, shares: Shares) -> None:
+        """Give trials other GPUs than those of the study's trials, where it says so."""
+        self._shares = shares
 
     def __getstate__(self) -> dict[str, Any]:
         """The record is the state; there is nothing else to keep."""
@@ -145,7 +157,7 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
                 self._values(entry),
                 exploits,
                 entry.finished_folds,
-                self._share(entry.number),
+                0 if self._shares is None else self._shares.requested(entry.number),
             ).to_ray()
         if self._record.unfinished():
             # one of those that run may have to go on later
@@ -174,9 +186,17 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
                 with self._record.transaction():
                     for name, value in end.notes.items():
                         self._record.note(number, name, value)
-                    end_trial(self._study, number, end)
+                    self._end(number, end)
         if self._record.entries[number].state is TrialState.INTERRUPTED:
             self._to_resume.append(number)
+
+    def _end(self, number: int, end: TrialEnd) -> None:
+        if end.state is TrialState.OUT_OF_MEMORY and self._shares is not None:
+            outgrown = self._shares.outgrows(number)
+            if outgrown:
+                self._record.interrupt(number, outgrown)
+                return
+        end_trial(self._study, number, end)
 
     def wait_unless(self, is_over: Callable[[], bool]) -> None:
         """Wait for a place while there is none and no trial runs, unless the study is over."""

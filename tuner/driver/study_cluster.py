@@ -25,11 +25,12 @@ from tuner.trial.node_probe import NodeNeeds, versions_here
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tuner.driver.gpu_shares import GpuShares
     from tuner.driver.searcher import RecordSearcher
-    from tuner.driver.spare_gpus import SpareGpus
     from tuner.spec.settings import TrialResources
     from tuner.study.data import StudyData
     from tuner.study.study import Study
+    from tuner.trial.messages import EpochReport, TrialStart
 
 WAIT_INTERVAL = 0.2
 """Seconds between two looks for a node that can hold a trial, before the first one starts."""
@@ -56,8 +57,8 @@ class StudyCluster:
         self.memory = memory
         self._watch = watch
         self._fair = fair
-        self.spare: SpareGpus | None = None
-        """What gives the last trials further GPUs; None where nothing may."""
+        self.gpu_shares: GpuShares | None = None
+        """What gives trials a part of a GPU, or several; None where each has what is configured."""
 
     @property
     def joined(self) -> bool:
@@ -107,6 +108,23 @@ class StudyCluster:
         if self._fair is not None:
             self._fair.follow(lambda: searcher.wanted(self.nodes.limit), lambda: searcher.live)
 
+    def places(self) -> int:
+        """How many trials may run at once just now."""
+        places = self.nodes.places()
+        return places if self.gpu_shares is None else min(places, self.gpu_shares.places)
+
+    def begins(self, number: int, start: TrialStart) -> None:
+        """Take over where a trial begins, or goes on."""
+        self.memory.begins(number, start.memory)
+        if self.gpu_shares is not None:
+            self.gpu_shares.begins(number, start)
+
+    def reports(self, number: int, report: EpochReport) -> None:
+        """Take over what a trial took until the end of an epoch."""
+        self.memory.reports(number, report.memory)
+        if self.gpu_shares is not None:
+            self.gpu_shares.reports(number, report)
+
     def makes_room(self, number: int) -> str:
         """Why a trial is to pause for others, of this study or another; empty if it need not."""
         room = self.memory.makes_room(number)
@@ -115,12 +133,12 @@ class StudyCluster:
     def lets_go(self) -> bool:
         """Whether a worker whose trial has ended is given back to the cluster."""
         # some count how often they were asked
-        answers = [each.lets_go() for each in (self._fair, self.memory, self.spare) if each]
+        answers = [each.lets_go() for each in (self._fair, self.memory, self.gpu_shares) if each]
         return any(answers)
 
     def idle(self) -> bool:
         """Whether workers that are kept for a next trial are given back too."""
-        return self.spare is not None and self.spare.idle()
+        return self.gpu_shares is not None and self.gpu_shares.idle()
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from ray import tune
 from ray.tune.stopper import CombinedStopper, Stopper
 
 from tuner.driver.confirm_searcher import ConfirmSearcher
+from tuner.driver.gpu_shares import GpuShares
 from tuner.driver.lost_workers import LostWorkers, head_is_gone, raylet_answers
 from tuner.driver.placement import FitNodes
 from tuner.driver.ray_internals import name_process, node_memory
 from tuner.driver.scheduler import RecordScheduler
 from tuner.driver.searcher import build_searcher
-from tuner.driver.spare_gpus import SpareGpus
 from tuner.driver.stopping import HaltStopper
 from tuner.search.policies import Policy, build_policy, planned
 from tuner.study.code import code_folder
@@ -24,6 +24,7 @@ from tuner.study.folder import remove_ray_files
 from tuner.study.remote.node import RemoteFolder
 from tuner.study.study import Study
 from tuner.trial.context import StudyContext
+from tuner.trial.gpus import gpu_use
 from tuner.trial.trainable import TrialTrainable
 
 if TYPE_CHECKING:
@@ -57,13 +58,13 @@ def assemble(
     """
     lost = LostWorkers(study, head_is_gone, cluster, raylet_answers)
     placement, limit = None, resources.max_concurrent
-    spare = None if cluster is None else cluster.spare
-    if cluster is not None and (cluster.joined or 0 < resources.gpu < 1 or spare is not None):
+    shares = None if cluster is None else cluster.gpu_shares
+    if cluster is not None and (cluster.joined or 0 < resources.gpu < 1 or shares is not None):
         nodes = cluster.nodes
         placement = FitNodes(
             resources.cpu, resources.gpu, lambda: nodes.avoided, lambda: nodes.gpus
         )
-    if cluster is not None and cluster.joined:
+    if cluster is not None and (cluster.joined or shares is not None):
         # the searcher proposes no more than the nodes hold
         limit = cluster.nodes.limit
     searcher.wait_unless(stopper.stop_all)
@@ -88,7 +89,7 @@ def assemble(
             name=RAY_FOLDER,
             storage_path=str(study.folder),
             # before the others, which show and prune what it decides
-            callbacks=[lost, *([spare] if spare is not None else []), *callbacks],
+            callbacks=[lost, *([shares] if shares is not None else []), *callbacks],
             stop=CombinedStopper(stopper, HaltStopper(study.record)),
             verbose=0,
             # it prints nothing either; that of notebooks would clear the output of the cell
@@ -139,20 +140,22 @@ def run_tune(
         label=study.label,
         show=name_process,
         node_memory=node_memory,
+        gpu=gpu_use,
     )
     if chosen is None:
         policy = build_policy(study.record, study.spec)
         if plan is not None:
             policy = planned(policy, study.record, study.spec, plan)
-        searcher: RecordSearcher = build_searcher(study, policy, cluster.nodes.places)
-        cluster.spare = SpareGpus.of(
-            study, resources, cluster.nodes, searcher, data.validation_cases
-        )
-        if cluster.spare is not None:
-            searcher.share_by(cluster.spare.requested)
+        searcher: RecordSearcher = build_searcher(study, policy, cluster.places)
+        shares = GpuShares.of(study, resources, cluster.nodes, searcher, data.validation_cases)
+        if shares is not None:
+            searcher.share_by(shares)
+            cluster.nodes.parts = lambda: shares.at_once
+        cluster.gpu_shares = shares
     else:
         policy = Policy(study.record)
         searcher = ConfirmSearcher(study, chosen, cluster.nodes.places)
-        cluster.spare = None
+        cluster.gpu_shares = None
+        cluster.nodes.parts = lambda: 1
     run = assemble(study, trainable, searcher, policy, resources, callbacks, stopper, cluster)
     run.fit()

@@ -1,9 +1,11 @@
-"""Checks that the GPU that a trial booked is there, so that none trains on a CPU unnoticed."""
+"""The GPU of a trial: that it is there, what the trial may take of it, and what it takes."""
 
 from __future__ import annotations
 
 import socket
+import sys
 
+from tuner.trial.memory import GpuUse
 from tuner.trial.node_faults import GpuMissingError
 
 CONTEXT_BYTES = 2**29
@@ -55,3 +57,35 @@ def keep_to_share(gpus: float) -> None:
         return
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(max(gpus / 2, gpus - CONTEXT_BYTES / total), 0)
+
+
+def gpu_use() -> GpuUse | None:
+    """What this process takes of its GPU; None as long as it uses none.
+
+    Its memory is what torch has reserved there, which is what a neighbour cannot have, and what
+    CUDA takes. How busy the GPU was, in the last second at most, is what its driver tells.
+    """
+    if "torch" not in sys.modules:
+        return None
+    # another thread may just import it; that is waited for
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return None
+    peak = torch.cuda.max_memory_reserved(0) + CONTEXT_BYTES
+    total = torch.cuda.get_device_properties(0).total_memory
+    return GpuUse(float(peak), float(total), _busy())
+
+
+def _busy() -> float | None:
+    """Share of the last second at most in which the GPU computed; None if it does not tell."""
+    import pynvml
+    import torch
+
+    if torch.version.hip:
+        return None
+    try:
+        return float(torch.cuda.utilization(0)) / 100
+    except (RuntimeError, pynvml.NVMLError):
+        # no driver of NVIDIA, or a part of a GPU (MIG), which does not tell
+        return None

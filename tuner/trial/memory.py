@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SAMPLE_SECONDS = 0.25
@@ -25,6 +25,22 @@ OWN_MEMORY = ("RssAnon:", "RssShmem:")
 
 
 @dataclass(frozen=True)
+class GpuUse:
+    """What a trial takes of its GPU.
+
+    Attributes:
+        peak: The most memory that its process held there since the trial began, in bytes.
+        total: The memory of the GPU, in bytes.
+        busy: Share of the time in which the GPU computed since the last report, for whomever;
+            None if that is not known.
+    """
+
+    peak: float
+    total: float
+    busy: float | None = None
+
+
+@dataclass(frozen=True)
 class MemoryUse:
     """Memory of a trial and of its node, in bytes.
 
@@ -34,6 +50,7 @@ class MemoryUse:
         mean: What they held on average since the last report.
         used: What all processes of the node held on average, as Ray counts it.
         limit: What they may hold before Ray ends one of them.
+        gpu: What the trial takes of its GPU; None without one.
     """
 
     node: str
@@ -41,6 +58,7 @@ class MemoryUse:
     mean: float
     used: float
     limit: float
+    gpu: GpuUse | None = None
 
 
 class MemoryMeter:
@@ -49,11 +67,19 @@ class MemoryMeter:
     Args:
         node: Ray's name of this node.
         node_memory: Bytes that are used on this node, and that may be.
+        gpu: What this process takes of its GPU just now; None without one.
     """
 
-    def __init__(self, node: str, node_memory: Callable[[], tuple[float, float]]) -> None:
+    def __init__(
+        self,
+        node: str,
+        node_memory: Callable[[], tuple[float, float]],
+        gpu: Callable[[], GpuUse | None] = lambda: None,
+    ) -> None:
         self._node = node
         self._node_memory = node_memory
+        self._gpu = gpu
+        self._busy: list[float] = []
         self._lock = threading.Lock()
         self._peak = self._sum = self._used = self._limit = 0.0
         self._looks = 0
@@ -66,17 +92,22 @@ class MemoryMeter:
         with self._lock:
             self._peak = self._sum = self._used = 0.0
             self._looks = 0
+            self._busy.clear()
 
     def report(self) -> MemoryUse | None:
         """What was held since the last report; None where there is no /proc."""
         if not (PROC / "self" / "status").is_file():
             return None
-        self._look()
+        gpu = self._look()
         with self._lock:
             looks, self._looks = self._looks, 0
             total, self._sum = self._sum, 0.0
             used, self._used = self._used, 0.0
-            return MemoryUse(self._node, self._peak, total / looks, used / looks, self._limit)
+            busy, self._busy = self._busy, []
+            if gpu is not None and busy:
+                gpu = replace(gpu, busy=sum(busy) / len(busy))
+            mean, used_mean = total / looks, used / looks
+            return MemoryUse(self._node, self._peak, mean, used_mean, self._limit, gpu)
 
     def close(self) -> None:
         """Look no more."""
@@ -87,15 +118,19 @@ class MemoryMeter:
         while not self._ended.wait(SAMPLE_SECONDS):
             self._look()
 
-    def _look(self) -> None:
+    def _look(self) -> GpuUse | None:
         held = sum(map(own_memory, processes_of(os.getpid())))
         used, limit = self._node_memory()
+        gpu = self._gpu()
         with self._lock:
+            if gpu is not None and gpu.busy is not None:
+                self._busy.append(gpu.busy)
             self._peak = max(self._peak, held)
             self._sum += held
             self._used += used
             self._limit = limit
             self._looks += 1
+        return gpu
 
 
 def processes_of(process: int) -> Iterator[int]:

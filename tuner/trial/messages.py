@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from tuner.study.trial_entry import CASES, GRID, VIOLATION, Placement, TrialState
-from tuner.trial.memory import MemoryUse
+from tuner.trial.memory import GpuUse, MemoryUse
 
 if TYPE_CHECKING:
     from tuner.study.record import StudyRecord
@@ -50,14 +50,15 @@ class TrialRequest:
         values: Its values by field name.
         exploits: The checkpoint of another trial that it last took over; None if it never did.
         fold: Folds that it has trained to their end; it goes on with the next one.
-        gpus: GPUs that it has, where they are other than those of the study's trials; else 0.
+        gpus: GPUs that it has, where they are other than those of the study's trials; else 0. A
+            fraction is a shared one.
     """
 
     number: int
     values: Mapping[str, Any]
     exploits: Snapshot | None = None
     fold: int = 0
-    gpus: int = 0
+    gpus: float = 0
 
     def to_ray(self) -> dict[str, Any]:
         """As the config of a trial of Tune: the values stay flat, as its dashboard shows them."""
@@ -181,4 +182,8 @@ class TrialEnd:
 
 
 def _memory(message: Mapping[str, Any]) -> MemoryUse | None:
-    return None if message["memory"] is None else MemoryUse(**message["memory"])
+    use = message["memory"]
+    if use is None:
+        return None
+    gpu = None if use["gpu"] is None else GpuUse(**use["gpu"])
+    return MemoryUse(**{**use, "gpu": gpu})

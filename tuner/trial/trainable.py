@@ -14,7 +14,7 @@ from ray import tune
 from tuner.study.trial_entry import Placement
 from tuner.trial.code import look_into_code
 from tuner.trial.context import StudyContext
-from tuner.trial.memory import MemoryMeter
+from tuner.trial.memory import GpuUse, MemoryMeter
 from tuner.trial.messages import EpochReport, TrialRequest, TrialStart
 from tuner.trial.ranks import Ranks
 from tuner.trial.run import TrialRun
@@ -37,6 +37,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         label: str,
         show: Callable[[str], None],
         node_memory: Callable[[], tuple[float, float]],
+        gpu: Callable[[], GpuUse | None],
     ) -> None:
         """Start training the first trial of this actor.
 
@@ -46,6 +47,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             label: Name of the study for people.
             show: Shows a text as the name of this process.
             node_memory: Bytes that are used on this node, and that may be.
+            gpu: What this process takes of its GPU.
         """
         gpus = TrialRequest.from_ray(config).gpus
         # only trials that have as many go on in this process
@@ -53,7 +55,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._study = study = study.on_this_node()
         self._label = label
         self._show = show
-        self._memory = MemoryMeter(placement()["node_id"], node_memory)
+        self._memory = MemoryMeter(placement()["node_id"], node_memory, gpu)
         look_into_code(study.code)
         self._spec = study.spec
         self._ranks = Ranks(study.processes) if study.processes > 1 else None
