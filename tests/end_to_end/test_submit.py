@@ -13,9 +13,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from waiting import wait_for
 
 from tuner.study.open import open_study
 
@@ -157,13 +159,19 @@ def test_a_study_that_runs_is_refused_and_stopped_in_order(laptop: Laptop) -> No
     while "start 1 of 1" not in laptop.tune("logs", "long").stdout:
         pass
 
-    listed = json.loads(laptop.tune("list", "--json").stdout)["studies"]
-    assert {study["name"]: study["state"] for study in listed}["long"] == "running"
+    assert listed(laptop, "long")["state"] == "running"
+    wait_for(lambda: listed(laptop, "long")["workers"] == 1, seconds=60)
     stopped = laptop.tune("stop", "long")
     assert stopped.returncode == 0, stopped.stderr
     assert "the study long has ended (STOPPED)" in stopped.stdout
     assert not driver_of("long")
     assert laptop.tune("stop", "long").returncode == 2
+
+
+def listed(laptop: Laptop, name: str) -> dict[str, Any]:
+    """A study as `tune list` has it."""
+    found = json.loads(laptop.tune("list", "--json").stdout)["studies"]
+    return next(study for study in found if study["name"] == name)
 
 
 def driver_of(name: str) -> list[int]:
@@ -183,8 +191,8 @@ def test_a_study_that_fails_fails_its_job(laptop: Laptop) -> None:
     missing = laptop.submit("none", "--data-dir", "/no/such/folder", "--follow", "--resubmit", "2")
     assert missing.returncode == 2
     assert "/no/such/folder" in missing.stdout
-    listed = json.loads(laptop.tune("list", "--json").stdout)["studies"]
-    assert {study["name"]: study["state"] for study in listed}["none"] == "failed"
+    none = listed(laptop, "none")
+    assert (none["state"], none["workers"]) == ("failed", 0)
 
 
 def test_mistakes_are_told_before_anything_is_sent(laptop: Laptop) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,6 +127,19 @@ def remote_studies(address: str | None) -> list[RemoteStudy]:
     from tuner.driver.submit.remote_study import all_studies
 
     return all_studies(server)
+
+
+def workers(studies: Sequence[RemoteStudy]) -> dict[str, int]:
+    """Trials that studies of a cluster which run have there just now, by the id of their job.
+
+    Raises:
+        ResourceError: if the cluster cannot be reached.
+    """
+    if not studies:
+        return {}
+    from tuner.driver.submit.remote_study import workers_of
+
+    return workers_of(studies[0].server, studies)
 
 
 def _packed(

@@ -135,17 +135,21 @@ def list_studies(options: argparse.Namespace, out: Console) -> int:
         raise StudyError("--sort is for studies of this machine: leave it out with --address")
     found = sorted(jobs.remote_studies(options.address), key=lambda study: not study.runs)
     found = found[: options.top]
+    workers = jobs.workers(found)
     if options.json:
-        print(
-            json.dumps({"studies": [_document(study) for study in found]}, indent=2), file=out.file
-        )
+        studies = [{**_document(each), "workers": workers.get(each.job_id, 0)} for each in found]
+        print(json.dumps({"studies": studies}, indent=2), file=out.file)
     elif not found:
         out.print("no study was submitted to this cluster", markup=False)
     else:
         from tuner.report.tables import terminal_table
 
-        rows = [_row(study) for study in found]
-        out.print(terminal_table(["study", "state", "since", "job", "folder"], rows))
+        rows = []
+        for study in found:
+            name, state, *others = _row(study)
+            rows.append([name, state, str(workers.get(study.job_id, "")), *others])
+        titles = ["study", "state", "trials now", "since", "job", "folder"]
+        out.print(terminal_table(titles, rows))
     return DONE
 
 

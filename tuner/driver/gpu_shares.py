@@ -264,6 +264,8 @@ class GpuShares(Callback):  # type: ignore[misc]
             return now, ""
         if self._nodes.allowed is not None or self._left(number, epoch) < 2 * RESTART_SECONDS:
             return now, ""
+        if self._nodes.places() <= len(self._searcher.live_trials) or not self._searcher.has_more:
+            return now, ""
         why = self._fit.describe(self._kind(number))
         return (
             1 / at_once,

@@ -130,6 +130,14 @@ class RecordSearcher(Searcher):  # type: ignore[misc]
             since = self._proposed_at
         return 0.0 if since is None or self._to_resume else time.monotonic() - since
 
+    @property
+    def has_more(self) -> bool:
+        """Whether a trial would begin, or go on after an interruption, if there were a place."""
+        if self._to_resume:
+            return True
+        new = not self._exhausted and len(self._record.entries) < self._spec.search.num_trials
+        return new and self._policy.may_start()
+
     def share_by(self, shares: Shares) -> None:
         """Give trials other GPUs than those of the study's trials, where it says so."""
         self._shares = shares

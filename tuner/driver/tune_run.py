@@ -22,7 +22,7 @@ from tuner.study.data import StudyData
 from tuner.study.files import RAY_FOLDER
 from tuner.study.folder import remove_ray_files
 from tuner.study.remote.node import RemoteFolder
-from tuner.study.study import Study
+from tuner.study.study import Study, actor_name
 from tuner.trial.context import StudyContext
 from tuner.trial.gpus import gpu_use
 from tuner.trial.trainable import TrialTrainable
@@ -72,9 +72,7 @@ def assemble(
         cluster.follow(searcher)
     scheduler = RecordScheduler(study.record, policy, lost.lost, placement, cluster)
     actor = tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu})
-    # what Ray's dashboard, its logs and the list of processes call a trial's actor; Ray shows
-    # what follows the last dot
-    actor.__name__ = actor.__qualname__ = study.label.replace(".", "_")
+    actor.__name__ = actor.__qualname__ = actor_name(study.label)
     return tune.Tuner(
         actor,
         tune_config=tune.TuneConfig(

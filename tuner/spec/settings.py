@@ -158,8 +158,8 @@ class ResourceSettings(Section):
 
     gpu: Annotated[Number, BeforeValidator(_whole_gpus), Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs of a trial: 0, a fraction of one, or several of one node, with a process for each.
-    `auto`: one where there are GPUs; when no other trial is left to begin, one that trains on may
-    go on with more of its node."""
+    `auto`: one where there are GPUs; trials that leave enough of it share one where others wait,
+    and when no other trial is left to begin, one that trains on may go on with more of its node."""
 
     batch: Literal["gpu", "trial"] = "gpu"
     """Whether `train_batch_size` is that of each GPU of a trial, or of all together."""

@@ -46,7 +46,7 @@ class Study:
         """Name of the study for others to see: a confirmation has that of its study as well."""
         study = self.folder.parent
         if self.folder.name == CONFIRM_FOLDER and holds_study(study):
-            return f"{study.name}-{CONFIRM_FOLDER}"
+            return confirmation_label(study.name)
         return self.name
 
     @property
@@ -75,3 +75,16 @@ class Study:
                 f"{self.folder / PROVENANCE} cannot be read ({error}): put back a copy of it"
             ) from error
         return values
+
+
+def confirmation_label(name: str) -> str:
+    """Name of the confirmation of a study for others to see."""
+    return f"{name}-{CONFIRM_FOLDER}"
+
+
+def actor_name(label: str) -> str:
+    """What Ray's dashboard, its logs and the list of processes call a trial's actor.
+
+    Ray shows what follows the last dot.
+    """
+    return label.replace(".", "_")

@@ -70,7 +70,7 @@ def gpu_use() -> GpuUse | None:
     # another thread may just import it; that is waited for
     import torch
 
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return None
     peak = torch.cuda.max_memory_reserved(0) + CONTEXT_BYTES
     total = torch.cuda.get_device_properties(0).total_memory

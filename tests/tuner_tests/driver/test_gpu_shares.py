@@ -36,6 +36,7 @@ config: {{max_epochs: 100, train_batch_size: {batch}}}
 space: {{learning_rate: {{loguniform: [1e-5, 1e-1]}}}}
 policy: none
 search: {{num_trials: {trials}, searcher: random}}
+resources: {{max_concurrent: {at_once}}}
 """
 ONE_EACH = TrialResources(4, 1, 4)
 
@@ -50,12 +51,15 @@ class Watched:
         batch: int = 4,
         cases: int = 10,
         gpus: int = 4,
+        at_once: int | str = "auto",
     ) -> None:
         self.now = 1000.0
         for module in ("searcher", "scheduler"):
             monkeypatch.setattr(f"tuner.driver.{module}.time.monotonic", lambda: self.now)
         monkeypatch.setattr(gpu_shares, "node_of", lambda trial: "a")
-        spec = parse_spec(SPACE.format(trials=trials, batch=batch), source="s.yaml")
+        spec = parse_spec(
+            SPACE.format(trials=trials, batch=batch, at_once=at_once), source="s.yaml"
+        )
         record = StudyRecord(Path("memory"), spec.space, spec.mode, InMemoryStorage())
         self.study = Study(record.folder, spec, record)
         self.nodes = Nodes(spec.resources, trials, "a")
@@ -222,7 +226,7 @@ def test_which_studies_do_so(
 
 
 def test_the_batch_of_a_trial_stays_what_it_was(tmp_path: Path) -> None:
-    spec = parse_spec(SPACE.format(trials=1, batch=4), source="s.yaml")
+    spec = parse_spec(SPACE.format(trials=1, batch=4, at_once="auto"), source="s.yaml")
     source = (DataSource(tmp_path, tmp_path, ""),)
     sizes = [
         StudyContext(tmp_path, spec, source, gpus).trial_config(spec, 0, {}).train_batch_size
@@ -340,6 +344,8 @@ def test_trials_that_get_through_no_more_together_are_parted(
         (10, 0.2, 1, {"gpus": 2}),
         # no other trial is there to run
         (10, 0.2, 1, {"trials": 1}),
+        # no more are to run at once
+        (10, 0.2, 1, {"at_once": 1}),
     ],
 )
 def test_who_keeps_a_gpu(
@@ -348,8 +354,6 @@ def test_who_keeps_a_gpu(
     watched = Watched(monkeypatch, **{"trials": 10, "gpus": 1, "cases": 1, **given})
     watched.begin()
     watched.on(0, "0")
-    if given.get("trials") == 1:
-        watched.now += SETTLED_SECONDS
     assert watched.takes(0, epoch, gib, busy) == ""
 
 

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 import torch
 
@@ -16,7 +20,8 @@ from tuner.spec.settings import ResourceSettings
 from tuner.study.trial_entry import TrialState
 from tuner.trial.context import StudyContext
 from tuner.trial.failures import classify
-from tuner.trial.gpus import CONTEXT_BYTES, check_trial_gpu, keep_to_share
+from tuner.trial.gpus import CONTEXT_BYTES, check_trial_gpu, gpu_use, keep_to_share
+from tuner.trial.memory import GpuUse
 from tuner.trial.node_faults import GpuMissingError
 
 
@@ -113,3 +118,35 @@ def test_logical_gpus_are_none_to_the_training(tmp_path: Path, logical: str, exp
     spec = parse_spec(text, source="s.yaml")
     context = StudyContext(tmp_path, spec, (DataSource(tmp_path, tmp_path, ""),), gpus=0.5)
     assert context.trial_config(spec, 0, {"momentum": 0.5}).gpus == expected
+
+
+def unknown_to_nvml(device: int) -> int:
+    raise pynvml.NVMLError_NotSupported
+
+
+def no_driver(device: int) -> int:
+    raise RuntimeError("cuda driver can't be loaded, is cuda enabled?")
+
+
+@pytest.mark.parametrize(
+    ("tells", "busy"), [(lambda device: 35, 0.35), (unknown_to_nvml, None), (no_driver, None)]
+)
+def test_what_a_trial_takes_of_a_gpu_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tells: Callable[[int], int], busy: float | None
+) -> None:
+    # of a machine without one: nothing is known
+    assert gpu_use() is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2 * 2**30)
+    device = SimpleNamespace(total_memory=24 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: device)
+    monkeypatch.setattr(torch.cuda, "utilization", tells)
+    assert gpu_use() == GpuUse(2 * 2**30 + CONTEXT_BYTES, 24 * 2**30, busy)
+
+
+def test_a_process_that_has_not_loaded_torch_takes_nothing_of_a_gpu() -> None:
+    program = (
+        "import sys; from tuner.trial.gpus import gpu_use; print(gpu_use(), 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout.split() == ["None", "False"], ran.stderr

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tuner.study.trial_entry import Placement
 from tuner.trial import memory
-from tuner.trial.memory import MemoryMeter, own_memory, processes_of
+from tuner.trial.memory import GpuUse, MemoryMeter, MemoryUse, own_memory, processes_of
+from tuner.trial.messages import EpochReport, TrialStart
 
 MIB = 2**20
 HOLDS = "import sys; held = b'x' * (int(sys.argv[1]) * 2**20); print(flush=True); input()"
@@ -103,3 +105,25 @@ def test_where_there_is_no_proc_nothing_is_measured(
 ) -> None:
     monkeypatch.setattr(memory, "PROC", tmp_path)
     assert meter.report() is None
+
+
+def test_what_a_trial_takes_of_its_gpu_is_the_mean_of_what_was_seen() -> None:
+    looks = [GpuUse(1e9, 8e9, 0.2), GpuUse(3e9, 8e9, 0.6), GpuUse(3e9, 8e9, 0.7)]
+    meter = MemoryMeter("node-a", lambda: (60.0, 100.0), lambda: looks.pop(0))
+    meter._ended.set()
+    meter._thread.join()
+    while len(looks) > 1:
+        meter._look()
+    use = meter.report()
+    assert use is not None
+    assert use.gpu == GpuUse(3e9, 8e9, pytest.approx(0.5))
+    meter.close()
+
+
+@pytest.mark.parametrize("gpu", [None, GpuUse(3e9, 8e9), GpuUse(3e9, 8e9, 0.25)])
+def test_what_is_measured_reaches_the_driver_as_it_was(gpu: GpuUse | None) -> None:
+    use = MemoryUse("node-a", 4.0, 3.0, 60.0, 100.0, gpu)
+    report = EpochReport(1, 0.5, {}, 10.0, memory=use)
+    assert EpochReport.from_ray(report.to_ray()) == report
+    start = TrialStart(Placement("host-a", ("0",)), use)
+    assert TrialStart.from_ray(start.to_ray()) == start

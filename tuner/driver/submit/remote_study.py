@@ -17,6 +17,7 @@ from tuner.driver.submit.bundle_job import PROGRAM, Ready
 from tuner.driver.submit.package import Submission
 from tuner.driver.submit.server import ENDED, JobExistsError, JobServer
 from tuner.errors import ExportError, StudyError
+from tuner.study.study import actor_name, confirmation_label
 
 NAME, STUDIES_DIR, COMMAND, VERSION = "study", "studies_dir", "command", "segtune"
 """Keys of the metadata of a study's job; Ray's own `job_name` has the study's name as well."""
@@ -196,6 +197,22 @@ def all_studies(server: JobServer) -> list[RemoteStudy]:
             key = known[NAME], known[STUDIES_DIR]
             found.setdefault(key, RemoteStudy(server, *key, job))
     return list(found.values())
+
+
+def workers_of(server: JobServer, studies: Sequence[RemoteStudy]) -> dict[str, int]:
+    """Trials that the studies which run have on the cluster just now, by the id of their job.
+
+    Those are the actors that have the study's name, or that of its confirmation; of two studies of
+    one name, each is told the sum.
+    """
+    actors = server.living_actors()
+    return {
+        study.job_id: sum(
+            actors[actor_name(label)] for label in (study.name, confirmation_label(study.name))
+        )
+        for study in studies
+        if study.runs
+    }
 
 
 def submit_study(server: JobServer, submission: Submission) -> RemoteStudy:

@@ -8,6 +8,7 @@ import shlex
 import socket
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 from ray import __version__ as RAY_VERSION
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.util.state import list_actors
 
 from tuner.driver.ray_internals import (
     job_log_chunks,
@@ -33,6 +35,9 @@ DASHBOARD_PORT = 8265
 
 CONNECT_SECONDS = 5.0
 """How long the server may take to accept a connection."""
+
+MOST_ACTORS = 10_000
+"""As many as the dashboard lists at a time."""
 
 POLL_SECONDS = 0.5
 
@@ -75,6 +80,17 @@ class JobServer:
         with self._explained():
             jobs = [job for job in self._client.list_jobs() if job.submission_id]
         return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
+
+    def living_actors(self) -> Counter[str]:
+        """How many actors the cluster has of each class, by the name of the class."""
+        with self._explained():
+            actors = list_actors(
+                self.address,
+                filters=[("state", "=", "ALIVE")],
+                limit=MOST_ACTORS,
+                raise_on_missing_output=False,
+            )
+        return Counter(actor.class_name for actor in actors)
 
     def job(self, job_id: str) -> JobDetails:
         """A job as it is now."""
