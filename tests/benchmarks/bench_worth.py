@@ -35,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -291,9 +292,13 @@ def _split_channels(image: Path, folder: Path, channels: int) -> None:
         nib.save(single, folder / f"{name}_{index:04d}.nii.gz")
 
 
-def means(found: dict[str, list[list[float]]]) -> np.ndarray[Any, Any]:
-    """Mean over cases by class: Dice, NSD, HD95."""
-    result: np.ndarray[Any, Any] = np.nanmean(np.array(list(found.values())), axis=0)
+def means(runs: list[dict[str, Any]]) -> np.ndarray[Any, Any]:
+    """Mean over the cases of all runs by class, of those that have it: Dice, NSD, HD95."""
+    cases = np.array([case for run in runs for case in run["scores"].values()])
+    with warnings.catch_warnings():
+        # a class may be in no case
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        result: np.ndarray[Any, Any] = np.nanmean(cases, axis=0)
     return result
 
 
@@ -312,19 +317,18 @@ def show(log: list[dict[str, Any]], console: Console) -> list[dict[str, Any]]:
     table = Table("row", "seeds", "minutes", "Dice", "NSD", "HD95 mm", "mean Dice", "vs default")
     rows = []
     for row, runs in by_row.items():
-        each = np.array([means(run["scores"]) for run in runs])
-        mean = each.mean(axis=0)
+        mean = means(runs)
         against = _against(runs, by_row.get("default", []))
         versus = "" if against is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*against)
         minutes = float(np.mean([run["seconds"] for run in runs])) / 60
         columns = (" ".join(f"{value:.3f}" for value in mean[:, i]) for i in range(3))
         table.add_row(
-            row, str(len(runs)), f"{minutes:.1f}", *columns, f"{mean[:, 0].mean():.4f}", versus
+            row, str(len(runs)), f"{minutes:.1f}", *columns, f"{np.nanmean(mean[:, 0]):.4f}", versus
         )
         rows.append(
             {"row": row, "seeds": len(runs), "minutes": minutes, "dice": mean[:, 0].tolist(),
              "nsd": mean[:, 1].tolist(), "hd95": mean[:, 2].tolist(),
-             "mean_dice": float(mean[:, 0].mean()), "against_default": against}
+             "mean_dice": float(np.nanmean(mean[:, 0])), "against_default": against}
         )  # fmt: skip
     console.print(table)
     return rows
@@ -381,7 +385,7 @@ def main() -> None:
                 log.append({"column": column, "seed": seed, "row": name, **run})
                 with path.open("a") as file:
                     file.write(json.dumps(log[-1]) + "\n")
-                mean = means(run["scores"])[:, 0].mean()
+                mean = np.nanmean(means([run])[:, 0])
                 console.print(f"{column}, seed {seed}, {name}: {mean:.4f}", markup=False)
     table = show([run for run in log if run["column"] == column], console)
     options.json.write_text(json.dumps({"column": column, "rows": table}, indent=2))
