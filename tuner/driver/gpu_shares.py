@@ -48,12 +48,12 @@ class _Place:
     Attributes:
         node: Ray's name of the node.
         gpus: Its GPUs there; none until it has begun.
-        beside: The trials that were on its GPU too when it last reported.
+        beside: The trials that were on its GPU too when it last reported; None until it has.
     """
 
     node: str
     gpus: tuple[str, ...] = ()
-    beside: frozenset[int] = frozenset()
+    beside: frozenset[int] | None = None
 
 
 class GpuShares(Callback):  # type: ignore[misc]
@@ -134,7 +134,7 @@ class GpuShares(Callback):  # type: ignore[misc]
             self._decided.discard(number)
         elif share <= 1 and number not in self._blocked:
             # a whole one as long as there is one
-            whole = self._free() + share >= 1 - ROUNDING
+            whole = self._free() + share >= 1 - ROUNDING or self._nodes.allowed is not None
             self._have(number, 1 if whole else 1 / self._at_once(number))
         return self._share.get(number, 0)
 
@@ -161,11 +161,13 @@ class GpuShares(Callback):  # type: ignore[misc]
             return
         beside = frozenset(self._beside(number))
         same, place.beside = beside == place.beside, beside
-        if not beside:
-            # one that others have left half-way counts as alone: it took no longer
-            self._fit.alone(self._kind(number), use, report.seconds)
-        elif same:
+        if not same or self.share(number) > 1:
+            # the first epoch also finds the fastest kernels, and fills caches
+            return
+        if beside:
             self._fit.together(self._kind(number), len(beside) + 1, use, report.seconds)
+        else:
+            self._fit.alone(self._kind(number), use, report.seconds)
 
     def change(self, number: int, epoch: int) -> str:
         """Why a trial is to pause, to go on with other GPUs; empty if it need not.

@@ -97,6 +97,11 @@ class Watched:
         self.shares.reports(number, EpochReport(epoch, 0.5, {}, seconds, 1.0, memory=use))
         return self.shares.change(number, epoch)
 
+    def measured(self, number: int, gib: float = 10, busy: float | None = 0.4) -> str:
+        """What is to change after the first two epochs of a trial."""
+        assert self.takes(number, 1, gib, busy) == ""
+        return self.takes(number, 2, gib, busy)
+
     def epoch(self, number: int, epoch: int = 1) -> str:
         """What is to change after an epoch, some time after the trial before has begun."""
         self.study.record.report(number, epoch, 0.5, {}, 10.0)
@@ -289,7 +294,7 @@ def test_a_small_trial_makes_room_on_its_gpu_for_others(monkeypatch: pytest.Monk
     watched = Watched(monkeypatch, trials=10, gpus=1)
     assert (watched.begin(), watched.begin()) == (0, None)
     watched.on(0, "0")
-    why = watched.takes(0, 1, gib=10, busy=0.4)
+    why = watched.measured(0)
     assert why == (
         "it takes 10.0 of 80.0 GiB of a GPU's memory and keeps it busy for 40% of the time; "
         "it goes on with a part, beside others (2 at once)"
@@ -301,7 +306,7 @@ def test_a_small_trial_makes_room_on_its_gpu_for_others(monkeypatch: pytest.Monk
     for number in (0, 1):
         watched.on(number, "0")
     # together they get through more: 2 epochs in 15 seconds instead of 20
-    for epoch in (2, 3):
+    for epoch in (3, 4):
         assert watched.takes(0, epoch, 10, 0.8, 15.0) == ""
         assert watched.takes(1, epoch, 10, 0.8, 15.0) == ""
 
@@ -312,15 +317,15 @@ def test_trials_that_get_through_no_more_together_are_parted(
     watched = Watched(monkeypatch, trials=10, gpus=1)
     watched.begin()
     watched.on(0, "0")
-    watched.pause(0, watched.takes(0, 1, gib=10, busy=None))
+    watched.pause(0, watched.measured(0, busy=None))
     assert [watched.begin(), watched.begin()] == [0, 1]
     for number in (0, 1):
         watched.on(number, "0")
     # the first epoch is not one that they shared from its beginning
-    assert watched.takes(0, 2, 10, None, 19.0) == ""
+    assert watched.takes(0, 3, 10, None, 19.0) == ""
     assert watched.takes(1, 1, 10, None, 19.0) == ""
     # the one that began first stays
-    assert watched.takes(0, 3, 10, None, 19.0) == ""
+    assert watched.takes(0, 4, 10, None, 19.0) == ""
     why = watched.takes(1, 2, 10, None, 19.0)
     assert why == "trials that share its GPU train no more together; it goes on with one"
     watched.pause(1, why)
@@ -335,17 +340,17 @@ def test_trials_that_get_through_no_more_together_are_parted(
     ("gib", "busy", "epoch", "given"),
     [
         # two do not fit, with a tenth to spare
-        (38, 0.2, 1, {}),
+        (38, 0.2, 2, {}),
         # the GPU computes for it most of the time
-        (10, 0.6, 1, {}),
+        (10, 0.6, 2, {}),
         # it ends soon
         (10, 0.2, 95, {}),
         # a GPU is free for the next trial
-        (10, 0.2, 1, {"gpus": 2}),
+        (10, 0.2, 2, {"gpus": 2}),
         # no other trial is there to run
-        (10, 0.2, 1, {"trials": 1}),
+        (10, 0.2, 2, {"trials": 1}),
         # no more are to run at once
-        (10, 0.2, 1, {"at_once": 1}),
+        (10, 0.2, 2, {"at_once": 1}),
     ],
 )
 def test_who_keeps_a_gpu(
@@ -354,6 +359,7 @@ def test_who_keeps_a_gpu(
     watched = Watched(monkeypatch, **{"trials": 10, "gpus": 1, "cases": 1, **given})
     watched.begin()
     watched.on(0, "0")
+    assert watched.takes(0, epoch - 1, gib, busy) == ""
     assert watched.takes(0, epoch, gib, busy) == ""
 
 
@@ -363,7 +369,7 @@ def test_a_trial_that_outgrows_its_part_goes_on_with_a_whole_gpu(
     watched = Watched(monkeypatch, trials=10, gpus=1)
     watched.begin()
     watched.on(0, "0")
-    watched.pause(0, watched.takes(0, 1, gib=10, busy=0.4))
+    watched.pause(0, watched.measured(0))
     assert [watched.begin(), watched.begin()] == [0, 1]
     tune_id = watched.tune_id_of(1)
     end = TrialEnd(TrialState.OUT_OF_MEMORY, "OutOfMemoryError: CUDA out of memory")
@@ -392,7 +398,7 @@ def test_the_last_of_those_that_share_a_gpu_goes_on_with_one_of_its_own(
     assert [watched.begin(), watched.begin()] == [0, 1]
     for number in (0, 1):
         watched.on(number, str(number))
-    why = watched.takes(0, 1, gib=10, busy=0.4)
+    why = watched.measured(0)
     assert "it goes on with a part" in why
     watched.pause(0, why)
     assert [watched.begin(), watched.begin()] == [0, 2]
@@ -417,7 +423,7 @@ def test_a_promoted_trial_has_a_whole_gpu_where_one_is_free(
     watched = Watched(monkeypatch, trials=10, gpus=1)
     watched.begin()
     watched.on(0, "0")
-    watched.pause(0, watched.takes(0, 1, gib=10, busy=0.4))
+    watched.pause(0, watched.measured(0))
     assert [watched.begin(), watched.begin()] == [0, 1]
     for number in (1, 0):
         watched.pause(number, "it pauses")
