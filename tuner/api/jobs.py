@@ -135,11 +135,9 @@ def workers(studies: Sequence[RemoteStudy]) -> dict[str, int]:
     Raises:
         ResourceError: if the cluster cannot be reached.
     """
-    if not studies:
-        return {}
     from tuner.driver.submit.remote_study import workers_of
 
-    return workers_of(studies[0].server, studies)
+    return workers_of(studies)
 
 
 def _packed(

@@ -22,6 +22,7 @@ from tuner.trial.messages import EpochReport, TrialRequest, TrialStart
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
+    from training.config import ModelTrainingConfig
     from tuner.driver.nodes import Nodes
     from tuner.driver.searcher import RecordSearcher
     from tuner.spec.settings import TrialResources
@@ -164,10 +165,11 @@ class GpuShares(Callback):  # type: ignore[misc]
         if not same or self.share(number) > 1:
             # the first epoch also finds the fastest kernels, and fills caches
             return
+        kind = self._kind(number)
         if beside:
-            self._fit.together(self._kind(number), len(beside) + 1, use, report.seconds)
+            self._fit.together(kind, len(beside) + 1, use, report.seconds)
         else:
-            self._fit.alone(self._kind(number), use, report.seconds)
+            self._fit.alone(kind, use, report.seconds)
 
     def change(self, number: int, epoch: int) -> str:
         """Why a trial is to pause, to go on with other GPUs; empty if it need not.
@@ -269,10 +271,7 @@ class GpuShares(Callback):  # type: ignore[misc]
         if self._nodes.places() <= len(self._searcher.live_trials) or not self._searcher.has_more:
             return now, ""
         why = self._fit.describe(self._kind(number))
-        return (
-            1 / at_once,
-            f"{why}; it goes on with a part, beside others ({at_once} at once)",
-        )
+        return 1 / at_once, f"{why}; it goes on with a part, beside others ({at_once} at once)"
 
     def _grown(self, number: int, epoch: int) -> tuple[float, str]:
         """What a trial goes on with where no other is there to run."""
@@ -289,8 +288,7 @@ class GpuShares(Callback):  # type: ignore[misc]
         if self._beside(number):
             why = "no other trial is left to begin; it goes on with a GPU of its own"
             return (1, why) if free >= 1 else (now, "")
-        values = self._study.record.entries[number].trained_values
-        batch = self._study.spec.trial_config(values).train_batch_size
+        batch = self._config(number).train_batch_size
         twice = 2 * max(1, round(now))
         if not self._grows or free < twice or batch % twice or twice > self._cases:
             return now, ""
@@ -326,8 +324,12 @@ class GpuShares(Callback):  # type: ignore[misc]
         }
 
     def _at_once(self, number: int) -> int:
-        return self._fit.at_once(self._kind(number))
+        # no config need be built as long as no kind may share
+        return 1 if self._fit.most == 1 else self._fit.at_once(self._kind(number))
 
     def _kind(self, number: int) -> str:
+        return kind_of(self._config(number))
+
+    def _config(self, number: int) -> ModelTrainingConfig:
         values = self._study.record.entries[number].trained_values
-        return kind_of(self._study.spec.trial_config(values))
+        return self._study.spec.trial_config(values)

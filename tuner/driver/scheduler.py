@@ -98,24 +98,22 @@ class RecordScheduler(FIFOScheduler):  # type: ignore[misc]
             return None
         oldest = self._waiting[0]
         waited = time.monotonic() - oldest.since
+        number = TrialRequest.from_ray(oldest.trial.config).number
+        shares = None if self._cluster is None else self._cluster.gpu_shares
+        again = ""
         if (
             self._placement is not None
             and waited > PLACED_WITHIN
             and oldest.avoids - self._placement.avoided
         ):
             # what was asked of Ray leaves out a node that may be used now: it is asked again
-            number = TrialRequest.from_ray(oldest.trial.config).number
-            self._record.interrupt(number, "it waited for a node, and others can be used now")
+            again = "it waited for a node, and others can be used now"
+        elif shares is not None and waited > WORKER_STARTS_WITHIN:
+            again = shares.waits_in_vain(number)
+        if again:
+            self._record.interrupt(number, again)
             tune_controller.stop_trial(oldest.trial)
             return None
-        shares = None if self._cluster is None else self._cluster.gpu_shares
-        if shares is not None and waited > WORKER_STARTS_WITHIN:
-            number = TrialRequest.from_ray(oldest.trial.config).number
-            in_vain = shares.waits_in_vain(number)
-            if in_vain:
-                self._record.interrupt(number, in_vain)
-                tune_controller.stop_trial(oldest.trial)
-                return None
         return oldest.trial if waited > WORKER_STARTS_WITHIN else self._waiting[-1].trial
 
     def on_trial_result(

@@ -108,6 +108,11 @@ class StudyCluster:
         if self._fair is not None:
             self._fair.follow(lambda: searcher.wanted(self.nodes.limit), lambda: searcher.live)
 
+    def share_gpus(self, shares: GpuShares | None) -> None:
+        """Let trials have parts of a GPU, or several; None lets each have what is configured."""
+        self.gpu_shares = shares
+        self.nodes.parts = (lambda: 1) if shares is None else (lambda: shares.at_once)
+
     def places(self) -> int:
         """How many trials may run at once just now."""
         places = self.nodes.places()

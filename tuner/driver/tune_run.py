@@ -148,12 +148,10 @@ def run_tune(
         shares = GpuShares.of(study, resources, cluster.nodes, searcher, data.validation_cases)
         if shares is not None:
             searcher.share_by(shares)
-            cluster.nodes.parts = lambda: shares.at_once
-        cluster.gpu_shares = shares
     else:
         policy = Policy(study.record)
-        searcher = ConfirmSearcher(study, chosen, cluster.nodes.places)
-        cluster.gpu_shares = None
-        cluster.nodes.parts = lambda: 1
+        searcher = ConfirmSearcher(study, chosen, cluster.places)
+        shares = None
+    cluster.share_gpus(shares)
     run = assemble(study, trainable, searcher, policy, resources, callbacks, stopper, cluster)
     run.fit()

@@ -71,8 +71,7 @@ class Watched:
         assert shares is not None
         self.shares = shares
         self.searcher.share_by(shares)
-        self.nodes.parts = lambda: shares.at_once
-        self.cluster.gpu_shares = shares
+        self.cluster.share_gpus(shares)
 
     def begin(self) -> int | None:
         """Let Tune ask for a trial, and begin it."""
@@ -122,6 +121,18 @@ class Watched:
         self.searcher.on_trial_complete(tune_id)
         del self.searcher._number_of[tune_id]
         self.shares.on_trial_complete(0, [], ray_trial(number))
+
+
+def two_share_a_gpu(monkeypatch: pytest.MonkeyPatch, busy: float | None = 0.4) -> Watched:
+    """A study whose first two trials share the only GPU, after the first was measured alone."""
+    watched = Watched(monkeypatch, trials=10, gpus=1)
+    watched.begin()
+    watched.on(0, "0")
+    watched.pause(0, watched.measured(0, busy=busy))
+    assert [watched.begin(), watched.begin()] == [0, 1]
+    for number in (0, 1):
+        watched.on(number, "0")
+    return watched
 
 
 def test_the_last_trial_goes_on_with_twice_the_gpus_until_the_node_has_no_more(
@@ -211,7 +222,7 @@ def test_what_others_want_is_given_back(monkeypatch: pytest.MonkeyPatch, other: 
 
 
 @pytest.mark.parametrize(
-    ("more", "resources", "spare"),
+    ("more", "resources", "made"),
     [
         ("", ONE_EACH, True),
         ("resources: {gpu: 1}", ONE_EACH, False),
@@ -221,13 +232,13 @@ def test_what_others_want_is_given_back(monkeypatch: pytest.MonkeyPatch, other: 
     ],
 )
 def test_which_studies_do_so(
-    tmp_path: Path, more: str, resources: TrialResources, spare: bool
+    tmp_path: Path, more: str, resources: TrialResources, made: bool
 ) -> None:
     text = f"space: {{learning_rate: {{loguniform: [1e-5, 1e-1]}}}}\n{more}"
     spec = parse_spec(text, source="s.yaml")
     study = Study(tmp_path, spec, StudyRecord(tmp_path, spec.space, spec.mode))
     nodes: Any = None
-    assert (GpuShares.of(study, resources, nodes, nodes, 4) is not None) is spare
+    assert (GpuShares.of(study, resources, nodes, nodes, 4) is not None) is made
 
 
 def test_the_batch_of_a_trial_stays_what_it_was(tmp_path: Path) -> None:
@@ -314,13 +325,7 @@ def test_a_small_trial_makes_room_on_its_gpu_for_others(monkeypatch: pytest.Monk
 def test_trials_that_get_through_no_more_together_are_parted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    watched = Watched(monkeypatch, trials=10, gpus=1)
-    watched.begin()
-    watched.on(0, "0")
-    watched.pause(0, watched.measured(0, busy=None))
-    assert [watched.begin(), watched.begin()] == [0, 1]
-    for number in (0, 1):
-        watched.on(number, "0")
+    watched = two_share_a_gpu(monkeypatch, busy=None)
     # the first epoch is not one that they shared from its beginning
     assert watched.takes(0, 3, 10, None, 19.0) == ""
     assert watched.takes(1, 1, 10, None, 19.0) == ""
@@ -366,11 +371,7 @@ def test_who_keeps_a_gpu(
 def test_a_trial_that_outgrows_its_part_goes_on_with_a_whole_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    watched = Watched(monkeypatch, trials=10, gpus=1)
-    watched.begin()
-    watched.on(0, "0")
-    watched.pause(0, watched.measured(0))
-    assert [watched.begin(), watched.begin()] == [0, 1]
+    watched = two_share_a_gpu(monkeypatch)
     tune_id = watched.tune_id_of(1)
     end = TrialEnd(TrialState.OUT_OF_MEMORY, "OutOfMemoryError: CUDA out of memory")
     watched.searcher.on_trial_complete(tune_id, end.to_ray())
@@ -420,11 +421,7 @@ def test_the_last_of_those_that_share_a_gpu_goes_on_with_one_of_its_own(
 def test_a_promoted_trial_has_a_whole_gpu_where_one_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    watched = Watched(monkeypatch, trials=10, gpus=1)
-    watched.begin()
-    watched.on(0, "0")
-    watched.pause(0, watched.measured(0))
-    assert [watched.begin(), watched.begin()] == [0, 1]
+    watched = two_share_a_gpu(monkeypatch)
     for number in (1, 0):
         watched.pause(number, "it pauses")
     assert watched.begin() == 1

@@ -199,19 +199,21 @@ def all_studies(server: JobServer) -> list[RemoteStudy]:
     return list(found.values())
 
 
-def workers_of(server: JobServer, studies: Sequence[RemoteStudy]) -> dict[str, int]:
-    """Trials that the studies which run have on the cluster just now, by the id of their job.
+def workers_of(studies: Sequence[RemoteStudy]) -> dict[str, int]:
+    """Trials that studies of a cluster which run have there just now, by the id of their job.
 
     Those are the actors that have the study's name, or that of its confirmation; of two studies of
     one name, each is told the sum.
     """
-    actors = server.living_actors()
+    running = [study for study in studies if study.runs]
+    if not running:
+        return {}
+    actors = running[0].server.living_actors()
     return {
         study.job_id: sum(
             actors[actor_name(label)] for label in (study.name, confirmation_label(study.name))
         )
-        for study in studies
-        if study.runs
+        for study in running
     }
 
 

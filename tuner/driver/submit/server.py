@@ -19,6 +19,7 @@ from ray import __version__ as RAY_VERSION
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
 
 from tuner.driver.ray_internals import (
     job_log_chunks,
@@ -209,7 +210,7 @@ class JobServer:
                 f"({type(error).__name__}): its head has ended, or the network is down; studies "
                 "that ran on it go on with `tune submit` and the same --name"
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, RayStateApiException) as error:
             text = " ".join(str(error).split())
             if "Version check returned 404" in text:
                 raise ResourceError(_no_dashboard(self.address, "another program")) from error
