@@ -84,7 +84,7 @@ class JobServer:
 
     def living_actors(self) -> Counter[str]:
         """How many actors the cluster has of each class, by the name of the class."""
-        with self._explained():
+        with self._explained(), _no_other_address():
             actors = list_actors(
                 self.address,
                 filters=[("state", "=", "ALIVE")],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import ray
 
 from tuner.driver.submit.server import JobServer, _dashboard
 from tuner.errors import ResourceError
@@ -87,6 +89,19 @@ def test_servers_that_are_of_no_use(
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     with pytest.raises(ResourceError, match=message):
         JobServer(address)
+
+
+def test_a_dashboard_that_cannot_list_actors_is_told_of(
+    answer: tuple[str, dict[str, tuple[int, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, answers = answer
+    # another address in the environment is not asked
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    answers["/api/version"] = 200, json.dumps({"ray_version": ray.__version__})
+    server = JobServer(address)
+    # Ray asks with a filter, so that this server has no answer
+    with pytest.raises(ResourceError, match=f"the cluster at {address} refuses: .*404"):
+        server.living_actors()
 
 
 def test_nothing_listens() -> None:
