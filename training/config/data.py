@@ -72,8 +72,8 @@ class DataFields(ConfigPart):
     """Voxels of a training patch and of a sliding window (depth, height, width)."""
 
     train_batch_size: Annotated[Int, Field(ge=1)] = 2
-    """Patches of a batch, for each process: `gpus: 2` sees twice as many a step, and `accumulate: 4`
-    four times as many."""
+    """Patches of a batch, for each process: with `gpus: 2` a step sees twice as many, and with
+    `accumulate: 4` four times as many."""
 
     val_batch_size: Annotated[Int, Field(ge=1)] = 1
     """Windows predicted at once when a whole case is segmented; it changes speed alone."""
