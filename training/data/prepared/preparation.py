@@ -24,6 +24,7 @@ from training.data.prepared.cache import FORMAT_VERSION, MANIFEST, CaseEntry, Pr
 from training.data.prepared.case_files import store_case
 from training.data.prepared.config_check import check_config
 from training.data.prepared.fingerprint import dataset_fingerprint
+from training.data.prepared.normalisation import fingerprint_settings, schemes_of
 from training.data.prepared.plan import CaseScan, DatasetPlan, plan_dataset, scan_case
 from training.data.prepared.split import (
     SPLITS,
@@ -69,7 +70,7 @@ def prepare_dataset(
 
     Args:
         data_dir: Folder in Decathlon or nnU-Net layout.
-        config: Its spacing, window and split settings are used.
+        config: Its spacing, window, normalisation and split settings are used.
         cache_dir: The cache, `cache_root()` by default.
         on_progress: Called with a line about each step.
         on_case: Called with the step and its progress, after each case.
@@ -185,7 +186,11 @@ class DataSource:
 def _settings(config: ModelTrainingConfig, dataset: RawDataset) -> dict[str, Any]:
     """The settings that the arrays depend on; of the split the test cases alone."""
     fields = {"target_spacing", "intensity_window"}
-    settings = {"format": FORMAT_VERSION, **config.model_dump(mode="json", include=fields)}
+    settings = {
+        "format": FORMAT_VERSION,
+        **config.model_dump(mode="json", include=fields),
+        **fingerprint_settings(config, dataset),
+    }
     given = split_of_file([case.case_id for case in dataset.cases], config)
     if given is not None:
         settings["test_cases"] = given["test"]
@@ -252,9 +257,10 @@ class _Preparation:
 
     def _plan(self) -> DatasetPlan:
         """Look at every case, and decide the preprocessing."""
+        schemes = schemes_of(self._config, self._dataset)
 
         def scan(case: RawCase) -> CaseScan:
-            found = scan_case(case, self._dataset)
+            found = scan_case(case, self._dataset, schemes)
             write_durably(self._scan_path(case), found.model_dump_json())
             return found
 
