@@ -201,8 +201,8 @@ def check(options: argparse.Namespace, out: Console) -> int:
     from tuner.study.data import check_data
     from tuner.trial.networks import check_networks
 
-    spec, found = check_data(spec)
-    networks = check_networks(spec)
+    spec, found, sizes = check_data(spec)
+    networks = check_networks(spec, sizes)
     print_spec(out, spec)
     for line in (*found, *networks.describe()):
         out.print(line, markup=False)

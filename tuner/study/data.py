@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +30,10 @@ from training.local_path import is_url
 from training.storage import address_of
 from tuner.errors import SpecError, StudyError
 from tuner.spec.study_spec import StudySpec
+
+if TYPE_CHECKING:
+    from training.data.raw.header_survey import HeaderSurvey
+    from training.planning import CaseSizes
 
 WARNINGS_SHOWN = 20
 """Warnings about the data that are shown at most; all are in the preprocessed folder."""
@@ -235,15 +240,16 @@ def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
     )
 
 
-def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
+def check_data(spec: StudySpec) -> tuple[StudySpec, list[str], CaseSizes | None]:
     """Look at the data folder of a spec and at the headers of its files; no voxel is read.
 
     Args:
         spec: A valid spec.
 
     Returns:
-        The spec with what the data decide, and lines about the data. Where the folder is not
-        there, the spec as it is and a line that says so.
+        The spec with what the data decide, lines about the data, and the sizes that cases have by
+        their headers, once they are resampled. Where the folder is not there, the spec as it is and
+        a line that says so.
 
     Raises:
         training.data.DatasetError: for all that is wrong with the folder, or contradicts it.
@@ -256,9 +262,9 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
 
     folder = spec.base_config().data_dir
     if str(folder) == PHANTOM:
-        return spec, [f"data      {PHANTOM}: the embedded CT of a liver with tumours"]
+        return spec, [f"data      {PHANTOM}: the embedded CT of a liver with tumours"], None
     if not folder.exists() and not folder.is_symlink():
-        return spec, [f"data      {folder} is not there: nothing is checked against it"]
+        return spec, [f"data      {folder} is not there: nothing is checked against it"], None
     dataset = read_layout(folder)
     completed = complete_spec(spec, dataset)
     survey = survey_headers(dataset)
@@ -274,4 +280,17 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         *shown_warnings([*dataset.warnings, *survey.warnings]),
         mirroring_line(completed, dataset.labels),
     ]
-    return completed, [line for line in lines if line]
+    sizes = _sizes(completed.base_config(), survey)
+    return completed, [line for line in lines if line], sizes
+
+
+def _sizes(config: ModelTrainingConfig, survey: HeaderSurvey) -> CaseSizes:
+    """Sizes of the cases by their headers, resampled; preparation may crop them further."""
+    from training.data.prepared.resampling import choose_spacing
+    from training.planning import CaseSizes
+
+    spacings, shapes = list(survey.spacings.values()), list(survey.shapes.values())
+    spacing = config.target_spacing or choose_spacing(spacings, shapes)
+    resampled = np.array(shapes) * np.array(spacings) / np.array(spacing)
+    depth, height, width = np.median(resampled, axis=0).tolist()
+    return CaseSizes((depth, height, width), spacing, float(resampled.prod(axis=1).sum()))
