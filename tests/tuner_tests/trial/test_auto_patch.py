@@ -63,7 +63,7 @@ def test_a_trial_keeps_its_plan_where_there_is_other_memory(
     data: StudyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = StudyContext(tmp_path, data.spec, data.for_trials, gpus=0)
-    with_memory(monkeypatch, 2e7)
+    with_memory(monkeypatch, 4e6)
     first = train(context, most=1)
     planned = first[0].planned
     assert planned["train_batch_size"] == 2
