@@ -31,9 +31,9 @@ from training.local_path import is_url
 from training.storage import address_of
 from tuner.errors import SpecError, StudyError
 from tuner.spec.study_spec import StudySpec
+from tuner.study.config_files import AUTO, PLANNED
 
 if TYPE_CHECKING:
-    from training.data.raw.header_survey import HeaderSurvey
     from training.planning import CaseSizes
 
 WARNINGS_SHOWN = 20
@@ -249,16 +249,15 @@ def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
     )
 
 
-def check_data(spec: StudySpec) -> tuple[StudySpec, list[str], CaseSizes | None]:
+def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
     """Look at the data folder of a spec and at the headers of its files; no voxel is read.
 
     Args:
         spec: A valid spec.
 
     Returns:
-        The spec with what the data decide, lines about the data, and the sizes that cases have by
-        their headers, once they are resampled. Where the folder is not there, the spec as it is and
-        a line that says so.
+        The spec with what the data decide, and lines about the data. Where the folder is not
+        there, the spec as it is and a line that says so.
 
     Raises:
         training.data.DatasetError: for all that is wrong with the folder, or contradicts it.
@@ -271,9 +270,9 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str], CaseSizes | None]
 
     folder = spec.base_config().data_dir
     if str(folder) == PHANTOM:
-        return spec, [f"data      {PHANTOM}: the embedded CT of a liver with tumours"], None
+        return spec, [f"data      {PHANTOM}: the embedded CT of a liver with tumours"]
     if not folder.exists() and not folder.is_symlink():
-        return spec, [f"data      {folder} is not there: nothing is checked against it"], None
+        return spec, [f"data      {folder} is not there: nothing is checked against it"]
     dataset = read_layout(folder)
     completed = complete_spec(spec, dataset)
     survey = survey_headers(dataset)
@@ -289,15 +288,29 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str], CaseSizes | None]
         *shown_warnings([*dataset.warnings, *survey.warnings]),
         mirroring_line(completed, dataset.labels),
     ]
-    sizes = _sizes(completed.base_config(), survey)
-    return completed, [line for line in lines if line], sizes
+    return completed, [line for line in lines if line]
 
 
-def _sizes(config: ModelTrainingConfig, survey: HeaderSurvey) -> CaseSizes:
-    """Sizes of the cases by their headers, resampled; preparation may crop them further."""
+def case_sizes(spec: StudySpec) -> CaseSizes | None:
+    """Sizes of the cases by their headers, once they are resampled; preparation may crop them.
+
+    None where no `patch_size` or `train_batch_size` of the spec is `auto`, for which alone they
+    matter, and where the data are not there.
+    """
+    from training.data import PHANTOM, read_layout
     from training.data.prepared.resampling import choose_spacing
+    from training.data.raw.header_survey import survey_headers
     from training.planning import CaseSizes
 
+    config = spec.base_config()
+    given = [getattr(config, name) for name in PLANNED]
+    for name in PLANNED:
+        domain = spec.space.domains.get(name)
+        given += [] if domain is None or domain.options is None else domain.options
+    folder = config.data_dir
+    if AUTO not in given or str(folder) == PHANTOM or not folder.exists():
+        return None
+    survey = survey_headers(read_layout(folder))
     spacings, shapes = list(survey.spacings.values()), list(survey.shapes.values())
     spacing = config.target_spacing or choose_spacing(spacings, shapes)
     resampled = np.array(shapes) * np.array(spacings) / np.array(spacing)

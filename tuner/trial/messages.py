@@ -141,7 +141,8 @@ class EpochReport:
 
     def add_to(self, record: StudyRecord, number: int) -> bool:
         """Add the epoch to the record of a trial; False if it is there already."""
-        with record.transaction():
+        # a score alone is not worth a wait for the disk
+        with record.transaction(durable=bool(self.planned) and self.epoch == 1):
             record.plan(number, self.planned)
             return record.report(
                 number, self.epoch, self.score, self.metrics, self.seconds, self.gpus

@@ -17,7 +17,7 @@ from training.planning import CaseSizes, Memory
 from tuner.errors import SpecError
 from tuner.report.results_table import value_names
 from tuner.spec.study_spec import StudySpec
-from tuner.study.data import StudyData, prepare_data
+from tuner.study.data import StudyData, case_sizes, prepare_data
 from tuner.study.files import CONFIG_FILE
 from tuner.study.record import StudyRecord
 from tuner.study.study import Study
@@ -147,3 +147,14 @@ def test_trials_that_copy_weights_need_numbers() -> None:
         parse(
             "config: {patch_size: auto}\nspace: {learning_rate: {uniform: [0.1, 1]}}\npolicy: pbt\n"
         )
+
+
+def test_sizes_of_cases_are_read_where_they_matter(data: StudyData) -> None:
+    found = case_sizes(spec_of(data.source))
+    assert found is not None
+    assert min(found.shape) > 8
+    assert found.voxels > 0
+    fixed = "config: {data_dir: DIR}\nspace: {learning_rate: {uniform: [0.1, 1]}}\n"
+    assert case_sizes(parse(fixed.replace("DIR", str(data.source)))) is None
+    assert case_sizes(spec_of("phantom")) is None
+    assert case_sizes(spec_of(data.source / "none")) is None
