@@ -9,7 +9,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from training.config.base import NOT_SEARCHABLE, ConfigPart
-from training.config.types import AugmentationName, Float, Int, MirrorAxes, Size3d, Spacing3d
+from training.config.types import (
+    AugmentationName,
+    Float,
+    Int,
+    MirrorAxes,
+    Normalisation,
+    Size3d,
+    Spacing3d,
+)
 from training.errors import FieldsError
 
 DEFAULT_TEST_FRACTION = 0.2
@@ -29,6 +37,15 @@ class DataFields(ConfigPart):
         default=None, json_schema_extra=NOT_SEARCHABLE
     )
     """CT window in Hounsfield units; null takes foreground percentiles 0.5 and 99.5."""
+
+    normalisation: Normalisation = Field(default="auto", json_schema_extra=NOT_SEARCHABLE)
+    """Normalisation of each channel, by nnU-Net's schemes: CT, zscore, noNorm, rescale_to_0_1 or
+    rgb_to_0_1.
+
+    `auto` takes a channel that is named after a scheme for that, and all others are z-scored; a
+    mapping such as `{PET: noNorm}` changes that of some channels. `modality` is what studies of
+    earlier versions keep: CT or z-score, and no other.
+    """
 
     val_fraction: Annotated[Float, Field(gt=0, lt=1)] = Field(
         default=0.2, json_schema_extra=NOT_SEARCHABLE
