@@ -293,7 +293,9 @@ class DeepSupervisionLoss(nn.Module):
 
 def _check_leaves_out(loss: nn.Module, targets: Tensor) -> None:
     """Refuse a loss of the user's own that would learn voxels that nobody labelled."""
-    if getattr(loss, "ignore_index", None) != IGNORE_INDEX and bool((targets == IGNORE_INDEX).any()):
+    if getattr(loss, "ignore_index", None) != IGNORE_INDEX and bool(
+        (targets == IGNORE_INDEX).any()
+    ):
         raise PluginError(
             f"the loss {type(loss).__name__} must leave out voxels with the `ignore` label of the "
             f"data, whose target is {IGNORE_INDEX}, and say so with an attribute "
