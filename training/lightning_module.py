@@ -40,8 +40,8 @@ class SegmentationLightningModule(pl.LightningModule):
 
     A training batch is a mapping `{"image": (b, c, *spatial), "label": (b, *spatial)}` or a
     pair of those; `label` has `IGNORE_INDEX` where a voxel is left out. Training computes loss and
-    metrics on patches. An evaluation batch is one such batch of whole cases, or a list of them; each
-    case is predicted by a sliding window and metrics are averaged over cases.
+    metrics on patches. An evaluation batch is one such batch of whole cases, or a list of them;
+    each case is predicted by a sliding window and metrics are averaged over cases.
 
     Logged for each stage, once an epoch and over all ranks: `{stage}_loss`,
     `{stage}_dice` (mean over the foreground classes), `{stage}_dice_{class}`,
