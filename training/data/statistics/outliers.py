@@ -245,8 +245,13 @@ def _patients(dataset: RawDataset, cases: Sequence[CaseMeasures]) -> Iterator[Fi
         )
 
 
-def robust_deviations(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances from the median in standard deviations, by the median absolute deviation."""
+def robust_deviations(values: NDArray[np.float64], least: float = 1e-9) -> NDArray[np.float64]:
+    """Distances from the median in standard deviations, by the median absolute deviation.
+
+    Args:
+        values: What is compared.
+        least: The standard deviation at least.
+    """
     middle = np.median(values)
     spread = 1.4826 * float(np.median(np.abs(values - middle)))
-    return np.asarray((values - middle) / max(spread, 1e-9))
+    return np.asarray((values - middle) / max(spread, least))
