@@ -41,7 +41,7 @@ def case_planes(case: RawCase, dataset: RawDataset) -> list[Plane]:
         DatasetError: naming the file that cannot be used.
     """
     image = read_image(case.images)
-    labels = oriented_like_cache(read_label(case.label, len(dataset.labels)).data, image.affine)
+    labels = oriented_like_cache(read_label(case.label, dataset.label_values).data, image.affine)
     channels = [oriented_like_cache(voxels, image.affine) for voxels in image.data]
     marked = labels > 0
     spacing = measure_grid(image).spacing
