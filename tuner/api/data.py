@@ -99,9 +99,11 @@ def report_data(
         from tuner.init.data_plan import plan_data
         from tuner.report.data_html import data_page
 
-        usable = check.dataset is not None and bool(check.cases)
-        plan = plan_data(check.dataset, check.cases) if usable and check.dataset else None
-        ranks = rank_cases(check.dataset, check.cases) if usable and check.dataset else []
+        plan: list[tuple[str, str]] = []
+        ranks: list[CaseRank] = []
+        if check.dataset is not None and check.cases:
+            plan = plan_data(check.dataset, check.cases).rows(check.dataset.channels)
+            ranks = rank_cases(check.dataset, check.cases)
         typical, chosen = _chosen(check, ranks)
         pictures = _pictures(check, chosen, typical)
         page = data_page(check, plan, ranks, pictures, typical=typical)

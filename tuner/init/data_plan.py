@@ -10,6 +10,7 @@ import numpy as np
 from training.config import ModelTrainingConfig
 from training.data.prepared.normalisation import schemes_of
 from training.data.prepared.resampling import choose_spacing
+from training.data.raw.header import spacing_text
 from training.data.raw.layouts import RawDataset
 from training.data.statistics.measures import CaseMeasures
 from training.models.patch_plan import LIBRARIES, plan_patch
@@ -40,6 +41,26 @@ class DataPlan:
     patch_size: tuple[int, int, int] | None
     batch_size: int = 0
     reason: str = ""
+
+    def rows(self, channels: Sequence[str]) -> list[tuple[str, str]]:
+        """What is planned, each with its name.
+
+        Args:
+            channels: Names of the channels.
+        """
+        sizes = [
+            " x ".join(map(str, size)) if size else "" for size in (self.shape, self.patch_size)
+        ]
+        patch = f"{sizes[1]} voxels, {self.batch_size} in a batch" if sizes[1] else self.reason
+        return [
+            ("spacing", f"{spacing_text(self.spacing)} mm"),
+            ("median case at that spacing", f"{sizes[0]} voxels"),
+            *(
+                (f"normalisation of {channel}", scheme)
+                for channel, scheme in zip(channels, self.schemes, strict=True)
+            ),
+            ("patch", patch),
+        ]
 
 
 def plan_data(dataset: RawDataset, cases: Sequence[CaseMeasures]) -> DataPlan:

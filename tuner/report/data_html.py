@@ -22,7 +22,6 @@ from tuner.report.tables import html_table
 
 if TYPE_CHECKING:
     from training.data.statistics.check import DataCheck
-    from tuner.init.data_plan import DataPlan
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1e293b; --muted: #64748b; --line: #e2e8f0;
@@ -65,7 +64,7 @@ SHOWN_FINDINGS = 20
 
 def data_page(
     check: DataCheck,
-    plan: DataPlan | None,
+    plan: Sequence[tuple[str, str]],
     ranks: Sequence[CaseRank],
     pictures: Mapping[str, Sequence[str]],
     *,
@@ -75,7 +74,7 @@ def data_page(
 
     Args:
         check: What the check of the data found.
-        plan: What a study would make of them; None without a usable case.
+        plan: What a study would make of them, each with its name; empty without a usable case.
         ranks: Its cases, the most typical first.
         pictures: Thumbnails of some cases, as addresses of images.
         typical: Which of those are typical; the others are outlying.
@@ -91,7 +90,7 @@ def data_page(
     ]
     dataset = check.dataset
     if dataset is not None and check.cases:
-        parts += _plan(dataset, plan)
+        parts += _plan(plan)
         parts += _pictures(dataset, ranks, pictures, typical)
         parts += _sizes(check.cases)
         parts += _intensities(dataset, check.cases)
@@ -134,27 +133,15 @@ def _findings(check: DataCheck) -> list[str]:
     return parts
 
 
-def _plan(dataset: RawDataset, plan: DataPlan | None) -> list[str]:
-    if plan is None:
+def _plan(plan: Sequence[tuple[str, str]]) -> list[str]:
+    if not plan:
         return []
-    rows = [
-        ["spacing", f"{spacing_text(plan.spacing)} mm"],
-        ["median case at that spacing", f"{_size(plan.shape)} voxels"],
-        *(
-            [f"normalisation of {channel}", scheme]
-            for channel, scheme in zip(dataset.channels, plan.schemes, strict=True)
-        ),
-    ]
-    if plan.patch_size is None:
-        rows.append(["patch", plan.reason])
-    else:
-        rows.append(["patch", f"{_size(plan.patch_size)} voxels, {plan.batch_size} in a batch"])
     return [
         "<h2>Plan</h2>",
         "<p class='note'>What a study would make of the data, as nnU-Net plans it, for a GPU of "
         "8 GB and nnU-Net's U-Net: depth, height and width are superior, anterior and right. "
         "Volumes are cropped to the body first, which may make it a little smaller.</p>",
-        html_table(["", "value"], rows),
+        html_table(["", "value"], plan),
     ]
 
 
