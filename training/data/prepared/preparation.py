@@ -34,6 +34,7 @@ from training.data.prepared.split import (
     split_name,
 )
 from training.data.prepared.split_rules import rules_digest, split_of_file
+from training.data.raw.formats.file_format import parts_of
 from training.data.raw.header_survey import survey_headers
 from training.data.raw.layouts import RawCase, RawDataset, read_layout
 from training.data.raw.phantom import resolve_data_dir
@@ -356,7 +357,12 @@ class _Preparation:
 
 def _threads(cases: Sequence[RawCase]) -> int:
     """All cores, or as many cases at once as fit into half of the memory."""
-    largest = max(cases, key=lambda case: sum(path.stat().st_size for path in case.images))
+    largest = max(
+        cases,
+        key=lambda case: sum(
+            part.stat().st_size for path in case.images for part in parts_of(path)
+        ),
+    )
     needed = BYTES_PER_VOXEL * sum(voxels_in_header(path) for path in largest.images)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(_cores(), memory // 2 // max(needed, 1)))

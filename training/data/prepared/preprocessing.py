@@ -29,13 +29,13 @@ from training.data.prepared.resampling import (
     resample_label,
     resample_slabs,
 )
+from training.data.raw.formats.geometry import spacing_text
 from training.data.raw.header import (
     SPACING_RATIO,
     check_same_grid,
     is_far_off,
     orientation_of,
     spacing_of,
-    spacing_text,
 )
 from training.data.raw.layouts import Modality
 from training.data.raw.volume import Volume, label_dtype, read_image, read_label
