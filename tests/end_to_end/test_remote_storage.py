@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +24,21 @@ from tuner.study.trial_entry import TrialState
 
 BUCKET = S3Server.address
 EPOCHS = 8
+SLOWLY = "steps_per_epoch=30"
+"""Makes a trial take longer than the second in which a driver looks what it has to send."""
 
 
 wait_for = partial(waiting.wait_for, seconds=120)
+
+
+def _epochs(store: Store, copy: Path) -> int:
+    """Epochs that the record in the bucket has of the trial that got furthest."""
+    stored = store.find("liver/optuna.db")
+    if stored is None:
+        return 0
+    store.bring("liver/optuna.db", stored, copy)
+    with closing(sqlite3.connect(copy)) as record:
+        return record.execute("SELECT MAX(step) FROM trial_intermediate_values").fetchone()[0] or 0
 
 
 def test_a_study_whose_machine_is_lost_goes_on_from_the_bucket(
@@ -32,12 +46,14 @@ def test_a_study_whose_machine_is_lost_goes_on_from_the_bucket(
     bucket: S3Server,
     space_file: Path,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     where = ["--studies-dir", BUCKET]
-    options = ["--num-trials", "2", "--max-epochs", str(EPOCHS), "--set", "policy=none"]
+    options = ["--num-trials", "2", "--max-epochs", str(EPOCHS)]
+    options += ["--set", "policy=none", "--set", SLOWLY]
     command = [sys.executable, "-m", "tuner", "run", str(space_file), "--name", "liver"]
     driver = subprocess.Popen(
         [*command, *where, *options, "--address", cluster],
@@ -47,7 +63,10 @@ def test_a_study_whose_machine_is_lost_goes_on_from_the_bucket(
         env={**os.environ, "SEGTUNE_CACHE": str(tmp_path / "driver"), "COLUMNS": "200"},
     )
     store = Store(BUCKET)
-    wait_for(lambda: store.find("liver/trials/0000/last.ckpt") is not None)
+    # the driver sends the record, and each trial its checkpoint, whenever they look
+    copy = tmp_path_factory.mktemp("seen") / "optuna.db"
+    wait_for(lambda: _epochs(store, copy), driver)
+    wait_for(lambda: store.find("liver/trials/0000/last.ckpt") is not None, driver)
     driver.send_signal(signal.SIGKILL)
     driver.communicate(timeout=60)
     # another machine, with nothing but the address

@@ -82,6 +82,25 @@ def read_layout(folder: Path) -> RawDataset:
     Raises:
         DatasetError: for all that is missing or does not fit, by file.
     """
+    dataset, problems = survey_layout(folder)
+    if problems:
+        raise DatasetError.of(folder, problems)
+    if not dataset.cases:
+        raise DatasetError(
+            f"the data in {folder} are empty: {IMAGES} holds no image{_others(folder)}"
+        )
+    return dataset
+
+
+def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
+    """The cases of a folder whose files are all there, and what is wrong with the others.
+
+    Returns:
+        The data, perhaps without a case, and a line for each problem, by file.
+
+    Raises:
+        DatasetError: if there is no folder, or its `dataset.json` cannot be used.
+    """
     if (problem := folder_problem(folder)) is not None:
         where = "there is no data folder" if problem == "this folder is missing" else "the data"
         what = "" if problem == "this folder is missing" else f" {problem}"
@@ -102,16 +121,11 @@ def read_layout(folder: Path) -> RawDataset:
     warnings += _miscounted(description, len(found))
     cases = [case for case in found if _fits(case, channels, problems)]
     problems += _shared_images(cases)
-    if problems:
-        raise DatasetError.of(folder, problems)
-    if not cases:
-        raise DatasetError(
-            f"the data in {folder} are empty: {IMAGES} holds no image{_others(folder)}"
-        )
     name = str(description.get("name") or folder.name)
-    return RawDataset(
+    dataset = RawDataset(
         folder, name, labels, channels, tuple(case.as_raw() for case in cases), warnings
     )
+    return dataset, problems
 
 
 @dataclass(frozen=True)
