@@ -21,7 +21,10 @@ from training.lazy_names import lazy_names
 if TYPE_CHECKING:
     from importlib.metadata import version
 
+    from training.data.statistics.check import DataCheck
+    from training.data.statistics.findings import Finding
     from training.errors import BundleError, DatasetError, PluginError, SegtuneError
+    from tuner.api.data import check_data
     from tuner.api.init import init_space
     from tuner.api.studies import list_studies, open_study, resume, run
     from tuner.api.study import Study, StudyInterrupted
@@ -35,8 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BundleError",
+    "DataCheck",
     "DatasetError",
     "ExportError",
+    "Finding",
     "PluginError",
     "ResourceError",
     "SegtuneError",
@@ -49,6 +54,7 @@ __all__ = [
     "TrialState",
     "TunerError",
     "__version__",
+    "check_data",
     "init_space",
     "list_studies",
     "load_spec",
@@ -59,8 +65,10 @@ __all__ = [
 
 _MODULES = {
     "BundleError": "training.errors",
+    "DataCheck": "training.data.statistics.check",
     "DatasetError": "training.errors",
     "ExportError": "tuner.errors",
+    "Finding": "training.data.statistics.findings",
     "PluginError": "training.errors",
     "ResourceError": "tuner.errors",
     "SegtuneError": "training.errors",
@@ -72,6 +80,7 @@ _MODULES = {
     "Trial": "tuner.api.trial",
     "TrialState": "tuner.study.trial_entry",
     "TunerError": "tuner.errors",
+    "check_data": "tuner.api.data",
     "init_space": "tuner.api.init",
     "list_studies": "tuner.api.studies",
     "load_spec": "tuner.spec.load",

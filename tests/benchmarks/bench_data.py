@@ -45,9 +45,9 @@ from training.data import (
     read_layout,
     resolve_data_dir,
 )
-from training.data.prepared import preparation
 from training.data.prepared.case_files import store_case
 from training.data.prepared.preprocessing import Preprocessing
+from training.data.raw import case_threads
 from training.data.raw.layouts import RawCase
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
@@ -76,7 +76,7 @@ def bench_prepare(data_dir: Path, spacing: tuple[float, float, float] | None) ->
     """Seconds to preprocess: with one thread, with all, and in processes."""
     rows = []
     for name, threads in (("1 thread", 1), (f"{CORES} threads", CORES)):
-        preparation._cores = lambda threads=threads: threads  # type: ignore[misc]
+        case_threads._cores = lambda threads=threads: threads  # type: ignore[misc]
         with tempfile.TemporaryDirectory() as cache:
             config = ModelTrainingConfig(target_spacing=spacing)
             start = time.perf_counter()

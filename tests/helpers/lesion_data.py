@@ -18,6 +18,7 @@ def write_lesions(
     cases: int = 6,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     labels: Sequence[str] = ("background", "organ", "lesion"),
+    modality: str = "MRI",
 ) -> Path:
     """Cases `case_0`, `case_1`, ...; the lesion is a thin plate in the organ."""
     for name in ("imagesTr", "labelsTr"):
@@ -35,7 +36,7 @@ def write_lesions(
         nib.save(nib.Nifti1Image(label, affine), folder / "labelsTr" / name)
     description = {
         "name": "lesions",
-        "modality": {"0": "MRI"},
+        "modality": {"0": modality},
         "labels": {str(value): name for value, name in enumerate(labels)},
     }
     (folder / "dataset.json").write_text(json.dumps(description))

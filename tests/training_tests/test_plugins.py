@@ -26,7 +26,7 @@ from training.class_weights import class_weight_tensor
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
 from training.data.patches.augmentation import Augmentation
-from training.data.prepared.preprocessing import ChannelNormalisation
+from training.data.prepared.normalisation import ChannelNormalisation
 from training.errors import BundleError, PluginError
 from training.lightning_module import SegmentationLightningModule
 from training.metrics.own import measure

@@ -19,12 +19,14 @@ from training.config.run import RunFields
 from training.config.task import TaskFields
 from training.config.types import (
     MIRROR_AXES,
+    NORMALISATION_SCHEMES,
     AugmentationName,
     ClassWeightPreset,
     LossName,
     MirrorAxis,
     Mode,
     ModelName,
+    NormalisationScheme,
     OptimizerName,
     Precision,
     SchedulerName,
@@ -34,6 +36,7 @@ from training.errors import FieldsError
 __all__ = [
     "DEFAULT_TEST_FRACTION",
     "MIRROR_AXES",
+    "NORMALISATION_SCHEMES",
     "AugmentationName",
     "ClassWeightPreset",
     "LossName",
@@ -41,6 +44,7 @@ __all__ = [
     "Mode",
     "ModelName",
     "ModelTrainingConfig",
+    "NormalisationScheme",
     "OptimizerName",
     "Precision",
     "SchedulerName",

@@ -9,7 +9,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from training.config.base import NOT_SEARCHABLE, ConfigPart
-from training.config.types import AugmentationName, Float, Int, MirrorAxes, Size3d, Spacing3d
+from training.config.types import (
+    AugmentationName,
+    Float,
+    Int,
+    MirrorAxes,
+    Normalisation,
+    Size3d,
+    Spacing3d,
+)
 from training.errors import FieldsError
 
 DEFAULT_TEST_FRACTION = 0.2
@@ -29,6 +37,15 @@ class DataFields(ConfigPart):
         default=None, json_schema_extra=NOT_SEARCHABLE
     )
     """CT window in Hounsfield units; null takes foreground percentiles 0.5 and 99.5."""
+
+    normalisation: Normalisation = Field(default="auto", json_schema_extra=NOT_SEARCHABLE)
+    """Normalisation of each channel, by nnU-Net's schemes: CT, zscore, noNorm, rescale_to_0_1 or
+    rgb_to_0_1.
+
+    `auto` takes a channel that is named after a scheme for that, and all others are z-scored; a
+    mapping such as `{PET: noNorm}` changes that of some channels. `modality` is what studies of
+    earlier versions keep: CT or z-score, and no other.
+    """
 
     val_fraction: Annotated[Float, Field(gt=0, lt=1)] = Field(
         default=0.2, json_schema_extra=NOT_SEARCHABLE
@@ -72,7 +89,8 @@ class DataFields(ConfigPart):
     """Voxels of a training patch and of a sliding window (depth, height, width)."""
 
     train_batch_size: Annotated[Int, Field(ge=1)] = 2
-    """Patches of a training step, for each process: `gpus: 2` sees twice as many a step."""
+    """Patches of a batch, for each process: with `gpus: 2` a step sees twice as many, and with
+    `accumulate: 4` four times as many."""
 
     val_batch_size: Annotated[Int, Field(ge=1)] = 1
     """Windows predicted at once when a whole case is segmented; it changes speed alone."""
@@ -87,7 +105,7 @@ class DataFields(ConfigPart):
     """
 
     steps_per_epoch: Annotated[Int, Field(ge=1)] | None = None
-    """Training steps in an epoch, of all processes alike; null is one patch a training case."""
+    """Optimizer steps in an epoch, of all processes alike; null is one patch a training case."""
 
     foreground_fraction: Annotated[Float, Field(ge=0, le=1)] = 1 / 3
     """Share of the patches that are centred on a foreground voxel."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -14,7 +15,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
-from training.errors import PluginError
+from training.errors import PluginError, suggestion
 from training.registry import (
     AUGMENTATIONS,
     CLASS_WEIGHTS,
@@ -134,6 +135,36 @@ def _auto_or_list(value: Any) -> Any:
         raise ValueError("write auto, or a list of depth, height and width; [] mirrors none")
     return value
 
+
+NormalisationScheme = Literal["CT", "zscore", "noNorm", "rescale_to_0_1", "rgb_to_0_1"]
+
+NORMALISATION_SCHEMES: Final[tuple[NormalisationScheme, ...]] = get_args(NormalisationScheme)
+"""Names of the schemes, which are nnU-Net's."""
+
+
+def _scheme_of_each_channel(value: Any) -> Any:
+    """Schemes with the spelling of `NORMALISATION_SCHEMES`; refuses others by name."""
+    if not isinstance(value, Mapping):
+        if value in ("auto", "modality"):
+            return value
+        raise ValueError(
+            f"write auto, modality, or a mapping of channels to {', '.join(NORMALISATION_SCHEMES)},"
+            f" e.g. {{T1: zscore}}, not {value!r}"
+        )
+    known = {scheme.casefold(): scheme for scheme in NORMALISATION_SCHEMES}
+    schemes = {}
+    for name, scheme in value.items():
+        if str(scheme).casefold() not in known:
+            near = suggestion(str(scheme), NORMALISATION_SCHEMES)
+            raise ValueError(f"there is no normalisation {scheme!r} for the channel {name!r}{near}")
+        schemes[str(name)] = known[str(scheme).casefold()]
+    return schemes
+
+
+Normalisation = Annotated[
+    Literal["auto", "modality"] | dict[str, NormalisationScheme],
+    BeforeValidator(_scheme_of_each_channel),
+]
 
 MirrorAxes = Annotated[Literal["auto"] | list[MirrorAxis], BeforeValidator(_auto_or_list)]
 

@@ -7,15 +7,14 @@ that adds its options and the function that runs it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from training.data.raw.formats.file_format import OUTPUT_FORMATS
 from tuner.cli import commands, remote
+from tuner.cli.command import Command, HelpFormatter, SubParsers
 from tuner.cli.completion import SHELLS
+from tuner.cli.data import DATA_COMMANDS
 from tuner.cli.options import (
     DEFAULT_HOURS,
     add_address,
@@ -30,36 +29,6 @@ from tuner.cli.options import (
 )
 from tuner.cli.submit_options import add_elsewhere, logs_options, stop_options, submit_options
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command of `tune`.
-
-    Attributes:
-        name: What is typed.
-        summary: What it does, in one line.
-        examples: Command lines that work as they are printed.
-        add_options: Adds its arguments and options to a parser.
-        run: Runs it with the parsed options, and returns the exit code.
-    """
-
-    name: str
-    summary: str
-    examples: tuple[str, ...]
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace, Console], int]
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the default of every option that has one, and leaves examples as they are."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        complete = action.default is None or isinstance(action.default, bool | list)
-        return action.help if complete else super()._get_help_string(action)
-
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
@@ -70,9 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"segtune {version('segtune')}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    groups = {}
     for command in COMMANDS:
-        subparser = subparsers.add_parser(
-            command.name,
+        group, _, name = command.name.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = _add_group(subparsers, group)
+        subparser = groups.get(group, subparsers).add_parser(
+            name,
             help=command.summary,
             description=f"{command.summary[0].upper()}{command.summary[1:]}.",
             epilog="\n  ".join(("examples:", *command.examples)),
@@ -81,6 +54,15 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_options(subparser)
         subparser.set_defaults(command=command.run)
     return parser
+
+
+def _add_group(subparsers: SubParsers, group: str) -> SubParsers:
+    """A command that has commands of its own, such as `tune data check`."""
+    summary = GROUPS[group]
+    subparser = subparsers.add_parser(
+        group, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+    )
+    return subparser.add_subparsers(required=True, metavar="COMMAND")
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
@@ -390,6 +372,7 @@ COMMANDS: tuple[Command, ...] = (
         _convert_options,
         commands.convert,
     ),
+    *DATA_COMMANDS,
     Command(
         "completion",
         "print what makes a shell complete commands, options and names of studies",
@@ -403,3 +386,6 @@ COMMANDS: tuple[Command, ...] = (
     ),
 )
 """All commands, in the order of `tune --help`."""
+
+GROUPS = {"data": "check data, show them, and bring them from other layouts"}
+"""Commands that have commands of their own."""

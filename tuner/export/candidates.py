@@ -12,6 +12,7 @@ from training.bundle.member import SHARED_FIELDS
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset
 from training.errors import DatasetError
+from tuner.spec.recipes import DEFAULTS_OF_FORMAT_2
 from tuner.study.chosen_checkpoint import ChosenCheckpoint, choose_checkpoint
 from tuner.study.config_files import config_file
 from tuner.study.files import CONFIG_FILE, fold_folder, trial_folder
@@ -96,7 +97,7 @@ def candidate_of(
     chosen = choose_checkpoint(source, entry.scores_of_fold(0), study.record.mode)
     if chosen is None:
         return None
-    config = ModelTrainingConfig(**yaml.safe_load(config_file(source, chosen.epoch).read_text()))
+    config = _read_config(config_file(source, chosen.epoch))
     config.log_dir = source
     config.checkpoint_dir = source
     config.data_dir = Path(provenance["data"]["preprocessed"])
@@ -113,7 +114,7 @@ def with_folds(candidate: Candidate, entry: TrialEntry, study: Study) -> Candida
         chosen = choose_checkpoint(place, entry.scores_of_fold(fold), study.record.mode)
         if chosen is None:
             return candidate
-        config = ModelTrainingConfig(**yaml.safe_load((place / CONFIG_FILE).read_text()))
+        config = _read_config(place / CONFIG_FILE)
         config.log_dir = config.checkpoint_dir = place
         config.gpus = 1
         try:
@@ -123,6 +124,13 @@ def with_folds(candidate: Candidate, entry: TrialEntry, study: Study) -> Candida
             return candidate
         further.append((config, chosen.path))
     return replace(candidate, further=tuple(further))
+
+
+def _read_config(path: Path) -> ModelTrainingConfig:
+    """The config that a trial trained with, as its file has it."""
+    values = yaml.safe_load(path.read_text())
+    # a file of an earlier version lacks fields, whose data were prepared as then
+    return ModelTrainingConfig(**{**DEFAULTS_OF_FORMAT_2, **values})
 
 
 def _ended(study: Study) -> list[TrialEntry]:

@@ -25,6 +25,7 @@ from training.registry import MODELS, is_plugin
 
 __all__ = [
     "DEFAULTS_OF_FORMAT_1",
+    "DEFAULTS_OF_FORMAT_2",
     "RECIPES",
     "Recipe",
     "recipe_values",
@@ -165,6 +166,10 @@ DEFAULTS_OF_FORMAT_1 = MappingProxyType(
     }
 )
 """What `ModelTrainingConfig` had for fields that a study of format 1 does not name."""
+
+
+DEFAULTS_OF_FORMAT_2 = MappingProxyType({"normalisation": "modality"})
+"""What studies of formats 1 and 2 have for fields of which they do not know."""
 
 
 OF_OPTIMIZERS = frozenset({"learning_rate", "weight_decay", "momentum", "nesterov"})

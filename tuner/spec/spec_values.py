@@ -13,6 +13,7 @@ from training.registry import is_plugin
 from tuner.spec.policies import AshaSettings, PolicySettings
 from tuner.spec.recipes import (
     DEFAULTS_OF_FORMAT_1,
+    DEFAULTS_OF_FORMAT_2,
     recipe_values,
     unnamed_values,
     usual_optimizer,
@@ -31,9 +32,10 @@ from tuner.spec.settings import (
 from tuner.spec.space import Space
 from tuner.spec.yaml_source import dump_yaml
 
-FORMAT = 2
+FORMAT = 3
 """Format of a search space. In 1, of earlier versions, a field that a study did not name had the
-default of then (`DEFAULTS_OF_FORMAT_1`); in 2 it has the value of the network's recipe."""
+default of then (`DEFAULTS_OF_FORMAT_1`); in 2 it has the value of the network's recipe, and data
+are prepared as then (`DEFAULTS_OF_FORMAT_2`)."""
 
 RACED_SHARE = 0.2
 """Share of the further folds of trials that a race trains, about; see `bench_folds.py`."""
@@ -139,6 +141,8 @@ class SpecValues(BaseModel):
             unnamed = dict(DEFAULTS_OF_FORMAT_1)
         else:
             unnamed = unnamed_values(flat, {*self.config, *self.space.domains})
+        if self.format < 3:
+            unnamed = {**unnamed, **DEFAULTS_OF_FORMAT_2}
         flat = {
             **unnamed,
             **flat,

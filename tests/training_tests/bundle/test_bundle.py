@@ -19,7 +19,7 @@ from training.bundle.prediction import collect_cases, predict_images
 from training.bundle.verify import verify_bundle
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
-from training.data.prepared.preprocessing import ChannelNormalisation
+from training.data.prepared.normalisation import ChannelNormalisation
 from training.errors import BundleError
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model

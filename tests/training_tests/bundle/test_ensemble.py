@@ -25,7 +25,7 @@ from training.bundle.postprocessing import Postprocessing, RemoveSmall
 from training.bundle.verify import verify_bundle, verify_network
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
-from training.data.prepared.preprocessing import ChannelNormalisation
+from training.data.prepared.normalisation import ChannelNormalisation
 from training.errors import BundleError
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model

@@ -17,7 +17,7 @@ from training.bundle.member import Member
 from training.bundle.network_export import export_network
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
-from training.data.prepared.preprocessing import ChannelNormalisation
+from training.data.prepared.normalisation import ChannelNormalisation
 from training.errors import BundleError
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model

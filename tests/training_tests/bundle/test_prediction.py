@@ -24,7 +24,7 @@ from training.bundle.member import Member
 from training.bundle.prediction import predict_images
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
-from training.data.prepared.preprocessing import ChannelNormalisation
+from training.data.prepared.normalisation import ChannelNormalisation
 from training.errors import BundleError
 from training.inference import predict_case
 from training.lightning_module import SegmentationLightningModule

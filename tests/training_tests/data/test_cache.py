@@ -22,6 +22,7 @@ from training.data import (
     resolve_data_dir,
 )
 from training.data.prepared import preparation
+from training.data.raw import case_threads
 from training.errors import DatasetError
 
 
@@ -224,14 +225,14 @@ def test_large_cases_are_preprocessed_fewer_at_once(
 ) -> None:
     cases = read_layout(phantom).cases
     voxels = max(np.prod(nib.load(case.images[0]).shape) for case in cases)
-    monkeypatch.setattr(preparation, "_cores", lambda: 64)
-    assert preparation._threads(cases) == 64
+    monkeypatch.setattr(case_threads, "_cores", lambda: 64)
+    assert case_threads.case_threads(cases, preparation.BYTES_PER_VOXEL) == 64
     # a machine with room for 3 and a half of these cases in half of its memory
     pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(7 * voxels * preparation.BYTES_PER_VOXEL)}
-    monkeypatch.setattr(preparation.os, "sysconf", pages.__getitem__)
-    assert 3 <= preparation._threads(cases) <= 4
+    monkeypatch.setattr(case_threads.os, "sysconf", pages.__getitem__)
+    assert 3 <= case_threads.case_threads(cases, preparation.BYTES_PER_VOXEL) <= 4
     pages["SC_PHYS_PAGES"] = 1
-    assert preparation._threads(cases) == 1
+    assert case_threads.case_threads(cases, preparation.BYTES_PER_VOXEL) == 1
 
 
 def test_two_processes_prepare_the_same_data_once(phantom: Path, tmp_path: Path) -> None:

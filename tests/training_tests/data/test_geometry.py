@@ -12,7 +12,7 @@ from raw_data import SHAPE, boxes, make_data, save
 
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing, prepare_dataset
-from training.data.prepared.preprocessing import ChannelNormalisation
+from training.data.prepared.normalisation import ChannelNormalisation
 from training.data.raw.header import VolumeHeader, check_same_grid, open_volume
 from training.errors import DatasetError
 

@@ -18,7 +18,7 @@ from training.data import (
     read_layout,
 )
 from training.data.prepared.label_loss import lost_by_resampling
-from training.data.prepared.preprocessing import ChannelNormalisation
+from training.data.prepared.normalisation import ChannelNormalisation
 from training.data.prepared.resampling import resample_label
 from training.data.raw.volume import read_image, read_label
 from training.errors import DatasetError

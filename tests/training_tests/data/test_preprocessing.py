@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from training.data import Preprocessing
-from training.data.prepared.preprocessing import ChannelNormalisation
+from training.data.prepared.normalisation import ChannelNormalisation
 from training.errors import DatasetError
 
 ORIENTATIONS = [

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tuner.cli.command import Command, HelpFormatter
 from tuner.cli.completion import SHELLS
 from tuner.cli.main import main
-from tuner.cli.parser import COMMANDS, Command, HelpFormatter, build_parser
+from tuner.cli.parser import COMMANDS, build_parser
 
 EVERY = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 
@@ -33,7 +34,7 @@ def test_every_example_can_be_typed(command: Command) -> None:
         if words[0] == "eval":
             words = shlex.split(words[1].removeprefix("$(").removesuffix(")"))
         words = words[: words.index(">")] if ">" in words else words
-        assert words[:2] == ["tune", command.name]
+        assert " ".join(words).startswith(f"tune {command.name}")
         build_parser().parse_args(words[1:])
 
 
@@ -42,7 +43,7 @@ def test_help_tells_every_default_and_has_examples(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        main([command.name, "--help"])
+        main([*command.name.split(), "--help"])
     assert end.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     for example in command.examples:

@@ -30,6 +30,7 @@ from tuner.export.export import export_study
 from tuner.report.tables import case_scores_table
 from tuner.spec.load import parse_spec
 from tuner.spec.settings import ConfirmSettings
+from tuner.spec.spec_values import FORMAT
 from tuner.study.confirmation import CASES, SEED, candidates
 from tuner.study.data import prepare_data
 from tuner.study.files import CONFIRM_FOLDER, PROVENANCE, RESOLVED_SPEC
@@ -73,9 +74,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
-def make_study(home: Path) -> None:
-    data_dir = write_lesions(home / "data", cases=7)
-    spec = parse_spec(SPACE.format(data_dir=data_dir), source="space.yaml")
+def make_study(home: Path, modality: str = "MRI", form: int = FORMAT) -> None:
+    data_dir = write_lesions(home / "data", cases=7, modality=modality)
+    text = f"format: {form}\n{SPACE.format(data_dir=data_dir)}"
+    spec = parse_spec(text, source="space.yaml")
     data = prepare_data(spec)
     folder = home / "studies" / "lesions"
     folder.mkdir(parents=True)
@@ -91,7 +93,11 @@ def make_study(home: Path) -> None:
     config = data.spec.trial_config({"learning_rate": 1e-3})
     config.data_dir = data.preprocessed
     config.log_dir = config.checkpoint_dir = trial
-    (trial / "config.yaml").write_text(yaml.safe_dump(config.flat()))
+    values = config.flat()
+    if form < FORMAT:
+        # what versions of that format did not have
+        del values["normalisation"]
+    (trial / "config.yaml").write_text(yaml.safe_dump(values))
     torch.manual_seed(0)
     module = SegmentationLightningModule(build_model(config), config)
     torch.save({"state_dict": module.state_dict()}, trial / "best.ckpt")
@@ -267,6 +273,22 @@ def test_a_study_of_an_older_version_needs_data_or_cache(
         export_study(study, tmp_path / "bundle")
     exported = export_study(study, tmp_path / "bundle", data_dir=where)
     assert (exported.grid, exported.notes) == ("file", [])
+
+
+def test_a_study_of_an_older_version_is_exported_with_the_normalisation_of_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its channel has the name of a scheme that was not known, and was z-scored."""
+    monkeypatch.setenv("SEGTUNE_CACHE", str(tmp_path / "cache"))
+    make_study(tmp_path, "noNorm", form=2)
+    study = open_lesions(tmp_path)
+    assert study.spec.trial_config({"learning_rate": 1e-3}).normalisation == "modality"
+    exported = export_study(study, tmp_path / "bundle")
+    study.record.close()
+    # the files are found to be those of the study
+    assert (exported.grid, exported.notes) == ("file", [])
+    (channel,) = Bundle.load(tmp_path / "bundle", "cpu").preprocessing.channels
+    assert channel.scheme == "zscore"
 
 
 @pytest.mark.parametrize("content", [None, b"cut off"])

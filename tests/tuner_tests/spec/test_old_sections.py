@@ -102,7 +102,7 @@ def test_a_study_of_an_earlier_version_opens_and_goes_on(
     study = open_study(tmp_path, "s")
     assert study.spec.policy == policy
     # what it does not name has the defaults of its time
-    assert [change.describe() for change in spec_changes(study.spec, given)] == ["format: 1 -> 2"]
+    assert [change.describe() for change in spec_changes(study.spec, given)] == ["format: 1 -> 3"]
     study.record.close()
     # `tune run` with the new file, and a resumed study, take it as the same one
     again = create_study(given, tmp_path, "s")

@@ -158,8 +158,13 @@ def test_a_study_of_an_earlier_version_keeps_the_defaults_of_then(tmp_path: Path
     )
     assert (config.optimizer, config.learning_rate, config.scheduler) == ("adamw", 1e-4, "cosine")
     assert config.gradient_clip is None
+    # channels that are named after a scheme of nnU-Net were z-scored
+    assert config.normalisation == "modality"
+    older = parse_spec(FEW.format(name="dynunet") + "format: 2\n", source="s").base_config()
+    assert (older.normalisation, older.loss) == ("modality", "dice_ce")
+    assert parse_spec(FEW.format(name="dynunet"), source="s").base_config().normalisation == "auto"
     # and a study that goes on is written as what it is
     resolved.write_text(spec.to_yaml())
     assert load_resolved_spec(resolved).trial_config({"seed": 3}) == config
-    with pytest.raises(SpecError, match="format=3 is not one that this version reads, 1 to 2"):
-        parse_spec(FEW.format(name="dynunet") + "format: 3\n", source="s")
+    with pytest.raises(SpecError, match="format=4 is not one that this version reads, 1 to 3"):
+        parse_spec(FEW.format(name="dynunet") + "format: 4\n", source="s")

@@ -77,6 +77,7 @@ def get_dataloader(
     steps_per_epoch: int | None = None,
     seed: int = 0,
     processes: int = 1,
+    accumulate: int = 1,
 ) -> DataLoader[Any]:
     """Loader of a split of a preprocessed folder.
 
@@ -95,9 +96,10 @@ def get_dataloader(
         augmentation: Key of `AUGMENTATIONS` or import path, for training patches.
         augmentation_strength: 1 is as nnU-Net does it.
         mirror_axes: Axes of a patch that it may be mirrored along.
-        steps_per_epoch: Training batches of an epoch; one patch a case by default.
+        steps_per_epoch: Optimizer steps of an epoch; one patch a case by default.
         seed: Seed of all that is random.
         processes: Processes that train together, each with batches of its own.
+        accumulate: Batches of an optimizer step: an epoch has no step of fewer.
 
     Raises:
         DatasetError: if the folder is not a preprocessed one, or the split has no case.
@@ -117,7 +119,8 @@ def get_dataloader(
             persistent_workers=num_workers > 0,
             collate_fn=list,
         )
-    steps = steps_per_epoch or math.ceil(len(cases) / (batch_size * processes))
+    a_step = batch_size * processes * accumulate
+    steps = steps_per_epoch or math.ceil(len(cases) / a_step)
     patches = PatchDataset(
         dataset,
         split,
@@ -130,7 +133,7 @@ def get_dataloader(
     return PrefetchingLoader(
         patches,
         batch_size=batch_size,
-        sampler=PatchSampler(steps * batch_size * processes),
+        sampler=PatchSampler(steps * a_step),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )
@@ -161,6 +164,7 @@ def get_dataloaders(
         steps_per_epoch=config.steps_per_epoch,
         seed=config.seed,
         processes=max(config.gpus, 1),
+        accumulate=config.accumulate,
     )
     val = get_dataloader(config.data_dir, "val", 1, 0, shuffle=False)
     has_test = bool(dataset.splits["test"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from training.config import ModelTrainingConfig
+from training.data.prepared.normalisation import normalisation_problems
 from training.data.prepared.split import split_cases
 from training.data.raw.layouts import RawDataset
 from training.errors import DatasetError
@@ -43,6 +44,7 @@ def check_config(
             f"the data in {dataset.folder} have {len(labels)} labels ({', '.join(labels)}): give "
             "one weight a label, background first"
         )
+    problems += normalisation_problems(config, dataset)
     if problems:
         raise DatasetError("\n  ".join(problems))
     # too few cases, or a rule that does not fit them, is found without their labels

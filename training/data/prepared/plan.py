@@ -1,7 +1,7 @@
 """The plan of a dataset: how its cases are preprocessed, decided from a first look at each.
 
 As nnU-Net plans it (Isensee et al., 2021): spacing by the median, CT window and statistics by
-the foreground of all cases that may be learnt from, z-score for everything else.
+the foreground of all cases that may be learnt from; the scheme of each channel by its name.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from training.config import ModelTrainingConfig
-from training.data.prepared.preprocessing import (
+from training.config import ModelTrainingConfig, NormalisationScheme
+from training.data.prepared.normalisation import (
     ChannelNormalisation,
-    Preprocessing,
-    body_of,
-    bounding_box,
+    doubtful_schemes,
+    schemes_of,
 )
+from training.data.prepared.preprocessing import Preprocessing, body_of, bounding_box
 from training.data.prepared.resampling import choose_spacing
 from training.data.raw.header import check_same_grid, orientation_of, spacing_of
 from training.data.raw.header_survey import median_spacing
-from training.data.raw.layouts import RawCase, RawDataset
+from training.data.raw.layouts import Modality, RawCase, RawDataset
 from training.data.raw.volume import read_image, read_label
 from training.errors import DatasetError
 
@@ -72,12 +72,15 @@ class DatasetPlan(BaseModel):
     warnings: list[str] = []
 
 
-def scan_case(case: RawCase, dataset: RawDataset) -> CaseScan:
+def scan_case(
+    case: RawCase, dataset: RawDataset, schemes: Sequence[NormalisationScheme]
+) -> CaseScan:
     """Check the voxels of a case, and read what the plan depends on.
 
     Args:
         case: The case, whose headers fit (see `survey_headers`).
         dataset: The data.
+        schemes: Normalisation of each channel.
 
     Raises:
         DatasetError: naming the file that is unreadable or does not fit.
@@ -100,8 +103,8 @@ def scan_case(case: RawCase, dataset: RawDataset) -> CaseScan:
         voxel_counts=counts.tolist(),
         # only CT has statistics over cases
         foreground=[
-            channel.tolist() if modality == "CT" else []
-            for modality, channel in zip(dataset.modalities, voxels, strict=True)
+            channel.tolist() if scheme == "CT" else []
+            for scheme, channel in zip(schemes, voxels, strict=True)
         ],
         warnings=[*image.warnings, *label.warnings],
     )
@@ -132,13 +135,17 @@ def plan_dataset(
             "to learn"
         )
     body_only = float(np.median([scan.body_share for scan in known])) < MOSTLY_EMPTY
+    schemes = schemes_of(config, dataset)
     channels = []
-    for index, modality in enumerate(dataset.modalities):
-        if modality == "MR":
-            channels.append(ChannelNormalisation(modality="MR", body_only=body_only))
-            continue
-        foreground = np.concatenate([scan.foreground[index] for scan in known])
-        channels.append(_ct_normalisation(foreground, config.intensity_window))
+    for index, (modality, scheme) in enumerate(zip(dataset.modalities, schemes, strict=True)):
+        if scheme == "CT":
+            foreground = np.concatenate([scan.foreground[index] for scan in known])
+            channels.append(_ct_normalisation(modality, foreground, config.intensity_window))
+        else:
+            masked = body_only and scheme == "zscore"
+            channels.append(
+                ChannelNormalisation(modality=modality, scheme=scheme, body_only=masked)
+            )
     spacing = config.target_spacing or choose_spacing(
         [scan.spacing for scan in known], [scan.shape for scan in known]
     )
@@ -152,23 +159,13 @@ def plan_dataset(
         voxel_counts={case: scan.voxel_counts for case, scan in scans.items()},
         warnings=[
             *(warning for scan in scans.values() for warning in scan.warnings),
-            *_without_effect(dataset, config),
+            *doubtful_schemes(dataset, schemes, config),
         ],
     )
 
 
-def _without_effect(dataset: RawDataset, config: ModelTrainingConfig) -> list[str]:
-    """Warnings about settings that have no effect on these data."""
-    if config.intensity_window is None or "CT" in dataset.modalities:
-        return []
-    return [
-        f"intensity_window={list(config.intensity_window)} has no effect: no channel is CT "
-        f"({', '.join(dataset.channels)})"
-    ]
-
-
 def _ct_normalisation(
-    foreground: NDArray[np.float64], window: tuple[float, float] | None
+    modality: Modality, foreground: NDArray[np.float64], window: tuple[float, float] | None
 ) -> ChannelNormalisation:
     """The window given, or percentiles 0.5 and 99.5 of the foreground, and its statistics."""
     if window is None:
@@ -178,7 +175,8 @@ def _ct_normalisation(
         # what a narrow window cuts off would make the rest look alike
         foreground = np.clip(foreground, low, high)
     return ChannelNormalisation(
-        modality="CT",
+        modality=modality,
+        scheme="CT",
         low=low,
         high=high,
         mean=float(foreground.mean()),

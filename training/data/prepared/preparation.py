@@ -8,9 +8,8 @@ process of a machine (of all machines, where the cache is shared) work while oth
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from training.data.prepared.cache import FORMAT_VERSION, MANIFEST, CaseEntry, Pr
 from training.data.prepared.case_files import store_case
 from training.data.prepared.config_check import check_config
 from training.data.prepared.fingerprint import dataset_fingerprint
+from training.data.prepared.normalisation import fingerprint_settings, schemes_of
 from training.data.prepared.plan import CaseScan, DatasetPlan, plan_dataset, scan_case
 from training.data.prepared.split import (
     SPLITS,
@@ -34,11 +34,10 @@ from training.data.prepared.split import (
     split_name,
 )
 from training.data.prepared.split_rules import rules_digest, split_of_file
-from training.data.raw.formats.file_format import parts_of
+from training.data.raw.case_threads import case_threads
 from training.data.raw.header_survey import survey_headers
 from training.data.raw.layouts import RawCase, RawDataset, read_layout
 from training.data.raw.phantom import resolve_data_dir
-from training.data.raw.volume import voxels_in_header
 from training.durable_write import write_durably
 from training.errors import DatasetError, reason_of
 
@@ -71,7 +70,7 @@ def prepare_dataset(
 
     Args:
         data_dir: Folder in Decathlon or nnU-Net layout.
-        config: Its spacing, window and split settings are used.
+        config: Its spacing, window, normalisation and split settings are used.
         cache_dir: The cache, `cache_root()` by default.
         on_progress: Called with a line about each step.
         on_case: Called with the step and its progress, after each case.
@@ -187,7 +186,11 @@ class DataSource:
 def _settings(config: ModelTrainingConfig, dataset: RawDataset) -> dict[str, Any]:
     """The settings that the arrays depend on; of the split the test cases alone."""
     fields = {"target_spacing", "intensity_window"}
-    settings = {"format": FORMAT_VERSION, **config.model_dump(mode="json", include=fields)}
+    settings = {
+        "format": FORMAT_VERSION,
+        **config.model_dump(mode="json", include=fields),
+        **fingerprint_settings(config, dataset),
+    }
     given = split_of_file([case.case_id for case in dataset.cases], config)
     if given is not None:
         settings["test_cases"] = given["test"]
@@ -254,9 +257,10 @@ class _Preparation:
 
     def _plan(self) -> DatasetPlan:
         """Look at every case, and decide the preprocessing."""
+        schemes = schemes_of(self._config, self._dataset)
 
         def scan(case: RawCase) -> CaseScan:
-            found = scan_case(case, self._dataset)
+            found = scan_case(case, self._dataset, schemes)
             write_durably(self._scan_path(case), found.model_dump_json())
             return found
 
@@ -320,7 +324,7 @@ class _Preparation:
         self._on_case(step, len(results) + len(problems), len(cases))
         # reading, inflating and resampling release the interpreter lock: threads are as fast
         # as processes here, and need no second copy of the libraries
-        with ThreadPoolExecutor(max_workers=_threads(cases)) as pool:
+        with ThreadPoolExecutor(max_workers=case_threads(cases, BYTES_PER_VOXEL)) as pool:
             futures = {pool.submit(work, case): case.case_id for case in left}
             try:
                 for future in as_completed(futures):
@@ -353,26 +357,6 @@ class _Preparation:
 
     def _entry_path(self, case: RawCase) -> Path:
         return self._arrays / f"{case.case_id}.json"
-
-
-def _threads(cases: Sequence[RawCase]) -> int:
-    """All cores, or as many cases at once as fit into half of the memory."""
-    largest = max(
-        cases,
-        key=lambda case: sum(
-            part.stat().st_size for path in case.images for part in parts_of(path)
-        ),
-    )
-    needed = BYTES_PER_VOXEL * sum(voxels_in_header(path) for path in largest.images)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(_cores(), memory // 2 // max(needed, 1)))
-
-
-def _cores() -> int:
-    """Cores that this process may use, which in a container may be fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _read(kind: type[Stored], path: Path) -> Stored | None:

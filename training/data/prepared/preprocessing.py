@@ -1,7 +1,7 @@
 """Preprocesses an image for the network, and maps the prediction back.
 
 Orient to (superior, anterior, right), crop to the body (and to the label, where there is one),
-normalise by modality, resample to one spacing. The steps and their defaults follow nnU-Net
+normalise each channel, resample to one spacing. The steps and their defaults follow nnU-Net
 (Isensee et al., 2021).
 """
 
@@ -22,6 +22,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from training.data.prepared.label_loss import lost_by_resampling, outside
+from training.data.prepared.normalisation import ChannelNormalisation
 from training.data.prepared.resampling import (
     PLANES,
     anisotropic_axis,
@@ -53,51 +54,6 @@ STORED = 65535
 
 Box = tuple[tuple[int, int], ...]
 """First voxel and end on each axis."""
-
-
-class ChannelNormalisation(BaseModel):
-    """How the intensities of one channel are normalised.
-
-    CT: clipped to [`low`, `high`], then (x - mean) / std with values of the labelled data's
-    foreground. MR: (x - mean) / std of the case's own voxels. With `body_only`, those are the
-    voxels of the body alone, and what is around it becomes 0: where most of an image is empty
-    (a brain without its skull), the empty part would otherwise decide the statistics.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    modality: Modality
-    low: float = 0.0
-    high: float = 0.0
-    mean: float = 0.0
-    std: float = 1.0
-    body_only: bool = False
-
-    def apply(
-        self,
-        voxels: NDArray[np.float32],
-        body: NDArray[np.bool_] | None = None,
-        sample: NDArray[np.float32] | None = None,
-    ) -> NDArray[np.float32]:
-        """Normalised intensities of one channel.
-
-        Args:
-            voxels: The channel, cropped.
-            body: Where the body is in it, for `body_only`.
-            sample: Voxels whose mean and deviation are taken without it; those of `voxels`.
-        """
-        if self.modality == "CT":
-            clipped = np.clip(voxels, self.low, self.high)
-            return np.asarray((clipped - self.mean) / self.std, dtype=np.float32)
-        sample = voxels if sample is None else sample
-        inside = np.asarray(sample if body is None else voxels[body], dtype=np.float64)
-        if inside.size == 0:
-            return np.zeros_like(voxels)
-        # a constant image has nothing to scale
-        normalised = (voxels - inside.mean()) / (float(inside.std()) or 1.0)
-        if body is not None:
-            normalised[~body] = 0
-        return np.asarray(normalised, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -175,14 +131,15 @@ class Preprocessing(BaseModel):
         if label is not None and label_map is not None:
             check_same_grid(label, label_map, images[0], image)
         try:
-            return self._apply(images[0], image, label, label_map)
+            return self._apply(images, image, label, label_map)
         except MemoryError as error:
             raise DatasetError(f"{images[0]}: preprocessing it does not fit into memory") from error
 
     def _apply(
-        self, path: Path, image: Volume, label: Path | None, label_map: Volume | None
+        self, images: Sequence[Path], image: Volume, label: Path | None, label_map: Volume | None
     ) -> PreprocessedCase:
         """Preprocess volumes that belong together."""
+        path = images[0]
         orientation = orientation_of(image.affine)
         spacing = spacing_of(image.affine, orientation)
         if label is None:
@@ -198,7 +155,7 @@ class Preprocessing(BaseModel):
         normalised = np.stack(
             [
                 resample_image(voxels, shape, axis)
-                for voxels in self._normalise(oriented, body, crop, kept)
+                for voxels in self._normalise(images, oriented, body, crop, kept)
             ]
         )
         geometry = CaseGeometry(image.shape, orientation, kept, axis)
@@ -277,16 +234,28 @@ class Preprocessing(BaseModel):
         )
 
     def _normalise(
-        self, oriented: NDArray[np.float32], body: NDArray[np.bool_], crop: Box, kept: Box
+        self,
+        images: Sequence[Path],
+        oriented: NDArray[np.float32],
+        body: NDArray[np.bool_],
+        crop: Box,
+        kept: Box,
     ) -> Iterator[NDArray[np.float32]]:
-        """The channels of an image, cropped to `kept`, normalised by what is in `crop`."""
+        """The channels of an image, cropped to `kept`, normalised by what is in `crop`.
+
+        Raises:
+            DatasetError: if the intensities of a channel do not fit its scheme.
+        """
         inside = None
         if any(channel.body_only for channel in self.channels):
             # 0 inside the body, such as a dark ventricle, is tissue as well
             whole = np.zeros_like(body)
             whole[_slices(crop)] = ndimage.binary_fill_holes(body[_slices(crop)])
             inside = whole[_slices(kept)]
-        for channel, voxels in zip(self.channels, oriented, strict=True):
+        several = len(images) == len(self.channels)
+        paths = images if several else [images[0]] * len(self.channels)
+        for path, channel, voxels in zip(paths, self.channels, oriented, strict=True):
+            channel.check(path, voxels)
             yield channel.apply(
                 voxels[_slices(kept)],
                 inside if channel.body_only else None,
