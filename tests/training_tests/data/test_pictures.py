@@ -72,7 +72,7 @@ def test_a_palette_is_colours_of_an_image_and_values_of_a_label_map(
     path = tmp_path / f"a.{ending}"
     colours = [0, 0, 0, 255, 10, 20, 3, 250, 7]
     index = palette(path, colours)
-    np.testing.assert_array_equal(read_label(path, 3).data[..., 0], index.T)
+    np.testing.assert_array_equal(read_label(path, range(3)).data[..., 0], index.T)
     rgb = np.array(colours).reshape(3, 3)[index]
     np.testing.assert_array_equal(read_image([path]).data[..., 0], rgb.transpose(2, 1, 0))
 
@@ -124,7 +124,7 @@ def test_grey_label_maps(tmp_path: Path, mode: str, top: int) -> None:
     if mode == "grey RGB":
         given = np.stack([label] * 3, axis=-1)
     Image.fromarray(given).save(tmp_path / "a.png")
-    found = read_label(tmp_path / "a.png", 3)
+    found = read_label(tmp_path / "a.png", range(3))
     np.testing.assert_array_equal(found.data[..., 0], label.T)
 
 
@@ -173,7 +173,7 @@ def test_pictures_that_cannot_be_used_are_named(
 ) -> None:
     make(tmp_path / "a.png")
     with pytest.raises(DatasetError, match=message) as error:
-        read_label(tmp_path / name, 3) if as_label else read_image([tmp_path / name])
+        read_label(tmp_path / name, range(3)) if as_label else read_image([tmp_path / name])
     assert str(tmp_path / name) in str(error.value)
 
 
@@ -193,7 +193,7 @@ def test_a_label_map_is_a_grey_picture_of_its_values(
     np.testing.assert_array_equal(
         sitk.GetArrayFromImage(sitk.ReadImage(str(output))), label[..., 0].T
     )
-    np.testing.assert_array_equal(read_label(output, 60000).data, label)
+    np.testing.assert_array_equal(read_label(output, range(60000)).data, label)
 
 
 def test_what_a_picture_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from training.data.patches.mirroring import mirror_axes as axes_to_mirror
 from training.data.patches.sampling import CaseDataset, CaseSampler, PatchDataset, PatchSampler
 from training.data.prepared.cache import PreprocessedDataset
 from training.data.prepared.split import SPLITS
+from training.data.raw.label_values import shown_values
 from training.errors import DatasetError
 
 MAX_WORKERS = 8
@@ -186,6 +187,12 @@ def _check_fits(config: ModelTrainingConfig, dataset: PreprocessedDataset) -> No
         )
         if wrong
     ]
+    values = dataset.preprocessing.label_values
+    if values is not None and config.label_values != list(values):
+        problems.append(
+            f"label_values={config.label_values}, but those of the data in {dataset.folder} are "
+            f"{shown_values(values)} ({', '.join(labels)}): set label_values={list(values)}"
+        )
     if problems:
         raise DatasetError("\n  ".join(problems))
 

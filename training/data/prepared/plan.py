@@ -22,6 +22,7 @@ from training.data.prepared.preprocessing import Preprocessing, body_of, boundin
 from training.data.prepared.resampling import choose_spacing
 from training.data.raw.header import check_same_grid, orientation_of, spacing_of
 from training.data.raw.header_survey import median_spacing
+from training.data.raw.label_values import gapped
 from training.data.raw.layouts import Modality, RawCase, RawDataset
 from training.data.raw.volume import read_image, read_label
 from training.errors import DatasetError
@@ -86,7 +87,7 @@ def scan_case(
         DatasetError: naming the file that is unreadable or does not fit.
     """
     image = read_image(case.images)
-    label = read_label(case.label, len(dataset.labels))
+    label = read_label(case.label, dataset.label_values)
     check_same_grid(case.label, label, case.images[0], image)
     orientation = orientation_of(image.affine)
     box = bounding_box(body_of(image.data, dataset.modalities))
@@ -154,6 +155,7 @@ def plan_dataset(
             spacing=spacing,
             channels=channels,
             num_classes=len(dataset.labels),
+            label_values=gapped(dataset.label_values),
             data_spacing=median_spacing([scan.spacing for scan in known]),
         ),
         voxel_counts={case: scan.voxel_counts for case, scan in scans.items()},

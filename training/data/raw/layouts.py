@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.data.raw.case_list import ListedCase, read_case_list
+from training.data.raw.dataset_labels import read_labels
 from training.data.raw.file_names import (
     ALL_ENDINGS,
     CaseFiles,
@@ -53,7 +54,8 @@ class RawDataset:
     Attributes:
         folder: The folder.
         name: Its name by dataset.json, or the folder's.
-        labels: Name of each label value, background first.
+        labels: Name of each class, background first.
+        label_values: Value of each class in the label files, 0 first; they may have gaps.
         channels: Name of each channel.
         cases: All labelled cases, by name.
         warnings: What is there and not used.
@@ -62,9 +64,14 @@ class RawDataset:
     folder: Path
     name: str
     labels: tuple[str, ...]
+    label_values: tuple[int, ...]
     channels: tuple[str, ...]
     cases: tuple[RawCase, ...]
     warnings: tuple[str, ...] = ()
+
+    def class_of(self, value: int | None) -> int | None:
+        """The class that has a value in the label files; None for no value."""
+        return None if value is None else self.label_values.index(value)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -110,7 +117,7 @@ def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
         )
     source = folder / DATASET_JSON
     description = _read_description(source)
-    labels = _labels(description, source)
+    labels = read_labels(description, source)
     channels = _channels(description, source)
     problems: list[str] = []
     warnings: tuple[str, ...] = ()
@@ -123,7 +130,13 @@ def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
     problems += _shared_images(cases)
     name = str(description.get("name") or folder.name)
     dataset = RawDataset(
-        folder, name, labels, channels, tuple(case.as_raw() for case in cases), warnings
+        folder,
+        name,
+        labels.names,
+        labels.values,
+        channels,
+        tuple(case.as_raw() for case in cases),
+        warnings,
     )
     return dataset, problems
 
@@ -316,41 +329,6 @@ def _read_description(path: Path) -> Mapping[str, Any]:
     if not isinstance(description, dict):
         raise DatasetError(f"{path}: must hold a JSON object")
     return description
-
-
-def _labels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """Label names by value; the Decathlon maps value to name, nnU-Net v2 name to value."""
-    given = description.get("labels")
-    if not isinstance(given, dict) or len(given) < 2:
-        raise DatasetError(f"{path}: `labels` must name background and at least one structure")
-    by_value: dict[int, str] = {}
-    for key, value in given.items():
-        # a name may be a number too, as in {"10": 1}
-        is_value = str(key).isdecimal() and not isinstance(value, int)
-        number, name = (key, value) if is_value else (value, key)
-        if not str(number).isdecimal():
-            raise DatasetError(
-                f"{path}: `labels` maps {key!r} to {value!r}; one of the two must be the label "
-                "value, a whole number (nnU-Net's regions are not supported)"
-            )
-        if int(number) in by_value:
-            raise DatasetError(
-                f"{path}: `labels` gives the value {number} to {by_value[int(number)]!r} and to "
-                f"{name!r}"
-            )
-        if str(name).strip().lower() == "ignore":
-            raise DatasetError(
-                f"{path}: nnU-Net's `ignore` label ({number}) is not supported yet: it would be "
-                "learnt and predicted as a class. Take it out of `labels`, and set its voxels to "
-                "another label, or leave out the cases that have it"
-            )
-        by_value[int(number)] = str(name)
-    if sorted(by_value) != list(range(len(given))):
-        raise DatasetError(
-            f"{path}: label values must be 0 to {len(given) - 1} without gaps, but are "
-            f"{sorted(by_value)}"
-        )
-    return tuple(by_value[value] for value in sorted(by_value))
 
 
 def _channels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
