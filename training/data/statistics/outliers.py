@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.raw.header import SPACING_RATIO, is_far_off, spacing_text
+from training.data.raw.formats.geometry import spacing_text
+from training.data.raw.header import SPACING_RATIO, is_far_off
 from training.data.raw.header_survey import median_spacing
 from training.data.raw.layouts import RawDataset
 from training.data.statistics.findings import Finding
