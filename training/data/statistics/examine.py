@@ -89,7 +89,7 @@ def _examine_headers(result: Examination, dataset: RawDataset) -> dict[Path, Vol
     headers: dict[Path, VolumeHeader] = {}
     for path in (*case.images, case.label):
         try:
-            _, headers[path] = open_volume(path)
+            _, headers[path] = open_volume(path, as_label=path == case.label)
         except DatasetError as error:
             result.found("header", error)
     for header in headers.values():
