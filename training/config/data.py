@@ -143,13 +143,16 @@ class DataFields(ConfigPart):
 
     @property
     def known_patch_size(self) -> tuple[int, int, int]:
-        """The patch size, where it is known.
+        """The patch size, where it is known; that of one slice with `spatial_dims: 2`.
 
         Raises:
             FieldsError: (a `ValueError`) as long as it is `auto`.
         """
         if self.patch_size == "auto":
             raise FieldsError(_NOT_PLANNED.format("patch_size"), ("patch_size",))
+        # the fields of the network are beside these in the config
+        if getattr(self, "spatial_dims", 3) == 2:
+            return 1, *self.patch_size[1:]
         return self.patch_size
 
     @property

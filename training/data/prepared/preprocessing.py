@@ -301,8 +301,10 @@ class Preprocessing(BaseModel):
         Raises:
             DatasetError: if it would be absurdly large, or an axis would vanish.
         """
+        # an image of one slice stays one: the thickness of a slice alone says nothing
         exact = [
-            size * old / new for size, old, new in zip(shape, spacing, self.spacing, strict=True)
+            size * old / new if size > 1 else 1.0
+            for size, old, new in zip(shape, spacing, self.spacing, strict=True)
         ]
         resampled = tuple(max(1, round(size)) for size in exact)
         vanishes = any(
