@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,25 @@ class CaseFiles:
         base = stem.rpartition("_")[0]
         absent = set(range(channels)) - set(self.numbers)
         return [self.paths[0].with_name(f"{base}_{number:04}{ending}") for number in sorted(absent)]
+
+
+def channel_numbers(paths: Sequence[Path], channels: int) -> tuple[int, ...] | None:
+    """Which channel each image file of a case is, by the four digits at the end of its name.
+
+    Args:
+        paths: Image files of one case.
+        channels: Channels that a case has.
+
+    Returns:
+        A number below `channels` for each file, ascending; None where the names do not say so.
+    """
+    numbers = []
+    for path in paths:
+        match = _NUMBERED.fullmatch(nifti_stem(path) or path.name)
+        if match is None or int(match[2]) >= channels:
+            return None
+        numbers.append(int(match[2]))
+    return tuple(numbers) if numbers == sorted(set(numbers)) else None
 
 
 def nifti_stem(path: Path) -> str | None:
