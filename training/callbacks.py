@@ -88,16 +88,24 @@ class SeedSteps(Callback):
 
     So what a network draws, in dropout or stochastic depth, depends on the step alone, and a
     resumed run draws what an uninterrupted one does.
+
+    Args:
+        seed: Seed of the run.
+        accumulate: Batches of an optimizer step, which draw unlike each other.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, accumulate: int = 1) -> None:
         self.seed = seed
+        self.accumulate = accumulate
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed the step."""
-        entropy = (self.seed, trainer.global_step, trainer.global_rank)
+        entropy = [self.seed, trainer.global_step, trainer.global_rank]
+        part = batch_idx % self.accumulate
+        if part:
+            entropy.append(part)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 

@@ -80,7 +80,7 @@ def class_weight_tensor(
     Raises:
         ValueError: if the preset needs voxel counts and they are missing or do not fit.
     """
-    target = config.target_label
+    target = config.target_class
     if isinstance(config.class_weights, list):
         weights = config.class_weights
         chosen = weights if target is None else [weights[0], weights[target]]

@@ -62,8 +62,8 @@ class SegmentationLightningModule(pl.LightningModule):
     Args:
         model: Network mapping images `(b, c, *spatial)` to logits `(b, k, *spatial)`; while
             training it may return a list of logits of decreasing resolution.
-        config: Settings of the run. With `target_label = k` only the channels 0 and k of
-            the logits are used, as a binary problem.
+        config: Settings of the run. With a `target_label` only the channels of background
+            and that label are used, as a binary problem.
         voxel_counts: Voxels of each class in the training labels, over all cases or of each;
             needed when `config.class_weights` is a preset other than `uniform`. Left out, they
             are read from `config.data_dir`.
@@ -95,8 +95,7 @@ class SegmentationLightningModule(pl.LightningModule):
         self.loss = build_loss(config, voxel_counts)
         self.training_loss = DeepSupervisionLoss(self.loss)
         self._given_spacing = spacing
-        num_classes = config.num_classes if config.target_label is None else 2
-        labels = None if config.target_label is None else (config.target_label,)
+        num_classes, labels = config.task_classes, config.foreground_labels
         self.metrics = nn.ModuleDict(
             {
                 f"{stage}_metrics": SegmentationMetrics(
@@ -195,8 +194,9 @@ class SegmentationLightningModule(pl.LightningModule):
         }
 
     def to_labels(self, logits: Float[Tensor, "b k *spatial"]) -> Int[Tensor, b * spatial]:
-        """Label map of logits; with a target label the foreground has that label."""
-        return predict_labels(logits) * (self.config.target_label or 1)
+        """Label map of logits, with the values of the label files."""
+        values = torch.tensor([0, *self.config.foreground_labels], device=logits.device)
+        return values[predict_labels(logits)]
 
     def _evaluation_step(self, stage: Stage, batch: Batch | list[Batch]) -> None:
         several = isinstance(batch, list) and batch and not isinstance(batch[0], Tensor)
@@ -237,7 +237,7 @@ class SegmentationLightningModule(pl.LightningModule):
     def _measure_own(
         self, stage: Stage, prediction: Int[Tensor, b * spatial], target: Int[Tensor, b * spatial]
     ) -> None:
-        num_classes = self.config.num_classes if self.config.target_label is None else 2
+        num_classes = self.config.task_classes
         for name, mean in self._own_metrics(stage):
             for one, other in zip(prediction, target, strict=True):
                 mean.update(
@@ -369,14 +369,12 @@ class SegmentationLightningModule(pl.LightningModule):
             return None
 
     def _task_logits(self, logits: Tensor) -> Tensor:
-        if self.config.target_label is None:
-            return logits
-        return logits[:, [0, self.config.target_label]]
+        target = self.config.target_class
+        return logits if target is None else logits[:, [0, target]]
 
     def _task_target(self, label: Tensor) -> Tensor:
-        if self.config.target_label is None:
-            return label
-        return (label == self.config.target_label).to(label.dtype)
+        target = self.config.target_class
+        return label if target is None else (label == target).to(label.dtype)
 
 
 def build_module(

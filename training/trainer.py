@@ -76,6 +76,10 @@ class SegmentationTrainer:
     metrics are those of one process. The loaders must give each rank its own items, as those
     of `training.data` do.
 
+    With `config.accumulate` above 1 the optimizer steps once in so many batches. Where the batches
+    of an epoch, of a loader of your own, leave a rest, the last step has the sum of the gradients
+    of the rest, each divided by `accumulate` (as Lightning does it).
+
     Args:
         config: Settings of the run.
         model: A network, or a `SegmentationLightningModule` (or subclass) around one.
@@ -140,11 +144,12 @@ class SegmentationTrainer:
             precision=choose_precision(config),
             max_epochs=config.max_epochs,
             gradient_clip_val=config.gradient_clip,
+            accumulate_grad_batches=config.accumulate,
             deterministic=config.deterministic,
             logger=TensorBoardLogger(str(config.log_dir), name=None, version=""),
             callbacks=[
                 *get_callbacks(config),
-                SeedSteps(config.seed),
+                SeedSteps(config.seed, config.accumulate),
                 StopOnDivergence(config.monitor),
                 BestScore(config.monitor, config.monitor_mode, config.log_dir.name),
                 *callbacks,
@@ -153,8 +158,7 @@ class SegmentationTrainer:
             # our own loaders know their rank and repeat no case
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
-            # before the processes have met, a loader counts the batches of all
-            log_every_n_steps=max(1, min(50, len(train_loader) // devices["devices"])),
+            log_every_n_steps=_log_interval(config, train_loader, devices["devices"]),
             enable_progress_bar=progress_bar,
             enable_model_summary=config.debug,
         )
@@ -260,6 +264,13 @@ class SegmentationTrainer:
             log_hyperparameters(experiment_logger, shown, self.config.monitor, run)
             # the file hparams.yaml has the whole config
             experiment_logger.hparams.update(self.config.flat())
+
+
+def _log_interval(config: ModelTrainingConfig, loader: DataLoader[Any], processes: int) -> int:
+    """Optimizer steps from one log to the next: there is one in each epoch."""
+    # before the processes have met, a loader counts the batches of all
+    batches = len(loader) // processes
+    return max(1, min(50, batches // config.accumulate))
 
 
 def _check_a_case_each(stage: str, loader: DataLoader[Any] | None, processes: int) -> None:

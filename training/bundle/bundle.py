@@ -30,7 +30,7 @@ from training.bundle.folder import (
     replaced_bundle,
 )
 from training.bundle.label_file import write_label_map
-from training.bundle.manifest import Manifest, MemberEntry
+from training.bundle.manifest import FORMAT_OF_PLAIN_LABELS, FORMAT_VERSION, Manifest, MemberEntry
 from training.bundle.member import (
     READ_ERRORS,
     Member,
@@ -47,6 +47,7 @@ from training.config import ModelTrainingConfig
 from training.data import Preprocessing
 from training.data.raw.file_names import channel_numbers
 from training.data.raw.header import open_volume
+from training.data.raw.label_values import label_dtype, to_values
 from training.data.raw.volume import voxels_in_header
 from training.errors import BundleError, PluginError
 from training.lightning_module import SegmentationLightningModule
@@ -163,8 +164,8 @@ class Bundle:
     ) -> np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]:
         """Label map of one case, in the voxel grid of its image file.
 
-        It is uint8, or uint16 for more than 256 classes. Out of GPU memory it goes on with the
-        CPU, see `training.bundle.case_prediction`.
+        It has the values of the label files, in uint8, or uint16 for values above 255. Out of GPU
+        memory it goes on with the CPU, see `training.bundle.case_prediction`.
 
         Args:
             images: The case's file, or its files, one a channel. Where the model may do without
@@ -187,7 +188,7 @@ class Bundle:
                 f"{images[0]} has {case.image.shape[0]} channels, but the model was trained on "
                 f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
             )
-        num_classes = self.config.num_classes if self.config.target_label is None else 2
+        num_classes = self.config.task_classes
         patches = [member.config.patch_size for member in self.members]
         check_predicting(images[0], case.image.shape, patches, num_classes)
 
@@ -209,11 +210,11 @@ class Bundle:
                 label = predict(stored)
                 write_probabilities(stored, images[0], output)
         cleaned = self.manifest.postprocessing.apply(label, voxel_sizes(header.affine))
-        kind = np.min_scalar_type(self.preprocessing.num_classes - 1)
-        # in the wider type first: the target may be above what the two classes 0 and 1 need
-        typed: np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]] = cleaned.astype(kind, copy=False)
-        typed *= kind.type(self.config.target_label or 1)
-        return typed
+        if self.config.target_class is not None:
+            # in the wider type first: the target may be above what the two classes 0 and 1 need
+            kind = label_dtype(self.config.num_classes)
+            cleaned = cleaned.astype(kind) * kind.type(self.config.target_class)
+        return to_values(cleaned, self.preprocessing.values)
 
     def _present(self, images: Sequence[Path], in_first: int) -> tuple[int, ...] | None:
         """Channels that a case has, None for all of them.
@@ -330,7 +331,8 @@ def write_bundle(
         folder: Where it goes.
         members: Its networks; their weights sum to 1.
         preprocessing: How an image becomes their input.
-        manifest: What the bundle says of itself; its entry of members is filled in.
+        manifest: What the bundle says of itself; its format, its label values and its entry of
+            members are filled in.
         verify: Given the new bundle, before it takes the place of an older one; what it raises
             leaves that where it is.
 
@@ -348,7 +350,17 @@ def write_bundle(
         for place, member in zip(folders, members, strict=True)
     ]
     provenance = without_paths(manifest.provenance)
-    portable = Manifest(**{**dict(manifest), "provenance": provenance, "members": entries})
+    values = preprocessing.label_values
+    known_by_2 = values is None
+    portable = Manifest(
+        **{
+            **dict(manifest),
+            "format_version": FORMAT_OF_PLAIN_LABELS if known_by_2 else FORMAT_VERSION,
+            "label_values": None if values is None else list(values),
+            "provenance": provenance,
+            "members": entries,
+        }
+    )
     with replaced_bundle(folder) as new:
         for place, member in zip(folders, members, strict=True):
             member.write(new / place)

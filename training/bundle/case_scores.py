@@ -100,7 +100,7 @@ def on_file_grid(
     for case in cases:
         prepared = preprocessing.apply(case.images, channels=case.channels)
         prediction = label_map_of(members, preprocessing, prepared, tell)
-        label = read_label(case.label, preprocessing.num_classes)
+        label = read_label(case.label, preprocessing.values)
         if label.shape != prediction.shape:
             raise DatasetError(
                 f"{case.label}: shape {label.shape} differs from {prediction.shape} of its image"
@@ -181,7 +181,7 @@ def scores_by_case(
                 case.prediction,
                 case.target,
                 spacing=case.spacing,
-                num_classes=module.config.num_classes if module.config.target_label is None else 2,
+                num_classes=module.config.task_classes,
             )
         elif metric.startswith("nsd"):
             surface = _fresh(module.surface_metrics["test_surface"], SurfaceMetrics)
@@ -259,8 +259,8 @@ def _losses(module: SegmentationLightningModule, dataset: PreprocessedDataset) -
 
 def task_target(label: NDArray[Any], config: ModelTrainingConfig) -> Tensor:
     """A label map as the network is to predict it."""
-    if config.target_label is not None:
-        label = (label == config.target_label).astype(np.uint8)
+    if config.target_class is not None:
+        label = (label == config.target_class).astype(np.uint8)
     return torch.from_numpy(np.ascontiguousarray(label))
 
 

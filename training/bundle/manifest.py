@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,10 +15,14 @@ from training.bundle.folder import MANIFEST
 from training.bundle.postprocessing import Postprocessing
 from training.errors import BundleError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
-READ_VERSIONS = (1, FORMAT_VERSION)
-"""Version 1 has no `members`: one network, predicted without mirroring."""
+FORMAT_OF_PLAIN_LABELS = 2
+"""Version that is written where nothing needs a newer one."""
+
+READ_VERSIONS = (1, FORMAT_OF_PLAIN_LABELS, FORMAT_VERSION)
+"""Version 1 has no `members`: one network, predicted without mirroring. Version 2 knows no labels
+whose values have gaps."""
 
 
 class MemberEntry(BaseModel):
@@ -43,7 +47,8 @@ class Manifest(BaseModel):
 
     Attributes:
         format_version: Version of this layout.
-        labels: Name of each label value, background first.
+        labels: Name of each class, background first.
+        label_values: Value of each class in label files, where that is not 0, 1, 2, ...
         channels: Name of each image channel.
         metrics: Metrics of what was exported, on the validation and test cases.
         provenance: Data fingerprint, versions, seed, commit and study of the training.
@@ -57,6 +62,7 @@ class Manifest(BaseModel):
 
     format_version: int = FORMAT_VERSION
     labels: list[str]
+    label_values: list[int] | None = None
     channels: list[str]
     metrics: dict[str, float | None]
     provenance: dict[str, Any]
@@ -85,9 +91,13 @@ class Manifest(BaseModel):
         if isinstance(version, int) and version not in READ_VERSIONS:
             raise BundleError(
                 f"{folder} has format {version}, this version reads "
-                f"{' and '.join(map(str, READ_VERSIONS))}: export it again"
+                f"{_listed(READ_VERSIONS)}: export it again"
             )
         return cls.model_validate(content)
+
+
+def _listed(versions: Sequence[int]) -> str:
+    return f"{', '.join(map(str, versions[:-1]))} and {versions[-1]}"
 
 
 def clean_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:

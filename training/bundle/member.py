@@ -28,7 +28,7 @@ from training.checkpoints import read_checkpoint
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
 from training.data.prepared.preprocessing import PreprocessedCase
-from training.data.raw.volume import label_dtype
+from training.data.raw.label_values import label_dtype
 from training.errors import BundleError, CheckpointError, PluginError
 from training.inference import whole_case
 from training.lightning_module import SegmentationLightningModule
@@ -39,7 +39,7 @@ from training.registry import is_plugin
 READ_ERRORS = (OSError, RuntimeError, CheckpointError)
 """What damaged files raise, and `load_state_dict` for other networks."""
 
-SHARED_FIELDS = ("num_classes", "input_channels", "target_label")
+SHARED_FIELDS = ("num_classes", "input_channels", "label_values", "target_label")
 """Fields of the config in which the members of an ensemble agree."""
 
 

@@ -159,7 +159,7 @@ class _Mean(nn.Module):
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(member.module.model for member in members)
-        self.target = members[0].config.target_label
+        self.target = members[0].config.target_class
         self.weights = [math.log(member.weight) for member in members]
 
     def forward(self, image: Tensor) -> Tensor:

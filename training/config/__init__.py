@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from training.config.data import DEFAULT_TEST_FRACTION, DataFields
-from training.config.network import NetworkFields
+from training.config.labels import LabelFields, with_weight
 from training.config.optimisation import OptimisationFields
 from training.config.run import RunFields
 from training.config.task import TaskFields
@@ -54,7 +54,7 @@ __all__ = [
 
 
 # pydantic has the fields of the last base first
-class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields, NetworkFields):
+class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields, LabelFields):
     """Every hyperparameter and setting of one training run, one field each.
 
     The config is validated on construction and on every assignment; unknown fields are
@@ -77,12 +77,6 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
         default = "" if "num_classes" in self.model_fields_set else " (the default; give your own)"
-        if self.target_label is not None and self.target_label >= self.num_classes:
-            raise FieldsError(
-                f"target_label={self.target_label} must be below num_classes={self.num_classes}"
-                f"{default}: labels are 0 (background) to {self.num_classes - 1}",
-                ("target_label", "num_classes"),
-            )
         if isinstance(self.class_weights, list):
             if len(self.class_weights) != self.num_classes:
                 raise FieldsError(
@@ -102,7 +96,7 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
         """Build a config from flat values in which nested parts have dotted keys.
 
         `model_params.embed_dim` sets one network argument. `class_weights.2` sets the
-        weight of class 2; the other classes keep their weight from `class_weights`, or 1.
+        weight of the label with the value 2; the others keep theirs from `class_weights`, or 1.
 
         Raises:
             pydantic.ValidationError: for unknown fields and wrong values.
@@ -118,9 +112,13 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
             elif field == "class_weights":
                 default = cls.model_fields["num_classes"].default
                 given = plain.get("num_classes", default)
-                num_classes = given if isinstance(given, int) else default
-                plain["class_weights"] = _with_weight(
-                    plain.get("class_weights", "uniform"), num_classes, entry, values[key]
+                classes = range(given if isinstance(given, int) else default)
+                plain["class_weights"] = with_weight(
+                    plain.get("class_weights", "uniform"),
+                    plain.get("label_values") or classes,
+                    entry,
+                    values[key],
+                    key,
                 )
             else:
                 raise FieldsError(
@@ -128,24 +126,3 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
                     (key,),
                 )
         return cls(**plain)
-
-
-def _with_weight(base: Any, num_classes: int, entry: str, weight: Any) -> list[Any]:
-    """The class weights `base` with the weight of class `entry` replaced."""
-    if base == "uniform":
-        weights: list[Any] = [1.0] * num_classes
-    elif isinstance(base, list | tuple):
-        weights = list(base)
-    else:
-        raise FieldsError(
-            f"class_weights.{entry}={weight} cannot change one entry of the preset "
-            f"class_weights={base!r}: use a list or 'uniform', or a `when` condition",
-            (f"class_weights.{entry}", "class_weights"),
-        )
-    if not entry.isdecimal() or int(entry) >= len(weights):
-        raise FieldsError(
-            f"class_weights.{entry} names no class: classes are 0 to {len(weights) - 1}",
-            (f"class_weights.{entry}", "num_classes"),
-        )
-    weights[int(entry)] = weight
-    return weights

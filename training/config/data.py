@@ -94,7 +94,8 @@ class DataFields(ConfigPart):
     """Voxels of a training patch and of a sliding window (depth, height, width)."""
 
     train_batch_size: Annotated[Int, Field(ge=1)] = 2
-    """Patches of a training step, for each process: `gpus: 2` sees twice as many a step."""
+    """Patches of a batch, for each process: with `gpus: 2` a step sees twice as many, and with
+    `accumulate: 4` four times as many."""
 
     val_batch_size: Annotated[Int, Field(ge=1)] = 1
     """Windows predicted at once when a whole case is segmented; it changes speed alone."""
@@ -109,7 +110,7 @@ class DataFields(ConfigPart):
     """
 
     steps_per_epoch: Annotated[Int, Field(ge=1)] | None = None
-    """Training steps in an epoch, of all processes alike; null is one patch a training case."""
+    """Optimizer steps in an epoch, of all processes alike; null is one patch a training case."""
 
     foreground_fraction: Annotated[Float, Field(ge=0, le=1)] = 1 / 3
     """Share of the patches that are centred on a foreground voxel."""

@@ -70,6 +70,15 @@ class OptimisationFields(ConfigPart):
     gradient_clip: Annotated[Float, Field(gt=0)] | None = 12.0
     """Largest norm of the gradient; null does not clip."""
 
+    accumulate: Annotated[Int, Field(ge=1)] = 1
+    """Batches whose gradients are averaged for one optimizer step: `accumulate: 4` with a
+    `train_batch_size` of 2 steps as a batch of 8 does, in the memory of 2.
+
+    Schedules by step, `gradient_clip` and `ema_decay` go by optimizer steps, and so does
+    `steps_per_epoch`: an epoch has `accumulate` times as many batches. Batch norms see each batch
+    by itself.
+    """
+
     max_epochs: Annotated[Int, Field(ge=1)] = 100
     """Epochs of a full training run."""
 

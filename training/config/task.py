@@ -6,18 +6,13 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from training.config.base import NOT_SEARCHABLE, ConfigPart
-from training.config.types import ClassWeightPreset, Float, Int, LossName, PositiveWeight
+from training.config.base import ConfigPart
+from training.config.types import ClassWeightPreset, Float, LossName, PositiveWeight
 from training.errors import FieldsError
 
 
 class TaskFields(ConfigPart):
     """The task and its loss."""
-
-    target_label: Annotated[Int, Field(ge=1)] | None = Field(
-        default=None, json_schema_extra=NOT_SEARCHABLE
-    )
-    """Train background against this one label; null trains all classes."""
 
     loss: LossName = "dice_ce"
     """Training loss: a key of `training.registry.LOSSES`, or an import path of your own."""

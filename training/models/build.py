@@ -11,7 +11,7 @@ from torch import nn
 
 from training.config import ModelTrainingConfig
 from training.errors import PluginError
-from training.models.parameters import model_params_problem, refuse_checkpointing
+from training.models.parameters import model_params_problem
 from training.registry import MODELS, is_plugin, parameters_of, taken
 
 _FIELD_OF_ARGUMENT = {
@@ -39,7 +39,7 @@ def build_model(config: ModelTrainingConfig) -> nn.Module:
     its other parameters.
 
     Raises:
-        ValueError: if `model_params` do not fit the network, or it cannot do gradient
+        ValueError: if `model_params` do not fit the network, or one of your own cannot do gradient
             checkpointing, or it cannot be built for `patch_size` or `input_channels`.
         PluginError: if an import path leads to no network.
 
@@ -86,6 +86,10 @@ def _plugin_arguments(builder: Any, config: ModelTrainingConfig) -> dict[str, An
             problem = model_params_problem(name, key, known - set(given))
             if problem is not None:
                 raise ValueError(problem)
-    if not known & {"gradient_checkpointing", "config"}:
-        refuse_checkpointing(name, config.gradient_checkpointing)
+    if config.gradient_checkpointing and not known & {"gradient_checkpointing", "config"}:
+        raise ValueError(
+            f"gradient_checkpointing=true is not possible with {name}: turn it off, or give the "
+            "network a parameter gradient_checkpointing (training.models.recompute has "
+            "recompute_blocks)"
+        )
     return taken(builder, f"model_name={name}", given, config.model_params)

@@ -16,9 +16,9 @@ from training.models.padding import PaddedNetwork
 from training.models.parameters import (
     SHAPE_ARGUMENTS,
     check_model_params,
-    refuse_checkpointing,
     stride_product,
 )
+from training.models.recompute import recompute_blocks
 
 MIN_GRID = 4
 """Voxels that nnU-Net leaves of an axis in the coarsest grid."""
@@ -105,9 +105,9 @@ def build_dynunet(config: ModelTrainingConfig) -> nn.Module:
     Without a `target_spacing` voxels are taken for cubes. `model_params` may give
     `kernel_size`, `strides` and `filters` instead, and `deep_supervision: false`.
     """
+    from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock, UnetUpBlock
     from monai.networks.nets import DynUNet
 
-    refuse_checkpointing("dynunet", config.gradient_checkpointing)
     params = dict(config.model_params)
     check_model_params(
         "dynunet", DynUNet, params, (*SHAPE_ARGUMENTS, "upsample_kernel_size", "deep_supr_num")
@@ -144,6 +144,8 @@ def build_dynunet(config: ModelTrainingConfig) -> nn.Module:
         deep_supr_num=len(strides) - 2,
         **arguments,
     )
+    if config.gradient_checkpointing:
+        recompute_blocks(network, UnetBasicBlock, UnetResBlock, UnetUpBlock)
     divisor = stride_product(strides)
     if arguments["deep_supervision"]:
         return PaddedNetwork(SupervisedDynUNet(network), divisor)

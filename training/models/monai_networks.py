@@ -17,9 +17,9 @@ from training.models.padding import FixedSizeNetwork, PaddedNetwork
 from training.models.parameters import (
     SHAPE_ARGUMENTS,
     check_model_params,
-    refuse_checkpointing,
     stride_product,
 )
+from training.models.recompute import recompute_blocks
 
 UNETR_PATCH = 16
 """Voxels of a UNETR token along each axis, fixed in its decoder."""
@@ -41,25 +41,32 @@ class _LinspaceOnCpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _recompute(config: ModelTrainingConfig, network: nn.Module, *blocks: type[nn.Module]) -> None:
+    """Let blocks recompute their activations, where the config says so."""
+    if config.gradient_checkpointing:
+        recompute_blocks(network, *blocks)
+
+
 def build_unet3d(config: ModelTrainingConfig) -> nn.Module:
     """Residual U-Net; its five levels have 16 to 256 channels unless set otherwise."""
+    from monai.networks.blocks import Convolution, ResidualUnit
     from monai.networks.nets import UNet
 
-    refuse_checkpointing("unet3d", config.gradient_checkpointing)
     check_model_params("unet3d", UNet, config.model_params, SHAPE_ARGUMENTS)
     arguments = {"num_res_units": 2, "norm": "INSTANCE", **_levels(config.model_params)}
     network = UNet(3, config.input_channels, config.num_classes, **arguments)
+    _recompute(config, network, Convolution, ResidualUnit)
     return PaddedNetwork(network, stride_product(arguments["strides"]))
 
 
 def build_attention_unet(config: ModelTrainingConfig) -> nn.Module:
     """Attention U-Net (Oktay et al., 2018); five levels of 16 to 256 channels by default."""
-    from monai.networks.nets import AttentionUnet
+    from monai.networks.nets.attentionunet import AttentionBlock, AttentionUnet, ConvBlock, UpConv
 
-    refuse_checkpointing("attention_unet", config.gradient_checkpointing)
     check_model_params("attention_unet", AttentionUnet, config.model_params, SHAPE_ARGUMENTS)
     arguments = _levels(config.model_params)
     network = AttentionUnet(3, config.input_channels, config.num_classes, **arguments)
+    _recompute(config, network, ConvBlock, UpConv, AttentionBlock)
     return PaddedNetwork(network, stride_product(arguments["strides"]))
 
 
@@ -71,11 +78,11 @@ def _levels(model_params: dict[str, Any]) -> dict[str, Any]:
 
 def build_basic_unet(config: ModelTrainingConfig) -> nn.Module:
     """The plain U-Net of Falk et al., 2019, with instance norm; 32 to 256 channels by default."""
-    from monai.networks.nets import BasicUNet
+    from monai.networks.nets.basic_unet import BasicUNet, TwoConv, UpCat
 
-    refuse_checkpointing("basic_unet", config.gradient_checkpointing)
     check_model_params("basic_unet", BasicUNet, config.model_params, SHAPE_ARGUMENTS)
     network = BasicUNet(3, config.input_channels, config.num_classes, **config.model_params)
+    _recompute(config, network, TwoConv, UpCat)
     return PaddedNetwork(network, _cube(2**4))
 
 
@@ -85,23 +92,29 @@ def build_vnet(config: ModelTrainingConfig) -> nn.Module:
     Raises:
         ValueError: if its 16 first channels cannot repeat the input channels evenly.
     """
-    from monai.networks.nets import VNet
+    from monai.networks.nets.vnet import (
+        DownTransition,
+        InputTransition,
+        OutputTransition,
+        UpTransition,
+        VNet,
+    )
 
-    refuse_checkpointing("vnet", config.gradient_checkpointing)
     check_model_params("vnet", VNet, config.model_params, (*SHAPE_ARGUMENTS, "dropout_prob"))
     if 16 % config.input_channels:
         raise ValueError(
             f"vnet cannot take input_channels={config.input_channels}: it needs 1, 2, 4, 8 or 16"
         )
     network = VNet(3, config.input_channels, config.num_classes, **config.model_params)
+    _recompute(config, network, InputTransition, DownTransition, UpTransition, OutputTransition)
     return PaddedNetwork(network, _cube(2**4))
 
 
 def build_segresnet(config: ModelTrainingConfig) -> nn.Module:
     """SegResNet (Myronenko, 2018); its first level has 16 filters unless set otherwise."""
+    from monai.networks.blocks.segresnet_block import ResBlock
     from monai.networks.nets import SegResNet
 
-    refuse_checkpointing("segresnet", config.gradient_checkpointing)
     check_model_params("segresnet", SegResNet, config.model_params, SHAPE_ARGUMENTS)
     arguments = {"init_filters": 16, "blocks_down": (1, 2, 2, 4), **config.model_params}
     network = SegResNet(
@@ -110,14 +123,14 @@ def build_segresnet(config: ModelTrainingConfig) -> nn.Module:
         out_channels=config.num_classes,
         **arguments,
     )
+    _recompute(config, network, ResBlock)
     return PaddedNetwork(network, _cube(2 ** (len(arguments["blocks_down"]) - 1)))
 
 
 def build_segresnet_ds(config: ModelTrainingConfig) -> nn.Module:
     """SegResNet with deep supervision, as in Auto3DSeg: 5 levels from 32 filters, 4 heads."""
-    from monai.networks.nets import SegResNetDS
+    from monai.networks.nets.segresnet_ds import SegResBlock, SegResNetDS
 
-    refuse_checkpointing("segresnet_ds", config.gradient_checkpointing)
     check_model_params(
         "segresnet_ds", SegResNetDS, config.model_params, (*SHAPE_ARGUMENTS, "preprocess")
     )
@@ -132,14 +145,15 @@ def build_segresnet_ds(config: ModelTrainingConfig) -> nn.Module:
         in_channels=config.input_channels, out_channels=config.num_classes, **arguments
     )
     depth, height, width = network.shape_factor()
+    _recompute(config, network, SegResBlock)
     return PaddedNetwork(network, (depth, height, width))
 
 
 def build_mednext(config: ModelTrainingConfig) -> nn.Module:
     """MedNeXt (Roy et al., 2023), its small form with kernels of 3 unless set otherwise."""
+    from monai.networks.blocks.mednext_block import MedNeXtBlock
     from monai.networks.nets import MedNeXt
 
-    refuse_checkpointing("mednext", config.gradient_checkpointing)
     check_model_params("mednext", MedNeXt, config.model_params, SHAPE_ARGUMENTS)
     arguments = {
         "kernel_size": 3,
@@ -150,12 +164,14 @@ def build_mednext(config: ModelTrainingConfig) -> nn.Module:
     network = MedNeXt(
         in_channels=config.input_channels, out_channels=config.num_classes, **arguments
     )
+    _recompute(config, network, MedNeXtBlock)
     return PaddedNetwork(network, _cube(2 ** len(arguments["blocks_down"])))
 
 
 def build_swin_unetr(config: ModelTrainingConfig) -> nn.Module:
     """SwinUNETR (Hatamizadeh et al., 2022); its first stage is 24 wide unless set otherwise."""
-    from monai.networks.nets import SwinUNETR
+    from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+    from monai.networks.nets.swin_unetr import SwinTransformerBlock, SwinUNETR
 
     fixed = (*SHAPE_ARGUMENTS, "use_checkpoint")
     check_model_params("swin_unetr", SwinUNETR, config.model_params, fixed)
@@ -164,10 +180,10 @@ def build_swin_unetr(config: ModelTrainingConfig) -> nn.Module:
         network = SwinUNETR(
             in_channels=config.input_channels,
             out_channels=config.num_classes,
-            use_checkpoint=config.gradient_checkpointing,
             spatial_dims=3,
             **arguments,
         )
+    _recompute(config, network, SwinTransformerBlock, UnetrBasicBlock, UnetrUpBlock)
     return PaddedNetwork(network, _cube(arguments["patch_size"] ** 5))
 
 
@@ -177,9 +193,10 @@ def build_unetr(config: ModelTrainingConfig) -> nn.Module:
     Raises:
         ValueError: if an axis of `patch_size` is not a multiple of 16.
     """
+    from monai.networks.blocks.transformerblock import TransformerBlock
+    from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
     from monai.networks.nets import UNETR
 
-    refuse_checkpointing("unetr", config.gradient_checkpointing)
     fixed = (*SHAPE_ARGUMENTS, "img_size", "save_attn")
     check_model_params("unetr", UNETR, config.model_params, fixed)
     if any(size % UNETR_PATCH for size in config.patch_size):
@@ -194,4 +211,5 @@ def build_unetr(config: ModelTrainingConfig) -> nn.Module:
     for block in network.vit.blocks:
         # MONAI gives every block a norm for a cross-attention that UNETR has not
         block.norm_cross_attn.requires_grad_(False)
+    _recompute(config, network, TransformerBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock)
     return FixedSizeNetwork(network, config.patch_size)

@@ -12,9 +12,6 @@ from torch import nn
 SHAPE_ARGUMENTS = ("spatial_dims", "in_channels", "out_channels")
 """Arguments of MONAI's networks that other fields of the config decide."""
 
-CHECKPOINTING: tuple[str, ...] = ("dformer3d", "swin_unetr")
-"""Networks that can recompute activations in the backward pass."""
-
 
 def check_model_params(
     network: str,
@@ -48,15 +45,6 @@ def model_params_problem(network: str, name: str, valid: Collection[str]) -> str
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     takes = f"It takes {', '.join(sorted(valid))}" if valid else "It takes none"
     return f"model_params.{name} is not a parameter of {network}: {hint}{takes}"
-
-
-def refuse_checkpointing(network: str, gradient_checkpointing: bool) -> None:
-    """Raise a ValueError where checkpointing is asked of a network that has none."""
-    if gradient_checkpointing:
-        raise ValueError(
-            f"gradient_checkpointing=true is not possible with {network}: "
-            f"turn it off or use {' or '.join(CHECKPOINTING)}"
-        )
 
 
 def stride_product(strides: Sequence[int | Sequence[int]]) -> tuple[int, int, int]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from training.config import ModelTrainingConfig
 from training.models.dynunet import UNetPlan
 from training.models.padding import PaddedNetwork
-from training.models.parameters import check_model_params, refuse_checkpointing, stride_product
+from training.models.parameters import check_model_params, stride_product
+from training.models.recompute import recompute_blocks
 
 BLOCKS = (1, 3, 4, 6)
 """Residual blocks of the first stages, finest first; further stages have as many as the last."""
@@ -25,11 +26,18 @@ def convolution(channels: int, filters: int, kernel: Triple, stride: Triple | in
     return nn.Conv3d(channels, filters, tuple(kernel), stride, tuple(padding))  # type: ignore[arg-type]
 
 
-def normalised(layer: nn.Module, filters: int) -> nn.Sequential:
-    """A layer, an instance norm with a scale and a shift, and a leaky ReLU."""
-    return nn.Sequential(
-        layer, nn.InstanceNorm3d(filters, affine=True), nn.LeakyReLU(0.01, inplace=True)
-    )
+class Normalised(nn.Sequential):
+    """A layer, an instance norm with a scale and a shift, and a leaky ReLU.
+
+    Args:
+        layer: The layer.
+        filters: Its output channels.
+    """
+
+    def __init__(self, layer: nn.Module, filters: int) -> None:
+        super().__init__(
+            layer, nn.InstanceNorm3d(filters, affine=True), nn.LeakyReLU(0.01, inplace=True)
+        )
 
 
 class ResidualBlock(nn.Module):
@@ -47,7 +55,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, filters: int, kernel: Triple, stride: Triple) -> None:
         super().__init__()
-        self.first = normalised(convolution(channels, filters, kernel, tuple(stride)), filters)
+        self.first = Normalised(convolution(channels, filters, kernel, tuple(stride)), filters)
         self.second = convolution(filters, filters, kernel)
         self.norm = nn.InstanceNorm3d(filters, affine=True)
         self.activation = nn.LeakyReLU(0.01, inplace=True)
@@ -92,7 +100,7 @@ class ResEncUNet(nn.Module):
         deep_supervision: bool = True,
     ) -> None:
         super().__init__()
-        self.stem = normalised(convolution(in_channels, filters[0], kernel_size[0]), filters[0])
+        self.stem = Normalised(convolution(in_channels, filters[0], kernel_size[0]), filters[0])
         self.encoder = nn.ModuleList()
         channels = filters[0]
         for stride, kernel, width, count in zip(strides, kernel_size, filters, blocks, strict=True):
@@ -108,7 +116,7 @@ class ResEncUNet(nn.Module):
                 nn.ConvTranspose3d(filters[level + 1], width, step, step)  # type: ignore[arg-type]
             )
             merge = convolution(2 * width, width, kernel_size[level])
-            self.decoder.append(normalised(merge, width))
+            self.decoder.append(Normalised(merge, width))
             if deep_supervision or level == 0:
                 self.heads.append(nn.Conv3d(width, out_channels, 1))
         self.deep_supervision = deep_supervision
@@ -152,7 +160,6 @@ def build_resenc_unet(config: ModelTrainingConfig) -> nn.Module:
     with larger patches and batches, for GPUs of 8, 24 and 40 GB. `model_params` may give
     `kernel_size`, `strides`, `filters` and `blocks` instead, and `deep_supervision: false`.
     """
-    refuse_checkpointing("resenc_unet", config.gradient_checkpointing)
     params = dict(config.model_params)
     check_model_params("resenc_unet", ResEncUNet, params, ("in_channels", "out_channels"))
     plan = UNetPlan.of(config.patch_size, config.target_spacing or (1.0, 1.0, 1.0))
@@ -175,6 +182,8 @@ def build_resenc_unet(config: ModelTrainingConfig) -> nn.Module:
     network = ResEncUNet(
         config.input_channels, config.num_classes, strides, kernels, filters, blocks, **params
     )
+    if config.gradient_checkpointing:
+        recompute_blocks(network, ResidualBlock, Normalised)
     return PaddedNetwork(network, stride_product(strides))
 
 

@@ -66,7 +66,7 @@ def choose(
     prepared = validation_cases(data, winner, scratch)
     if not prepared:
         return _without_cases(winner, data, settings)
-    num_classes = data.preprocessing.num_classes if winner.config.target_label is None else 2
+    num_classes = winner.config.task_classes
     measure = Measure.of(metric, winner.config)
     cases = ValidationCases(prepared, data.labels, measure, num_classes, scratch)
     tell(_told(cases, winner))
@@ -305,7 +305,7 @@ def _choose_postprocessing(
     chosen, gains = nested_postprocessing(found, cases.num_classes)
     gain = paired_interval(gains)
     used = bool(chosen.steps) and gain.mean > 0
-    target = members[0][1].candidate.config.target_label
+    target = members[0][1].candidate.config.target_class
     labels = data.labels if target is None else [data.labels[0], data.labels[target]]
     steps = chosen.describe(labels)
     choice.document["postprocessing"] = {

@@ -53,7 +53,8 @@ class Exported:
         metrics: Validation metrics of the checkpoint, and test metrics if there are test cases:
             `test_*` against the label files, `preprocessed_test_*` on the preprocessed grid.
         grid: Which of the two the test metrics are, None for none.
-        labels: Name of each label value, background first.
+        labels: Name of each class, background first.
+        label_values: Value of each class in label files.
         tolerance: Tolerance of the normalised surface Dice, in mm.
         notes: What could not be done as usual, in words.
         members: The exported networks, in words.
@@ -69,6 +70,7 @@ class Exported:
     metrics: dict[str, float]
     grid: Grid | None
     labels: list[str]
+    label_values: list[int]
     tolerance: float
     notes: list[str]
     members: list[str]
@@ -90,7 +92,7 @@ class Exported:
         prefix = test_prefix(self.grid)
         known = {
             name: f"_{label}"
-            for label, name in enumerate(self.labels)
+            for label, name in zip(self.label_values, self.labels, strict=True)
             if f"{prefix}dice_{label}" in found
         }
         return {
@@ -221,6 +223,7 @@ def _export(
         metrics,
         tested.grid,
         labels=data.labels,
+        label_values=list(data.preprocessing.values),
         tolerance=config.surface_tolerance,
         notes=data.notes,
         members=[member.name for member in choice.members],

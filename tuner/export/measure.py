@@ -33,12 +33,11 @@ class Measure:
             config: A config of the study.
         """
         kind, _, label = metric.removeprefix("val_").partition("_")
-        foreground = config.num_classes - 1 if config.target_label is None else 1
-        classes = tuple(range(1, foreground + 1))
+        classes = tuple(range(1, config.task_classes))
         if kind not in ("dice", "iou") or not (label.isdecimal() or not label):
             return cls("dice", classes)
         if label and config.target_label is None:
-            classes = (int(label),)
+            classes = (config.class_of(int(label)),)
         return cls("dice" if kind == "dice" else "iou", classes)
 
     def name(self, num_classes: int) -> str:

@@ -89,13 +89,13 @@ def _on_file_grid(
     members: Sequence[tuple[float, Predicted]],
     data: ExportData,
 ) -> Iterator[Case]:
-    target = members[0][1].candidate.config.target_label
+    target = members[0][1].candidate.config.target_class
     for case, mean in zip(files, mean_predictions(members), strict=True):
         # with its label, as it was preprocessed for the study
         prepared = data.preprocessing.apply(case.images, case.label, case.channels)
         if prepared.image.shape[1:] != mean.shape[1:]:
             raise DatasetError(f"{case.images[0]} has changed since it was preprocessed")
-        label = read_label(case.label, data.preprocessing.num_classes)
+        label = read_label(case.label, data.preprocessing.values)
         true = label.data if target is None else label.data == target
         spacing = tuple(float(size) for size in voxel_sizes(label.affine))
         prediction = data.preprocessing.invert(mean, prepared.info)

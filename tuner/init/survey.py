@@ -67,6 +67,7 @@ class DataSurvey:
         return ModelTrainingConfig(
             data_dir=self.dataset.folder,
             num_classes=len(self.dataset.labels),
+            label_values=self.dataset.preprocessing.label_values,
             input_channels=len(self.dataset.channels),
             target_spacing=self.spacing,
             **self.split,

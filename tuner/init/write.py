@@ -95,6 +95,7 @@ def _config(
         "config:",
         *_line("data_dir", survey.data_dir, ""),
         *_line("num_classes", len(dataset.labels), ", ".join(dataset.labels)),
+        *_label_values(survey),
         *_line("input_channels", len(dataset.channels), ", ".join(dataset.channels)),
         *_line("target_spacing", list(survey.spacing), "mm, the median of the cases"),
     ]
@@ -251,6 +252,12 @@ def _search(schedule: Schedule, hours: float) -> list[str]:
         *_line("grace_period", schedule.grace_period, f"trials are compared at epochs {rungs}"),
         *_line("reduction_factor", 3, "one of three goes on"),
     ]
+
+
+def _label_values(survey: DataSurvey) -> Iterator[str]:
+    values = survey.dataset.preprocessing.label_values
+    if values is not None:
+        yield from _line("label_values", list(values), "in the label files")
 
 
 def _fold_lines(schedule: Schedule) -> Iterator[str]:

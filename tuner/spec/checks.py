@@ -65,7 +65,7 @@ def _check_class_metric(metric: str, spec: SpecValues, parser: SpecParser) -> No
     if number == metric or not number.isdecimal():
         return
     config = spec.base_config()
-    known = [config.target_label] if config.target_label else list(range(1, config.num_classes))
+    known = config.foreground_labels
     if ("num_classes" in spec.config or config.target_label) and int(number) not in known:
         parser.problem(
             ("metric",),

@@ -265,6 +265,8 @@ def assumed_classes(flat: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "num_classes" in flat or flat.get("data_dir") == EMBEDDED_DATA:
         return {}
+    if isinstance(flat.get("label_values"), list):
+        return {"num_classes": max(2, len(flat["label_values"]))}
     weights = flat.get("class_weights")
     if isinstance(weights, list):
         return {"num_classes": max(2, len(weights))}

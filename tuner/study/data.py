@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from training.data.patches.mirroring import LEFT_RIGHT, mirror_axes, sided_label
 from training.data.prepared.cache import MANIFEST
 from training.data.prepared.config_check import check_config
 from training.data.prepared.split_rules import split_of_file
+from training.data.raw.label_values import gapped, named_labels
 from training.local_path import is_url
 from training.storage import address_of
 from tuner.errors import SpecError, StudyError
@@ -40,7 +42,7 @@ class StudyData:
     """Prepared data and the spec that was completed from them.
 
     Attributes:
-        spec: The spec with `num_classes` and `input_channels` of the data.
+        spec: The spec with what the data decide, such as `num_classes`.
         source: The folder of the user's files.
         preprocessed: The preprocessed folder in the cache.
         fingerprint: Of data and preprocessing settings.
@@ -129,7 +131,7 @@ def prepare_data(
     summary = (
         f"{dataset.name}: {dataset.modality}, {splits['train']} training, "
         f"{splits['val']} validation and {splits['test']} test cases{folds}; "
-        f"labels {', '.join(dataset.labels)}"
+        f"labels {named_labels(dataset.labels, dataset.preprocessing.values)}"
     )
     return StudyData(
         completed,
@@ -169,7 +171,7 @@ def shown_warnings(warnings: Sequence[str], where: str = "") -> list[str]:
 
 
 def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
-    """The spec with what the data decide: `num_classes` and `input_channels`.
+    """The spec with what the data decide, see `decided_by`.
 
     Args:
         spec: A spec; what it says about the data is checked.
@@ -196,16 +198,24 @@ def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
             "has none: give it a part `test`, or remove confirm"
         )
     try:
-        return spec.completed(
-            {"num_classes": len(dataset.labels), "input_channels": len(dataset.channels)},
-            origin="the data",
-        )
+        return spec.completed(decided_by(dataset), origin="the data")
     except SpecError as error:
         raise StudyError(
             f"{error}\n  the data in {dataset.folder} have {len(dataset.labels)} labels "
-            f"({', '.join(dataset.labels)}) and {len(dataset.channels)} channels "
-            f"({', '.join(dataset.channels)}): correct the search space"
+            f"({named_labels(dataset.labels, dataset.label_values)}) and "
+            f"{len(dataset.channels)} channels ({', '.join(dataset.channels)}): correct the search "
+            "space"
         ) from error
+
+
+def decided_by(dataset: RawDataset) -> dict[str, Any]:
+    """Config fields that data decide: classes and channels, and label values with gaps."""
+    values = gapped(dataset.label_values)
+    return {
+        "num_classes": len(dataset.labels),
+        "input_channels": len(dataset.channels),
+        **({} if values is None else {"label_values": list(values)}),
+    }
 
 
 def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
@@ -272,7 +282,7 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
     shape = np.median(list(survey.shapes.values()), axis=0)
     lines = [
         f"data      {dataset.name}: {len(dataset.cases)} cases of {', '.join(dataset.channels)}; "
-        f"labels {', '.join(dataset.labels)}",
+        f"labels {named_labels(dataset.labels, dataset.label_values)}",
         f"          median {' x '.join(f'{size:.0f}' for size in shape)} voxels of {spacing} mm "
         "(superior, anterior, right)",
         *shown_warnings([*dataset.warnings, *survey.warnings]),

@@ -281,6 +281,6 @@ def test_a_bundle_of_an_older_version_is_read(tmp_path: Path) -> None:
     bundle = Bundle.load(tmp_path / "bundle", "cpu")
     case = torch.randn(1, 9, 9, 9)
     assert torch.equal(bundle.probabilities(case), case_probabilities(member.module, case))
-    path.write_text(json.dumps({"format_version": 3, **old, "new_field": 1}))
-    with pytest.raises(BundleError, match="has format 3, this version reads 1 and 2"):
+    path.write_text(json.dumps({"format_version": 4, **old, "new_field": 1}))
+    with pytest.raises(BundleError, match="has format 4, this version reads 1, 2 and 3"):
         Bundle.load(tmp_path / "bundle")

@@ -306,9 +306,9 @@ def test_classes_that_a_part_lacks_are_said() -> None:
     splits = {"train": ["a", "c"], "val": ["d"], "test": []}
     (line, _) = missing_classes(splits, counts, labels)
     assert line == "no validation case has label 2 (lesion), 1 other has: it is not judged"
-    assert missing_classes(splits, counts, labels, target_label=1) == []
+    assert missing_classes(splits, counts, labels, target_class=1) == []
     with pytest.raises(DatasetError, match=r"label 3 \(cyst\): nothing can be learnt"):
-        missing_classes(splits, counts, labels, target_label=3)
+        missing_classes(splits, counts, labels, target_class=3)
 
 
 def test_many_classes_that_a_part_lacks_are_said_in_one_line() -> None:

@@ -34,7 +34,7 @@ def in_colour(code: str = "u1") -> np.ndarray:
 @pytest.mark.parametrize("off", [1e-3, 5e-4, -9e-4])
 def test_labels_that_are_whole_but_for_rounding_are_rounded(tmp_path: Path, off: float) -> None:
     path = save(tmp_path / "l.nii.gz", boxes(1, 2) + off * 0.999)
-    label = read_label(path, 3).data
+    label = read_label(path, range(3)).data
     assert label.dtype == np.uint8
     np.testing.assert_array_equal(label, boxes(1, 2))
 
@@ -56,7 +56,7 @@ def test_labels_between_whole_numbers_are_refused_in_full(
     voxels[0, 0, 0] = value
     path = save(tmp_path / "l.nii.gz", voxels)
     with pytest.raises(DatasetError, match=rf"l\.nii\.gz: .*, but 1 voxels have {shown}:"):
-        read_label(path, 3)
+        read_label(path, range(3))
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(1_000_001, np.int32), (-1, np.int16), (256, "<u2")])
@@ -64,13 +64,13 @@ def test_unknown_labels_are_refused_in_full(tmp_path: Path, value: int, dtype: A
     voxels = boxes(1).astype(dtype)
     voxels[0, 0, 0] = value
     with pytest.raises(DatasetError, match=rf"unknown label {value}; dataset\.json decl"):
-        read_label(save(tmp_path / "l.nii.gz", voxels), 2)
+        read_label(save(tmp_path / "l.nii.gz", voxels), range(2))
 
 
 @pytest.mark.parametrize("voxels", [in_colour(), np.zeros(SHAPE, np.complex64)])
 def test_colours_and_complex_numbers_are_refused_by_name(tmp_path: Path, voxels: Any) -> None:
     path = save(tmp_path / "x.nii.gz", voxels)
-    for read in (lambda: read_label(path, 3), lambda: read_image([path])):
+    for read in (lambda: read_label(path, range(3)), lambda: read_image([path])):
         with pytest.raises(DatasetError, match=r"x\.nii\.gz: (its voxels are col|voxels of ty)"):
             read()
 
@@ -127,8 +127,8 @@ def test_labels_that_the_header_scales_are_not_said_to_be_interpolated(tmp_path:
         image.header.set_slope_inter(0.5, 0)
         nib.save(image, tmp_path / f"{name}.nii.gz")
     with pytest.raises(DatasetError, match=r"have 0\.5: its header scales .* by scl_slope 0\.5"):
-        read_label(tmp_path / "half.nii.gz", 3)
-    assert np.array_equal(read_label(tmp_path / "whole.nii.gz", 3).data, boxes(1, 2))
+        read_label(tmp_path / "half.nii.gz", range(3))
+    assert np.array_equal(read_label(tmp_path / "whole.nii.gz", range(3)).data, boxes(1, 2))
 
 
 def test_a_network_without_a_place_for_a_label_or_channel_is_refused(tmp_path: Path) -> None:
@@ -280,4 +280,4 @@ def test_a_scaled_label_file_is_read_by_its_values(tmp_path: Path) -> None:
     # 1 and 2 are stored as shares of 32767
     image.header.set_data_dtype(np.int16)
     nib.save(image, tmp_path / "l.nii.gz")
-    np.testing.assert_array_equal(read_label(tmp_path / "l.nii.gz", 3).data, boxes(1, 2))
+    np.testing.assert_array_equal(read_label(tmp_path / "l.nii.gz", range(3)).data, boxes(1, 2))

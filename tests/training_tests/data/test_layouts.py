@@ -134,9 +134,17 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: (folder / "dataset.json").write_text("{"),
         "cannot be read as JSON",
     ),
-    "gap in labels": (
-        describe(labels={"0": "background", "1": "liver", "4": "tumour"}),
-        "without gaps",
+    "label without a name": (
+        describe(labels={"0": "background", "2": "liver", "4": "tumour"}),
+        r"unknown label 1; dataset\.json declares 0, 2, 4: name it there",
+    ),
+    "no background": (
+        describe(labels={"liver": 1, "tumour": 2}),
+        "must name the background, whose value is 0, but has liver = 1",
+    ),
+    "label value too large": (
+        describe(labels={"background": 0, "liver": 1, "tumour": 70000}),
+        "gives 'tumour' the value 70000, but values must be 65535 or less",
     ),
     "regions": (describe(labels={"background": 0, "whole": [1, 2]}), "regions are not supported"),
     "no modality": (describe(modality={}), "names no channel"),

@@ -128,7 +128,7 @@ def test_each_channel_is_normalised_as_nnunet_does_it(tmp_path: Path, empty: int
     ],
 )
 def test_the_name_of_a_channel_chooses_its_scheme(name: str, scheme: str) -> None:
-    dataset = RawDataset(Path("d"), "d", ("background", "a"), (name, "MRI"), ())
+    dataset = RawDataset(Path("d"), "d", ("background", "a"), (0, 1), (name, "MRI"), ())
     assert schemes_of(ModelTrainingConfig(), dataset) == [scheme, "zscore"]
     # a word of another channel, in any spelling, changes this one alone
     chosen = ModelTrainingConfig.model_validate({"normalisation": {name.upper(): "RGB_TO_0_1"}})

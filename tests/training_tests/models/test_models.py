@@ -16,7 +16,7 @@ from training.losses import DeepSupervisionLoss, SegmentationCrossEntropyLoss
 from training.models import MODELS, build_model
 from training.models.dynunet import UNetPlan
 from training.models.padding import FixedSizeNetwork, PaddedNetwork
-from training.models.parameters import CHECKPOINTING
+from training.models.recompute import recompute_blocks, recomputed_blocks
 from training.models.resenc_unet import ResidualBlock, _initialise
 from training.testing import check_network
 
@@ -93,22 +93,73 @@ def test_deep_supervision_gives_logits_of_each_resolution(name: ModelName) -> No
         torch.testing.assert_close(again(image), model.eval()(image))
 
 
-@pytest.mark.parametrize("name", CHECKPOINTING)
-def test_checkpointing_changes_no_gradient(name: ModelName) -> None:
-    image = torch.randn(1, 1, 9, 35, 20)
-    gradients = []
-    for checkpointing in (False, True):
-        model = build(name, gradient_checkpointing=checkpointing)
-        model(image).square().mean().backward()
-        gradients.append([weight.grad for weight in model.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-6)
+RANDOM: dict[ModelName, dict[str, Any]] = {
+    "dformer3d": {"drop_path_rate": 0.3, "drop_rate": 0.2, "attn_drop_rate": 0.2},
+    "dynunet": {"dropout": 0.2},
+    "unet3d": {"dropout": 0.2, "norm": "BATCH"},
+    "basic_unet": {"dropout": 0.2, "norm": "BATCH"},
+    "attention_unet": {"dropout": 0.2},
+    "segresnet": {"dropout_prob": 0.2},
+    "swin_unetr": {"drop_rate": 0.2, "dropout_path_rate": 0.3},
+    "unetr": {"dropout_rate": 0.2},
+}
+"""Settings with which a network draws numbers, or keeps statistics of its batches."""
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in CHECKPOINTING])
-def test_checkpointing_is_refused_where_there_is_none(name: ModelName) -> None:
-    with pytest.raises(ValueError, match=f"{name}.*dformer3d or swin_unetr"):
-        build(name, gradient_checkpointing=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_recomputing_activations_changes_nothing_else(name: ModelName) -> None:
+    image = torch.randn(2, 1, 9, 35, 20)
+    params = {**SMALL[name], **RANDOM.get(name, {})}
+    plain, recomputing = (
+        build(name, model_params=params, gradient_checkpointing=given) for given in (False, True)
+    )
+    assert recomputed_blocks(recomputing)
+    assert not recomputed_blocks(plain)
+    for model in (plain, recomputing):
+        torch.manual_seed(3)
+        outputs = model(image)
+        scales = outputs if isinstance(outputs, list) else [outputs]
+        sum(scale.square().mean() for scale in scales).backward()
+    assert list(plain.state_dict()) == list(recomputing.state_dict())
+    # also the statistics of batch norms, which see the batch a second time
+    for (key, value), after in zip(
+        plain.state_dict().items(), recomputing.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(after, value, msg=key)
+    for one, other in zip(plain.parameters(), recomputing.parameters(), strict=True):
+        if one.grad is None:
+            assert other.grad is None
+        else:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_copy_of_a_recomputing_network_is_one_of_its_own() -> None:
+    network = build("unet3d", gradient_checkpointing=True)
+    image = torch.randn(1, 1, 8, 8, 8)
+    before = network.eval()(image)
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        for weight in copied.parameters():
+            weight.zero_()
+    assert torch.equal(network(image), before)
+    assert not copied(image).any()
+
+
+def test_outside_of_training_nothing_is_recomputed() -> None:
+    network = build("unet3d", gradient_checkpointing=True)
+    calls = []
+    norm = next(module for module in network.modules() if isinstance(module, nn.InstanceNorm3d))
+    norm.register_forward_hook(lambda *_: calls.append(1))
+    image = torch.randn(1, 1, 8, 8, 8)
+    for training, expected in ((True, 2), (False, 1)):
+        calls.clear()
+        network.train(training)(image).sum().backward()
+        assert len(calls) == expected
+
+
+def test_a_network_without_such_blocks_is_named() -> None:
+    with pytest.raises(ValueError, match="no block to recompute in Linear"):
+        recompute_blocks(nn.Linear(2, 2), nn.Conv3d)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from training.errors import DatasetError
 from tuner.cli.main import main
 from tuner.errors import StudyError, TunerError
 from tuner.spec.study_spec import StudySpec
-from tuner.study.data import prepare_data, shown_warnings
+from tuner.study.data import check_data, prepare_data, shown_warnings
 
 SIDED = ("background", "left kidney", "right kidney")
 NETWORK = "model_params: {embed_dim: 8, depths: [1, 1], num_heads: [2, 4]}"
@@ -62,6 +62,53 @@ def test_the_number_of_classes_is_the_data_s(
     again = parse(found.spec.to_yaml())
     assert again.trial_config(values).num_classes == classes
     assert parse(spec.to_yaml()).to_yaml() == spec.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("more", "space", "named"),
+    [
+        (", target_label: 4", SPACE, {"target_label": 4}),
+        ("", "space: {class_weights.4: {uniform: [1, 9]}}\n", {}),
+        ("", f"metric: val_dice_4\n{SPACE}", {}),
+        (", label_values: [0, 1, 4]", SPACE, {}),
+    ],
+)
+def test_labels_with_gaps_are_named_by_their_values(
+    tmp_path: Path, more: str, space: str, named: dict[str, Any]
+) -> None:
+    cases = {f"c{index}": boxes(1, 4) for index in range(5)}
+    labels = {"background": 0, "organ": 1, "lesion": 4}
+    spec = parse(text(make_data(tmp_path / "data", cases, labels=labels), more, space))
+    completed, lines = check_data(spec)
+    assert any("labels background (0), organ (1), lesion (4)" in line for line in lines)
+    found = prepare_data(spec).spec
+    assert found.config == completed.config
+    config = found.trial_config(found.default_point())
+    assert (config.num_classes, config.label_values) == (3, [0, 1, 4])
+    assert {name: getattr(config, name) for name in named} == named
+    if "class_weights.4" in space:
+        assert config.class_weights == [1.0, 1.0, found.default_point()["class_weights.4"]]
+    again = parse(found.to_yaml())
+    assert again.trial_config(found.default_point()) == config
+
+
+@pytest.mark.parametrize(
+    ("more", "space", "message"),
+    [
+        (", target_label: 2", SPACE, r"target_label=2, but the labels of .* are 0, 1, 4 \(back"),
+        ("", "space: {class_weights.2: {uniform: [1, 9]}}\n", r"class_weights.2 .* 0, 1, 4 \(the"),
+        ("", f"metric: val_dice_2\n{SPACE}", "val_dice_2 names no foreground class: they are 1, 4"),
+        (", label_values: [0, 1, 2]", SPACE, r"label_values=\[0, 1, 2\], but those of the data in"),
+    ],
+)
+def test_a_number_that_is_no_value_of_the_files_is_refused(
+    tmp_path: Path, more: str, space: str, message: str
+) -> None:
+    cases = {f"c{index}": boxes(1, 4) for index in range(5)}
+    labels = {"background": 0, "organ": 1, "lesion": 4}
+    spec = parse(text(make_data(tmp_path / "data", cases, labels=labels), more, space))
+    with pytest.raises((TunerError, DatasetError), match=message):
+        check_data(spec)
 
 
 CONTRADICTIONS = [

@@ -18,6 +18,7 @@ from training.data.patches.mirroring import mirror_axes as axes_to_mirror
 from training.data.patches.sampling import CaseDataset, CaseSampler, PatchDataset, PatchSampler
 from training.data.prepared.cache import PreprocessedDataset
 from training.data.prepared.split import SPLITS
+from training.data.raw.label_values import shown_values
 from training.errors import DatasetError
 
 MAX_WORKERS = 8
@@ -78,6 +79,7 @@ def get_dataloader(
     steps_per_epoch: int | None = None,
     seed: int = 0,
     processes: int = 1,
+    accumulate: int = 1,
 ) -> DataLoader[Any]:
     """Loader of a split of a preprocessed folder.
 
@@ -97,9 +99,10 @@ def get_dataloader(
         augmentation_strength: 1 is as nnU-Net does it.
         channel_dropout: Probability that a channel of a training patch is set to 0.
         mirror_axes: Axes of a patch that it may be mirrored along.
-        steps_per_epoch: Training batches of an epoch; one patch a case by default.
+        steps_per_epoch: Optimizer steps of an epoch; one patch a case by default.
         seed: Seed of all that is random.
         processes: Processes that train together, each with batches of its own.
+        accumulate: Batches of an optimizer step: an epoch has no step of fewer.
 
     Raises:
         DatasetError: if the folder is not a preprocessed one, or the split has no case.
@@ -119,7 +122,8 @@ def get_dataloader(
             persistent_workers=num_workers > 0,
             collate_fn=list,
         )
-    steps = steps_per_epoch or math.ceil(len(cases) / (batch_size * processes))
+    a_step = batch_size * processes * accumulate
+    steps = steps_per_epoch or math.ceil(len(cases) / a_step)
     patches = PatchDataset(
         dataset,
         split,
@@ -133,7 +137,7 @@ def get_dataloader(
     return PrefetchingLoader(
         patches,
         batch_size=batch_size,
-        sampler=PatchSampler(steps * batch_size * processes),
+        sampler=PatchSampler(steps * a_step),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )
@@ -165,6 +169,7 @@ def get_dataloaders(
         steps_per_epoch=config.steps_per_epoch,
         seed=config.seed,
         processes=max(config.gpus, 1),
+        accumulate=config.accumulate,
     )
     val = get_dataloader(config.data_dir, "val", 1, 0, shuffle=False)
     has_test = bool(dataset.splits["test"])
@@ -186,6 +191,12 @@ def _check_fits(config: ModelTrainingConfig, dataset: PreprocessedDataset) -> No
         )
         if wrong
     ]
+    values = dataset.preprocessing.label_values
+    if values is not None and config.label_values != list(values):
+        problems.append(
+            f"label_values={config.label_values}, but those of the data in {dataset.folder} are "
+            f"{shown_values(values)} ({', '.join(labels)}): set label_values={list(values)}"
+        )
     if problems:
         raise DatasetError("\n  ".join(problems))
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.data.prepared.preprocessing import Preprocessing
+from training.data.raw.label_values import label_dtype
 from training.data.raw.layouts import RawCase
-from training.data.raw.volume import label_dtype
 from training.errors import DatasetError
 
 FORMAT_VERSION = 3
@@ -70,7 +70,7 @@ class PreprocessedDataset(BaseModel):
         folder: The folder of the split.
         arrays: The folder of the arrays, relative to it.
         name: Name of the dataset.
-        labels: Name of each label value, background first.
+        labels: Name of each class, background first; `preprocessing` has their values.
         channels: Name of each channel.
         modality: `CT`, `MR`, or both joined by `+`.
         fingerprint: Of the files, the preprocessing settings and the split.

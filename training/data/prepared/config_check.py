@@ -7,6 +7,7 @@ from collections.abc import Collection
 from training.config import ModelTrainingConfig
 from training.data.prepared.normalisation import normalisation_problems
 from training.data.prepared.split import split_cases
+from training.data.raw.label_values import shown_values
 from training.data.raw.layouts import RawDataset
 from training.errors import DatasetError
 
@@ -33,10 +34,16 @@ def check_config(
         for field, found in (("num_classes", labels), ("input_channels", channels))
         if field in chosen and getattr(config, field) != len(found)
     ]
-    if config.target_label is not None and config.target_label >= len(labels):
+    values = dataset.label_values
+    if config.label_values is not None and tuple(config.label_values) != values:
+        problems.append(
+            f"label_values={config.label_values}, but those of the data in {dataset.folder} are "
+            f"{shown_values(values)} ({', '.join(labels)}): correct them, or leave them out"
+        )
+    if config.target_label is not None and config.target_label not in values:
         problems.append(
             f"target_label={config.target_label}, but the labels of the data in {dataset.folder} "
-            f"are 0 to {len(labels) - 1} ({', '.join(labels)})"
+            f"are {shown_values(values)} ({', '.join(labels)})"
         )
     if isinstance(config.class_weights, list) and len(config.class_weights) != len(labels):
         problems.append(

@@ -23,6 +23,7 @@ from training.data.prepared.resampling import choose_spacing
 from training.data.raw.dataset_channels import without_any
 from training.data.raw.header import check_same_grid, orientation_of, spacing_of
 from training.data.raw.header_survey import median_spacing
+from training.data.raw.label_values import gapped
 from training.data.raw.layouts import Modality, RawCase, RawDataset
 from training.data.raw.volume import read_image, read_label
 from training.errors import DatasetError
@@ -87,7 +88,7 @@ def scan_case(
         DatasetError: naming the file that is unreadable or does not fit.
     """
     image = read_image(case.images)
-    label = read_label(case.label, len(dataset.labels))
+    label = read_label(case.label, dataset.label_values)
     check_same_grid(case.label, label, case.images[0], image)
     orientation = orientation_of(image.affine)
     present = dataset.channels_of(case)
@@ -164,6 +165,7 @@ def plan_dataset(
             channels=channels,
             num_classes=len(dataset.labels),
             missing_channels=dataset.missing_channels,
+            label_values=gapped(dataset.label_values),
             data_spacing=median_spacing([scan.spacing for scan in known]),
         ),
         voxel_counts={case: scan.voxel_counts for case, scan in scans.items()},

@@ -107,8 +107,9 @@ def prepare_dataset(
         prepared.splits,
         counts,
         prepared.labels,
-        config.target_label,
+        dataset.class_of(config.target_label),
         None if plan is None else plan.voxel_counts,
+        dataset.label_values,
     )
     for line in [*dataset.warnings, *missing, *prepared.warnings]:
         warn(line)
@@ -235,7 +236,10 @@ class _Preparation:
         plan = _read(DatasetPlan, self._arrays / PLAN) or self._plan()
         splits = split_cases(plan.voxel_counts, self._config)
         # warnings come later; here it only refuses labels that cannot be learnt, before the work
-        missing_classes(splits, plan.voxel_counts, dataset.labels, self._config.target_label)
+        target = dataset.class_of(self._config.target_label)
+        missing_classes(
+            splits, plan.voxel_counts, dataset.labels, target, values=dataset.label_values
+        )
         entries = self._entries(plan)
         of_cases = [warning for entry in entries.values() for warning in entry.warnings]
         manifest = PreprocessedDataset(

@@ -38,8 +38,9 @@ from training.data.raw.header import (
     spacing_of,
     spacing_text,
 )
+from training.data.raw.label_values import label_dtype
 from training.data.raw.layouts import Modality
-from training.data.raw.volume import Volume, label_dtype, read_image, read_label
+from training.data.raw.volume import Volume, read_image, read_label
 from training.errors import DatasetError
 
 AIR = -500.0
@@ -98,6 +99,7 @@ class Preprocessing(BaseModel):
         spacing: Voxel spacing in mm that volumes are resampled to (depth, height, width).
         channels: Normalisation of each channel.
         num_classes: Number of labels, background included.
+        label_values: Value of each class in the label files, background first; None for 0, 1, ...
         data_spacing: Median spacing of the training data, which an image to predict is compared
             with; None in bundles of older versions.
         missing_channels: Whether a case may lack channels, which are then 0.
@@ -110,6 +112,12 @@ class Preprocessing(BaseModel):
     num_classes: int
     data_spacing: tuple[float, float, float] | None = None
     missing_channels: bool = False
+    label_values: tuple[int, ...] | None = None
+
+    @property
+    def values(self) -> Sequence[int]:
+        """Value of each class in the label files, background first."""
+        return range(self.num_classes) if self.label_values is None else self.label_values
 
     def apply(
         self,
@@ -137,7 +145,7 @@ class Preprocessing(BaseModel):
             raise DatasetError(
                 f"{images[0]}: {len(image.data)} channels, but {len(present)} are needed"
             )
-        label_map = None if label is None else read_label(label, self.num_classes)
+        label_map = None if label is None else read_label(label, self.values)
         if label is not None and label_map is not None:
             check_same_grid(label, label_map, images[0], image)
         try:
@@ -177,14 +185,15 @@ class Preprocessing(BaseModel):
         before = labels[_slices(kept)]
         after = resample_label(before, shape, axis)
         losses = [
-            f"{label}: {count} voxels of label {value} lie outside the body (CT above {AIR:g} HU, "
-            "MR other than 0): they are trained on, but predictions are background there"
-            for value, count in outside(labels, crop).items()
+            f"{label}: {count} voxels of label {self.values[found]} lie outside the body (CT above "
+            f"{AIR:g} HU, MR other than 0): they are trained on, but predictions are background "
+            "there"
+            for found, count in outside(labels, crop).items()
         ] + [
-            f"{label}: {count} voxels of label {value} are lost by resampling from "
+            f"{label}: {count} voxels of label {self.values[found]} are lost by resampling from "
             f"{spacing_text(spacing)} to {spacing_text(self.spacing)} mm: the objects are too "
             "small for that grid; choose another target_spacing"
-            for value, count in lost_by_resampling(before, after).items()
+            for found, count in lost_by_resampling(before, after).items()
         ]
         warnings = (*image.warnings, *label_map.warnings, *losses)
         return PreprocessedCase(normalised, after, geometry, warnings)
@@ -192,7 +201,7 @@ class Preprocessing(BaseModel):
     def invert(
         self, probabilities: Float[np.ndarray, "k d h w"], info: CaseGeometry
     ) -> UInt[np.ndarray, "i j k"]:
-        """Label map on the file's own grid, in the file's axis order.
+        """Classes on the file's own grid, in the file's axis order.
 
         Args:
             probabilities: Class probabilities of the preprocessed case, in any precision.
@@ -212,7 +221,7 @@ class Preprocessing(BaseModel):
         info: CaseGeometry,
         stored: UInt[np.ndarray, "i j k c"] | None = None,
     ) -> UInt[np.ndarray, "i j k"]:
-        """Label map on the file's own grid, of probabilities that come slab by slab.
+        """Classes on the file's own grid, of probabilities that come slab by slab.
 
         The probabilities are resampled class by class and a few planes at a time, and the class
         of the highest is kept: a scan of the whole body with many classes would not fit in memory.

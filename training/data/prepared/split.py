@@ -109,17 +109,19 @@ def missing_classes(
     splits: Mapping[str, Sequence[str]],
     voxel_counts: Mapping[str, Sequence[int]],
     labels: Sequence[str],
-    target_label: int | None = None,
+    target_class: int | None = None,
     in_files: Mapping[str, Sequence[int]] | None = None,
+    values: Sequence[int] | None = None,
 ) -> list[str]:
     """Say which classes no case of a part has.
 
     Args:
         splits: Case names of each part.
         voxel_counts: Voxels of each class, by case.
-        labels: Name of each label value.
-        target_label: The one label that is trained, if there is one.
+        labels: Name of each class.
+        target_class: The one class that is trained, if there is one.
         in_files: Voxels of each class before resampling, by case, where that is another count.
+        values: Value of each class in the label files; 0, 1, ... by default.
 
     Returns:
         A line for each class that cannot be learnt, or is not judged; one for all of many.
@@ -127,11 +129,12 @@ def missing_classes(
     Raises:
         DatasetError: if there is nothing to learn.
     """
-    wanted = range(1, len(labels)) if target_label is None else [target_label]
+    wanted = range(1, len(labels)) if target_class is None else [target_class]
+    values = values or range(len(labels))
     held = {part: _holders(voxel_counts, cases, len(labels)) for part, cases in splits.items()}
     before = _holders(in_files or {}, in_files or {}, len(labels))
     if not any(held["train"][label] for label in wanted):
-        named = ", ".join(f"{label} ({labels[label]})" for label in wanted)
+        named = ", ".join(f"{values[label]} ({labels[label]})" for label in wanted)
         after = " after resampling" if any(before[label] for label in wanted) else ""
         raise DatasetError(
             f"no training case has a voxel of label {named}{after}: nothing can be learnt"
@@ -139,7 +142,7 @@ def missing_classes(
     found: dict[tuple[str, str], list[str]] = {}
     for label in wanted:
         total = sum(counts[label] for counts in held.values())
-        name = f"label {label} ({labels[label]})"
+        name = f"label {values[label]} ({labels[label]})"
         others = f", {total} other{' has' if total == 1 else 's have'}"
         if not total:
             lost = f", though {before[label]} had before resampling" if before[label] else ""

@@ -25,6 +25,7 @@ from training.data.raw.dataset_channels import (
     read_channels,
     without_any,
 )
+from training.data.raw.dataset_labels import read_labels
 from training.data.raw.file_names import (
     CaseFiles,
     by_stem,
@@ -68,7 +69,8 @@ class RawDataset:
     Attributes:
         folder: The folder.
         name: Its name by dataset.json, or the folder's.
-        labels: Name of each label value, background first.
+        labels: Name of each class, background first.
+        label_values: Value of each class in the label files, 0 first; they may have gaps.
         channels: Name of each channel.
         cases: All labelled cases, by name.
         warnings: What is there and not used, and what is missing and allowed to be.
@@ -78,6 +80,7 @@ class RawDataset:
     folder: Path
     name: str
     labels: tuple[str, ...]
+    label_values: tuple[int, ...]
     channels: tuple[str, ...]
     cases: tuple[RawCase, ...]
     warnings: tuple[str, ...] = ()
@@ -86,6 +89,10 @@ class RawDataset:
     def channels_of(self, case: RawCase) -> Sequence[int]:
         """Numbers of the channels that a case has."""
         return range(len(self.channels)) if case.channels is None else case.channels
+
+    def class_of(self, value: int | None) -> int | None:
+        """The class that has a value in the label files; None for no value."""
+        return None if value is None else self.label_values.index(value)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -141,7 +148,7 @@ def survey_layout(
         )
     source = folder / DATASET_JSON
     description = _read_description(source)
-    labels = _labels(description, source)
+    labels = read_labels(description, source)
     channels = read_channels(description, source)
     allowed = may_lack_channels(description, source, missing_channels)
     problems: list[str] = []
@@ -159,7 +166,9 @@ def survey_layout(
     if line := lacking_line(present, channels):
         warnings = (*warnings, line)
     name = str(description.get("name") or folder.name)
-    dataset = RawDataset(folder, name, labels, channels, raw_cases, warnings, allowed)
+    dataset = RawDataset(
+        folder, name, labels.names, labels.values, channels, raw_cases, warnings, allowed
+    )
     return dataset, problems
 
 
@@ -366,41 +375,6 @@ def _read_description(path: Path) -> Mapping[str, Any]:
     if not isinstance(description, dict):
         raise DatasetError(f"{path}: must hold a JSON object")
     return description
-
-
-def _labels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """Label names by value; the Decathlon maps value to name, nnU-Net v2 name to value."""
-    given = description.get("labels")
-    if not isinstance(given, dict) or len(given) < 2:
-        raise DatasetError(f"{path}: `labels` must name background and at least one structure")
-    by_value: dict[int, str] = {}
-    for key, value in given.items():
-        # a name may be a number too, as in {"10": 1}
-        is_value = str(key).isdecimal() and not isinstance(value, int)
-        number, name = (key, value) if is_value else (value, key)
-        if not str(number).isdecimal():
-            raise DatasetError(
-                f"{path}: `labels` maps {key!r} to {value!r}; one of the two must be the label "
-                "value, a whole number (nnU-Net's regions are not supported)"
-            )
-        if int(number) in by_value:
-            raise DatasetError(
-                f"{path}: `labels` gives the value {number} to {by_value[int(number)]!r} and to "
-                f"{name!r}"
-            )
-        if str(name).strip().lower() == "ignore":
-            raise DatasetError(
-                f"{path}: nnU-Net's `ignore` label ({number}) is not supported yet: it would be "
-                "learnt and predicted as a class. Take it out of `labels`, and set its voxels to "
-                "another label, or leave out the cases that have it"
-            )
-        by_value[int(number)] = str(name)
-    if sorted(by_value) != list(range(len(given))):
-        raise DatasetError(
-            f"{path}: label values must be 0 to {len(given) - 1} without gaps, but are "
-            f"{sorted(by_value)}"
-        )
-    return tuple(by_value[value] for value in sorted(by_value))
 
 
 def _files(folder: Path, problems: list[str]) -> dict[str, Path]:

@@ -12,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.raw.header import VolumeHeader, check_same_grid, open_volume, unreadable
+from training.data.raw.label_values import shown_values, to_classes, unknown_values
 from training.errors import DatasetError
 
 ROUNDING = 1e-3
 """Distance from a whole number up to which a label is taken to be one that was rounded."""
-
-MAX_CLASSES = 2**16
-"""Largest number of classes in a label map of uint16."""
 
 
 @dataclass(frozen=True)
@@ -75,25 +73,17 @@ def voxels_in_header(path: Path) -> int:
     return int(np.prod(header.shape)) * header.channels
 
 
-def label_dtype(num_classes: int) -> np.dtype[Any]:
-    """The type of a label map: uint8, or uint16 for more than 256 classes.
-
-    Raises:
-        DatasetError: if uint16 cannot hold that many classes.
-    """
-    if num_classes > MAX_CLASSES:
-        raise DatasetError(f"{num_classes} classes are too many: at most {MAX_CLASSES} can be")
-    return np.dtype(np.min_scalar_type(num_classes - 1))
-
-
-def read_label(path: Path, num_classes: int) -> Volume:
-    """Read a label map as unsigned integers `(i, j, k)`, see `label_dtype`.
+def read_label(path: Path, label_values: Sequence[int]) -> Volume:
+    """Read a label map as classes `(i, j, k)`, unsigned integers, see `label_dtype`.
 
     Numbers that are whole but for rounding are rounded.
 
+    Args:
+        path: The file.
+        label_values: The value in the file of each class, background first.
+
     Raises:
-        DatasetError: if the file is unreadable, or holds other values than 0 to
-            `num_classes - 1`.
+        DatasetError: if the file is unreadable, or holds other values.
     """
     voxels, header = _read(path)
     if voxels.ndim == 4 and voxels.shape[3] == 1:
@@ -101,13 +91,13 @@ def read_label(path: Path, num_classes: int) -> Volume:
     if voxels.ndim != 3:
         raise DatasetError(f"{path}: a label map has 3 axes, but this has shape {voxels.shape}")
     whole = _whole_numbers(path, voxels)
-    unknown = (whole < 0) | (whole >= num_classes)
-    if unknown.any():
+    unknown = unknown_values(whole, label_values)
+    if unknown.size:
         raise DatasetError(
-            f"{path}: unknown label {_shown(whole[unknown])}; dataset.json declares 0 to "
-            f"{num_classes - 1}"
+            f"{path}: unknown label {_shown(unknown)}; dataset.json declares "
+            f"{shown_values(label_values)}: name it there in `labels`, or correct the file"
         )
-    return Volume(whole.astype(label_dtype(num_classes)), header.affine, header.warnings)
+    return Volume(to_classes(whole, label_values), header.affine, header.warnings)
 
 
 def _whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:

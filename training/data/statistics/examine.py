@@ -130,7 +130,7 @@ def _read_label(
     if path not in headers:
         return None
     try:
-        return read_label(path, len(dataset.labels)).data
+        return read_label(path, dataset.label_values).data
     except DatasetError as error:
         result.found("label", error)
     return None

@@ -135,8 +135,9 @@ def _classes(dataset: RawDataset, cases: Sequence[CaseMeasures]) -> Iterator[Fin
             f"{dataset.folder}: all voxels of {len(labelled)} label maps are {dataset.labels[0]}",
         )
         return
-    for value, name in enumerate(dataset.labels[1:], start=1):
-        having = [case.case_id for case in labelled if case.classes[value].voxels]
+    for number, name in enumerate(dataset.labels[1:], start=1):
+        value = dataset.label_values[number]
+        having = [case.case_id for case in labelled if case.classes[number].voxels]
         if not having:
             yield Finding(
                 "absent class", f"{name} ({value}): in none of {len(labelled)} label maps"

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from training.models.dformer.kernels import DepthwiseConv3d, Perceptron
 from training.models.precision import without_autocast
@@ -230,27 +229,17 @@ class Stage(nn.Module):
     border of the grid is.
     """
 
-    def __init__(self, dim: int, blocks: Sequence[DFormerBlock], checkpointing: bool) -> None:
+    def __init__(self, dim: int, blocks: Sequence[DFormerBlock]) -> None:
         super().__init__()
         self.position = DepthwiseConv3d(dim)
         self.blocks = nn.ModuleList(blocks)
-        self.checkpointing = checkpointing
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Encode positions and run the blocks."""
         tokens = tokens + self.position(tokens.movedim(-1, 1)).movedim(1, -1)
         for block in self.blocks:
-            tokens = run(block, tokens, self.checkpointing)
+            tokens = block(tokens)
         return tokens
-
-
-def run(module: nn.Module, tokens: Tokens, checkpointing: bool) -> Tensor:
-    """Call a module; with checkpointing its activations are recomputed for the gradient."""
-    if checkpointing and torch.is_grad_enabled():
-        recomputed: Tensor = checkpoint(module, tokens, use_reentrant=False)
-        return recomputed
-    output: Tensor = module(tokens)
-    return output
 
 
 class PatchMerging(nn.Module):

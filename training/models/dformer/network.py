@@ -19,6 +19,7 @@ from training.models.dformer.blocks import (
     linear_of_both,
 )
 from training.models.dformer.head import SegmentationHead
+from training.models.recompute import recompute_blocks
 
 __all__ = ["SegNetwork"]
 
@@ -114,7 +115,7 @@ class SegNetwork(nn.Module):
                 )
                 for index, rate in enumerate(rates)
             ]
-            return Stage(embed_dim * 2**level, blocks, gradient_checkpointing)
+            return Stage(embed_dim * 2**level, blocks)
 
         # Lists are indexed by level: 0 is the finest grid, in the decoder too
         widths = [embed_dim * 2**level for level in range(len(depths))]
@@ -133,6 +134,8 @@ class SegNetwork(nn.Module):
             for width in (widths[:-1] if deep_supervision else widths[:1])
         )
         self.apply(_initialise)
+        if gradient_checkpointing:
+            recompute_blocks(self, DFormerBlock)
 
     def forward(
         self, image: Float[Tensor, "batch channels depth height width"]
