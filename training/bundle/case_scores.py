@@ -75,7 +75,7 @@ def files_of(dataset: PreprocessedDataset, split: str) -> list[RawCase]:
 
 def missing_files(cases: Iterable[RawCase]) -> list[Path]:
     """Files of cases that are not there any more."""
-    return [path for case in cases for path in (*case.images, case.label) if not path.is_file()]
+    return [path for case in cases for path in (*case.images, case.label) if not path.exists()]
 
 
 def on_file_grid(

@@ -30,13 +30,13 @@ from training.data.prepared.resampling import (
     resample_label,
     resample_slabs,
 )
+from training.data.raw.formats.geometry import spacing_text
 from training.data.raw.header import (
     SPACING_RATIO,
     check_same_grid,
     is_far_off,
     orientation_of,
     spacing_of,
-    spacing_text,
 )
 from training.data.raw.label_values import label_dtype
 from training.data.raw.layouts import Modality

@@ -69,9 +69,10 @@ def channels_problem(files: CaseFiles, channels: Sequence[str], *, allowed: bool
     if files.numbers is None or files.numbers == tuple(range(count)):
         return None
     absent = files.missing(count)
-    if allowed and absent and len(files.numbers) + len(absent) == count:
+    fits = absent and len(files.numbers) + len(absent) == count
+    if allowed and fits and not files.in_another_format(count):
         return None
-    lacking = f": {', '.join(path.name for path in absent)} is missing" if absent else ""
+    lacking = f": {files.lacks(count)} is missing" if absent else ""
     way_out = (
         f"; add it, leave out the case, or train without it by `{MISSING_CHANNELS}: allowed`"
         if absent and not allowed

@@ -191,11 +191,12 @@ def _judge_channels(
         modality = dataset.modalities[number]
         if constant[index]:
             result.found("constant channel", f"{path}: every voxel of {name} is {channel.low:g}")
-        elif channel.whole and channel.low >= 0 and channel.high < len(dataset.labels):
+        elif channel.values and set(channel.values) <= set(dataset.label_values):
+            unlabelled = any(finding.kind == "label" for finding in result.findings)
+            shown = ", ".join(f"{value:g}" for value in channel.values[:5])
             result.found(
-                "swapped",
-                f"{path}: its voxels are whole numbers from {channel.low:g} to {channel.high:g}, "
-                "as in a label map",
+                "swapped" if unlabelled else "like a label map",
+                f"{path}: all its voxels have values of labels ({shown})",
             )
         elif modality == "CT" and channel.low >= 0:
             result.found(
