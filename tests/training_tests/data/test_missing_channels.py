@@ -232,3 +232,10 @@ def test_channels_are_dropped_each_by_itself_but_never_all(probability: float) -
     single = torch.ones(1, 2, 2, 2)
     drop_channels(single, range(1), 1.0, rng)
     assert single.all()
+
+
+def test_a_channel_in_another_format_is_no_missing_one(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data", missing_channels="allowed")
+    (folder / "imagesTr" / "c2_0001.nii.gz").rename(folder / "imagesTr" / "c2_0001.mha")
+    with pytest.raises(DatasetError, match=r"channels of a case must be of one format"):
+        read_layout(folder)

@@ -27,6 +27,7 @@ from training.data.raw.label_values import gapped
 from training.data.raw.layouts import Modality, RawCase, RawDataset
 from training.data.raw.volume import read_image, read_label
 from training.errors import DatasetError
+from training.ignored_voxels import is_ignored
 
 FOREGROUND_SAMPLES = 10_000
 """Foreground voxels of each case that the CT statistics are computed from."""
@@ -88,7 +89,7 @@ def scan_case(
         DatasetError: naming the file that is unreadable or does not fit.
     """
     image = read_image(case.images)
-    label = read_label(case.label, dataset.label_values)
+    label = read_label(case.label, dataset.label_values, dataset.ignore)
     check_same_grid(case.label, label, case.images[0], image)
     orientation = orientation_of(image.affine)
     present = dataset.channels_of(case)
@@ -96,7 +97,8 @@ def scan_case(
         raise DatasetError(f"{case.images[0]}: {len(image.data)} channels, not {len(present)}")
     box = bounding_box(body_of(image.data, [dataset.modalities[number] for number in present]))
     sizes = [box[int(i)][1] - box[int(i)][0] for i in np.argsort(orientation[:, 0])]
-    voxels = image.data[:, label.data > 0]
+    ignored = is_ignored(label.data, len(dataset.labels))
+    voxels = image.data[:, (label.data > 0) & ~ignored]
     if voxels.size:
         rng = np.random.default_rng(0)
         voxels = voxels[:, rng.integers(voxels.shape[1], size=FOREGROUND_SAMPLES)]
@@ -105,7 +107,7 @@ def scan_case(
     for number, channel in zip(present, voxels, strict=True):
         if schemes[number] == "CT":
             foreground[number] = channel.tolist()
-    counts = np.bincount(label.data.ravel(), minlength=len(dataset.labels))
+    counts = np.bincount(label.data[~ignored], minlength=len(dataset.labels))
     return CaseScan(
         spacing=spacing_of(image.affine, orientation),
         shape=(sizes[0], sizes[1], sizes[2]),
@@ -166,14 +168,25 @@ def plan_dataset(
             num_classes=len(dataset.labels),
             missing_channels=dataset.missing_channels,
             label_values=gapped(dataset.label_values),
+            ignore=dataset.ignore,
             data_spacing=median_spacing([scan.spacing for scan in known]),
         ),
         voxel_counts={case: scan.voxel_counts for case, scan in scans.items()},
         warnings=[
             *(warning for scan in scans.values() for warning in scan.warnings),
+            *_without_labels(dataset, scans),
             *doubtful_schemes(dataset, schemes, config),
         ],
     )
+
+
+def _without_labels(dataset: RawDataset, scans: Mapping[str, CaseScan]) -> list[str]:
+    """Warnings about cases in which nobody labelled a voxel."""
+    return [
+        f"{case.label}: every voxel is to ignore, none is labelled: the case is left out"
+        for case in dataset.cases
+        if not any(scans[case.case_id].voxel_counts)
+    ]
 
 
 def _ct_normalisation(

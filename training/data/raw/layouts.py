@@ -77,6 +77,7 @@ class RawDataset:
         channels: Name of each channel.
         cases: All labelled cases, by name.
         warnings: What is there and not used, and what is missing and allowed to be.
+        ignore: Values in the label files of voxels that are left out.
         missing_channels: Whether cases may lack channels.
     """
 
@@ -87,6 +88,7 @@ class RawDataset:
     channels: tuple[str, ...]
     cases: tuple[RawCase, ...]
     warnings: tuple[str, ...] = ()
+    ignore: tuple[int, ...] = ()
     missing_channels: bool = False
 
     def channels_of(self, case: RawCase) -> Sequence[int]:
@@ -170,7 +172,15 @@ def survey_layout(
         warnings = (*warnings, line)
     name = str(description.get("name") or folder.name)
     dataset = RawDataset(
-        folder, name, labels.names, labels.values, channels, raw_cases, warnings, allowed
+        folder,
+        name,
+        labels.names,
+        labels.values,
+        channels,
+        raw_cases,
+        warnings,
+        labels.ignore,
+        allowed,
     )
     return dataset, problems
 
