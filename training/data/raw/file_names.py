@@ -56,13 +56,14 @@ class CaseFiles:
 
     def in_another_format(self, channels: int) -> list[str]:
         """Names of files that would be channels which the case lacks, were they of its format."""
-        stems = {image_stem(path) for path in self.missing(channels)}
-        if not stems:
+        absent = {image_stem(path): path.name for path in self.missing(channels)}
+        if not absent:
             return []
         return [
             path.name
             for path in sorted(self.paths[0].parent.iterdir())
-            if image_stem(path) in stems and path not in self.paths
+            # a list of files may say that one which is there is not the case's
+            if absent.get(image_stem(path), path.name) != path.name
         ]
 
     def lacks(self, channels: int) -> str:
