@@ -125,9 +125,7 @@ def read(path: Path, request: Request) -> Source:
         named: Mapping[str, int] | None = mask_labels(in_order)
     else:
         named = _names(path)
-    return Source(
-        path.name, channels, request.labels or named, tuple(cases), notes=tuple(notes)
-    )
+    return Source(path.name, channels, request.labels or named, tuple(cases), notes=tuple(notes))
 
 
 def _files(root: Path, pattern: str) -> Iterator[_Named]:
@@ -138,7 +136,7 @@ def _files(root: Path, pattern: str) -> Iterator[_Named]:
             if stem is None or not path.is_file():
                 continue
             *parts, suffix = stem.split("_")
-            entities = dict(m.groups() for part in parts if (m := _ENTITY.fullmatch(part)))
+            entities = {m[1]: m[2] for part in parts if (m := _ENTITY.fullmatch(part))}
             if "sub" in entities:
                 yield _Named(path, entities, suffix)
 

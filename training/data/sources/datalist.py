@@ -131,4 +131,9 @@ def _labels(content: Mapping[str, Any], path: Path) -> dict[str, int] | None:
     if not isinstance(content.get("labels"), dict):
         return None
     labels = read_labels(content, path)
-    return dict(zip(labels.names, labels.values, strict=True))
+    ignored = {"ignore": labels.ignore[0]} if labels.ignore else {}
+    if len(labels.ignore) > 1:
+        raise DatasetError(
+            f"{path}: several ignored values are not converted: give them one in the label maps"
+        )
+    return {**dict(zip(labels.names, labels.values, strict=True)), **ignored}

@@ -33,11 +33,7 @@ def read(path: Path, request: Request) -> Source:
         DatasetError: if it is no such table, or a line of it names no image or label map.
     """
     rows = _rows(path)
-    columns = [
-        name
-        for name in (rows[0][1] if rows else {})
-        if re.fullmatch(r"image(_\w+)?", name)
-    ]
+    columns = [name for name in (rows[0][1] if rows else {}) if re.fullmatch(r"image(_\w+)?", name)]
     problems: list[str] = []
     cases, folds, parts = [], {}, {}
     for number, row in rows:
@@ -48,9 +44,7 @@ def read(path: Path, request: Request) -> Source:
             continue
         label = path.parent / row["label"]
         case_id = row.get("case") or image_stem(label) or label.name
-        cases.append(
-            SourceCase(case_id, tuple(path.parent / image for image in images), label)
-        )
+        cases.append(SourceCase(case_id, tuple(path.parent / image for image in images), label))
         if row.get("fold"):
             folds[case_id] = row["fold"]
         if row.get("split"):
