@@ -168,9 +168,9 @@ class Preprocessing(BaseModel):
         path = images[0]
         orientation = orientation_of(image.affine)
         spacing = spacing_of(image.affine, orientation)
-        if label is None:
-            self._check_spacing(path, spacing)
         oriented = reorient(image.data, orientation)
+        if label is None:
+            self._check_spacing(path, spacing, oriented.shape[1:])
         body = body_of(oriented, [self.channels[number].modality for number in present])
         crop = kept = bounding_box(body)
         labels = None if label_map is None else reorient(label_map.data, orientation)
@@ -292,7 +292,9 @@ class Preprocessing(BaseModel):
                 voxels[_slices(crop)],
             )
 
-    def _check_spacing(self, path: Path, spacing: tuple[float, float, float]) -> None:
+    def _check_spacing(
+        self, path: Path, spacing: tuple[float, float, float], shape: Sequence[int]
+    ) -> None:
         """Check an image to predict against the data that the model was trained on.
 
         Raises:
@@ -300,7 +302,7 @@ class Preprocessing(BaseModel):
         """
         if self.data_spacing is None:
             return
-        if is_far_off(spacing, self.data_spacing):
+        if is_far_off(spacing, self.data_spacing, shape):
             raise DatasetError(
                 f"{path}: a spacing of {spacing_text(spacing)} mm (superior, anterior, right) is "
                 f"{SPACING_RATIO:g} times off that of the training data or more, "
