@@ -10,7 +10,7 @@ import numpy as np
 from training.config import ModelTrainingConfig
 from training.data.prepared.normalisation import schemes_of
 from training.data.prepared.resampling import choose_spacing
-from training.data.raw.header import spacing_text
+from training.data.raw.formats.geometry import spacing_text
 from training.data.raw.layouts import RawDataset
 from training.data.statistics.measures import CaseMeasures
 from training.models.patch_plan import LIBRARIES, plan_patch

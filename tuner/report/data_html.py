@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.data.raw.header import spacing_text
+from training.data.raw.formats.geometry import spacing_text
 from training.data.raw.layouts import RawDataset
 from training.data.statistics.findings import KINDS
 from training.data.statistics.measures import PERCENTILES, CaseMeasures

@@ -25,9 +25,9 @@ from training.data.raw.file_names import (
     file_problem,
     group_by_case,
     image_files,
-    image_stem,
+    image_problem,
 )
-from training.data.raw.formats.file_format import ENDINGS, split_name
+from training.data.raw.formats.file_format import ENDINGS, image_stem, split_name
 from training.errors import DatasetError, reason_of
 from training.local_path import MISSING, folder_problem
 
@@ -308,7 +308,7 @@ def _fits(case: _FoundFiles, channels: Sequence[str], problems: list[str]) -> bo
             f"({', '.join(channels)}){f': {absent} is missing' if absent else ''}"
         )
     for path in (*paths, case.label):
-        if (problem := file_problem(path)) is not None:
+        if (problem := image_problem(path)) is not None:
             problems.append(f"{path}: {problem}")
     return len(problems) == before
 
