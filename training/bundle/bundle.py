@@ -338,7 +338,7 @@ def write_bundle(
     ]
     provenance = without_paths(manifest.provenance)
     values = preprocessing.label_values
-    known_by_2 = values is None
+    known_by_2 = values is None and not preprocessing.ignore
     portable = Manifest(
         **{
             **dict(manifest),

@@ -59,6 +59,7 @@ class RawDataset:
         channels: Name of each channel.
         cases: All labelled cases, by name.
         warnings: What is there and not used.
+        ignore: Values in the label files of voxels that are left out.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class RawDataset:
     channels: tuple[str, ...]
     cases: tuple[RawCase, ...]
     warnings: tuple[str, ...] = ()
+    ignore: tuple[int, ...] = ()
 
     def class_of(self, value: int | None) -> int | None:
         """The class that has a value in the label files; None for no value."""
@@ -137,6 +139,7 @@ def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
         channels,
         tuple(case.as_raw() for case in cases),
         warnings,
+        labels.ignore,
     )
     return dataset, problems
 

@@ -74,7 +74,7 @@ def voxels_in_header(path: Path) -> int:
     return int(np.prod(header.shape)) * header.channels
 
 
-def read_label(path: Path, label_values: Sequence[int]) -> Volume:
+def read_label(path: Path, label_values: Sequence[int], ignore: Sequence[int] = ()) -> Volume:
     """Read a label map as classes `(i, j, k)`, unsigned integers, see `label_dtype`.
 
     Numbers that are whole but for rounding are rounded.
@@ -82,6 +82,7 @@ def read_label(path: Path, label_values: Sequence[int]) -> Volume:
     Args:
         path: The file.
         label_values: The value in the file of each class, background first.
+        ignore: Values of voxels that are left out, see `training.ignored_voxels`.
 
     Raises:
         DatasetError: if the file is unreadable, or holds other values.
@@ -101,13 +102,16 @@ def read_label(path: Path, label_values: Sequence[int]) -> Volume:
     if voxels.ndim != 3:
         raise DatasetError(f"{path}: a label map has 3 axes, but this has shape {voxels.shape}")
     whole = _whole_numbers(opened, voxels)
-    unknown = unknown_values(whole, label_values)
+    unknown = unknown_values(whole, [*label_values, *ignore] if ignore else label_values)
     if unknown.size:
+        declared = shown_values(label_values)
+        if ignore:
+            declared += f", and {', '.join(map(str, ignore))} to ignore"
         raise DatasetError(
-            f"{path}: unknown label {_shown(unknown)}; dataset.json declares "
-            f"{shown_values(label_values)}: name it there in `labels`, or correct the file"
+            f"{path}: unknown label {_shown(unknown)}; dataset.json declares {declared}: "
+            "name it there in `labels`, or correct the file"
         )
-    return Volume(to_classes(whole, label_values), header.affine, header.warnings)
+    return Volume(to_classes(whole, label_values, ignore), header.affine, header.warnings)
 
 
 def _whole_numbers(opened: OpenedFile, voxels: NDArray[Any]) -> NDArray[Any]:
