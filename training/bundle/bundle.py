@@ -45,6 +45,7 @@ from training.bundle.portable import without_paths
 from training.bundle.probability_file import room_for_probabilities, write_probabilities
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
+from training.data.raw.file_names import channel_numbers
 from training.data.raw.header import open_volume
 from training.data.raw.label_values import label_dtype, to_values
 from training.data.raw.volume import voxels_in_header
@@ -167,7 +168,8 @@ class Bundle:
         memory it goes on with the CPU, see `training.bundle.case_prediction`.
 
         Args:
-            images: The case's file, or its files, one a channel.
+            images: The case's file, or its files, one a channel. Where the model may do without
+                channels, names that end in `_0000`, `_0001`, ... say which there are.
             probabilities: NIfTI file to write the class probabilities to, before postprocessing;
                 see `training.bundle.probability_file`. Its folder is made.
 
@@ -178,7 +180,7 @@ class Bundle:
         images = _as_paths(images)
         _, header = open_volume(images[0])
         check_preparing(images[0], sum(voxels_in_header(image) for image in images))
-        case = self.preprocessing.apply(images)
+        case = self.preprocessing.apply(images, channels=self._present(images, header.channels))
         for warning in case.warnings:
             self.tell(f"warning: {warning}")
         if case.image.shape[0] != self.config.input_channels:
@@ -213,6 +215,31 @@ class Bundle:
             kind = label_dtype(self.config.num_classes)
             cleaned = cleaned.astype(kind) * kind.type(self.config.target_class)
         return to_values(cleaned, self.preprocessing.values)
+
+    def _present(self, images: Sequence[Path], in_first: int) -> tuple[int, ...] | None:
+        """Channels that a case has, None for all of them.
+
+        Args:
+            images: Its files.
+            in_first: Channels in the first of them.
+
+        Raises:
+            BundleError: if channels are missing and nothing says which.
+        """
+        names = self.manifest.channels
+        given = in_first if len(images) == 1 else len(images)
+        if given >= len(names) or not self.preprocessing.missing_channels:
+            return None
+        present = channel_numbers(images, len(names))
+        if present is None or len(present) != given:
+            raise BundleError(
+                f"{images[0]}: {given} of {len(names)} channels ({', '.join(names)}), and nothing "
+                "says which: let the name of each file end in the number of its channel, "
+                f"_0000 for {names[0]}, _0001 for {names[1]}, ..."
+            )
+        lacking = [name for number, name in enumerate(names) if number not in present]
+        self.tell(f"{images[0]}: predicted without {', '.join(lacking)}")
+        return present
 
     @overload
     def predict(

@@ -78,7 +78,11 @@ def predict_images(
         _check_device(device)
     bundle = Bundle.load(bundle_folder, device, trust_code=trust_code, mirroring=mirroring)
     bundle = replace(bundle, tell=on_case)
-    cases = collect_cases(images, bundle.config.input_channels)
+    cases = collect_cases(
+        images,
+        bundle.config.input_channels,
+        missing_channels=bundle.preprocessing.missing_channels,
+    )
     targets = output_files(cases, output, probabilities=probabilities, file_format=file_format)
     if skip_existing:
         whole = {name for name in cases if targets[name].is_whole()}
@@ -153,7 +157,9 @@ def _reason(error: Exception, files: Sequence[Path]) -> str:
     return text if any(str(file) in text for file in files) else f"{files[0]}: {text}"
 
 
-def collect_cases(images: Sequence[Path], channels: int) -> dict[str, list[Path]]:
+def collect_cases(
+    images: Sequence[Path], channels: int, *, missing_channels: bool = False
+) -> dict[str, list[Path]]:
     """Image files by case name, each with its channels in order.
 
     Names mean what they mean in training, see `training.data.raw.file_names`; which of them are
@@ -162,22 +168,29 @@ def collect_cases(images: Sequence[Path], channels: int) -> dict[str, list[Path]
     Args:
         images: Image files, or folders of them.
         channels: Channels of a case.
+        missing_channels: Whether a case may lack some of them.
 
     Raises:
         BundleError: if a path does not exist, is not an image file, or two cases share a name.
     """
     try:
-        return _collect(images, channels)
+        return _collect(images, channels, missing_channels=missing_channels)
     except DatasetError as error:
         raise BundleError(str(error)) from error
 
 
-def _collect(images: Sequence[Path], channels: int) -> dict[str, list[Path]]:
+def _collect(
+    images: Sequence[Path], channels: int, *, missing_channels: bool
+) -> dict[str, list[Path]]:
     cases: dict[str, list[Path]] = {}
     for name, case in _cases_of(images, channels):
         files = list(case.paths)
-        if lacks := case.lacks(channels):
-            raise BundleError(f"the case {name} lacks {lacks}")
+        lacks = case.lacks(channels)
+        if lacks and (not missing_channels or case.in_another_format(channels)):
+            untrained = ", and the model was not trained to do without a channel (missing_channels)"
+            raise BundleError(
+                f"the case {name} lacks {lacks}{'' if missing_channels else untrained}"
+            )
         if cases.setdefault(name, files) != files:
             raise BundleError(
                 f"{files[0]} and {cases[name][0]} would both be written as {name}: "

@@ -14,6 +14,7 @@ from training.config.types import (
     Float,
     Int,
     MirrorAxes,
+    MissingChannels,
     Normalisation,
     Size3d,
     Spacing3d,
@@ -46,6 +47,10 @@ class DataFields(ConfigPart):
     mapping such as `{PET: noNorm}` changes that of some channels. `modality` is what studies of
     earlier versions keep: CT or z-score, and no other.
     """
+
+    missing_channels: MissingChannels | None = Field(default=None, json_schema_extra=NOT_SEARCHABLE)
+    """Whether a case may lack channels, which are then 0: refused or allowed; null is what
+    `missing_channels` in dataset.json says, which is refused where it says nothing."""
 
     val_fraction: Annotated[Float, Field(gt=0, lt=1)] = Field(
         default=0.2, json_schema_extra=NOT_SEARCHABLE
@@ -125,6 +130,12 @@ class DataFields(ConfigPart):
 
     augmentation_strength: Annotated[Float, Field(ge=0, le=2)] = 1.0
     """How often and how much patches are changed: 1 is as nnU-Net does it, 0 only mirrors."""
+
+    channel_dropout: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Probability that a channel of a training patch is set to 0, each by itself, never all.
+
+    It teaches a network to do without a channel that a case may lack.
+    """
 
     @model_validator(mode="after")
     def _check_data_fields(self) -> Self:

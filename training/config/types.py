@@ -136,6 +136,8 @@ def _auto_or_list(value: Any) -> Any:
     return value
 
 
+MissingChannels = Literal["refused", "allowed"]
+
 NormalisationScheme = Literal["CT", "zscore", "noNorm", "rescale_to_0_1", "rgb_to_0_1"]
 
 NORMALISATION_SCHEMES: Final[tuple[NormalisationScheme, ...]] = get_args(NormalisationScheme)

@@ -369,7 +369,14 @@ def _verify(folder: Path, members: Sequence[Member], data: ExportData) -> str:
         # an older version may have preprocessed the same file in another way
         same = data.dataset is not None and data.dataset.format_version == FORMAT_VERSION
         try:
-            verify_bundle(folder, members, files.images, cached if same else None, files.label)
+            verify_bundle(
+                folder,
+                members,
+                files.images,
+                cached if same else None,
+                files.label,
+                files.channels,
+            )
         except DatasetError as error:
             data.note(str(error))
         else:

@@ -61,5 +61,9 @@ def _until(path: Path) -> int:
 
 
 def _hyperparameters(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that could be searched, of a config as its file has them."""
-    return {name: flat[name] for name in ModelTrainingConfig.searchable_fields() if name in flat}
+    """The fields that could be searched, of a config as its file has them.
+
+    One that a file of an earlier version does not have is at its default, which means as then.
+    """
+    known = {**ModelTrainingConfig().flat(), **flat}
+    return {name: known[name] for name in ModelTrainingConfig.searchable_fields()}

@@ -31,6 +31,7 @@ from training.local_path import is_url
 from training.storage import address_of
 from tuner.errors import SpecError, StudyError
 from tuner.spec.study_spec import StudySpec
+from tuner.study.channel_lines import channel_lines, dropout_lines
 
 WARNINGS_SHOWN = 20
 """Warnings about the data that are shown at most; all are in the preprocessed folder."""
@@ -103,7 +104,8 @@ def prepare_data(
     if is_url(given):
         report(f"fetching what has changed of {address_of(given)}")
     source = resolve_data_dir(given)
-    completed = complete_spec(spec, read_layout(source.absolute()))
+    raw = read_layout(source.absolute(), spec.base_config().missing_channels)
+    completed = complete_spec(spec, raw)
     if check is not None:
         check(completed)
     warnings: list[str] = []
@@ -115,6 +117,8 @@ def prepare_data(
         on_warning=warnings.append,
     )
     for line in shown_warnings(warnings, f", see `warnings` in {preprocessed / MANIFEST}"):
+        report(line)
+    for line in dropout_lines(completed, raw):
         report(line)
     dataset = PreprocessedDataset.load(preprocessed)
     if not dataset.splits["val"]:
@@ -269,7 +273,7 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         return spec, [f"data      {PHANTOM}: the embedded CT of a liver with tumours"]
     if not folder.exists() and not folder.is_symlink():
         return spec, [f"data      {folder} is not there: nothing is checked against it"]
-    dataset = read_layout(folder)
+    dataset = read_layout(folder, spec.base_config().missing_channels)
     completed = complete_spec(spec, dataset)
     survey = survey_headers(dataset)
     if survey.problems:
@@ -282,6 +286,7 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         f"          median {' x '.join(f'{size:.0f}' for size in shape)} voxels of {spacing} mm "
         "(superior, anterior, right)",
         *shown_warnings([*dataset.warnings, *survey.warnings]),
+        *channel_lines(completed, dataset),
         mirroring_line(completed, dataset.labels),
     ]
     return completed, [line for line in lines if line]

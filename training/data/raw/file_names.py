@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,23 +63,49 @@ class CaseFiles:
         absent = set(range(channels)) - set(self.numbers)
         return [self.paths[0].with_name(f"{base}_{number:04}{ending}") for number in sorted(absent)]
 
+    def in_another_format(self, channels: int) -> list[str]:
+        """Names of files that would be channels which the case lacks, were they of its format."""
+        absent = {image_stem(path): path.name for path in self.missing(channels)}
+        if not absent:
+            return []
+        return [
+            path.name
+            for path in sorted(self.paths[0].parent.iterdir())
+            # a list of files may say that one which is there is not the case's
+            if absent.get(image_stem(path), path.name) != path.name
+        ]
+
     def lacks(self, channels: int) -> str:
         """What the case lacks, in words; empty if it lacks nothing."""
         absent = self.missing(channels)
         if not absent:
             return ""
-        stems = {image_stem(path) for path in absent}
-        others = [
-            path.name
-            for path in sorted(self.paths[0].parent.iterdir())
-            if image_stem(path) in stems and path not in self.paths
-        ]
+        others = self.in_another_format(channels)
         hint = (
             f" (there is {', '.join(others)}: channels of a case must be of one format, convert it)"
             if others
             else ""
         )
         return f"{', '.join(str(path) for path in absent)}{hint}"
+
+
+def channel_numbers(paths: Sequence[Path], channels: int) -> tuple[int, ...] | None:
+    """Which channel each image file of a case is, by the four digits at the end of its name.
+
+    Args:
+        paths: Image files of one case.
+        channels: Channels that a case has.
+
+    Returns:
+        A number below `channels` for each file, ascending; None where the names do not say so.
+    """
+    numbers = []
+    for path in paths:
+        match = _NUMBERED.fullmatch(image_stem(path) or path.name)
+        if match is None or int(match[2]) >= channels:
+            return None
+        numbers.append(int(match[2]))
+    return tuple(numbers) if numbers == sorted(set(numbers)) else None
 
 
 @dataclass(frozen=True)
