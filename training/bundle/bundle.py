@@ -189,7 +189,7 @@ class Bundle:
                 f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
             )
         num_classes = self.config.task_classes
-        patches = [member.config.patch_size for member in self.members]
+        patches = [member.config.known_patch_size for member in self.members]
         check_predicting(images[0], case.image.shape, patches, num_classes)
 
         def predict(stored: NDArray[np.uint16] | None) -> NDArray[np.unsignedinteger[Any]]:
