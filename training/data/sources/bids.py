@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.raw.file_names import image_stem
+from training.data.raw.formats.file_format import image_stem
 from training.data.sources.source import BACKGROUND, Request, Source, SourceCase, mask_labels
 from training.errors import DatasetError, reason_of, suggestion
 

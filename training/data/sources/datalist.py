@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from training.data.raw.dataset_labels import read_labels
-from training.data.raw.file_names import image_stem
+from training.data.raw.formats.file_format import image_stem
 from training.data.sources.source import Request, Source, SourceCase
 from training.data.sources.table import folds_of
 from training.errors import DatasetError, reason_of

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from training.data.raw.file_names import image_stem
+from training.data.raw.formats.file_format import image_stem
 from training.data.sources.source import Request, Source, SourceCase
 from training.errors import DatasetError, reason_of
 

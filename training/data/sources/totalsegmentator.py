@@ -13,7 +13,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.data.raw.file_names import image_stem
+from training.data.raw.formats.file_format import image_stem
 from training.data.sources.source import Request, Source, SourceCase, mask_labels
 from training.errors import DatasetError, reason_of, suggestion
 
