@@ -83,8 +83,8 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         "data",
         type=Path,
         metavar="SOURCE",
-        help="folder of TotalSegmentator, BIDS or DICOM, a CSV of image and label paths, or a MONAI "
-        "datalist (JSON)",
+        help="folder of TotalSegmentator, BIDS or DICOM, a CSV of image and label paths, or a "
+        "MONAI datalist (JSON)",
     )
     add_output(parser, "DIR", "folder to write, in nnU-Net's layout")
     add(
