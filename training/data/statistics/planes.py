@@ -41,7 +41,8 @@ def case_planes(case: RawCase, dataset: RawDataset) -> list[Plane]:
         DatasetError: naming the file that cannot be used.
     """
     image = read_image(case.images)
-    labels = oriented_like_cache(read_label(case.label, dataset.label_values).data, image.affine)
+    label = read_label(case.label, dataset.label_values, image=case.images[0], names=dataset.labels)
+    labels = oriented_like_cache(label.data, image.affine)
     channels = [oriented_like_cache(voxels, image.affine) for voxels in image.data]
     marked = labels > 0
     spacing = measure_grid(image).spacing
