@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from training.class_weights import VoxelCounts, class_weight_tensor
-from training.registry import LOSSES, call
+from training.registry import LOSSES, REGION_LOSSES, call
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
@@ -22,12 +22,13 @@ __all__ = [
     "SegmentationCrossEntropyLoss",
     "SegmentationDiceCrossEntropyLoss",
     "SegmentationFocalLoss",
+    "SegmentationLoss",
     "SegmentationTverskyLoss",
     "build_loss",
 ]
 
 
-class _SegmentationLoss(nn.Module):
+class SegmentationLoss(nn.Module):
     """Checks what every loss here is given: logits `(b, c, *spatial)`, labels `(b, *spatial)`.
 
     Args:
@@ -38,6 +39,9 @@ class _SegmentationLoss(nn.Module):
     """
 
     weight: Tensor | None
+
+    num_classes: int | None = None
+    """Classes of the targets, where that is not the number of channels."""
 
     def __init__(self, weight: Sequence[float] | Tensor | None = None) -> None:
         super().__init__()
@@ -67,7 +71,7 @@ class _SegmentationLoss(nn.Module):
             ValueError: for shapes, types or label values that do not fit together.
         """
         self._check_logits(logits)
-        _check_targets(targets, logits)
+        _check_targets(targets, logits, self.num_classes or logits.shape[1])
         if logits.dtype in (torch.float16, torch.bfloat16):
             # sums over all voxels of a patch do not fit into half precision
             logits = logits.float()
@@ -98,7 +102,7 @@ class _SegmentationLoss(nn.Module):
             )
 
 
-def _check_targets(targets: Tensor, logits: Tensor) -> None:
+def _check_targets(targets: Tensor, logits: Tensor, num_classes: int) -> None:
     expected = (logits.shape[0], *logits.shape[2:])
     if tuple(targets.shape) != expected:
         hint = (
@@ -115,14 +119,14 @@ def _check_targets(targets: Tensor, logits: Tensor) -> None:
     if targets.numel() == 0:
         raise ValueError(f"targets are empty: shape {tuple(targets.shape)}")
     low, high = (int(value) for value in torch.aminmax(targets))
-    if low < 0 or high >= logits.shape[1]:
+    if low < 0 or high >= num_classes:
         raise ValueError(
-            f"labels must be 0 to {logits.shape[1] - 1} for {logits.shape[1]} classes, "
+            f"labels must be 0 to {num_classes - 1} for {num_classes} classes, "
             f"but targets hold {low} to {high}"
         )
 
 
-class SegmentationCrossEntropyLoss(_SegmentationLoss):
+class SegmentationCrossEntropyLoss(SegmentationLoss):
     """Voxel-wise cross-entropy; with weights the weighted mean, as `torch.nn.CrossEntropyLoss`.
 
     Where torch gives nan, for a batch that holds only classes of weight 0, the loss is 0.
@@ -137,7 +141,7 @@ class SegmentationCrossEntropyLoss(_SegmentationLoss):
         return self._weighted_mean(F.cross_entropy(logits, targets, reduction="none"), targets)
 
 
-class SegmentationFocalLoss(_SegmentationLoss):
+class SegmentationFocalLoss(SegmentationLoss):
     """Cross-entropy of each voxel times (1 - p)^gamma, p the probability of its class.
 
     Lin et al., 2017, for several exclusive classes; gamma = 0 is the cross-entropy. Weights
@@ -163,7 +167,7 @@ class SegmentationFocalLoss(_SegmentationLoss):
         return self._weighted_mean(wrong**self.gamma * cross_entropy, targets)
 
 
-class SegmentationTverskyLoss(_SegmentationLoss):
+class SegmentationTverskyLoss(SegmentationLoss):
     """1 - TP / (TP + alpha FP + beta FN), a mean over the foreground classes.
 
     Salehi et al., 2017; soft counts over the whole batch, by MONAI's `TverskyLoss`.
@@ -209,7 +213,7 @@ class SegmentationTverskyLoss(_SegmentationLoss):
         return (weights * by_class).sum() / weights.sum().clamp(min=torch.finfo().tiny)
 
 
-class SegmentationDiceCrossEntropyLoss(_SegmentationLoss):
+class SegmentationDiceCrossEntropyLoss(SegmentationLoss):
     """Sum of soft Dice over the foreground classes and cross-entropy, as nnU-Net trains.
 
     The Dice part is MONAI's `DiceLoss`, summed over the batch, background left out; weights
@@ -302,5 +306,6 @@ def build_loss(config: ModelTrainingConfig, voxel_counts: VoxelCounts | None = N
         ValueError: if class weights are to be computed and there are no voxel counts.
     """
     weight = class_weight_tensor(config, voxel_counts)
-    loss: nn.Module = call(LOSSES.resolve(config.loss), config.loss, config=config, weight=weight)
+    kinds = LOSSES if config.regions is None else REGION_LOSSES
+    loss: nn.Module = call(kinds.resolve(config.loss), config.loss, config=config, weight=weight)
     return loss

@@ -34,6 +34,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
         augmentation: What is done to a patch.
         shuffle: Whether cases come in a new order every epoch.
         seed: Seed of everything that is random here.
+        regions: Classes of each region; foreground is then drawn uniformly from the regions of
+            the case, and from the voxels of the region.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class PatchDataset(Dataset[dict[str, Any]]):
         augmentation: Augmentation,
         shuffle: bool,
         seed: int,
+        regions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self._dataset = dataset
+        self._regions = regions
         self._cases = dataset.splits[split]
         self._patch_size = np.asarray(patch_size)
         self._foreground_fraction = foreground_fraction
@@ -93,12 +97,23 @@ class PatchDataset(Dataset[dict[str, Any]]):
                 self._foreground[case] = self._dataset.foreground(case)
             by_class = self._foreground[case]
             if by_class:
-                voxels = by_class[int(rng.choice(sorted(by_class)))]
+                voxels = by_class[self._drawn_class(case, sorted(by_class), rng)]
                 centre = voxels[rng.integers(len(voxels))]
                 corner = np.clip(centre - self._patch_size // 2, 0, np.maximum(room, 0))
         # half of the padding first, as sliding windows over a small case have it
         centred = -(-room // 2)
         return np.asarray(np.where(room < 0, centred, corner))
+
+    def _drawn_class(self, case: str, present: Sequence[int], rng: np.random.Generator) -> int:
+        """The class of the voxel that a patch is centred on."""
+        if self._regions is None:
+            return int(rng.choice(present))
+        having = [sorted(set(region) & set(present)) for region in self._regions]
+        having = [classes for classes in having if classes] or [list(present)]
+        classes = having[int(rng.integers(len(having)))]
+        # so that each voxel of the region is as likely
+        counts = np.array([self._dataset.cases[case].voxel_counts[one] for one in classes])
+        return int(rng.choice(classes, p=counts / counts.sum()))
 
     def _cut(
         self, volume: NDArray[Any], corner: NDArray[np.int64], dtype: torch.dtype

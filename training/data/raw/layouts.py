@@ -56,6 +56,8 @@ class RawDataset:
         channels: Name of each channel.
         cases: All labelled cases, by name.
         warnings: What is there and not used.
+        regions: Values of each of nnU-Net's regions; None where classes are exclusive.
+        regions_class_order: Value that is written for each region.
     """
 
     folder: Path
@@ -65,6 +67,8 @@ class RawDataset:
     channels: tuple[str, ...]
     cases: tuple[RawCase, ...]
     warnings: tuple[str, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] | None = None
+    regions_class_order: tuple[int, ...] | None = None
 
     def class_of(self, value: int | None) -> int | None:
         """The class that has a value in the label files; None for no value."""
@@ -134,6 +138,8 @@ def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
         channels,
         tuple(case.as_raw() for case in cases),
         warnings,
+        labels.regions,
+        labels.regions_class_order,
     )
     return dataset, problems
 
