@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from training.config.regions import Regions
 from training.metrics.boundary import boundary_scores
-from training.metrics.labels import LabelArray, check_shape, check_tolerance, label_array
+from training.metrics.labels import LabelArray, check_shape, check_tolerance, label_arrays
 from training.metrics.overlap import OverlapScores, overlap_scores
 from training.metrics.surface import surface_scores_of_labels
 from training.region_maps import region_mask
@@ -58,19 +58,19 @@ class _ClassMetric(Metric):
 
     def _label_arrays(self, prediction: Tensor, targets: Tensor) -> tuple[LabelArray, LabelArray]:
         check_shape(targets, prediction.shape)
-        return (
-            label_array(prediction, self.num_classes, "predictions"),
-            label_array(targets, self.num_classes, "targets"),
-        )
+        return label_arrays(prediction, targets, self.num_classes)
 
     def _masks(self, one: LabelArray, other: LabelArray) -> Iterator[tuple[LabelArray, LabelArray]]:
         """The regions of two label maps, each as a label map of background and region."""
         assert self.regions is not None
         for region in range(len(self.regions)):
-            yield (
-                region_mask(one, self.regions, region).view(np.uint8),
-                region_mask(other, self.regions, region).view(np.uint8),
+            masks = tuple(
+                region_mask(labels, self.regions, region).view(np.uint8) for labels in (one, other)
             )
+            for mask in masks:
+                # left out of the classes, and of each region
+                mask[other == self.num_classes] = 2
+            yield masks[0], masks[1]
 
     def _add(self, scores: Tensor) -> None:
         """Add scores `(score, case, foreground class)`, nan where one is not defined."""
@@ -134,6 +134,8 @@ class SegmentationMetrics(_ClassMetric):
     ) -> None:
         """Add cases (or patches) with their predicted and true label maps.
 
+        Voxels of `IGNORE_INDEX` in the targets are left out on both sides.
+
         Raises:
             ValueError: if the shapes differ or a label is not a class.
         """
@@ -147,8 +149,8 @@ class SegmentationMetrics(_ClassMetric):
                 for mask, true in self._masks(one, other)
             ]
             self._add(torch.cat(found, dim=-1))
-        self.correct = self.correct + overlap.accuracy.sum().to(self.correct.device)
-        self.cases = self.cases + len(targets)
+        self.correct = self.correct + overlap.accuracy.nansum().to(self.correct.device)
+        self.cases = self.cases + int((~overlap.accuracy.isnan()).sum())
 
     def _scores(
         self, one: LabelArray, other: LabelArray, num_classes: int, overlap: OverlapScores
@@ -210,7 +212,7 @@ class SurfaceMetrics(_ClassMetric):
 
         Args:
             prediction: Predicted label maps.
-            targets: True label maps.
+            targets: True label maps; voxels of `IGNORE_INDEX` are left out on both sides.
             spacing: Size of these cases' voxels in mm along each axis; without it, distances
                 are in voxels.
 
@@ -228,7 +230,7 @@ class SurfaceMetrics(_ClassMetric):
             surface_scores_of_labels(
                 prediction,
                 target,
-                range(1, num_classes),
+                num_classes,
                 tolerance=self.tolerance,
                 spacing=spacing,
                 distances=self.distances,

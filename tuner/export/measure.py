@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from training.ignored_voxels import IGNORE_INDEX
 from training.region_maps import region_mask
 
 if TYPE_CHECKING:
@@ -85,12 +86,14 @@ class Measure:
         return scores
 
     def of_labels(self, prediction: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
-        """Scores `(class,)` of a predicted label map."""
+        """Scores `(class,)` of a predicted label map; voxels of `IGNORE_INDEX` are left out."""
         if self.regions is not None:
-            return self.by_class(self.count(prediction, label, 0))
+            known = label != IGNORE_INDEX
+            return self.by_class(self.count(prediction[known], label[known], 0))
         counts = np.zeros((3, max(self.classes) + 1), dtype=np.int64)
+        known = label != IGNORE_INDEX
         for value in self.classes:
-            predicted, true = prediction == value, label == value
+            predicted, true = (prediction == value) & known, label == value
             counts[:, value] = [
                 np.count_nonzero(found) for found in (predicted & true, predicted, true)
             ]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.ignored_voxels import IGNORE_INDEX
 from training.region_maps import decode
 
 if TYPE_CHECKING:
@@ -109,17 +110,19 @@ class SelectionCases:
 
         Args:
             predictions: Each candidate's class probabilities `(k, d, h, w)`.
-            label: True classes `(d, h, w)`.
+            label: True classes `(d, h, w)`, `IGNORE_INDEX` where a voxel is left out.
         """
         voxels, labels, agreed = [], [], np.zeros((3, self._columns), dtype=np.int64)
         for plane, true in enumerate(label):
             # plane by plane: all candidates at once need not fit into memory
             each = np.stack([np.asarray(prediction[:, plane]) for prediction in predictions])
             classes = decode(each, self.measure.regions, axis=1)
-            same = (classes == classes[0]).all(axis=0)
+            known = true != IGNORE_INDEX
+            same = (classes == classes[0]).all(axis=0) & known
             agreed += self.measure.count(classes[0][same], true[same], self.num_classes)
-            voxels.append(np.moveaxis(each[:, :, ~same], 1, 2))
-            labels.append(true[~same])
+            disputes = known & ~same
+            voxels.append(np.moveaxis(each[:, :, disputes], 1, 2))
+            labels.append(true[disputes])
         disputed = np.concatenate(voxels, axis=1)
         kept = self.scratch.array(disputed.shape, np.float16)
         kept[:] = disputed

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.prepared.cache import CaseEntry
+from training.data.prepared.cache import LABELLED, CaseEntry
 from training.data.prepared.preprocessing import Preprocessing
 from training.data.raw.layouts import RawCase
 from training.durable_write import write_durably
+from training.ignored_voxels import is_ignored
 
 FOREGROUND_CENTRES = 10_000
 """Voxels kept of each class of a case, as centres of patches."""
@@ -29,10 +30,13 @@ def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> Cas
     write_durably(folder / f"{case.case_id}.image.npy", _npy(prepared.image))
     write_durably(folder / f"{case.case_id}.label.npy", _npy(prepared.label))
     centres = _foreground_centres(prepared.label, preprocessing.num_classes)
+    labelled = ~is_ignored(prepared.label, preprocessing.num_classes)
+    if preprocessing.ignore:
+        centres[LABELLED] = _centres(labelled)
     foreground = io.BytesIO()
     np.savez(foreground, allow_pickle=False, **centres)
     write_durably(folder / f"{case.case_id}.foreground.npz", foreground.getvalue())
-    counts = np.bincount(prepared.label.ravel(), minlength=preprocessing.num_classes)
+    counts = np.bincount(prepared.label[labelled], minlength=preprocessing.num_classes)
     channels, depth, height, width = prepared.image.shape
     return CaseEntry(
         images=list(case.images),
@@ -54,11 +58,14 @@ def _foreground_centres(
     labels: NDArray[np.unsignedinteger[Any]], num_classes: int
 ) -> dict[str, NDArray[np.int32]]:
     rng = np.random.default_rng(0)
-    centres = {}
-    for label in range(1, num_classes):
-        found = np.argwhere(labels == label).astype(np.int32)
-        if len(found) > FOREGROUND_CENTRES:
-            found = found[np.sort(rng.choice(len(found), FOREGROUND_CENTRES, replace=False))]
-        if len(found):
-            centres[str(label)] = found
-    return centres
+    found = {str(label): _centres(labels == label, rng) for label in range(1, num_classes)}
+    return {label: centres for label, centres in found.items() if len(centres)}
+
+
+def _centres(mask: NDArray[np.bool_], rng: np.random.Generator | None = None) -> NDArray[np.int32]:
+    """Voxels `(n, 3)` of a mask, `FOREGROUND_CENTRES` at most."""
+    found = np.argwhere(mask).astype(np.int32)
+    if len(found) > FOREGROUND_CENTRES:
+        rng = rng or np.random.default_rng(0)
+        found = found[np.sort(rng.choice(len(found), FOREGROUND_CENTRES, replace=False))]
+    return found

@@ -26,6 +26,7 @@ from training.data.raw.label_values import gapped
 from training.data.raw.layouts import Modality, RawCase, RawDataset
 from training.data.raw.volume import read_image, read_label
 from training.errors import DatasetError
+from training.ignored_voxels import is_ignored
 
 FOREGROUND_SAMPLES = 10_000
 """Foreground voxels of each case that the CT statistics are computed from."""
@@ -87,16 +88,17 @@ def scan_case(
         DatasetError: naming the file that is unreadable or does not fit.
     """
     image = read_image(case.images)
-    label = read_label(case.label, dataset.label_values)
+    label = read_label(case.label, dataset.label_values, dataset.ignore)
     check_same_grid(case.label, label, case.images[0], image)
     orientation = orientation_of(image.affine)
     box = bounding_box(body_of(image.data, dataset.modalities))
     sizes = [box[int(i)][1] - box[int(i)][0] for i in np.argsort(orientation[:, 0])]
-    voxels = image.data[:, label.data > 0]
+    ignored = is_ignored(label.data, len(dataset.labels))
+    voxels = image.data[:, (label.data > 0) & ~ignored]
     if voxels.size:
         rng = np.random.default_rng(0)
         voxels = voxels[:, rng.integers(voxels.shape[1], size=FOREGROUND_SAMPLES)]
-    counts = np.bincount(label.data.ravel(), minlength=len(dataset.labels))
+    counts = np.bincount(label.data[~ignored], minlength=len(dataset.labels))
     return CaseScan(
         spacing=spacing_of(image.affine, orientation),
         shape=(sizes[0], sizes[1], sizes[2]),
@@ -156,14 +158,25 @@ def plan_dataset(
             channels=channels,
             num_classes=len(dataset.labels),
             label_values=gapped(dataset.label_values),
+            ignore=dataset.ignore,
             data_spacing=median_spacing([scan.spacing for scan in known]),
         ),
         voxel_counts={case: scan.voxel_counts for case, scan in scans.items()},
         warnings=[
             *(warning for scan in scans.values() for warning in scan.warnings),
+            *_without_labels(dataset, scans),
             *doubtful_schemes(dataset, schemes, config),
         ],
     )
+
+
+def _without_labels(dataset: RawDataset, scans: Mapping[str, CaseScan]) -> list[str]:
+    """Warnings about cases in which nobody labelled a voxel."""
+    return [
+        f"{case.label}: every voxel is to ignore, none is labelled: the case is left out"
+        for case in dataset.cases
+        if not any(scans[case.case_id].voxel_counts)
+    ]
 
 
 def _ct_normalisation(
