@@ -152,6 +152,7 @@ def test_every_field_and_setting_is_in_the_reference(site: Path) -> None:
     [
         ("networks", registry.MODELS),
         ("training-choices", registry.LOSSES),
+        ("training-choices", registry.REGION_LOSSES),
         ("training-choices", registry.CLASS_WEIGHTS),
         ("training-choices", registry.OPTIMIZERS),
         ("training-choices", registry.LR_SCHEDULES),

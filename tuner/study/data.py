@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from training.config import ModelTrainingConfig
+from training.config.labels import loss_without_regions
 from training.data import (
     PHANTOM,
     DataSource,
@@ -28,6 +29,7 @@ from training.data.prepared.split_rules import split_of_file
 from training.data.prepared.task import fields_of_data, region_warnings
 from training.data.raw.label_values import named_labels
 from training.local_path import is_url
+from training.registry import REGION_LOSSES
 from training.storage import address_of
 from tuner.errors import SpecError, StudyError
 from tuner.spec.study_spec import StudySpec
@@ -195,6 +197,10 @@ def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
         )
     try:
         decided = fields_of_data(dataset, config.regions, config.regions_class_order)
+        losses = spec.space.domains["loss"].options or () if "loss" in spec.space.domains else ()
+        of_regions = [loss for loss in losses if loss in REGION_LOSSES]
+        if of_regions and "regions" not in decided:
+            raise SpecError(f"{spec.source}: {loss_without_regions(of_regions[0])}")
         return spec.completed(decided, origin="the data")
     except SpecError as error:
         raise StudyError(
