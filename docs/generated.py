@@ -235,9 +235,10 @@ def metrics() -> str:
     from tuner.spec.read_metrics import COSTS, METRICS
 
     return (
-        f"Scores that trials can be compared by: {', '.join(map(code, METRICS))}, and of one class "
-        "`val_dice_1`, `val_nsd_1` and so on (the number is the label's value in the files), or of a "
-        "region by its name, `val_dice_tumour_core`.\n\nCosts that may stand after the first metric: "
+        f"Scores that trials can be compared by: {', '.join(map(code, METRICS))}, of one class "
+        "`val_dice_1`, `val_nsd_1` and so on (the number is the label's value in the files), and of "
+        "a region by its name, `val_dice_tumour_core`.\n\nCosts that may stand after the first "
+        "metric: "
         f"{', '.join(map(code, COSTS))}."
     )
 
@@ -291,6 +292,7 @@ PUBLIC_MODULES = (
     "training.config",
     "training.registry",
     "training.trainer",
+    "training.planning",
     "training.lightning_module",
     "training.callbacks",
     "training.models",
