@@ -236,7 +236,7 @@ def metrics() -> str:
 
     return (
         f"Scores that trials can be compared by: {', '.join(map(code, METRICS))}, of one class "
-        "`val_dice_1`, `val_nsd_1` and so on (the number is the label's value in the files), and of "
+        "`val_dice_1`, `val_nsd_1` and so on (by the label's value in the files), and of "
         "a region by its name, `val_dice_tumour_core`.\n\nCosts that may stand after the first "
         "metric: "
         f"{', '.join(map(code, COSTS))}."

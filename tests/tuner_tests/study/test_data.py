@@ -171,6 +171,9 @@ def test_regions_are_part_of_the_study_s_config(
     config = completed.trial_config(completed.default_point())
     assert (config.regions, config.regions_class_order) == expected
     assert config.loss == "dice_bce"
+    kept = parse(completed.to_yaml()).base_config().regions
+    assert isinstance(kept, dict)
+    assert list(kept) == list(expected[0])
     # as a trial reads it, and as `tune resume` does
     again = parse(completed.to_yaml())
     assert again.trial_config(completed.default_point()) == config
