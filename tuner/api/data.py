@@ -136,11 +136,11 @@ def convert_data(
     Nothing of the source is changed. A conversion that was cut off goes on with the next call.
 
     Args:
-        source: Folder of TotalSegmentator or BIDS, a CSV of image and label paths, or a MONAI
-            datalist (JSON).
+        source: Folder of TotalSegmentator, BIDS or DICOM, a CSV of image and label paths, or a
+            MONAI datalist (JSON).
         output: Folder to write.
-        kind: Layout of the source: `totalsegmentator`, `bids`, `csv` or `datalist`; recognised by
-            default.
+        kind: Layout of the source: `totalsegmentator`, `bids`, `dicom`, `csv` or `datalist`;
+            recognised by default.
         channels: Names of the channels; by default as the source says.
         labels: Value of each class by name; by default as the source says.
         classes: Names of the masks that are taken, in the order of their values; all by default.
@@ -200,9 +200,9 @@ def _check_target(path: Path, overwrite: bool) -> None:
 def _chosen(check: DataCheck, ranks: Sequence[CaseRank]) -> tuple[list[str], list[str]]:
     """Names of the typical cases, and of all that are shown: those, then the outlying ones."""
     names = [rank.case.case_id for rank in ranks if rank.case.channels and rank.case.classes]
-    typical = names[:TYPICAL]
-    # what a finding names is looked at before what is merely unusual
     named = list(dict.fromkeys(each.case for each in check.findings if each.case in names))
+    typical = [name for name in names if name not in named][:TYPICAL]
+    # what a finding names is looked at before what is merely unusual
     unusual = [rank.case.case_id for rank in reversed(ranks) if rank.reasons]
     outlying = [name for name in (*named, *unusual) if name in names and name not in typical]
     return typical, [*typical, *list(dict.fromkeys(outlying))[:OUTLYING]]
