@@ -197,7 +197,7 @@ class Bundle:
                 f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
             )
         num_classes = self.config.task_classes
-        patches = [member.config.patch_size for member in self.members]
+        patches = [member.config.known_patch_size for member in self.members]
         check_predicting(images[0], case.image.shape, patches, num_classes)
 
         def predict(stored: NDArray[np.uint16] | None) -> NDArray[np.unsignedinteger[Any]]:
@@ -283,6 +283,7 @@ class Bundle:
         output: Path | str,
         *,
         probabilities: Path | str | None = None,
+        file_format: str | None = None,
     ) -> Path: ...
 
     def predict(
@@ -291,6 +292,7 @@ class Bundle:
         output: Path | str | None = None,
         *,
         probabilities: Path | str | None = None,
+        file_format: str | None = None,
     ) -> np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]] | Path:
         """Segment one case; with an `output` write its label map.
 
@@ -302,6 +304,8 @@ class Bundle:
             images: The case's file, or its files, one a channel.
             output: File to write, in the format of its ending; its folder is made.
             probabilities: NIfTI file to write the class probabilities to, `.nii.gz`.
+            file_format: Format of the file where several have its ending: `.dcm` is DICOM-SEG, or
+                `rtstruct`.
 
         Returns:
             The label map (i, j, k) as an array, or `output` where one was given.
@@ -318,8 +322,16 @@ class Bundle:
             return label
         output = Path(output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_label_map(label, images[0], output)
+        write_label_map(
+            label, images[0], output, names=self._names_of_values(), file_format=file_format
+        )
         return output
+
+    def _names_of_values(self) -> dict[int, str]:
+        """Name of each value that a label map can have, but of the background."""
+        named = dict(zip(self.preprocessing.values, self.manifest.labels, strict=False))
+        target = self.config.target_label
+        return {value: name for value, name in named.items() if value and target in {None, value}}
 
 
 def _as_paths(images: Path | str | Sequence[Path]) -> list[Path]:

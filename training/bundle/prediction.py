@@ -17,12 +17,12 @@ from training.data.raw.file_names import (
     ALL_ENDINGS,
     CaseFiles,
     by_stem,
-    file_problem,
     group_by_case,
     image_files,
-    image_stem,
+    image_problem,
 )
-from training.data.raw.formats.file_format import ENDINGS, known_format
+from training.data.raw.formats.dicom_files import is_series
+from training.data.raw.formats.file_format import ENDINGS, image_stem, known_format
 from training.data.raw.volume import voxels_in_header
 from training.errors import BundleError, DatasetError
 from training.local_path import MISSING
@@ -106,7 +106,12 @@ def predict_images(
     for name, files in cases.items():
         wanted = targets[name]
         try:
-            bundle.predict(files, wanted.label_map, probabilities=wanted.probabilities)
+            bundle.predict(
+                files,
+                wanted.label_map,
+                probabilities=wanted.probabilities,
+                file_format=file_format,
+            )
         except Exception as error:
             failed.append(name)
             progress.after(name)
@@ -216,7 +221,7 @@ def _cases_of(images: Sequence[Path], channels: int) -> Iterator[tuple[str, Case
     """The cases of files and folders in the order given, duplicates included."""
     given: dict[Path, list[Path]] = {}
     for path in images:
-        if not path.is_dir():
+        if not path.is_dir() or is_series(path):
             _check_image(path)
             given.setdefault(path.parent, []).append(path)
     of_files = {
@@ -224,7 +229,7 @@ def _cases_of(images: Sequence[Path], channels: int) -> Iterator[tuple[str, Case
         for folder, paths in given.items()
     }
     for path in images:
-        if path.is_dir():
+        if path.is_dir() and not is_series(path):
             files = image_files(path).files
             if not files:
                 raise BundleError(f"the folder {path} has no image ({ALL_ENDINGS})")
@@ -249,7 +254,7 @@ def _with_neighbours(folder: Path, paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _check_image(path: Path) -> None:
-    problem = file_problem(path)
+    problem = image_problem(path)
     if problem == MISSING:
         raise BundleError(f"there is no image {path}")
     if problem is not None:

@@ -388,7 +388,7 @@ def _verify(folder: Path, members: Sequence[Member], data: ExportData) -> str:
             f"exported model was compared with the trial's on the preprocessed case; {WAY_OUT}"
         )
         return f"it predicts the preprocessed case {case} as the trial's model does"
-    voxels = torch.randn(len(data.channels), *members[0].config.patch_size)
+    voxels = torch.randn(len(data.channels), *members[0].config.known_patch_size)
     verify_network(folder, members, voxels, "random voxels")
     data.note(
         "neither the study's image files nor their cache are there: the exported model was "

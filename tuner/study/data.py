@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,10 @@ from training.storage import address_of
 from tuner.errors import SpecError, StudyError
 from tuner.spec.study_spec import StudySpec
 from tuner.study.channel_lines import channel_lines, dropout_lines
+from tuner.study.config_files import AUTO, PLANNED
+
+if TYPE_CHECKING:
+    from training.planning import CaseSizes
 
 WARNINGS_SHOWN = 20
 """Warnings about the data that are shown at most; all are in the preprocessed folder."""
@@ -290,3 +294,30 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         mirroring_line(completed, dataset.labels),
     ]
     return completed, [line for line in lines if line]
+
+
+def case_sizes(spec: StudySpec) -> CaseSizes | None:
+    """Sizes of the cases by their headers, once they are resampled; preparation may crop them.
+
+    None where no `patch_size` or `train_batch_size` of the spec is `auto`, for which alone they
+    matter, and where the data are not there.
+    """
+    from training.data import PHANTOM, read_layout
+    from training.data.prepared.resampling import choose_spacing
+    from training.data.raw.header_survey import survey_headers
+    from training.planning import CaseSizes
+
+    config = spec.base_config()
+    given = [getattr(config, name) for name in PLANNED]
+    for name in PLANNED:
+        domain = spec.space.domains.get(name)
+        given += [] if domain is None or domain.options is None else domain.options
+    folder = config.data_dir
+    if AUTO not in given or str(folder) == PHANTOM or not folder.exists():
+        return None
+    survey = survey_headers(read_layout(folder))
+    spacings, shapes = list(survey.spacings.values()), list(survey.shapes.values())
+    spacing = config.target_spacing or choose_spacing(spacings, shapes)
+    resampled = np.array(shapes) * np.array(spacings) / np.array(spacing)
+    depth, height, width = np.median(resampled, axis=0).tolist()
+    return CaseSizes((depth, height, width), spacing, float(resampled.prod(axis=1).sum()))

@@ -157,10 +157,10 @@ def get_dataloaders(
     train = get_dataloader(
         config.data_dir,
         "train",
-        config.train_batch_size,
+        config.known_batch_size,
         resolve_num_workers(config),
         shuffle=True,
-        patch_size=config.patch_size,
+        patch_size=config.known_patch_size,
         foreground_fraction=config.foreground_fraction,
         augmentation=config.augmentation,
         augmentation_strength=config.augmentation_strength,

@@ -136,6 +136,17 @@ class PreprocessedDataset(BaseModel):
         """Voxel spacing in mm (depth, height, width)."""
         return self.preprocessing.spacing
 
+    @property
+    def median_shape(self) -> tuple[float, float, float]:
+        """Median size of a case in voxels (depth, height, width)."""
+        shapes = [entry.shape[1:] for entry in self.cases.values()]
+        depth, height, width = np.median(shapes, axis=0).tolist()
+        return depth, height, width
+
+    def voxels(self, split: str) -> float:
+        """Voxels of all cases of a split."""
+        return float(sum(np.prod(self.cases[name].shape[1:]) for name in self.splits[split]))
+
     def voxel_counts(self, split: str) -> list[int]:
         """Voxels of each class over the cases of a split."""
         counts = np.zeros(self.num_classes, dtype=np.int64)

@@ -5,8 +5,10 @@ One rule serves training and prediction:
 - An image ends as its format does, `.nii.gz` or `.nrrd`, in capitals or not
   (`training.data.raw.formats.file_format`). A hidden file, such as macOS's `._a.nii.gz`, is not
   one.
+- A folder with DICOM files is an image too, of one series, with the name of the folder.
 - The images of a folder are its files of one rank: NIfTI, or else NRRD and MetaImage, or else
-  pictures; a picture beside volumes is a preview. Or those of the `file_ending` of dataset.json.
+  DICOM, or else pictures; a picture beside volumes is a preview. Or those of the `file_ending` of
+  dataset.json.
 - `a.nii` beside `a.nii.gz` are two files of one name: refused.
 - Four digits at the end of a name, `CASE_0001.nii.gz`, are a channel, as nnU-Net writes them,
   only where the files can be channels. With several channels those of a case are numbered below
@@ -23,7 +25,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.raw.formats.file_format import ENDINGS, known_format, split_name
+from training.data.raw.formats.dicom_files import is_series
+from training.data.raw.formats.file_format import (
+    ENDINGS,
+    image_stem,
+    known_format,
+    split_name,
+)
 from training.errors import DatasetError
 from training.local_path import absence, folder_problem
 
@@ -49,7 +57,8 @@ class CaseFiles:
         """Channel files that the case needs and does not have."""
         if self.numbers is None:
             return []
-        stem, ending = split_name(self.paths[0].name) or ("", "")
+        name = self.paths[0].name
+        stem, ending = split_name(name) or (name, "")
         base = stem.rpartition("_")[0]
         absent = set(range(channels)) - set(self.numbers)
         return [self.paths[0].with_name(f"{base}_{number:04}{ending}") for number in sorted(absent)]
@@ -97,12 +106,6 @@ def channel_numbers(paths: Sequence[Path], channels: int) -> tuple[int, ...] | N
             return None
         numbers.append(int(match[2]))
     return tuple(numbers) if numbers == sorted(set(numbers)) else None
-
-
-def image_stem(path: Path) -> str | None:
-    """Name of an image file without its ending; None for a hidden file, and for all others."""
-    split = split_name(path.name)
-    return None if split is None else split[0]
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,11 @@ def group_by_case(
     return cases
 
 
+def image_problem(path: Path) -> str | None:
+    """Why there is no readable image at a path, a file or a DICOM series; None if there is one."""
+    return None if is_series(path) else file_problem(path)
+
+
 def file_problem(path: Path) -> str | None:
     """Why there is no readable file at a path, None if there is one."""
     if (problem := absence(path)) is not None:
@@ -220,6 +228,8 @@ def _are_channels(found: Mapping[int, Path], channels: int, one_channel: bool) -
 
 def _has_channels(path: Path) -> bool:
     """Whether a file has channels in it, by its header."""
+    if is_series(path):
+        return False
     try:
         shape = known_format(path).module.open_file(path).shape
     except Exception:

@@ -34,9 +34,9 @@ from training.data.raw.file_names import (
     file_problem,
     group_by_case,
     image_files,
-    image_stem,
+    image_problem,
 )
-from training.data.raw.formats.file_format import ENDINGS, split_name
+from training.data.raw.formats.file_format import ENDINGS, image_stem, split_name
 from training.errors import DatasetError, reason_of
 from training.local_path import MISSING, folder_problem
 
@@ -369,7 +369,7 @@ def _fits(
     if (wrong := channels_problem(case.images, channels, allowed=allowed)) is not None:
         problems.append(wrong)
     for path in (*paths, case.label):
-        if (problem := file_problem(path)) is not None:
+        if (problem := image_problem(path)) is not None:
             problems.append(f"{path}: {problem}")
     return len(problems) == before
 
