@@ -167,7 +167,7 @@ def test_a_ct_is_no_mr_image_and_the_other_way_round(tmp_path: Path, trained: st
     ct, mr = write_ct(tmp_path / "ct.nii.gz"), write_mr(tmp_path / "mr.nii.gz")
     right, wrong = (ct, mr) if trained == "CT" else (mr, ct)
     message = {
-        "CT": r"mr.nii.gz: channel 0 of the model is CT, but no voxel is below 0 .*, and every image that",
+        "CT": r"mr.nii.gz: channel 0 of the model is CT, but no voxel is below 0 .*, and every",
         "T1": r"ct.nii.gz: channel 0 of the model is T1, but voxels of -1000 to 900 look like a CT",
     }[trained]
     with pytest.raises(BundleError, match=rf"{message}.*--no-channel-check"):
