@@ -156,7 +156,6 @@ class Preprocessing(BaseModel):
             )
         if inspect is not None:
             inspect(image.data)
-        label_map = None if label is None else read_label(label, self.values, self.ignore)
         label_map = (
             None
             if label is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 
-from training.data.raw.file_names import image_stem
+from training.data.raw.formats.file_format import image_stem
 
 _WORDS = {
     "CT": ("ct",),
