@@ -24,18 +24,6 @@ OTHERS = (
     *(*VOLUMES, ".img", ".raw", ".zraw", ".gz"),
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
 )
-    *VOLUMES,
-    ".img",
-    ".raw",
-    ".zraw",
-    ".gz",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".tif",
-    ".tiff",
-    ".bmp",
-)
 """Endings of files that are no DICOM, whatever their first bytes are."""
 
 
