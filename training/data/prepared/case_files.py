@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from training.data.prepared.cache import CaseEntry
+from training.data.prepared.label_loss import voxel_counts
 from training.data.prepared.preprocessing import Preprocessing
 from training.data.raw.layouts import RawCase
 from training.durable_write import write_durably
@@ -32,7 +34,7 @@ def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> Cas
     foreground = io.BytesIO()
     np.savez(foreground, allow_pickle=False, **centres)
     write_durably(folder / f"{case.case_id}.foreground.npz", foreground.getvalue())
-    counts = np.bincount(prepared.label.ravel(), minlength=preprocessing.num_classes)
+    counts = voxel_counts(prepared.label, preprocessing.num_classes)
     channels, depth, height, width = prepared.image.shape
     return CaseEntry(
         images=list(case.images),
@@ -55,10 +57,14 @@ def _foreground_centres(
 ) -> dict[str, NDArray[np.int32]]:
     rng = np.random.default_rng(0)
     centres = {}
-    for label in range(1, num_classes):
-        found = np.argwhere(labels == label).astype(np.int32)
+    # int32 is what find_objects works on; the argument keeps it to the classes
+    boxes = ndimage.find_objects(labels.astype(np.int32), max_label=num_classes - 1)
+    for label, box in enumerate(boxes, start=1):
+        if box is None:
+            continue
+        first = np.array([side.start for side in box], dtype=np.int32)
+        found = np.argwhere(labels[box] == label).astype(np.int32) + first
         if len(found) > FOREGROUND_CENTRES:
             found = found[np.sort(rng.choice(len(found), FOREGROUND_CENTRES, replace=False))]
-        if len(found):
-            centres[str(label)] = found
+        centres[str(label)] = found
     return centres

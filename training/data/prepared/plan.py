@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import UInt
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +19,7 @@ from training.data.prepared.normalisation import (
     doubtful_schemes,
     schemes_of,
 )
+from training.data.prepared.label_loss import voxel_counts
 from training.data.prepared.preprocessing import Preprocessing, body_of, bounding_box
 from training.data.prepared.resampling import choose_spacing
 from training.data.raw.header import check_same_grid, orientation_of, spacing_of
@@ -92,11 +94,13 @@ def scan_case(
     orientation = orientation_of(image.affine)
     box = bounding_box(body_of(image.data, dataset.modalities))
     sizes = [box[int(i)][1] - box[int(i)][0] for i in np.argsort(orientation[:, 0])]
-    voxels = image.data[:, label.data > 0]
-    if voxels.size:
+    # of 160 million voxels only those drawn are looked up
+    foreground = foreground_voxels(label.data)
+    if len(foreground):
         rng = np.random.default_rng(0)
-        voxels = voxels[:, rng.integers(voxels.shape[1], size=FOREGROUND_SAMPLES)]
-    counts = np.bincount(label.data.ravel(), minlength=len(dataset.labels))
+        foreground = foreground[rng.integers(len(foreground), size=FOREGROUND_SAMPLES)]
+    voxels = image.data[:, *np.unravel_index(foreground, label.data.shape)]
+    counts = voxel_counts(label.data, len(dataset.labels))
     return CaseScan(
         spacing=spacing_of(image.affine, orientation),
         shape=(sizes[0], sizes[1], sizes[2]),
@@ -109,6 +113,15 @@ def scan_case(
         ],
         warnings=[*image.warnings, *label.warnings],
     )
+
+
+def foreground_voxels(labels: UInt[np.ndarray, "i j k"]) -> NDArray[np.int64]:
+    """Flat indices of all voxels that are not background, ascending.
+
+    A file's voxels are stored with the first axis fastest, and are looked through in that order.
+    """
+    stored = np.flatnonzero(labels.T)
+    return np.sort(np.ravel_multi_index(np.unravel_index(stored, labels.T.shape)[::-1], labels.shape))
 
 
 def plan_dataset(
