@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 from training.class_weights import VoxelCounts
 from training.config import ModelTrainingConfig
 from training.errors import PluginError
+from training.ignored_voxels import IGNORE_INDEX
 from training.inference import logit_slabs, predict_case
 from training.logged_names import EPOCH, check_logged_name
 from training.losses import DeepSupervisionLoss, build_loss
@@ -38,9 +39,9 @@ class SegmentationLightningModule(pl.LightningModule):
     """Trains `model` as `config` says.
 
     A training batch is a mapping `{"image": (b, c, *spatial), "label": (b, *spatial)}` or a
-    pair of those. Training computes loss and metrics on patches. An evaluation batch is one
-    such batch of whole cases, or a list of them; each case is predicted by a sliding window
-    and metrics are averaged over cases.
+    pair of those; `label` has `IGNORE_INDEX` where a voxel is left out. Training computes loss and
+    metrics on patches. An evaluation batch is one such batch of whole cases, or a list of them;
+    each case is predicted by a sliding window and metrics are averaged over cases.
 
     Logged for each stage, once an epoch and over all ranks: `{stage}_loss`,
     `{stage}_dice` (mean over the foreground classes), `{stage}_dice_{class}`,
@@ -374,7 +375,11 @@ class SegmentationLightningModule(pl.LightningModule):
 
     def _task_target(self, label: Tensor) -> Tensor:
         target = self.config.target_class
-        return label if target is None else (label == target).to(label.dtype)
+        if target is None:
+            return label
+        of_target = (label == target).to(label.dtype)
+        # a label map of an unsigned type has no voxel that is left out
+        return torch.where(label == IGNORE_INDEX, label, of_target)
 
 
 def build_module(

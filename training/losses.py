@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from training.class_weights import VoxelCounts, class_weight_tensor
+from training.errors import PluginError
+from training.ignored_voxels import IGNORE_INDEX
 from training.registry import LOSSES, call
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ __all__ = [
 class _SegmentationLoss(nn.Module):
     """Checks what every loss here is given: logits `(b, c, *spatial)`, labels `(b, *spatial)`.
 
+    Voxels whose label is `ignore_index` are left out: the loss is that of the others alone, as of
+    a batch cut to them, and 0 where there are none.
+
     Args:
         weight: Weight of each class, background first; None weighs all alike.
 
@@ -38,6 +43,9 @@ class _SegmentationLoss(nn.Module):
     """
 
     weight: Tensor | None
+
+    ignore_index = IGNORE_INDEX
+    """Label of voxels that are left out."""
 
     def __init__(self, weight: Sequence[float] | Tensor | None = None) -> None:
         super().__init__()
@@ -58,7 +66,8 @@ class _SegmentationLoss(nn.Module):
 
         Args:
             logits: Scores of the classes, `(b, c, h, w)` or `(b, c, d, h, w)`.
-            targets: Integer label map, `(b, h, w)` or `(b, d, h, w)`.
+            targets: Integer label map, `(b, h, w)` or `(b, d, h, w)`, with `ignore_index` where a
+                voxel is left out.
 
         Returns:
             A scalar.
@@ -67,11 +76,20 @@ class _SegmentationLoss(nn.Module):
             ValueError: for shapes, types or label values that do not fit together.
         """
         self._check_logits(logits)
-        _check_targets(targets, logits)
+        some_ignored = _check_targets(targets, logits)
         if logits.dtype in (torch.float16, torch.bfloat16):
             # sums over all voxels of a patch do not fit into half precision
             logits = logits.float()
-        return self._loss(logits, targets.long())
+        targets = targets.long()
+        if some_ignored:
+            labelled = targets != IGNORE_INDEX
+            if not labelled.any():
+                # 0, with a gradient of 0: a step may see no labelled voxel
+                return logits.sum() * 0
+            # means and sums here are over all voxels of the batch, wherever they are
+            logits = logits.movedim(1, -1)[labelled].T[None, :, :, None]
+            targets = targets[labelled][None, :, None]
+        return self._loss(logits, targets)
 
     def _weighted_mean(self, losses: Tensor, targets: Tensor) -> Tensor:
         """Mean over voxels by the weights of their classes; 0 where all weights are."""
@@ -98,7 +116,8 @@ class _SegmentationLoss(nn.Module):
             )
 
 
-def _check_targets(targets: Tensor, logits: Tensor) -> None:
+def _check_targets(targets: Tensor, logits: Tensor) -> bool:
+    """Check targets; whether there are voxels that are left out."""
     expected = (logits.shape[0], *logits.shape[2:])
     if tuple(targets.shape) != expected:
         hint = (
@@ -115,11 +134,16 @@ def _check_targets(targets: Tensor, logits: Tensor) -> None:
     if targets.numel() == 0:
         raise ValueError(f"targets are empty: shape {tuple(targets.shape)}")
     low, high = (int(value) for value in torch.aminmax(targets))
+    some_ignored = low == IGNORE_INDEX
+    if some_ignored:
+        # the rest must be classes
+        low = int(torch.where(targets == IGNORE_INDEX, 0, targets).min())
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(
-            f"labels must be 0 to {logits.shape[1] - 1} for {logits.shape[1]} classes, "
-            f"but targets hold {low} to {high}"
+            f"labels must be 0 to {logits.shape[1] - 1} for {logits.shape[1]} classes, or "
+            f"{IGNORE_INDEX} for voxels to leave out, but targets hold {low} to {high}"
         )
+    return some_ignored
 
 
 class SegmentationCrossEntropyLoss(_SegmentationLoss):
@@ -251,16 +275,32 @@ class DeepSupervisionLoss(nn.Module):
 
         Args:
             scales: Logits `(b, c, *spatial)`, the first at the resolution of `targets`.
-            targets: Integer label map.
+            targets: Integer label map, with `IGNORE_INDEX` where a voxel is left out.
+
+        Raises:
+            PluginError: for voxels that are left out, if the loss does not say that it does so.
         """
         if isinstance(scales, Tensor):
             scales = [scales]
+        _check_leaves_out(self.loss, targets)
         factors = [0.5**index for index in range(len(scales))]
         losses: list[Tensor] = [
             factor * self.loss(logits, _resize(targets, logits.shape[2:]))
             for factor, logits in zip(factors, scales, strict=True)
         ]
         return torch.stack(losses).sum() / sum(factors)
+
+
+def _check_leaves_out(loss: nn.Module, targets: Tensor) -> None:
+    """Refuse a loss of the user's own that would learn voxels that nobody labelled."""
+    if getattr(loss, "ignore_index", None) != IGNORE_INDEX and bool(
+        (targets == IGNORE_INDEX).any()
+    ):
+        raise PluginError(
+            f"the loss {type(loss).__name__} must leave out voxels with the `ignore` label of the "
+            f"data, whose target is {IGNORE_INDEX}, and say so with an attribute "
+            f"ignore_index = {IGNORE_INDEX} (as torch.nn.CrossEntropyLoss has it)"
+        )
 
 
 def _resize(targets: Tensor, size: torch.Size) -> Tensor:

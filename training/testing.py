@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from training.config import ModelTrainingConfig
 from training.data.patches.augmentation import Augmentation
+from training.ignored_voxels import IGNORE_INDEX
 from training.losses import build_loss
 from training.lr_schedules import is_stepped_each_step
 from training.metrics.own import measure
@@ -85,6 +86,8 @@ def _check_logits(name: str, logits: Any, shape: tuple[int, ...]) -> None:
 def check_loss(name: str, **fields: Any) -> None:
     """A loss is one number, takes labels of any integer type, and trains towards the target.
 
+    Where it says that it leaves voxels out (`ignore_index`), their logits have no gradient.
+
     Args:
         name: The loss.
         fields: Other fields of the config.
@@ -105,6 +108,16 @@ def check_loss(name: str, **fields: Any) -> None:
         assert last < before, f"{name}: the loss went from {before:.4g} to {last:.4g}"
         assert torch.equal(logits.argmax(dim=1), targets.long()), (
             f"{name}: 200 steps on logits of their own did not lead to the target"
+        )
+    if getattr(loss, "ignore_index", None) == IGNORE_INDEX:
+        logits = torch.randn(2, 3, 4, 4, 4, requires_grad=True)
+        targets = torch.arange(128).reshape(2, 4, 4, 4) % 3
+        left_out = torch.arange(4) < 2
+        torch.autograd.backward(loss(logits, torch.where(left_out, IGNORE_INDEX, targets)))
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all(), f"{name}: the gradient is not finite"
+        assert not logits.grad[..., left_out].any(), (
+            f"{name}: voxels of the target {IGNORE_INDEX} have a gradient"
         )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from training.data.statistics.check import DataCheck
     from training.data.statistics.findings import Finding
     from training.errors import BundleError, DatasetError, PluginError, SegtuneError
-    from tuner.api.data import check_data
+    from tuner.api.data import check_data, report_data
     from tuner.api.init import init_space
     from tuner.api.studies import list_studies, open_study, resume, run
     from tuner.api.study import Study, StudyInterrupted
@@ -59,6 +59,7 @@ __all__ = [
     "list_studies",
     "load_spec",
     "open_study",
+    "report_data",
     "resume",
     "run",
 ]
@@ -85,6 +86,7 @@ _MODULES = {
     "list_studies": "tuner.api.studies",
     "load_spec": "tuner.spec.load",
     "open_study": "tuner.api.studies",
+    "report_data": "tuner.api.data",
     "resume": "tuner.api.studies",
     "run": "tuner.api.studies",
 }

@@ -118,7 +118,7 @@ def scores(
             predicted = np.asarray(nib.load(path).dataobj).astype(np.uint8)
         spacing = tuple(float(size) for size in file.header.get_zooms()[:3])
         surface = surface_scores_of_labels(
-            predicted[None], target[None], range(1, labels), tolerance=TOLERANCE, spacing=spacing
+            predicted[None], target[None], labels, tolerance=TOLERANCE, spacing=spacing
         )
         found[name] = [
             [

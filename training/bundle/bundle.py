@@ -1,4 +1,4 @@
-"""The exported model: a folder that predicts NIfTI files without Ray or the training data.
+"""The exported model: a folder that predicts images without Ray or the training data.
 
 A bundle of one network holds `weights.pt` (a state dict that loads with `weights_only=True`) and
 `config.yaml` (the training config), one of several has both in a folder a network, `members/0`,
@@ -29,7 +29,7 @@ from training.bundle.folder import (
     member_folder,
     replaced_bundle,
 )
-from training.bundle.label_file import write_label_map
+from training.bundle.label_file import check_label_file, write_label_map
 from training.bundle.manifest import FORMAT_OF_PLAIN_LABELS, FORMAT_VERSION, Manifest, MemberEntry
 from training.bundle.member import (
     READ_ERRORS,
@@ -238,7 +238,7 @@ class Bundle:
         *,
         probabilities: Path | str | None = None,
     ) -> np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]] | Path:
-        """Segment one case; with an `output` write its label map as NIfTI.
+        """Segment one case; with an `output` write its label map.
 
         The label map is in the image's own grid and geometry. A file is there in full or not at
         all; an older one of its name is replaced. It takes over the image's geometry and nothing
@@ -246,7 +246,7 @@ class Bundle:
 
         Args:
             images: The case's file, or its files, one a channel.
-            output: NIfTI file to write; its folder is made.
+            output: File to write, in the format of its ending; its folder is made.
             probabilities: NIfTI file to write the class probabilities to, `.nii.gz`.
 
         Returns:
@@ -257,6 +257,8 @@ class Bundle:
                 too little memory.
         """
         images = _as_paths(images)
+        if output is not None:
+            check_label_file(Path(output))
         label = self.label_map(images, probabilities=probabilities)
         if output is None:
             return label
@@ -324,7 +326,7 @@ def write_bundle(
     ]
     provenance = without_paths(manifest.provenance)
     values = preprocessing.label_values
-    known_by_2 = values is None
+    known_by_2 = values is None and not preprocessing.ignore
     portable = Manifest(
         **{
             **dict(manifest),

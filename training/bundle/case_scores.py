@@ -32,6 +32,7 @@ from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, Preprocessing, RawCase
 from training.data.raw.volume import read_label
 from training.errors import DatasetError
+from training.ignored_voxels import IGNORE_INDEX, is_ignored
 from training.lightning_module import SegmentationLightningModule
 from training.metrics import SegmentationMetrics, SurfaceMetrics
 from training.metrics.own import measure
@@ -78,7 +79,7 @@ def files_of(dataset: PreprocessedDataset, split: str) -> list[RawCase]:
 
 def missing_files(cases: Iterable[RawCase]) -> list[Path]:
     """Files of cases that are not there any more."""
-    return [path for case in cases for path in (*case.images, case.label) if not path.is_file()]
+    return [path for case in cases for path in (*case.images, case.label) if not path.exists()]
 
 
 def on_file_grid(
@@ -103,7 +104,7 @@ def on_file_grid(
     for case in cases:
         prepared = preprocessing.apply(case.images)
         prediction = label_map_of(members, preprocessing, prepared, tell)
-        label = read_label(case.label, preprocessing.values)
+        label = read_label(case.label, preprocessing.values, preprocessing.ignore)
         if label.shape != prediction.shape:
             raise DatasetError(
                 f"{case.label}: shape {label.shape} differs from {prediction.shape} of its image"
@@ -261,9 +262,16 @@ def _losses(module: SegmentationLightningModule, dataset: PreprocessedDataset) -
 
 
 def task_target(label: NDArray[Any], config: ModelTrainingConfig) -> Tensor:
-    """A label map as the network is to predict it."""
+    """A label map as the network is to predict it.
+
+    It is signed, with `IGNORE_INDEX`, where voxels are left out.
+    """
+    ignored = is_ignored(label, config.num_classes)
     if config.target_class is not None:
         label = (label == config.target_class).astype(np.uint8)
+    if ignored.any():
+        label = label.astype(np.int16 if label.dtype == np.uint8 else np.int32)
+        label[ignored] = IGNORE_INDEX
     return torch.from_numpy(np.ascontiguousarray(label))
 
 

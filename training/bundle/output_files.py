@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-
-from training.data.raw.file_names import load_nifti
+from training.bundle.label_file import check_label_file
+from training.data.raw.formats.file_format import (
+    FORMATS,
+    known_format,
+    label_ending,
+    parts_of,
+    split_name,
+    written_format,
+)
 from training.durable_write import check_writable
 from training.errors import BundleError
 
-SUFFIXES = (".nii.gz", ".nii")
-
 PROBABILITIES = "_probabilities"
 """What the name of a case's probabilities adds to that of its label map."""
-
-CHUNK = 2**24
-"""Bytes of a file that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -43,32 +40,48 @@ class Target:
 
     def is_whole(self) -> bool:
         """Whether all of them are there and can be read to their end."""
-        return all(_is_whole(file) for file in self.files())
+        return all(
+            file.exists() and known_format(file).module.is_whole(file) for file in self.files()
+        )
 
 
 def output_files(
-    cases: Mapping[str, Sequence[Path]], output: Path, *, probabilities: bool
+    cases: Mapping[str, Sequence[Path]],
+    output: Path,
+    *,
+    probabilities: bool,
+    file_format: str | None = None,
 ) -> dict[str, Target]:
     """The files that each case is written to.
 
     Args:
         cases: Image files by case.
-        output: Folder to write `CASE.nii.gz` to, or, for one case, a NIfTI file.
-        probabilities: Whether class probabilities are written as well.
+        output: Folder to write a label map a case to, or, for one case, a file.
+        probabilities: Whether class probabilities are written as well, `.nii.gz`.
+        file_format: Format of the label maps, of `OUTPUT_FORMATS`; that of each image by default.
 
     Raises:
-        BundleError: if several cases would be written to one file.
+        BundleError: if several cases would be written to one file, or the name of the file is of
+            another format than is wanted.
     """
-    folder, names = output, {name: f"{name}.nii.gz" for name in cases}
-    if output.name.lower().endswith(SUFFIXES):
+    folder = output
+    names = {name: f"{name}{label_ending(files[0], file_format)}" for name, files in cases.items()}
+    # a folder may have any name
+    if split_name(output.name) is not None and not output.is_dir():
+        check_label_file(output)
         if len(cases) > 1:
             raise BundleError(
                 f"{output} is one file, but there are {len(cases)} cases: give a folder"
             )
+        written = written_format(output)
+        if file_format is not None and written is not None and written != FORMATS[file_format]:
+            raise BundleError(
+                f"{output} is {written.title}, but --format is {file_format}: leave out one of them"
+            )
         folder, names = output.parent, dict.fromkeys(cases, output.name)
     targets = {}
     for name, file in names.items():
-        stem = file[: -len(next(end for end in SUFFIXES if file.lower().endswith(end)))]
+        stem, _ = split_name(file) or (file, "")
         beside = folder / f"{stem}{PROBABILITIES}.nii.gz" if probabilities else None
         targets[name] = Target(folder / file, beside)
     label_maps = {target.label_map: name for name, target in targets.items()}
@@ -95,7 +108,12 @@ def check_output_files(
     Raises:
         BundleError: naming what is in the way.
     """
-    inputs = {_identity(file): file for files in cases.values() for file in files}
+    inputs = {
+        _identity(part): file
+        for files in cases.values()
+        for file in files
+        for part in parts_of(file)
+    }
     existing = []
     wanted = [(name, file) for name in cases for file in targets[name].files()]
     for name, target in wanted:
@@ -136,18 +154,3 @@ def _make_writable(folder: Path) -> None:
         raise BundleError(
             f"no label map can be written to {folder} ({error.strerror}): choose another -o"
         ) from error
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        image = load_nifti(path)
-        end: int = (
-            image.dataobj.offset + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
-        )
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-            read = 0
-            while content := file.read(CHUNK):
-                read += len(content)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error):
-        return False
-    return read >= end

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
+from training.ignored_voxels import IGNORE_INDEX
+
 __all__ = [
     "Chosen",
     "KeepLargest",
@@ -30,7 +32,11 @@ __all__ = [
 LabelMap = NDArray[np.integer[Any]]
 
 Case = tuple[LabelMap, LabelMap, Sequence[float]]
-"""Predicted label map, true label map, and size of a voxel in mm along each axis."""
+"""Predicted label map, true label map, and size of a voxel in mm along each axis.
+
+Voxels of `IGNORE_INDEX` in the true label map count for nothing; components are those of the whole
+prediction.
+"""
 
 MIN_GAIN = 1e-4
 """Gain of the mean Dice below which a step is not worth it."""
@@ -268,7 +274,7 @@ def _table(
     found: _Components, prediction: LabelMap, reference: LabelMap, label: int, voxel: float
 ) -> _Table:
     place, components, sizes = found
-    predicted = prediction[place] == label
+    predicted = (prediction[place] == label) & (reference[place] != IGNORE_INDEX)
     hits = predicted & (reference[place] == label)
     return _Table(
         sizes,

@@ -1,4 +1,4 @@
-"""Many NIfTI images in, many label maps out, with an exported model."""
+"""Many images in, many label maps out, with an exported model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from pytorch_lightning.utilities.memory import is_out_of_cpu_memory
 from training.bundle.bundle import Bundle
 from training.bundle.output_files import check_output_files, output_files
 from training.data.raw.file_names import (
+    ALL_ENDINGS,
     CaseFiles,
     by_stem,
     file_problem,
     group_by_case,
-    nifti_files,
-    nifti_stem,
+    image_files,
+    image_stem,
 )
+from training.data.raw.formats.file_format import ENDINGS, known_format
 from training.data.raw.volume import voxels_in_header
 from training.errors import BundleError, DatasetError
 from training.local_path import MISSING
@@ -36,6 +38,7 @@ def predict_images(
     mirroring: bool = True,
     probabilities: bool = False,
     skip_existing: bool = False,
+    file_format: str | None = None,
     on_case: Callable[[str], None],
 ) -> list[str]:
     """Segment images and write one label map a case.
@@ -45,9 +48,9 @@ def predict_images(
 
     Args:
         bundle_folder: The exported model.
-        images: NIfTI files, or folders of them; `training.data.raw.file_names` says which names are
+        images: Image files, or folders of them; `training.data.raw.file_names` says which names are
             channels of one case. Naming one of its files is enough.
-        output: Folder to write `CASE.nii.gz` to, or, for one case, a NIfTI file.
+        output: Folder to write a label map a case to, or, for one case, a file.
         device: Torch device; a GPU if there is one, by default.
         overwrite: Whether files that are there already may be replaced; images never are.
         trust_code: Whether a network that is not of this package may be imported, see
@@ -57,6 +60,8 @@ def predict_images(
             `CASE_probabilities.nii.gz` beside the label map.
         skip_existing: Whether cases whose files are there already, and can be read, are left as
             they are: so that a long run that was cut off can go on.
+        file_format: Format of the label maps, see `training.bundle.output_files`; that of each
+            image by default.
         on_case: Called with a line about each case, and with the numbers of those that were skipped
             and of those that failed.
 
@@ -74,7 +79,7 @@ def predict_images(
     bundle = Bundle.load(bundle_folder, device, trust_code=trust_code, mirroring=mirroring)
     bundle = replace(bundle, tell=on_case)
     cases = collect_cases(images, bundle.config.input_channels)
-    targets = output_files(cases, output, probabilities=probabilities)
+    targets = output_files(cases, output, probabilities=probabilities, file_format=file_format)
     if skip_existing:
         whole = {name for name in cases if targets[name].is_whole()}
         cases = {name: files for name, files in cases.items() if name not in whole}
@@ -150,11 +155,11 @@ def collect_cases(images: Sequence[Path], channels: int) -> dict[str, list[Path]
     channels depends on all files of a folder, also where single files are given.
 
     Args:
-        images: NIfTI files, or folders of them.
+        images: Image files, or folders of them.
         channels: Channels of a case.
 
     Raises:
-        BundleError: if a path does not exist, is not a NIfTI file, or two cases share a name.
+        BundleError: if a path does not exist, is not an image file, or two cases share a name.
     """
     try:
         return _collect(images, channels)
@@ -166,11 +171,11 @@ def _collect(images: Sequence[Path], channels: int) -> dict[str, list[Path]]:
     cases: dict[str, list[Path]] = {}
     for name, case in _cases_of(images, channels):
         files = list(case.paths)
-        if missing := case.missing(channels):
-            raise BundleError(f"the case {name} lacks {', '.join(str(path) for path in missing)}")
+        if lacks := case.lacks(channels):
+            raise BundleError(f"the case {name} lacks {lacks}")
         if cases.setdefault(name, files) != files:
             raise BundleError(
-                f"{files[0]} and {cases[name][0]} would both be written as {name}.nii.gz: "
+                f"{files[0]} and {cases[name][0]} would both be written as {name}: "
                 "segment them one after the other, into different folders"
             )
     return cases
@@ -189,9 +194,9 @@ def _cases_of(images: Sequence[Path], channels: int) -> Iterator[tuple[str, Case
     }
     for path in images:
         if path.is_dir():
-            files = nifti_files(path)
+            files = image_files(path).files
             if not files:
-                raise BundleError(f"the folder {path} has no NIfTI file (*.nii.gz, *.nii)")
+                raise BundleError(f"the folder {path} has no image ({ALL_ENDINGS})")
             yield from group_by_case(by_stem(files), channels).items()
         else:
             yield from (
@@ -202,7 +207,13 @@ def _cases_of(images: Sequence[Path], channels: int) -> Iterator[tuple[str, Case
 def _with_neighbours(folder: Path, paths: Sequence[Path]) -> dict[str, Path]:
     """Files by stem: those given, and what else is in their folder."""
     given = by_stem(paths)
-    neighbours = {nifti_stem(path) or path.name: path for path in nifti_files(folder)}
+    there = image_files(folder)
+    ranks = {known_format(path).rank for path in paths}
+    neighbours = {
+        image_stem(path) or path.name: path
+        for path in (*there.files, *there.others)
+        if known_format(path).rank in ranks
+    }
     return {**neighbours, **given}
 
 
@@ -212,13 +223,13 @@ def _check_image(path: Path) -> None:
         raise BundleError(f"there is no image {path}")
     if problem is not None:
         raise BundleError(f"the image {path} {problem}")
-    if nifti_stem(path) is None:
+    if image_stem(path) is None:
         why = (
             "it is a hidden file"
             if path.name.startswith(".")
-            else "its name must end in .nii.gz or .nii"
+            else f"its name must end in one of {', '.join(ENDINGS)}"
         )
-        raise BundleError(f"{path} is not a NIfTI file: {why}")
+        raise BundleError(f"{path} is not an image: {why}")
 
 
 def _check_device(device: str) -> None:

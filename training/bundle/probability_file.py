@@ -2,7 +2,8 @@
 
 The file is 4D: (i, j, k, class), the classes in the order of the network's labels. Probabilities
 are stored as whole numbers of 16 bits with a scale in the header (`scl_slope`), which every reader
-applies: half the size of floats, rounded to 1/65535, and far better to compress.
+applies: half the size of floats, rounded to 1/65535, and far better to compress. It is NIfTI for
+images of all formats: that can be written piece by piece, and ITK and its viewers read it as well.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.bundle.label_file import header_like
 from training.data.prepared.preprocessing import STORED
+from training.data.raw.formats.nifti import header_like
+from training.data.raw.header import open_volume
 from training.durable_write import durable_file
 
 CHUNK = 2**26
@@ -51,13 +53,14 @@ def write_probabilities(stored: NDArray[np.uint16], image: Path, output: Path) -
 
     Args:
         stored: What `Preprocessing.invert_slabs` stored, in the order of a NIfTI file.
-        image: The image, `.nii` or `.nii.gz`.
+        image: The image, of any format.
         output: File to write, `.nii.gz`; its folder must be there.
 
     Raises:
         OSError: if the file cannot be written; one that was there stays.
     """
-    header, _ = header_like(image, stored.dtype, stored.shape)
+    source, _ = open_volume(image)
+    header, _ = header_like(source, stored.dtype, stored.shape)
     header.set_slope_inter(1 / STORED, 0)
     header["vox_offset"] = header.single_vox_offset
     voxels = stored.T.data.cast("B")

@@ -26,6 +26,14 @@ of the mean, and `SurfaceMetrics` reports the mean together with the number of c
 distance was missing (`hd95_2` with `hd95_2_missing`). Judge a distance with its count: a model
 that misses the hard cases has the better distance. The scores from 0 to 1 need no count.
 
+# Voxels that are left out
+
+Voxels that nobody labelled (`training.ignored_voxels`) are left out on both sides: of counts, as
+if they were not in the image, and as voxels of a boundary. A boundary voxel needs a neighbour that
+is known to be of another label, and a surface element whose neighbourhood has such a voxel is none.
+Where a class is in both prediction and target, and no part of one of its surfaces is known, its
+surface scores are nan.
+
 # Means
 
 First a class's mean over the cases in which it is defined, then the mean over the foreground

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from training.metrics.boundary import boundary_scores
-from training.metrics.labels import LabelArray, check_shape, check_tolerance, label_array
+from training.metrics.labels import LabelArray, check_shape, check_tolerance, label_arrays
 from training.metrics.overlap import overlap_scores
 from training.metrics.surface import surface_scores_of_labels
 
@@ -45,10 +45,7 @@ class _ClassMetric(Metric):
 
     def _label_arrays(self, prediction: Tensor, targets: Tensor) -> tuple[LabelArray, LabelArray]:
         check_shape(targets, prediction.shape)
-        return (
-            label_array(prediction, self.num_classes, "predictions"),
-            label_array(targets, self.num_classes, "targets"),
-        )
+        return label_arrays(prediction, targets, self.num_classes)
 
     def _add(self, scores: Tensor) -> None:
         """Add scores `(score, case, foreground class)`, nan where one is not defined."""
@@ -109,6 +106,8 @@ class SegmentationMetrics(_ClassMetric):
     ) -> None:
         """Add cases (or patches) with their predicted and true label maps.
 
+        Voxels of `IGNORE_INDEX` in the targets are left out on both sides.
+
         Raises:
             ValueError: if the shapes differ or a label is not a class.
         """
@@ -118,8 +117,8 @@ class SegmentationMetrics(_ClassMetric):
             one, other, self.num_classes, tolerance=self.tolerance, spacing=self.spacing
         )
         self._add(torch.stack([overlap.dice, overlap.iou, boundary])[..., 1:])
-        self.correct = self.correct + overlap.accuracy.sum().to(self.correct.device)
-        self.cases = self.cases + len(targets)
+        self.correct = self.correct + overlap.accuracy.nansum().to(self.correct.device)
+        self.cases = self.cases + int((~overlap.accuracy.isnan()).sum())
 
     def compute(self) -> dict[str, Tensor]:
         """`dice`, `dice_{label}` of each foreground class, `iou`, `boundary_f1`, `accuracy`."""
@@ -171,7 +170,7 @@ class SurfaceMetrics(_ClassMetric):
 
         Args:
             prediction: Predicted label maps.
-            targets: True label maps.
+            targets: True label maps; voxels of `IGNORE_INDEX` are left out on both sides.
             spacing: Size of these cases' voxels in mm along each axis; without it, distances
                 are in voxels.
 
@@ -183,7 +182,7 @@ class SurfaceMetrics(_ClassMetric):
         scores = surface_scores_of_labels(
             one,
             other,
-            range(1, self.num_classes),
+            self.num_classes,
             tolerance=self.tolerance,
             spacing=spacing,
             distances=self.distances,

@@ -18,9 +18,10 @@ from training.metrics.labels import (
     check_logits,
     check_spacing,
     check_tolerance,
-    label_array,
+    label_arrays,
     predict_labels,
     reduce_scores,
+    unknown_voxels,
 )
 
 MAX_OFFSETS = 500
@@ -51,7 +52,7 @@ def boundary_f1_score(
 
     Args:
         logits: Scores of the classes, in 2D or 3D.
-        targets: Label map.
+        targets: Label map; voxels of `IGNORE_INDEX` are left out.
         num_classes: Classes, background included.
         tolerance: Greatest Euclidean distance, in voxels, or in mm when `spacing` is given.
         spacing: Size of a voxel in mm along each spatial axis.
@@ -65,9 +66,10 @@ def boundary_f1_score(
             tolerance, or a spacing that is not one positive number an axis.
     """
     check_logits(logits, targets, num_classes)
+    prediction, target = label_arrays(predict_labels(logits), targets, num_classes)
     scores = boundary_scores(
-        label_array(predict_labels(logits), num_classes, "predictions"),
-        label_array(targets, num_classes, "targets"),
+        prediction,
+        target,
         num_classes,
         tolerance=tolerance,
         spacing=spacing,
@@ -106,6 +108,9 @@ def boundary_scores(
             f1 = 2 * precision * recall / (precision + recall)
         in_both, in_any = one.sizes * other.sizes > 0, one.sizes + other.sizes > 0
         missed = in_any & ~(in_both & (hits[0] + hits[1] > 0))
+        if one.has_unknown:
+            # of a class that both have, one may have no boundary that is known
+            missed &= ~(one.holds & other.holds & ~in_both)
         scores[item] = np.where(missed, 0.0, f1)
     return torch.from_numpy(scores)
 
@@ -114,10 +119,13 @@ class _Boundary:
     """Boundary voxels of every class of a label map.
 
     Every voxel has one label, so one pass finds the boundaries of all classes: a voxel is on
-    its class's boundary if any face neighbour has another label.
+    its class's boundary if any face neighbour has another label. A neighbour that is left out
+    makes no boundary, for nobody knows its label.
 
     Attributes:
         sizes: Boundary voxels of each class.
+        has_unknown: Whether there are voxels that are left out.
+        holds: Whether each class has voxels; known where `has_unknown`.
     """
 
     def __init__(
@@ -137,8 +145,18 @@ class _Boundary:
         self._strides = np.array(padded.strides) // padded.itemsize
         self._shape = padded.shape
         edge = np.zeros(flat.shape, dtype=bool)
+        left_out = unknown_voxels(labels, num_classes)
+        self.has_unknown = left_out is not None
+        self.holds = np.zeros(num_classes, dtype=bool)
+        known = None
+        if left_out is not None:
+            known = ~np.pad(left_out, widths).ravel()
+            found = np.unique(labels)
+            self.holds[found[found < num_classes]] = True
         for stride in self._strides:
             differs = flat[stride:] != flat[:-stride]
+            if known is not None:
+                differs &= known[stride:] & known[:-stride]
             edge[stride:] |= differs
             edge[:-stride] |= differs
         edge &= flat != outside

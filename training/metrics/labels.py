@@ -17,10 +17,15 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.ignored_voxels import IGNORE_INDEX
+
 Reduction = Literal["mean", "none"]
 
 LabelArray = NDArray[np.unsignedinteger[Any]]
-"""A label map in the smallest type that holds its classes and one value more."""
+"""A label map in the smallest type that holds its classes and one value more.
+
+That value, the number of classes, is what voxels have that are left out, on both sides.
+"""
 
 
 def predict_labels(logits: Float[Tensor, "b c *spatial"]) -> Int[Tensor, "b *spatial"]:
@@ -63,6 +68,33 @@ def check_shape(targets: Tensor, shape: Sequence[int]) -> None:
     """
     if tuple(targets.shape) != tuple(shape):
         raise ValueError(f"targets must be {tuple(shape)}, but got {tuple(targets.shape)}")
+
+
+def label_arrays(
+    prediction: Tensor, targets: Tensor, num_classes: int
+) -> tuple[LabelArray, LabelArray]:
+    """Predicted and true label maps, voxels that the targets leave out marked in both.
+
+    Args:
+        prediction: Integer labels.
+        targets: Integer labels, with `IGNORE_INDEX` where a voxel is left out.
+        num_classes: Classes, background included.
+
+    Raises:
+        ValueError: as `label_array`.
+    """
+    one = label_array(prediction, num_classes, "predictions")
+    ignored = None
+    if targets.dtype.is_signed and not targets.is_floating_point():
+        ignored = (targets == IGNORE_INDEX).detach().cpu().numpy()
+    if ignored is None or not ignored.any():
+        return one, label_array(targets, num_classes, "targets")
+    known = torch.where(targets == IGNORE_INDEX, 0, targets)
+    other = label_array(known, num_classes, "targets")
+    # what was given may share its memory
+    one, other = one.copy(), other.copy()
+    one[ignored] = other[ignored] = num_classes
+    return one, other
 
 
 def label_array(labels: Tensor, num_classes: int, name: str) -> LabelArray:
@@ -121,3 +153,9 @@ def check_tolerance(tolerance: float) -> float:
 def reduce_scores(scores: Float[Tensor, "b c"], reduction: Reduction) -> Tensor:
     """Scores as they are, or the mean over items of each class, then over foreground classes."""
     return scores[:, 1:].nanmean(dim=0).nanmean() if reduction == "mean" else scores
+
+
+def unknown_voxels(one: LabelArray, num_classes: int) -> NDArray[np.bool_] | None:
+    """Which voxels of a label array are left out; None for none."""
+    unknown = one == num_classes
+    return unknown if unknown.any() else None

@@ -14,7 +14,7 @@ from training.metrics.labels import (
     LabelArray,
     Reduction,
     check_logits,
-    label_array,
+    label_arrays,
     predict_labels,
     reduce_scores,
 )
@@ -26,7 +26,7 @@ class OverlapScores(NamedTuple):
     Attributes:
         dice: `(b, c)`, nan where a class is in neither prediction nor target.
         iou: `(b, c)`, likewise.
-        accuracy: `(b,)`.
+        accuracy: `(b,)`, nan where all voxels are left out.
     """
 
     dice: Tensor
@@ -45,7 +45,7 @@ def dice_coefficient(
 
     Args:
         logits: Scores of the classes, in 2D or 3D.
-        targets: Label map.
+        targets: Label map; voxels of `IGNORE_INDEX` are left out.
         num_classes: Classes, background included.
         reduction: "mean" over items, then over foreground classes, or "none".
 
@@ -88,7 +88,7 @@ def accuracy(
 
 
 def overlap_scores(prediction: LabelArray, target: LabelArray, num_classes: int) -> OverlapScores:
-    """Dice, IoU and accuracy of label maps `(b, *spatial)`."""
+    """Dice, IoU and accuracy of label maps `(b, *spatial)`; see `label_arrays`."""
     none = num_classes
     right = np.where(prediction == target, target, target.dtype.type(none))
     both, predicted, true = (
@@ -104,8 +104,7 @@ def overlap_scores(prediction: LabelArray, target: LabelArray, num_classes: int)
 
 def _scores(logits: Tensor, targets: Tensor, num_classes: int) -> OverlapScores:
     check_logits(logits, targets, num_classes)
-    target = label_array(targets, num_classes, "targets")
-    prediction = label_array(predict_labels(logits), num_classes, "predictions")
+    prediction, target = label_arrays(predict_labels(logits), targets, num_classes)
     scores = overlap_scores(prediction, target, num_classes)
     return OverlapScores(*(score.to(targets.device) for score in scores))
 

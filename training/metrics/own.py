@@ -9,6 +9,8 @@ A metric is a function of one case. Of these arguments it takes those that it na
 | spacing | size of a voxel in mm along each axis, None where it is not known |
 | num_classes | classes, background included; 2 with a target label |
 
+Voxels that are left out (`training.ignored_voxels`) are background in both label maps.
+
 It returns a number, or nan where it is not defined for the case. As with the metrics of this
 package, such a case is left out of the mean over cases, and the mean is nan if no case is left.
 """
@@ -23,6 +25,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from training.errors import PluginError
+from training.ignored_voxels import IGNORE_INDEX
 from training.registry import METRICS, call, is_plugin
 
 if TYPE_CHECKING:
@@ -44,13 +47,16 @@ def measure(
     Args:
         name: Its import path.
         prediction: Predicted label map.
-        target: True label map.
+        target: True label map, with `IGNORE_INDEX` where a voxel is left out.
         spacing: Size of a voxel in mm along each axis, None where it is not known.
         num_classes: Classes, background included.
 
     Raises:
         PluginError: if the import path is not a function, or the function does not return a number.
     """
+    ignored = target == IGNORE_INDEX
+    if bool(ignored.any()):
+        prediction, target = (torch.where(ignored, 0, labels) for labels in (prediction, target))
     value = call(
         METRICS.resolve(name),
         f"metric {name}",

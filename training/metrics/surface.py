@@ -6,7 +6,7 @@ The surface is that of DeepMind's `surface-distance`; `training.metrics` says wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -25,9 +25,10 @@ from training.metrics.labels import (
     check_logits,
     check_spacing,
     check_tolerance,
-    label_array,
+    label_arrays,
     predict_labels,
     reduce_scores,
+    unknown_voxels,
 )
 
 PERCENTILE = 0.95
@@ -63,7 +64,7 @@ def surface_scores(
 
     Args:
         logits: Scores of the classes, in 2D or 3D.
-        targets: Label map.
+        targets: Label map; voxels of `IGNORE_INDEX` are left out.
         num_classes: Classes, background included.
         tolerance: Of the normalised surface Dice, in voxels, or in mm when `spacing` is given.
         spacing: Size of a voxel in mm along each spatial axis.
@@ -74,12 +75,14 @@ def surface_scores(
             tolerance, or a spacing that is not one positive number an axis.
     """
     check_logits(logits, targets, num_classes)
+    prediction, target = label_arrays(predict_labels(logits), targets, num_classes)
     scores = surface_scores_of_labels(
-        label_array(predict_labels(logits), num_classes, "predictions"),
-        label_array(targets, num_classes, "targets"),
-        range(0 if background else 1, num_classes),
+        prediction,
+        target,
+        num_classes,
         tolerance=tolerance,
         spacing=spacing,
+        background=background,
     )
     if not background:
         nsd, hd95, assd = (functional.pad(each, (1, 0), value=math.nan) for each in scores[:3])
@@ -102,7 +105,7 @@ def normalised_surface_dice(
 
     Args:
         logits: Scores of the classes, in 2D or 3D.
-        targets: Label map.
+        targets: Label map; voxels of `IGNORE_INDEX` are left out.
         num_classes: Classes, background included.
         tolerance: Greatest distance, in voxels, or in mm when `spacing` is given.
         spacing: Size of a voxel in mm along each spatial axis.
@@ -168,25 +171,31 @@ def average_symmetric_surface_distance(
 def surface_scores_of_labels(
     prediction: LabelArray,
     target: LabelArray,
-    classes: Iterable[int],
+    num_classes: int,
     *,
     tolerance: float,
     spacing: Sequence[float] | None,
     distances: bool = True,
+    background: bool = False,
 ) -> SurfaceScores:
-    """Surface scores of label maps `(b, *spatial)`, of the `classes` alone.
+    """Surface scores of label maps `(b, *spatial)` of each class, see `label_arrays`.
 
-    Without `distances`, HD95 and ASSD are nan, and the NSD costs a fraction.
+    Without `distances`, HD95 and ASSD are nan, and the NSD costs a fraction. Without `background`,
+    class 0 is left out.
     """
+    classes = range(0 if background else 1, num_classes)
     sizes = check_spacing(spacing, target.ndim - 1)
     check_tolerance(tolerance)
     scores = np.array(
         [
             [
-                _class_scores(one == label, other == label, tolerance, sizes, distances=distances)
+                _class_scores(
+                    one == label, other == label, unknown, tolerance, sizes, distances=distances
+                )
                 for label in classes
             ]
             for one, other in zip(prediction, target, strict=True)
+            for unknown in (unknown_voxels(other, num_classes),)
         ]
     )
     nsd, hd95, assd, missing = (torch.from_numpy(scores[..., index]) for index in range(4))
@@ -196,17 +205,29 @@ def surface_scores_of_labels(
 def _class_scores(
     prediction: NDArray[np.bool_],
     target: NDArray[np.bool_],
+    unknown: NDArray[np.bool_] | None,
     tolerance: float,
     spacing: tuple[float, ...],
     *,
     distances: bool,
 ) -> tuple[float, float, float, bool]:
-    """NSD, HD95 and ASSD of two masks, and whether the distances are missing."""
+    """NSD, HD95 and ASSD of two masks, and whether the distances are missing.
+
+    The surface beside a voxel of `unknown` is left out: nobody knows whether it is there.
+    """
     box = _bounding_box(prediction | target)
     if box is None:
         return np.nan, np.nan, np.nan, False
-    one, other = (_Surface.of(mask[box], spacing) for mask in (prediction, target))
+    left_out = None
+    if unknown is not None:
+        # what touches the masks from outside their box counts as well
+        box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in box)
+        left_out = unknown[box]
+    one, other = (_Surface.of(mask[box], spacing, left_out) for mask in (prediction, target))
     if not one.areas.size or not other.areas.size:
+        if prediction.any() and target.any():
+            # both have the class, and the surface of one is not known anywhere
+            return np.nan, np.nan, np.nan, False
         return 0.0, np.nan, np.nan, True
     limit = math.inf if distances else tolerance
     sides = [one.distances_to(other, spacing, limit), other.distances_to(one, spacing, limit)]
@@ -242,9 +263,17 @@ class _Surface:
     areas: NDArray[np.float64]
 
     @classmethod
-    def of(cls, mask: NDArray[np.bool_], spacing: tuple[float, ...]) -> _Surface:
+    def of(
+        cls,
+        mask: NDArray[np.bool_],
+        spacing: tuple[float, ...],
+        left_out: NDArray[np.bool_] | None = None,
+    ) -> _Surface:
         codes = _neighbour_codes(mask)
         table = _area_of_codes(spacing)
+        if left_out is not None:
+            # as if there were nothing, so that it is no other surface's nearest element either
+            codes[_neighbour_codes(left_out) != 0] = 0
         flat = codes.ravel()
         places = np.flatnonzero((flat != 0) & (flat != len(table) - 1))
         return cls(codes, places, table[flat[places]])

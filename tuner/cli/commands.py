@@ -291,6 +291,7 @@ def predict(options: argparse.Namespace, out: Console) -> int:
         mirroring=not options.no_mirroring,
         probabilities=options.probabilities,
         skip_existing=options.skip_existing,
+        file_format=options.format,
         on_case=lambda line: out.print(line, markup=False),
     )
     return NO_RESULT if failed else DONE

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tuner.cli.command import Command
 from tuner.cli.exit_codes import DONE, NO_RESULT
+from tuner.cli.options import add_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,6 +55,23 @@ def check(options: argparse.Namespace, out: Console) -> int:
     return DONE if result.ok else NO_RESULT
 
 
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    add_output(parser, "FILE.html", "web page to write", default=Path("report.html"))
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def report(options: argparse.Namespace, out: Console) -> int:
+    """`tune data report`."""
+    from tuner.api.data import report_data
+    from tuner.report.data_check import summary_line
+
+    found = report_data(options.data, options.output, overwrite=options.overwrite, progress=out)
+    out.print(summary_line(found), markup=False)
+    out.print(f"wrote {options.output}", markup=False)
+    return DONE if found.ok else NO_RESULT
+
+
 DATA_COMMANDS: tuple[Command, ...] = (
     Command(
         "data check",
@@ -65,6 +83,16 @@ DATA_COMMANDS: tuple[Command, ...] = (
         ),
         _check_options,
         check,
+    ),
+    Command(
+        "data report",
+        "write a web page about data: sizes, intensities, classes, outliers, pictures",
+        (
+            "tune data report Task03_Liver -o report.html",
+            "tune data report phantom -o phantom.html --overwrite",
+        ),
+        _report_options,
+        report,
     ),
 )
 """All commands of `tune data`."""

@@ -10,6 +10,7 @@ import argparse
 from importlib.metadata import version
 from pathlib import Path
 
+from training.data.raw.formats.file_format import OUTPUT_FORMATS
 from tuner.cli import commands, remote
 from tuner.cli.command import Command, HelpFormatter, SubParsers
 from tuner.cli.completion import SHELLS
@@ -179,11 +180,16 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
 def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="DIR", help="the exported model")
     parser.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="NIfTI images, or folders of them"
+        "images", type=Path, nargs="+", metavar="IMAGE", help="images, or folders of them"
     )
     add_output(parser, "DIR", "folder to write to")
     parser.add_argument(
         "--device", help="torch device, e.g. cuda:1 (default: a GPU if there is one, else the CPU)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=OUTPUT_FORMATS,
+        help="format of the label maps (default: that of each image)",
     )
     parser.add_argument(
         "--probabilities",
@@ -347,10 +353,11 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "predict",
-        "segment NIfTI images with an exported model",
+        "segment images with an exported model",
         (
             "tune predict bundle patient.nii.gz -o predictions",
             "tune predict bundle imagesTs -o predictions --device cpu",
+            "tune predict bundle patient.nrrd -o predictions --format nifti",
         ),
         _predict_options,
         commands.predict,

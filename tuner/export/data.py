@@ -136,7 +136,7 @@ def _existing_cases(dataset: PreprocessedDataset) -> dict[str, RawCase]:
     return {
         name: RawCase(name, tuple(entry.images), entry.label)
         for name, entry in dataset.cases.items()
-        if all(path.is_file() for path in (*entry.images, entry.label))
+        if all(path.exists() for path in (*entry.images, entry.label))
     }
 
 

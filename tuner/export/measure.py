@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from training.ignored_voxels import IGNORE_INDEX
+
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
 
@@ -62,10 +64,11 @@ class Measure:
         return scores
 
     def of_labels(self, prediction: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
-        """Scores `(class,)` of a predicted label map."""
+        """Scores `(class,)` of a predicted label map; voxels of `IGNORE_INDEX` are left out."""
         counts = np.zeros((3, max(self.classes) + 1), dtype=np.int64)
+        known = label != IGNORE_INDEX
         for value in self.classes:
-            predicted, true = prediction == value, label == value
+            predicted, true = (prediction == value) & known, label == value
             counts[:, value] = [
                 np.count_nonzero(found) for found in (predicted & true, predicted, true)
             ]

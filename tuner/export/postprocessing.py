@@ -9,6 +9,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from training.bundle.case_scores import task_target
 from training.bundle.postprocessing import Case, Postprocessing, choose_postprocessing
 from training.data.prepared.cache import FORMAT_VERSION
 from training.data.raw.volume import read_label
@@ -89,20 +90,22 @@ def _on_file_grid(
     members: Sequence[tuple[float, Predicted]],
     data: ExportData,
 ) -> Iterator[Case]:
-    target = members[0][1].candidate.config.target_class
+    config = members[0][1].candidate.config
     for case, mean in zip(files, mean_predictions(members), strict=True):
         # with its label, as it was preprocessed for the study
         prepared = data.preprocessing.apply(case.images, case.label)
         if prepared.image.shape[1:] != mean.shape[1:]:
             raise DatasetError(f"{case.images[0]} has changed since it was preprocessed")
-        label = read_label(case.label, data.preprocessing.values)
-        true = label.data if target is None else label.data == target
+        label = read_label(case.label, data.preprocessing.values, data.preprocessing.ignore)
+        true = task_target(label.data, config).numpy()
         spacing = tuple(float(size) for size in voxel_sizes(label.affine))
         prediction = data.preprocessing.invert(mean, prepared.info)
         yield _kept(cases.scratch, prediction), _kept(cases.scratch, true), spacing
 
 
 def _kept(scratch: Scratch, label: NDArray[Any]) -> NDArray[np.integer[Any]]:
-    kept = scratch.array(label.shape, np.uint8 if label.max(initial=0) < 256 else np.uint16)
+    # signed where voxels are left out
+    low, high = int(label.min(initial=0)), int(label.max(initial=0))
+    kept = scratch.array(label.shape, np.promote_types(*map(np.min_scalar_type, (low, high))))
     kept[:] = label
     return kept

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.ignored_voxels import IGNORE_INDEX
+
 if TYPE_CHECKING:
     from tuner.export.measure import Measure
     from tuner.export.scratch import Scratch
@@ -107,17 +109,19 @@ class SelectionCases:
 
         Args:
             predictions: Each candidate's class probabilities `(k, d, h, w)`.
-            label: True classes `(d, h, w)`.
+            label: True classes `(d, h, w)`, `IGNORE_INDEX` where a voxel is left out.
         """
         voxels, labels, agreed = [], [], np.zeros((3, self.num_classes), dtype=np.int64)
         for plane, true in enumerate(label):
             # plane by plane: all candidates at once need not fit into memory
             each = np.stack([np.asarray(prediction[:, plane]) for prediction in predictions])
             classes = each.argmax(axis=1)
-            same = (classes == classes[0]).all(axis=0)
+            known = true != IGNORE_INDEX
+            same = (classes == classes[0]).all(axis=0) & known
             agreed += _voxels(classes[0][same], true[same], self.num_classes)
-            voxels.append(np.moveaxis(each[:, :, ~same], 1, 2))
-            labels.append(true[~same])
+            disputes = known & ~same
+            voxels.append(np.moveaxis(each[:, :, disputes], 1, 2))
+            labels.append(true[disputes])
         disputed = np.concatenate(voxels, axis=1)
         kept = self.scratch.array(disputed.shape, np.float16)
         kept[:] = disputed

@@ -260,7 +260,7 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         StudyError: if a value that varies contradicts the data.
     """
     from training.data import PHANTOM, read_layout
-    from training.data.raw.header import spacing_text
+    from training.data.raw.formats.geometry import spacing_text
     from training.data.raw.header_survey import median_spacing, survey_headers
     from training.errors import DatasetError
 

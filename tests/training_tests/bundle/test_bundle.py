@@ -222,11 +222,11 @@ def test_only_a_bundle_is_replaced(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda folder: [folder / "none.nii.gz"], "there is no image"),
-        (lambda folder: [folder], r"has no NIfTI file"),
-        (lambda folder: [_touch(folder / "scan.dcm")], r"must end in \.nii\.gz or \.nii"),
+        (lambda folder: [folder], r"has no image"),
+        (lambda folder: [_touch(folder / "scan.xyz")], r"must end in one of \.nii\.gz, \.nii"),
         (
             lambda folder: [_touch(folder / "a" / "c.nii.gz"), _touch(folder / "b" / "c.nii.gz")],
-            r"would both be written as c\.nii\.gz",
+            r"would both be written as c: ",
         ),
         (lambda folder: [_touch(folder / "c_0001.nii.gz")], r"lacks .*c_0000\.nii\.gz"),
     ],

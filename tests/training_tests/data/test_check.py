@@ -112,6 +112,10 @@ def exchanged(data: Path) -> None:
     save(label_of(data), image)
 
 
+def label_as_image(data: Path) -> None:
+    save(image_of(data), boxes(1, 2))
+
+
 def constant(data: Path) -> None:
     save(image_of(data), np.full(SHAPE, 7, np.int16))
 
@@ -199,7 +203,8 @@ def looks_like_ct(data: Path) -> None:
         (no_label, "files", ["imagesTr/case_a.nii.gz", "no label map"]),
         (no_image, "files", ["labelsTr/case_a.nii.gz", "no image"]),
         (series_over_time, "channels", ["imagesTr/case_a.nii.gz", "5 channels", "over time"]),
-        (exchanged, "swapped", ["imagesTr/case_a.nii.gz", "label map"]),
+        (exchanged, "swapped", ["imagesTr/case_a.nii.gz", "(0, 1, 2)"]),
+        (label_as_image, "like a label map", ["imagesTr/case_a.nii.gz", "(0, 1, 2)"]),
         (constant, "constant image", ["imagesTr/case_a.nii.gz", "7"]),
         (metres, "spacing", ["imagesTr/case_a.nii.gz", "0.05 x 0.05 x 0.05 mm"]),
         (coarse, "unusual spacing", ["imagesTr/case_a.nii.gz", "4.0 times"]),
@@ -291,6 +296,20 @@ def test_a_shifted_ct_is_doubted(tmp_path: Path) -> None:
     # raw_data draws values around 100
     assert len(found(check, "modality")) == len(CASES)
     assert "no voxel is below 0" in found(check, "modality")[0]
+
+
+def test_a_picture_of_8_bits_is_no_label_map_of_0_and_255(tmp_path: Path) -> None:
+    labels = {case: boxes(255) for case in CASES}
+    data = make_data(tmp_path, labels)
+    (data / "dataset.json").write_text(
+        json.dumps({"modality": {"0": "photo"}, "labels": {"0": "background", "255": "organ"}})
+    )
+    rng = np.random.default_rng(0)
+    for case in CASES:
+        save(image_of(data, case), rng.integers(0, 256, SHAPE).astype(np.uint8))
+    assert check_dataset(data).findings == ()
+    exchanged(data)
+    assert found(check_dataset(data), "swapped")
 
 
 def test_classes_that_are_absent_or_rare_are_named(data: Path) -> None:

@@ -11,7 +11,7 @@ from raw_data import boxes, make_data, save
 from training.bundle.prediction import collect_cases
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, prepare_dataset, read_layout
-from training.data.raw.file_names import nifti_stem
+from training.data.raw.file_names import image_stem
 from training.errors import BundleError, DatasetError
 
 
@@ -35,11 +35,11 @@ def names(cases: dict[str, list[Path]]) -> dict[str, list[str]]:
         ("._a.nii.gz", None),
         (".nii.gz", None),
         ("a.nii.gz.part", None),
-        ("a.nrrd", None),
+        ("a.xyz", None),
     ],
 )
-def test_what_is_a_nifti_file(name: str, stem: str | None) -> None:
-    assert nifti_stem(Path(name)) == stem
+def test_what_is_an_image_file(name: str, stem: str | None) -> None:
+    assert image_stem(Path(name)) == stem
 
 
 FOLDERS: list[tuple[int, list[str], dict[str, list[str]]]] = [
@@ -120,7 +120,7 @@ def test_numbered_files_with_the_channels_inside_are_cases(tmp_path: Path) -> No
         (["a.nii.gz", "a.NII.GZ"], 1, "two files of the name a"),
         (["a.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz"], 2, "are both images of the case a"),
         (["a_0001.nii.gz"], 2, r"the case a lacks .*a_0000\.nii\.gz"),
-        (["._a.nii.gz"], 1, "has no NIfTI file"),
+        (["._a.nii.gz"], 1, "has no image"),
     ],
 )
 def test_names_that_cannot_be_told_apart_are_refused(
@@ -245,8 +245,8 @@ def test_images_in_another_format_are_said_to_be_there(tmp_path: Path) -> None:
     folder = make_data(tmp_path, LABELS)
     for kind in ("imagesTr", "labelsTr"):
         for path in (folder / kind).iterdir():
-            path.rename(path.with_name(path.name.replace(".nii.gz", ".nrrd")))
-    with pytest.raises(DatasetError, match=r"but 6 others such as case_0\.nrrd: convert them"):
+            path.rename(path.with_name(path.name.replace(".nii.gz", ".xyz")))
+    with pytest.raises(DatasetError, match=r"but 6 others such as case_0\.xyz: convert them"):
         read_layout(folder)
 
 

@@ -106,21 +106,6 @@ def test_300_labels_stay_apart_from_file_to_patch_and_back(tmp_path: Path) -> No
     assert not dataset.is_complete()
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
-        {"background": 0, "lesion": 1, "ignore": 2},
-        {"0": "background", "1": "lesion", "2": " Ignore"},
-    ],
-)
-def test_the_ignore_label_is_refused_until_it_is_supported(
-    tmp_path: Path, labels: dict[str, Any]
-) -> None:
-    folder = make_data(tmp_path, {"c": boxes(1, 2)}, labels=labels)
-    with pytest.raises(DatasetError, match=r"`ignore` label \(2\) is not supported.*Take it out"):
-        read_layout(folder)
-
-
 def test_labels_that_the_header_scales_are_not_said_to_be_interpolated(tmp_path: Path) -> None:
     for name, stored in (("half", boxes(1, 2)), ("whole", 2 * boxes(1, 2))):
         image = nib.Nifti1Image(stored, np.eye(4))

@@ -188,5 +188,5 @@ def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:
     folder = make_dataset(tmp_path, cases=0)
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir()
-    with pytest.raises(DatasetError, match="holds no NIfTI file"):
+    with pytest.raises(DatasetError, match="holds no image"):
         read_layout(folder)

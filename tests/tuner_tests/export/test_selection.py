@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from training.config import ModelTrainingConfig
+from training.ignored_voxels import IGNORE_INDEX
 from training.metrics import dice_coefficient, jaccard_index
 from tuner.errors import ExportError
 from tuner.export.measure import Measure
@@ -191,3 +192,19 @@ def test_a_full_disk_is_an_error_with_the_way_out(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(ExportError, match=r"no room for 0\.01 GB .*--ensemble 1"):
         Scratch(tmp_path).array((SMALL, 3), np.float16)
+
+
+def test_voxels_that_are_left_out_choose_nothing(tmp_path: Path) -> None:
+    """Where half of each case is left out, scores are those of the other half."""
+    _, predictions, labels = make(tmp_path, [2.0, 3.0], cases=2)
+    hidden, halves = (SelectionCases(DICE, 3, Scratch(tmp_path)) for _ in range(2))
+    for each, label in zip(predictions, labels, strict=True):
+        known = label.astype(np.int16)
+        known[..., 3:] = IGNORE_INDEX
+        hidden.add(each, known)
+        halves.add([prediction[..., :3] for prediction in each], label[..., :3])
+        of_labels = DICE.of_labels(each[0].argmax(axis=0), known)
+        expected = DICE.of_labels(each[0][..., :3].argmax(axis=0), label[..., :3])
+        np.testing.assert_array_equal(of_labels, expected)
+    for counts in ((1, 0), (0, 1), (2, 1)):
+        np.testing.assert_array_equal(hidden.scores(counts), halves.scores(counts))

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from training.data.patches.augmentation import Augmentation
 from training.data.patches.spatial import Region
 from training.data.prepared.cache import PreprocessedDataset
+from training.ignored_voxels import IGNORE_INDEX, as_targets
 
 PatchKey = tuple[int, int]
 """Epoch and index: all that a patch depends on besides the seed."""
@@ -25,10 +26,15 @@ class PatchDataset(Dataset[dict[str, Any]]):
     A patch depends on (seed, epoch, index) alone, so results do not depend on the number
     of loader processes or ranks.
 
+    Where the data have an `ignore` label, every patch is centred on a labelled voxel, as nnU-Net
+    does it: of scribbles, most places of a case have nothing to teach. What is around a case is
+    then left out as well.
+
     Args:
         dataset: The preprocessed data.
         split: Whose cases are used.
-        patch_size: Size of a patch; a smaller case is padded with 0.
+        patch_size: Size of a patch; a smaller case is padded with 0, and its label map with
+            background, or with voxels that are left out where the data have such.
         foreground_fraction: Share of patches centred on a foreground voxel, of a class that
             is drawn uniformly from those of the case.
         augmentation: What is done to a patch.
@@ -54,10 +60,15 @@ class PatchDataset(Dataset[dict[str, Any]]):
         self._augmentation = augmentation
         self._shuffle = shuffle
         self._seed = seed
+        self._around = IGNORE_INDEX if dataset.has_ignored else 0
         self._foreground: dict[str, dict[int, NDArray[np.int32]]] = {}
+        self._labelled: dict[str, NDArray[np.int32]] = {}
 
     def __getitem__(self, key: PatchKey) -> dict[str, Any]:
-        """The patch of an epoch and index: `image` float32 `(c, *patch)`, `label` `(*patch)`."""
+        """The patch of an epoch and index: `image` float32 `(c, *patch)`, `label` `(*patch)`.
+
+        A voxel that is left out has the label `IGNORE_INDEX`.
+        """
         epoch, index = key
         rng = np.random.default_rng([self._seed, epoch, index])
         case = self._case(epoch, index)
@@ -66,10 +77,11 @@ class PatchDataset(Dataset[dict[str, Any]]):
         matrix = self._augmentation.draw_matrix(rng)
         if matrix is None:
             voxels = self._cut(image, corner, torch.float32)
-            labels = self._cut(label[None], corner, torch.int64)[0]
+            labels = self._cut(label[None], corner, torch.int64, self._around)[0]
         else:
             region = Region.of(corner, self._patch_size, matrix, label.shape)
-            voxels, labels = region.sample(image[:, *region.box], label[region.box])
+            targets = as_targets(label[region.box], self._dataset.num_classes, np.int32)
+            voxels, labels = region.sample(image[:, *region.box], targets, self._around)
         voxels, labels = self._augmentation.change(voxels, labels, rng)
         return {"image": voxels, "label": labels}
 
@@ -86,28 +98,40 @@ class PatchDataset(Dataset[dict[str, Any]]):
     ) -> NDArray[np.int64]:
         """First voxel of the patch; negative where a small case is padded."""
         room = shape - self._patch_size
-        random_corner = rng.integers(0, np.maximum(room, 0) + 1)
-        corner = random_corner
+        corner = rng.integers(0, np.maximum(room, 0) + 1)
+        voxels = self._centres(case, rng)
+        if voxels is not None:
+            centre = voxels[rng.integers(len(voxels))]
+            corner = np.clip(centre - self._patch_size // 2, 0, np.maximum(room, 0))
+        # half of the padding first, as sliding windows over a small case have it
+        centred = -(-room // 2)
+        return np.asarray(np.where(room < 0, centred, corner))
+
+    def _centres(self, case: str, rng: np.random.Generator) -> NDArray[np.int32] | None:
+        """Voxels of which one is the centre of the next patch; None for a patch anywhere."""
         if rng.random() < self._foreground_fraction:
             if case not in self._foreground:
                 self._foreground[case] = self._dataset.foreground(case)
             by_class = self._foreground[case]
             if by_class:
-                voxels = by_class[int(rng.choice(sorted(by_class)))]
-                centre = voxels[rng.integers(len(voxels))]
-                corner = np.clip(centre - self._patch_size // 2, 0, np.maximum(room, 0))
-        # half of the padding first, as sliding windows over a small case have it
-        centred = -(-room // 2)
-        return np.asarray(np.where(room < 0, centred, corner))
+                return by_class[int(rng.choice(sorted(by_class)))]
+        if not self._dataset.has_ignored:
+            return None
+        if case not in self._labelled:
+            self._labelled[case] = self._dataset.labelled(case)
+        return self._labelled[case]
 
     def _cut(
-        self, volume: NDArray[Any], corner: NDArray[np.int64], dtype: torch.dtype
+        self, volume: NDArray[Any], corner: NDArray[np.int64], dtype: torch.dtype, around: int = 0
     ) -> torch.Tensor:
-        """The patch at `corner` of `(c, d, h, w)`, padded with 0 where the volume ends."""
+        """The patch at `corner` of `(c, d, h, w)`, padded with `around` where the volume ends."""
         first = np.maximum(corner, 0)
         end = np.minimum(corner + self._patch_size, volume.shape[1:])
-        patch = torch.zeros((len(volume), *self._patch_size.tolist()), dtype=dtype)
-        patch.numpy()[:, *_box(first - corner, end - corner)] = volume[:, *_box(first, end)]
+        patch = torch.full((len(volume), *self._patch_size.tolist()), around, dtype=dtype)
+        inside = volume[:, *_box(first, end)]
+        if dtype == torch.int64:
+            inside = as_targets(inside, self._dataset.num_classes)
+        patch.numpy()[:, *_box(first - corner, end - corner)] = inside
         return patch
 
 
@@ -132,12 +156,17 @@ class CaseDataset(Dataset[dict[str, Any]]):
         return len(self._cases)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A case: `image` `(1, c, *spatial)`, `label` `(1, *spatial)`, `case_id`."""
+        """A case: `image` `(1, c, *spatial)`, `label` `(1, *spatial)`, `case_id`.
+
+        A voxel that is left out has the label `IGNORE_INDEX`.
+        """
         case = self._cases[index]
         # copied: a memory-mapped array is read-only, and torch wants to write
         return {
             "image": torch.from_numpy(np.array(self._dataset.image(case)))[None],
-            "label": torch.from_numpy(self._dataset.label(case).astype(np.int64))[None],
+            "label": torch.from_numpy(
+                as_targets(self._dataset.label(case), self._dataset.num_classes)
+            )[None],
             "case_id": case,
         }
 

@@ -112,25 +112,27 @@ class Region:
         return cls(box, tuple(patch_size.tolist()), theta)
 
     def sample(
-        self, image: NDArray[Any], label: NDArray[Any]
+        self, image: NDArray[Any], label: NDArray[Any], around: int = 0
     ) -> tuple[Float[Tensor, "c d h w"], Int64[Tensor, "d h w"]]:
         """Resample the voxels of `box`: the image linearly, of the labels the most wins.
 
         Args:
             image: Voxels `(c, *box)`.
             label: Labels `(*box)`.
+            around: Label of what is around the case.
         """
         voxels = torch.from_numpy(np.array(image, dtype=np.float32))
         # torch compares no uint16
-        labels = torch.from_numpy(np.array(label, dtype=np.int32))
-        values = [int(value) for value in np.unique(label) if value]
+        labels = torch.from_numpy(np.asarray(label, dtype=np.int32))
+        # what is sampled around the case is 0 in all channels, so it needs none of its own
+        values = [int(value) for value in np.unique(label) if value != around]
         channels = torch.cat([voxels, *((labels == value)[None].float() for value in values)])
         theta = torch.from_numpy(self.theta).float()[None]
         grid = F.affine_grid(theta, [1, 1, *self.size], align_corners=False)
         # around the case is background, whose normalised intensity is near 0
         sampled = F.grid_sample(channels[None], grid, padding_mode="zeros", align_corners=False)[0]
         turned, shares = sampled[: len(voxels)], sampled[len(voxels) :]
-        target = torch.zeros(self.size, dtype=torch.int64)
+        target = torch.full(self.size, around, dtype=torch.int64)
         best = 1 - shares.sum(dim=0)
         for value, share in zip(values, shares, strict=True):
             better = share > best

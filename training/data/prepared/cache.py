@@ -18,6 +18,9 @@ from training.errors import DatasetError
 FORMAT_VERSION = 3
 MANIFEST = "dataset.json"
 
+LABELLED = "labelled"
+"""Name of the voxels of any class, background included, among the centres of patches."""
+
 
 class CaseEntry(BaseModel):
     """One preprocessed case: its files, its grid, its labels, and what is doubtful about it."""
@@ -107,6 +110,11 @@ class PreprocessedDataset(BaseModel):
         return len(self.labels)
 
     @property
+    def has_ignored(self) -> bool:
+        """Whether there may be voxels that are left out, see `training.ignored_voxels`."""
+        return bool(self.preprocessing.ignore)
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel spacing in mm (depth, height, width)."""
         return self.preprocessing.spacing
@@ -125,14 +133,20 @@ class PreprocessedDataset(BaseModel):
     def label(self, case_id: str) -> NDArray[np.unsignedinteger[Any]]:
         """The label map of a case, `(depth, height, width)`, memory-mapped.
 
-        It is uint8, or uint16 with more than 256 classes.
+        It is uint8, or uint16 with more than 256 classes. Voxels that are left out are as in
+        `training.ignored_voxels`.
         """
         return self._map(f"{case_id}.label.npy")
 
     def foreground(self, case_id: str) -> dict[int, NDArray[np.int32]]:
         """Up to 10,000 voxels `(n, 3)` of each foreground class that the case has."""
         with np.load(self.array_folder / f"{case_id}.foreground.npz") as stored:
-            return {int(label): stored[label] for label in stored.files}
+            return {int(label): stored[label] for label in stored.files if label != LABELLED}
+
+    def labelled(self, case_id: str) -> NDArray[np.int32]:
+        """Up to 10,000 voxels `(n, 3)` that are not left out, of data with an ignore label."""
+        with np.load(self.array_folder / f"{case_id}.foreground.npz") as stored:
+            return np.asarray(stored[LABELLED])
 
     def is_complete(self) -> bool:
         """Whether every array is there with its full size."""

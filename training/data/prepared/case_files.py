@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from training.data.prepared.cache import CaseEntry
+from training.data.prepared.cache import LABELLED, CaseEntry
 from training.data.prepared.label_loss import voxel_counts
 from training.data.prepared.preprocessing import Preprocessing
 from training.data.raw.layouts import RawCase
 from training.durable_write import write_durably
+from training.ignored_voxels import is_ignored
 
 FOREGROUND_CENTRES = 10_000
 """Voxels kept of each class of a case, as centres of patches."""
@@ -31,6 +32,8 @@ def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> Cas
     write_durably(folder / f"{case.case_id}.image.npy", _npy(prepared.image))
     write_durably(folder / f"{case.case_id}.label.npy", _npy(prepared.label))
     centres = _foreground_centres(prepared.label, preprocessing.num_classes)
+    if preprocessing.ignore:
+        centres[LABELLED] = _centres(~is_ignored(prepared.label, preprocessing.num_classes))
     foreground = io.BytesIO()
     np.savez(foreground, allow_pickle=False, **centres)
     write_durably(folder / f"{case.case_id}.foreground.npz", foreground.getvalue())
@@ -57,14 +60,19 @@ def _foreground_centres(
 ) -> dict[str, NDArray[np.int32]]:
     rng = np.random.default_rng(0)
     centres = {}
-    # int32 is what find_objects works on; the argument keeps it to the classes
+    # int32 is what find_objects works on
     boxes = ndimage.find_objects(labels.astype(np.int32), max_label=num_classes - 1)
     for label, box in enumerate(boxes, start=1):
-        if box is None:
-            continue
-        first = np.array([side.start for side in box], dtype=np.int32)
-        found = np.argwhere(labels[box] == label).astype(np.int32) + first
-        if len(found) > FOREGROUND_CENTRES:
-            found = found[np.sort(rng.choice(len(found), FOREGROUND_CENTRES, replace=False))]
-        centres[str(label)] = found
+        if box is not None:
+            first = np.array([side.start for side in box], dtype=np.int32)
+            centres[str(label)] = _centres(labels[box] == label, rng) + first
     return centres
+
+
+def _centres(mask: NDArray[np.bool_], rng: np.random.Generator | None = None) -> NDArray[np.int32]:
+    """Voxels `(n, 3)` of a mask, `FOREGROUND_CENTRES` at most."""
+    found = np.argwhere(mask).astype(np.int32)
+    if len(found) > FOREGROUND_CENTRES:
+        rng = rng or np.random.default_rng(0)
+        found = found[np.sort(rng.choice(len(found), FOREGROUND_CENTRES, replace=False))]
+    return found

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from training.data.raw.formats.file_format import parts_of
 from training.data.raw.layouts import DATASET_JSON, RawDataset
 from training.errors import DatasetError, reason_of
 
@@ -30,7 +31,7 @@ def dataset_fingerprint(dataset: RawDataset, settings: Any, cache: Path) -> str:
     """
     files = [dataset.folder / DATASET_JSON]
     for case in dataset.cases:
-        files += [*case.images, case.label]
+        files += [part for file in (*case.images, case.label) for part in parts_of(file)]
     whole = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path, digest in zip(files, _digests(files, cache), strict=True):
         whole.update(f"{os.path.relpath(path, dataset.folder)}:{digest}\n".encode())

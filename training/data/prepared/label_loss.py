@@ -62,11 +62,11 @@ def voxel_counts(labels: UInt[np.ndarray, "..."], num_classes: int) -> NDArray[n
 
     Args:
         labels: A label map, in any order in memory.
-        num_classes: Number of classes, background included.
+        num_classes: Number of classes, background included; higher values are not counted.
     """
     if labels.ndim and labels.strides[0] < labels.strides[-1]:
         labels = labels.T
     counts = np.zeros(num_classes, dtype=np.int64)
     for plane in labels:
-        counts += np.bincount(plane.ravel(order="K"), minlength=num_classes)
+        counts += np.bincount(plane.ravel(order="K"), minlength=num_classes)[:num_classes]
     return counts

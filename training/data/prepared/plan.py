@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from training.config import ModelTrainingConfig, NormalisationScheme
+from training.data.prepared.label_loss import voxel_counts
 from training.data.prepared.normalisation import (
     ChannelNormalisation,
     doubtful_schemes,
     schemes_of,
 )
-from training.data.prepared.label_loss import voxel_counts
 from training.data.prepared.preprocessing import Preprocessing, body_of, bounding_box
 from training.data.prepared.resampling import choose_spacing
 from training.data.raw.header import check_same_grid, orientation_of, spacing_of
@@ -28,6 +28,7 @@ from training.data.raw.label_values import gapped
 from training.data.raw.layouts import Modality, RawCase, RawDataset
 from training.data.raw.volume import read_image, read_label
 from training.errors import DatasetError
+from training.ignored_voxels import is_ignored
 
 FOREGROUND_SAMPLES = 10_000
 """Foreground voxels of each case that the CT statistics are computed from."""
@@ -89,13 +90,13 @@ def scan_case(
         DatasetError: naming the file that is unreadable or does not fit.
     """
     image = read_image(case.images)
-    label = read_label(case.label, dataset.label_values)
+    label = read_label(case.label, dataset.label_values, dataset.ignore)
     check_same_grid(case.label, label, case.images[0], image)
     orientation = orientation_of(image.affine)
     box = bounding_box(body_of(image.data, dataset.modalities))
     sizes = [box[int(i)][1] - box[int(i)][0] for i in np.argsort(orientation[:, 0])]
     # of 160 million voxels only those drawn are looked up
-    foreground = foreground_voxels(label.data)
+    foreground = foreground_voxels(label.data, len(dataset.labels))
     if len(foreground):
         rng = np.random.default_rng(0)
         foreground = foreground[rng.integers(len(foreground), size=FOREGROUND_SAMPLES)]
@@ -115,13 +116,15 @@ def scan_case(
     )
 
 
-def foreground_voxels(labels: UInt[np.ndarray, "i j k"]) -> NDArray[np.int64]:
-    """Flat indices of all voxels that are not background, ascending.
+def foreground_voxels(labels: UInt[np.ndarray, "i j k"], num_classes: int) -> NDArray[np.int64]:
+    """Flat indices of all voxels of a class that is not background, ascending.
 
     A file's voxels are stored with the first axis fastest, and are looked through in that order.
     """
-    stored = np.flatnonzero(labels.T)
-    return np.sort(np.ravel_multi_index(np.unravel_index(stored, labels.T.shape)[::-1], labels.shape))
+    stored = labels.T
+    found = np.flatnonzero((stored > 0) & ~is_ignored(stored, num_classes))
+    places = np.unravel_index(found, stored.shape)[::-1]
+    return np.sort(np.ravel_multi_index(places, labels.shape))
 
 
 def plan_dataset(
@@ -169,14 +172,25 @@ def plan_dataset(
             channels=channels,
             num_classes=len(dataset.labels),
             label_values=gapped(dataset.label_values),
+            ignore=dataset.ignore,
             data_spacing=median_spacing([scan.spacing for scan in known]),
         ),
         voxel_counts={case: scan.voxel_counts for case, scan in scans.items()},
         warnings=[
             *(warning for scan in scans.values() for warning in scan.warnings),
+            *_without_labels(dataset, scans),
             *doubtful_schemes(dataset, schemes, config),
         ],
     )
+
+
+def _without_labels(dataset: RawDataset, scans: Mapping[str, CaseScan]) -> list[str]:
+    """Warnings about cases in which nobody labelled a voxel."""
+    return [
+        f"{case.label}: every voxel is to ignore, none is labelled: the case is left out"
+        for case in dataset.cases
+        if not any(scans[case.case_id].voxel_counts)
+    ]
 
 
 def _ct_normalisation(

@@ -29,6 +29,7 @@ from training.data.prepared.plan import CaseScan, DatasetPlan, plan_dataset, sca
 from training.data.prepared.split import (
     SPLITS,
     held_out_cases,
+    labelled_cases,
     missing_classes,
     split_cases,
     split_name,
@@ -231,7 +232,7 @@ class _Preparation:
         dataset = self._dataset
         self._arrays.mkdir(exist_ok=True)
         plan = _read(DatasetPlan, self._arrays / PLAN) or self._plan()
-        splits = split_cases(plan.voxel_counts, self._config)
+        splits = labelled_cases(split_cases(plan.voxel_counts, self._config), plan.voxel_counts)
         # warnings come later; here it only refuses labels that cannot be learnt, before the work
         target = dataset.class_of(self._config.target_label)
         missing_classes(

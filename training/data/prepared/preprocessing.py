@@ -30,18 +30,19 @@ from training.data.prepared.resampling import (
     resample_label,
     resample_slabs,
 )
+from training.data.raw.formats.geometry import spacing_text
 from training.data.raw.header import (
     SPACING_RATIO,
     check_same_grid,
     is_far_off,
     orientation_of,
     spacing_of,
-    spacing_text,
 )
 from training.data.raw.label_values import label_dtype
 from training.data.raw.layouts import Modality
 from training.data.raw.volume import Volume, read_image, read_label
 from training.errors import DatasetError
+from training.ignored_voxels import is_ignored
 
 AIR = -500.0
 """Hounsfield units below which a voxel of a CT is outside the body."""
@@ -81,7 +82,7 @@ class PreprocessedCase:
     Attributes:
         image: float32 `(channel, depth, height, width)`.
         label: uint8 `(depth, height, width)`, uint16 with more than 256 classes; None without a
-            label map.
+            label map. Voxels that are left out are as in `training.ignored_voxels`.
         info: The way back.
         warnings: What is doubtful about the files, and what of the label is lost, by file.
     """
@@ -100,6 +101,7 @@ class Preprocessing(BaseModel):
         channels: Normalisation of each channel.
         num_classes: Number of labels, background included.
         label_values: Value of each class in the label files, background first; None for 0, 1, ...
+        ignore: Values in the label files of voxels that are left out.
         data_spacing: Median spacing of the training data, which an image to predict is compared
             with; None in bundles of older versions.
     """
@@ -111,6 +113,7 @@ class Preprocessing(BaseModel):
     num_classes: int
     data_spacing: tuple[float, float, float] | None = None
     label_values: tuple[int, ...] | None = None
+    ignore: tuple[int, ...] = ()
 
     @property
     def values(self) -> Sequence[int]:
@@ -135,7 +138,7 @@ class Preprocessing(BaseModel):
             raise DatasetError(
                 f"{images[0]}: {len(image.data)} channels, but {len(self.channels)} are needed"
             )
-        label_map = None if label is None else read_label(label, self.values)
+        label_map = None if label is None else read_label(label, self.values, self.ignore)
         if label is not None and label_map is not None:
             check_same_grid(label, label_map, images[0], image)
         try:
@@ -156,8 +159,10 @@ class Preprocessing(BaseModel):
         body = body_of(oriented, [channel.modality for channel in self.channels])
         crop = kept = bounding_box(body)
         labels = None if label_map is None else reorient(label_map.data, orientation)
-        if labels is not None and labels.any():
-            kept = _union(crop, bounding_box(labels > 0))
+        if labels is not None:
+            foreground = (labels > 0) & ~is_ignored(labels, self.num_classes)
+            if foreground.any():
+                kept = _union(crop, bounding_box(foreground))
         shape = self._resampled_shape(path, spacing, [end - first for first, end in kept])
         axis = anisotropic_axis(spacing, self.spacing)
         normalised = np.stack(
@@ -176,11 +181,13 @@ class Preprocessing(BaseModel):
             f"{AIR:g} HU, MR other than 0): they are trained on, but predictions are background "
             "there"
             for found, count in outside(labels, crop).items()
+            if found < self.num_classes
         ] + [
             f"{label}: {count} voxels of label {self.values[found]} are lost by resampling from "
             f"{spacing_text(spacing)} to {spacing_text(self.spacing)} mm: the objects are too "
             "small for that grid; choose another target_spacing"
             for found, count in lost_by_resampling(before, after).items()
+            if found < self.num_classes
         ]
         warnings = (*image.warnings, *label_map.warnings, *losses)
         return PreprocessedCase(normalised, after, geometry, warnings)

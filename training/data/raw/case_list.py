@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data.raw.file_names import CaseFiles, nifti_stem
+from training.data.raw.file_names import CaseFiles, image_stem
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ListedCase:
         """
         # a broken link is there too, and is reported as one
         paths = [
-            path if os.path.lexists(path) else images.get(nifti_stem(path) or "", path)
+            path if os.path.lexists(path) else images.get(image_stem(path) or "", path)
             for path in (folder / name for name in self.images)
         ]
         if len(paths) > 1:
@@ -52,7 +52,7 @@ class ListedCase:
         if os.path.lexists(paths[0]):
             return CaseFiles((paths[0],))
         # nnU-Net v1 lists CASE.nii.gz where its channels CASE_0000.nii.gz, ... are
-        return by_channels.get(nifti_stem(paths[0]) or case_id)
+        return by_channels.get(image_stem(paths[0]) or case_id)
 
 
 def read_case_list(

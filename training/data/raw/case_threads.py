@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from training.data.raw.formats.file_format import parts_of
 from training.data.raw.layouts import RawCase
 from training.data.raw.volume import voxels_in_header
 
@@ -16,7 +17,12 @@ def case_threads(cases: Sequence[RawCase], bytes_per_voxel: float) -> int:
         cases: The cases, at least one.
         bytes_per_voxel: What working on a case takes, for each voxel of its channels.
     """
-    largest = max(cases, key=lambda case: sum(path.stat().st_size for path in case.images))
+    largest = max(
+        cases,
+        key=lambda case: sum(
+            part.stat().st_size for path in case.images for part in parts_of(path)
+        ),
+    )
     needed = bytes_per_voxel * sum(voxels_in_header(path) for path in largest.images)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, int(min(_cores(), memory // 2 // max(needed, 1))))

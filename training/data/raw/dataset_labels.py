@@ -9,6 +9,7 @@ from typing import Any
 
 from training.data.raw.label_values import MAX_VALUE
 from training.errors import DatasetError
+from training.ignored_voxels import IGNORE
 
 
 @dataclass(frozen=True)
@@ -18,16 +19,19 @@ class DatasetLabels:
     Attributes:
         names: Name of each class, background first.
         values: Value of each class in the label files, ascending from 0.
+        ignore: Values of voxels that nobody labelled; they are no class.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
+    ignore: tuple[int, ...] = ()
 
 
 def read_labels(description: Mapping[str, Any], path: Path) -> DatasetLabels:
     """Read `labels`; the Decathlon maps value to name, nnU-Net v2 name to value.
 
-    Values may have gaps (0, 1, 2, 4 or 0, 255); 0 is the background.
+    Values may have gaps (0, 1, 2, 4 or 0, 255); 0 is the background. A label of the name `ignore`,
+    as in nnU-Net, is none: its voxels are left out; it may have several values, in a list.
 
     Args:
         description: The content of `dataset.json`.
@@ -40,7 +44,11 @@ def read_labels(description: Mapping[str, Any], path: Path) -> DatasetLabels:
     if not isinstance(given, dict) or len(given) < 2:
         raise DatasetError(f"{path}: `labels` must name background and at least one structure")
     by_value: dict[int, str] = {}
+    ignore: list[int] = []
     for key, value in given.items():
+        if IGNORE in (_plain(key), _plain(value)):
+            ignore += _ignored(value if _plain(key) == IGNORE else key, path)
+            continue
         # a name may be a number too, as in {"10": 1}
         is_value = str(key).isdecimal() and not isinstance(value, int)
         number, name = (key, value) if is_value else (value, key)
@@ -54,14 +62,17 @@ def read_labels(description: Mapping[str, Any], path: Path) -> DatasetLabels:
                 f"{path}: `labels` gives the value {number} to {by_value[int(number)]!r} and to "
                 f"{name!r}"
             )
-        if str(name).strip().lower() == "ignore":
-            raise DatasetError(
-                f"{path}: nnU-Net's `ignore` label ({number}) is not supported yet: it would be "
-                "learnt and predicted as a class. Take it out of `labels`, and set its voxels to "
-                "another label, or leave out the cases that have it"
-            )
         by_value[int(number)] = str(name)
     values = tuple(sorted(by_value))
+    if len(values) < 2:
+        raise DatasetError(
+            f"{path}: `labels` must name background and at least one structure beside `{IGNORE}`"
+        )
+    if taken := sorted(set(ignore) & set(values)):
+        raise DatasetError(
+            f"{path}: `labels` gives the value {taken[0]} to {by_value[taken[0]]!r} and to "
+            f"{IGNORE!r}: a voxel is of a class or left out, so take another value for one of them"
+        )
     if values[0] != 0:
         raise DatasetError(
             f"{path}: `labels` must name the background, whose value is 0, but has "
@@ -72,4 +83,24 @@ def read_labels(description: Mapping[str, Any], path: Path) -> DatasetLabels:
             f"{path}: `labels` gives {by_value[values[-1]]!r} the value {values[-1]}, but values "
             f"must be {MAX_VALUE} or less: number the labels in the files anew"
         )
-    return DatasetLabels(tuple(by_value[value] for value in values), values)
+    names = tuple(by_value[value] for value in values)
+    return DatasetLabels(names, values, tuple(sorted(set(ignore))))
+
+
+def _plain(name: object) -> object:
+    return name.strip().lower() if isinstance(name, str) else name
+
+
+def _ignored(given: Any, path: Path) -> list[int]:
+    """The values that are left out: one, or a list of them."""
+    found = given if isinstance(given, list) else [given]
+    for value in found:
+        whole = isinstance(value, int | str) and str(value).isdecimal()
+        if not (whole and int(value) <= MAX_VALUE):
+            raise DatasetError(
+                f"{path}: `labels` gives {IGNORE!r} the value {value!r}, but it must be a whole "
+                f"number from 1 to {MAX_VALUE}, or a list of such"
+            )
+    if not found:
+        raise DatasetError(f"{path}: `labels` gives {IGNORE!r} no value: give one, or leave it out")
+    return [int(value) for value in found]

@@ -1,9 +1,12 @@
-"""Names of image files: which are NIfTI, and to which case and channel each belongs.
+"""Names of image files: which are images, and to which case and channel each belongs.
 
 One rule serves training and prediction:
 
-- A NIfTI file ends in `.nii.gz` or `.nii`, in capitals or not. A hidden file, such as macOS's
-  `._a.nii.gz`, is not one.
+- An image ends as its format does, `.nii.gz` or `.nrrd`, in capitals or not
+  (`training.data.raw.formats.file_format`). A hidden file, such as macOS's `._a.nii.gz`, is not
+  one.
+- The images of a folder are its files of one rank: NIfTI, or else NRRD and MetaImage, or else
+  pictures; a picture beside volumes is a preview. Or those of the `file_ending` of dataset.json.
 - `a.nii` beside `a.nii.gz` are two files of one name: refused.
 - Four digits at the end of a name, `CASE_0001.nii.gz`, are a channel, as nnU-Net writes them,
   only where the files can be channels. With several channels those of a case are numbered below
@@ -17,19 +20,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
-from nibabel.fileholders import FileHolder
-from nibabel.spatialimages import HeaderDataError
-
+from training.data.raw.formats.file_format import ENDINGS, known_format, split_name
 from training.errors import DatasetError
 from training.local_path import absence, folder_problem
 
-NIFTI = (".nii.gz", ".nii")
+ALL_ENDINGS = ", ".join(f"*{ending}" for ending in ENDINGS)
+"""What names of images end in, for messages."""
 
 _NUMBERED = re.compile(r"(.+)_(\d{4})")
 
@@ -50,20 +49,55 @@ class CaseFiles:
         """Channel files that the case needs and does not have."""
         if self.numbers is None:
             return []
-        stem, ending = _split(self.paths[0].name) or ("", "")
+        stem, ending = split_name(self.paths[0].name) or ("", "")
         base = stem.rpartition("_")[0]
         absent = set(range(channels)) - set(self.numbers)
         return [self.paths[0].with_name(f"{base}_{number:04}{ending}") for number in sorted(absent)]
 
+    def lacks(self, channels: int) -> str:
+        """What the case lacks, in words; empty if it lacks nothing."""
+        absent = self.missing(channels)
+        if not absent:
+            return ""
+        stems = {image_stem(path) for path in absent}
+        others = [
+            path.name
+            for path in sorted(self.paths[0].parent.iterdir())
+            if image_stem(path) in stems and path not in self.paths
+        ]
+        hint = (
+            f" (there is {', '.join(others)}: channels of a case must be of one format, convert it)"
+            if others
+            else ""
+        )
+        return f"{', '.join(str(path) for path in absent)}{hint}"
 
-def nifti_stem(path: Path) -> str | None:
-    """Name of a NIfTI file without its ending; None for a hidden file, and for all others."""
-    split = _split(path.name)
+
+def image_stem(path: Path) -> str | None:
+    """Name of an image file without its ending; None for a hidden file, and for all others."""
+    split = split_name(path.name)
     return None if split is None else split[0]
 
 
-def nifti_files(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder, by name.
+@dataclass(frozen=True)
+class FolderImages:
+    """The image files of a folder, by name.
+
+    Attributes:
+        files: Those that are used.
+        others: Those of other formats, which are not.
+    """
+
+    files: tuple[Path, ...]
+    others: tuple[Path, ...] = ()
+
+
+def image_files(folder: Path, ending: str | None = None) -> FolderImages:
+    """The images of a folder, by the rule above.
+
+    Args:
+        folder: The folder.
+        ending: What their names end in, where that is known; if no file does, the rule holds.
 
     Raises:
         DatasetError: if the folder cannot be listed, with the reason.
@@ -71,9 +105,14 @@ def nifti_files(folder: Path) -> list[Path]:
     if (problem := folder_problem(folder)) is not None:
         raise DatasetError(f"{folder}: {problem}")
     try:
-        return sorted(path for path in folder.iterdir() if nifti_stem(path) is not None)
+        found = sorted(path for path in folder.iterdir() if image_stem(path) is not None)
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be listed ({error.strerror or error})") from error
+    used = [path for path in found if ending and path.name.lower().endswith(ending.lower())]
+    if not used:
+        first = min((known_format(path).rank for path in found), default=0)
+        used = [path for path in found if known_format(path).rank == first]
+    return FolderImages(tuple(used), tuple(path for path in found if path not in set(used)))
 
 
 def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
@@ -85,7 +124,7 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     problems = []
     for path in paths:
-        stem = nifti_stem(path) or path.name
+        stem = image_stem(path) or path.name
         if stem in files and files[stem] != path:
             problems.append(
                 f"{files[stem]} and {path.name} are two files of the name {stem}: remove one"
@@ -102,7 +141,7 @@ def group_by_case(
     """Image files of each case, by the rule above.
 
     Args:
-        files: All NIfTI files of a folder by stem; which names are channels depends on all.
+        files: All image files of a folder by stem; which names are channels depends on all.
         channels: Channels that a case has.
         labelled: Stems of the label maps, in training.
 
@@ -134,24 +173,6 @@ def group_by_case(
     return cases
 
 
-def load_nifti(path: Path) -> Any:
-    """The image of a file, also where its ending is of mixed case, such as `.Nii.gz`.
-
-    Raises:
-        Exception: of many types, if it is not a readable NIfTI file.
-    """
-    try:
-        return nib.load(path)
-    except FileNotFoundError:
-        if not path.is_file():
-            raise
-    # nibabel opens the name in lower case
-    header = {"image": FileHolder(str(path))}
-    with suppress(HeaderDataError):
-        return nib.Nifti1Image.from_file_map(header)
-    return nib.Nifti2Image.from_file_map(header)
-
-
 def file_problem(path: Path) -> str | None:
     """Why there is no readable file at a path, None if there is one."""
     if (problem := absence(path)) is not None:
@@ -165,16 +186,6 @@ def file_problem(path: Path) -> str | None:
     return None
 
 
-def _split(name: str) -> tuple[str, str] | None:
-    """Stem and ending of the name of a NIfTI file."""
-    if name.startswith("."):
-        return None
-    for ending in NIFTI:
-        if name.lower().endswith(ending) and len(name) > len(ending):
-            return name[: -len(ending)], name[-len(ending) :]
-    return None
-
-
 def _are_channels(found: Mapping[int, Path], channels: int, one_channel: bool) -> bool:
     if channels == 1:
         return one_channel
@@ -184,7 +195,7 @@ def _are_channels(found: Mapping[int, Path], channels: int, one_channel: bool) -
 def _has_channels(path: Path) -> bool:
     """Whether a file has channels in it, by its header."""
     try:
-        shape = load_nifti(path).shape
+        shape = known_format(path).module.open_file(path).shape
     except Exception:
         # errors of the file are reported where its voxels are read
         return False

@@ -1,26 +1,26 @@
-"""Headers of NIfTI files: grid, place and type of voxels, checked before voxels are read."""
+"""Headers of image files: grid, place and type of voxels, checked before voxels are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from training.data.raw.file_names import file_problem, load_nifti
+from training.data.raw.file_names import file_problem
+from training.data.raw.formats.file_format import known_format
+from training.data.raw.formats.geometry import GRID_TOLERANCE, corners, spacing_text
+from training.data.raw.formats.opened_file import OpenedFile
 from training.errors import DatasetError, reason_of
 
 SMALLEST_SPACING, LARGEST_SPACING = 0.01, 100.0
 """Spacings in mm below and above which a header is taken to be wrong: a micro-CT has 0.02 mm,
 a scout view slices of 50 mm; 1 mm written as metres has 0.001."""
-
-GRID_TOLERANCE = 0.1
-"""Share of a voxel by which corners of two grids may differ: what headers are rounded by."""
 
 
 class Grid(Protocol):
@@ -54,26 +54,31 @@ class VolumeHeader:
     warnings: tuple[str, ...] = ()
 
 
-def open_volume(path: Path) -> tuple[Any, VolumeHeader]:
+def open_volume(path: Path, *, as_label: bool = False) -> tuple[OpenedFile, VolumeHeader]:
     """Open a file without reading its voxels, and check its header.
 
+    Args:
+        path: The file.
+        as_label: Whether it is a label map.
+
     Returns:
-        nibabel's image, and what its header says.
+        The opened file, and what its header says.
 
     Raises:
-        DatasetError: if there is no readable NIfTI file, its voxels are not plain numbers, or
+        DatasetError: if there is no readable file, its voxels are not plain numbers, or
             its grid has no volume, no place or an implausible spacing.
     """
-    if (problem := file_problem(path)) is not None:
-        raise DatasetError(f"{path}: {problem}")
+    module = known_format(path).module
+    for part in module.parts(path):
+        if (problem := file_problem(part)) is not None:
+            whose = "" if part == path else f"its voxels are in {part.name}, which "
+            raise DatasetError(f"{path}: {whose}{problem}")
     try:
-        image = load_nifti(path)
-        shape = tuple(int(size) for size in image.shape)
-        affine = np.asarray(image.affine, dtype=np.float64)
-        stored = image.get_data_dtype()
+        opened = module.open_file(path, as_label=as_label)
     except Exception as error:
-        # a damaged header makes nibabel, gzip and numpy fail in ways of many types
+        # a damaged header makes nibabel, ITK, gzip and numpy fail in ways of many types
         raise unreadable(path, error) from error
+    stored, shape = opened.dtype, opened.shape
     if stored.fields is not None:
         raise DatasetError(
             f"{path}: its voxels are colours ({'/'.join(stored.fields)}), not numbers: save it "
@@ -83,19 +88,22 @@ def open_volume(path: Path) -> tuple[Any, VolumeHeader]:
         raise DatasetError(f"{path}: voxels of type {stored} are neither intensities nor labels")
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise DatasetError(f"{path}: a volume is needed, but this has shape {shape}")
-    _check_affine(path, image, affine)
+    _check_affine(opened)
     channels = shape[3] if len(shape) == 4 else 1
-    grid = VolumeHeader((shape[0], shape[1], shape[2]), channels, affine)
-    return image, VolumeHeader(grid.shape, channels, affine, _doubts(path, image, grid))
+    grid = (shape[0], shape[1], shape[2])
+    return opened, VolumeHeader(grid, channels, opened.affine, opened.doubts())
 
 
 def unreadable(path: Path, error: Exception) -> DatasetError:
     """The error for a file that could not be read, whatever the reason."""
+    if isinstance(error, DatasetError):
+        return error if str(path) in str(error) else DatasetError(f"{path}: {error}")
     if isinstance(error, MemoryError):
         return DatasetError(f"{path}: does not fit into memory")
+    title = known_format(path).title
     if path.is_file() and not path.stat().st_size:
-        return DatasetError(f"{path}: not a readable NIfTI file (it is empty)")
-    return DatasetError(f"{path}: not a readable NIfTI file ({reason_of(error)})")
+        return DatasetError(f"{path}: not a readable {title} file (it is empty)")
+    return DatasetError(f"{path}: not a readable {title} file ({reason_of(error)})")
 
 
 def check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> None:
@@ -108,7 +116,7 @@ def check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> No
     name = "/".join(other_path.parts[-2:]) if other_path.name == path.name else other_path.name
     if grid.shape != other.shape:
         raise DatasetError(f"{path}: shape {grid.shape} differs from {other.shape} of {name}")
-    moved = _corners(grid.shape, grid.affine) - _corners(other.shape, other.affine)
+    moved = corners(grid.shape, grid.affine) - corners(other.shape, other.affine)
     in_voxels = np.linalg.solve(other.affine[:3, :3], moved)
     if np.abs(in_voxels).max() <= GRID_TOLERANCE:
         return
@@ -123,13 +131,8 @@ def check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> No
     )
 
 
-def _corners(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Places of the 8 corners of a grid in mm, `(3, 8)`."""
-    corners = np.indices((2, 2, 2)).reshape(3, 8) * np.array(shape)[:, None]
-    return np.asarray(affine[:3, :3] @ corners + affine[:3, 3:])
-
-
-def _check_affine(path: Path, image: Any, affine: NDArray[np.float64]) -> None:
+def _check_affine(opened: OpenedFile) -> None:
+    path, affine = opened.path, opened.affine
     finite = bool(np.isfinite(affine).all())
     spacing = voxel_sizes(affine)
     plausible = spacing.min() >= SMALLEST_SPACING and spacing.max() <= LARGEST_SPACING
@@ -137,61 +140,11 @@ def _check_affine(path: Path, image: Any, affine: NDArray[np.float64]) -> None:
         raise DatasetError(f"{path}: its affine is not invertible:\n{affine}")
     if plausible:
         return
-    unit = image.header.get_xyzt_units()[0] if isinstance(image, nib.Nifti1Image) else "unknown"
-    hint = f"its header gives {unit}s, but mm are read" if unit in {"meter", "micron"} else ""
+    hint = f"its header gives {opened.unit}s, but mm are read" if opened.unit else ""
     raise DatasetError(
         f"{path}: a spacing of {spacing_text(spacing)} mm is implausible: an axis must have "
         f"{SMALLEST_SPACING:g} to {LARGEST_SPACING:g} mm; correct the header"
         f"{f' ({hint})' if hint else ''}"
-    )
-
-
-def spacing_text(spacing: Any) -> str:
-    """A spacing as text, `0.7 x 0.7 x 5`."""
-    return " x ".join(f"{size:.6g}" for size in spacing)
-
-
-def _doubts(path: Path, image: Any, grid: Grid) -> tuple[str, ...]:
-    """Warnings about the position of a volume."""
-    if not isinstance(image, nib.Nifti1Image):
-        return ()
-    sform = image.get_sform(coded=True)
-    try:
-        qform = image.get_qform(coded=True)
-        usable = qform[0] is None or bool(np.isfinite(qform[0]).all())
-    except ValueError:
-        # the quaternion is not valid
-        usable = False
-    if not usable:
-        return (f"{path}: the qform of its header is damaged; the sform is taken",)
-    if sform[1] == 0 and qform[1] == 0:
-        return (
-            f"{path}: its header has neither sform nor qform: left and right are taken as "
-            f"nibabel does ({''.join(nib.aff2axcodes(grid.affine))})",
-        )
-    if qform[0] is None:
-        return _unlike_pixdim(path, image, grid)
-    if sform[0] is None:
-        return ()
-    moved = _corners(grid.shape, qform[0]) - _corners(grid.shape, sform[0])
-    voxels = float(np.abs(np.linalg.solve(grid.affine[:3, :3], moved)).max())
-    if voxels <= GRID_TOLERANCE:
-        return ()
-    return (
-        f"{path}: sform and qform of its header disagree by up to {voxels:.3g} voxels; the sform "
-        "is taken",
-    )
-
-
-def _unlike_pixdim(path: Path, image: Any, grid: Grid) -> tuple[str, ...]:
-    """Warning about a pixdim of the header that differs from the spacing of the sform."""
-    stated = np.array(image.header.get_zooms()[:3])
-    # 1 x 1 x 1 is what tools write that leave it out
-    if (stated == 1).all() or (np.abs(stated / voxel_sizes(grid.affine) - 1) <= 0.1).all():
-        return ()
-    return (
-        f"{path}: its header gives voxels of {spacing_text(stated)} mm (pixdim), but "
-        f"{spacing_text(voxel_sizes(grid.affine))} mm in its sform; the sform is taken",
     )
 
 

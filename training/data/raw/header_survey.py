@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from training.data.raw.formats.geometry import spacing_text
 from training.data.raw.header import (
     SPACING_RATIO,
     check_same_grid,
@@ -14,7 +15,6 @@ from training.data.raw.header import (
     open_volume,
     orientation_of,
     spacing_of,
-    spacing_text,
     unreadable,
 )
 from training.data.raw.layouts import RawDataset

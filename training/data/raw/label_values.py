@@ -15,6 +15,7 @@ from jaxtyping import UInt
 from numpy.typing import NDArray
 
 from training.errors import DatasetError
+from training.ignored_voxels import ignored_value
 
 MAX_VALUE = 2**16 - 1
 """Largest value of a label, which must fit into uint16; so there are 65,536 classes at most."""
@@ -63,13 +64,20 @@ def unknown_values(voxels: NDArray[Any], values: Sequence[int]) -> NDArray[Any]:
     return np.asarray(voxels[~np.isin(voxels, values)])
 
 
-def to_classes(voxels: NDArray[Any], values: Sequence[int]) -> UInt[np.ndarray, "*grid"]:
-    """The class of each voxel, which must have one of `values`; see `label_dtype`."""
-    kind = label_dtype(len(values))
-    if are_consecutive(values):
+def to_classes(
+    voxels: NDArray[Any], values: Sequence[int], ignore: Sequence[int] = ()
+) -> UInt[np.ndarray, "*grid"]:
+    """The class of each voxel, which must have one of `values`; see `label_dtype`.
+
+    A voxel with one of `ignore` has the largest value of the type, see `training.ignored_voxels`;
+    with some, the type has a value that is no class.
+    """
+    kind = label_dtype(len(values) + bool(ignore))
+    if are_consecutive(values) and not ignore:
         return voxels.astype(kind)
-    table = np.zeros(max(values) + 1, dtype=kind)
+    table = np.zeros(max(*values, *ignore) + 1, dtype=kind)
     table[list(values)] = np.arange(len(values))
+    table[list(ignore)] = ignored_value(kind)
     return np.asarray(table[voxels.astype(np.uint16)])
 
 

@@ -1,6 +1,7 @@
 """Data folders as they are shared: Medical Segmentation Decathlon and nnU-Net (v1 and v2).
 
-Both have `imagesTr`, `labelsTr` and `dataset.json`. In the Decathlon an image is one file
+Both have `imagesTr`, `labelsTr` and `dataset.json`. Files are of any format that is read; nnU-Net's
+`file_ending` says which files are meant. In the Decathlon an image is one file
 `CASE.nii.gz`, with the channels as a 4th axis; in nnU-Net each channel is a file
 `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ...; `file_names` says which names are channels.
 """
@@ -18,13 +19,15 @@ from typing import Any, Literal
 from training.data.raw.case_list import ListedCase, read_case_list
 from training.data.raw.dataset_labels import read_labels
 from training.data.raw.file_names import (
+    ALL_ENDINGS,
     CaseFiles,
     by_stem,
     file_problem,
     group_by_case,
-    nifti_files,
-    nifti_stem,
+    image_files,
+    image_stem,
 )
+from training.data.raw.formats.file_format import ENDINGS, split_name
 from training.errors import DatasetError, reason_of
 from training.local_path import MISSING, folder_problem
 
@@ -56,6 +59,7 @@ class RawDataset:
         channels: Name of each channel.
         cases: All labelled cases, by name.
         warnings: What is there and not used.
+        ignore: Values in the label files of voxels that are left out.
     """
 
     folder: Path
@@ -65,6 +69,7 @@ class RawDataset:
     channels: tuple[str, ...]
     cases: tuple[RawCase, ...]
     warnings: tuple[str, ...] = ()
+    ignore: tuple[int, ...] = ()
 
     def class_of(self, value: int | None) -> int | None:
         """The class that has a value in the label files; None for no value."""
@@ -91,7 +96,7 @@ def read_layout(folder: Path) -> RawDataset:
         raise DatasetError.of(folder, problems)
     if not dataset.cases:
         raise DatasetError(
-            f"the data in {folder} are empty: {IMAGES} holds no NIfTI file{_others(folder)}"
+            f"the data in {folder} are empty: {IMAGES} holds no image{_others(folder)}"
         )
     return dataset
 
@@ -134,6 +139,7 @@ def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
         channels,
         tuple(case.as_raw() for case in cases),
         warnings,
+        labels.ignore,
     )
     return dataset, problems
 
@@ -173,15 +179,17 @@ def _of_folders(
     folder: Path, description: Mapping[str, Any], channels: int, problems: list[str]
 ) -> tuple[list[_FoundFiles], tuple[str, ...]]:
     """The cases in `imagesTr` and `labelsTr`, those that are listed if some are; and warnings."""
-    label_files = _files(folder / LABELS, problems)
-    images = _files(folder / IMAGES, problems)
+    ending = _file_ending(description, folder / DATASET_JSON)
+    label_files, label_notes = _files(folder / LABELS, ending, problems)
+    images, image_notes = _files(folder / IMAGES, ending, problems)
     if problems:
         return [], ()
+    notes = (*image_notes, *label_notes)
     listed = read_case_list(description, folder / DATASET_JSON, problems)
     if listed is None:
-        return _paired(folder, images, label_files, channels, problems), ()
+        return _paired(folder, images, label_files, channels, problems), notes
     found = _of_list(folder, listed, images, label_files, channels, problems)
-    return found, _not_listed(folder, images, label_files, found)
+    return found, (*notes, *_not_listed(folder, images, label_files, found))
 
 
 def _paired(
@@ -192,17 +200,17 @@ def _paired(
     problems: list[str],
 ) -> list[_FoundFiles]:
     """All images with their label maps."""
-    image_files = group_by_case(images, channels, label_files)
+    of_cases = group_by_case(images, channels, label_files)
     found = []
-    for case_id in sorted({*image_files, *label_files}):
+    for case_id in sorted({*of_cases, *label_files}):
         if case_id not in label_files:
-            problems.append(
-                f"{image_files[case_id].paths[0]}: no label map {LABELS}/{case_id}.nii.gz"
-            )
-        elif case_id not in image_files:
-            problems.append(f"{label_files[case_id]}: no image {IMAGES}/{case_id}.nii.gz")
+            name = f"{LABELS}/{case_id}{_ending(label_files)}"
+            problems.append(f"{of_cases[case_id].paths[0]}: no label map {name}")
+        elif case_id not in of_cases:
+            name = f"{IMAGES}/{case_id}{_ending(images)}"
+            problems.append(f"{label_files[case_id]}: no image {name}")
         else:
-            found.append(_FoundFiles(case_id, image_files[case_id], label_files[case_id]))
+            found.append(_FoundFiles(case_id, of_cases[case_id], label_files[case_id]))
     return found
 
 
@@ -219,9 +227,9 @@ def _of_list(
     found: dict[str, _FoundFiles] = {}
     for item in listed:
         label = folder / item.label
-        case_id = nifti_stem(label)
+        case_id = image_stem(label)
         if case_id is None:
-            problems.append(f"{folder / DATASET_JSON}: `training` lists {item.label}, not NIfTI")
+            problems.append(f"{folder / DATASET_JSON}: `training` lists {item.label}, no image")
             continue
         if case_id in found:
             problems.append(f"{folder / DATASET_JSON}: `training` lists {case_id} twice")
@@ -281,7 +289,7 @@ def _others(folder: Path) -> str:
     names = [path.name for path in (folder / IMAGES).iterdir() if not path.name.startswith(".")]
     if not names:
         return ""
-    return f" (*.nii.gz, *.nii), but {len(names)} others such as {min(names)}: convert them"
+    return f" ({ALL_ENDINGS}), but {len(names)} others such as {min(names)}: convert them"
 
 
 def _miscounted(description: Mapping[str, Any], cases: int) -> tuple[str, ...]:
@@ -297,7 +305,7 @@ def _fits(case: _FoundFiles, channels: Sequence[str], problems: list[str]) -> bo
     before = len(problems)
     paths = case.images.paths
     if case.images.numbers is not None and case.images.numbers != tuple(range(len(channels))):
-        absent = ", ".join(path.name for path in case.images.missing(len(channels)))
+        absent = case.images.lacks(len(channels))
         problems.append(
             f"{paths[0]}: {len(paths)} channels, but {DATASET_JSON} declares {len(channels)} "
             f"({', '.join(channels)}){f': {absent} is missing' if absent else ''}"
@@ -338,10 +346,37 @@ def _channels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(str(given[str(index)]) for index in range(len(given)))
 
 
-def _files(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """NIfTI files of a folder by stem; notes why there are none."""
+def _file_ending(description: Mapping[str, Any], path: Path) -> str | None:
+    """nnU-Net's `file_ending`; None where it is not given."""
+    ending = description.get("file_ending")
+    if ending is None or (isinstance(ending, str) and ending.lower() in ENDINGS):
+        return ending
+    raise DatasetError(
+        f"{path}: `file_ending` must be one of {', '.join(ENDINGS)}, but is {ending!r}"
+    )
+
+
+def _ending(files: Mapping[str, Path]) -> str:
+    """What the names of files end in."""
+    split = split_name(next(iter(files.values())).name) if files else None
+    return ".nii.gz" if split is None else split[1]
+
+
+def _files(
+    folder: Path, ending: str | None, problems: list[str]
+) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Image files of a folder by stem, and which are not used; notes why there are none."""
     try:
-        return by_stem(nifti_files(folder))
+        found = image_files(folder, ending)
+        files = by_stem(found.files)
     except DatasetError as error:
         problems.append(str(error))
-        return {}
+        return {}, ()
+    if not found.others:
+        return files, ()
+    names = [path.name for path in found.others]
+    return files, (
+        f"{folder}: {_counted(names)} of another format than the {len(files)} that are used, and "
+        f"left out: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} (`file_ending` in "
+        f"{DATASET_JSON} says which are meant)",
+    )

@@ -1,4 +1,4 @@
-"""Volumes read from NIfTI files, with the checks that every use of them needs."""
+"""Volumes read from image files, with the checks that every use of them needs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.raw.formats.opened_file import OpenedFile
 from training.data.raw.header import VolumeHeader, check_same_grid, open_volume, unreadable
 from training.data.raw.label_values import shown_values, to_classes, unknown_values
 from training.errors import DatasetError
@@ -53,7 +53,8 @@ def read_image(paths: Sequence[Path]) -> Volume:
     channels: list[NDArray[np.float32]] = []
     headers: list[VolumeHeader] = []
     for path in paths:
-        voxels, header = _read(path)
+        opened, header = open_volume(path)
+        voxels = _read(opened)
         stacked = _as_channels(path, voxels)
         if headers:
             check_same_grid(path, header, paths[0], headers[0])
@@ -73,7 +74,7 @@ def voxels_in_header(path: Path) -> int:
     return int(np.prod(header.shape)) * header.channels
 
 
-def read_label(path: Path, label_values: Sequence[int]) -> Volume:
+def read_label(path: Path, label_values: Sequence[int], ignore: Sequence[int] = ()) -> Volume:
     """Read a label map as classes `(i, j, k)`, unsigned integers, see `label_dtype`.
 
     Numbers that are whole but for rounding are rounded.
@@ -81,26 +82,39 @@ def read_label(path: Path, label_values: Sequence[int]) -> Volume:
     Args:
         path: The file.
         label_values: The value in the file of each class, background first.
+        ignore: Values of voxels that are left out, see `training.ignored_voxels`.
 
     Raises:
         DatasetError: if the file is unreadable, or holds other values.
     """
-    voxels, header = _read(path)
-    if voxels.ndim == 4 and voxels.shape[3] == 1:
+    opened, header = open_volume(path, as_label=True)
+    voxels = _read(opened)
+    if voxels.ndim == 4 and (
+        voxels.shape[3] == 1 or (opened.flat and (voxels == voxels[..., :1]).all())
+    ):
+        # one channel, or a grey that was saved as red, green and blue
         voxels = voxels[..., 0]
+    if voxels.ndim == 4 and opened.flat:
+        raise DatasetError(
+            f"{path}: its pixels are colours of {voxels.shape[3]} channels, but a label map has "
+            "one number a pixel: save it as grey, or with a palette whose index is the label value"
+        )
     if voxels.ndim != 3:
         raise DatasetError(f"{path}: a label map has 3 axes, but this has shape {voxels.shape}")
-    whole = _whole_numbers(path, voxels)
-    unknown = unknown_values(whole, label_values)
+    whole = _whole_numbers(opened, voxels)
+    unknown = unknown_values(whole, [*label_values, *ignore] if ignore else label_values)
     if unknown.size:
+        declared = shown_values(label_values)
+        if ignore:
+            declared += f", and {', '.join(map(str, ignore))} to ignore"
         raise DatasetError(
-            f"{path}: unknown label {_shown(unknown)}; dataset.json declares "
-            f"{shown_values(label_values)}: name it there in `labels`, or correct the file"
+            f"{path}: unknown label {_shown(unknown)}; dataset.json declares {declared}: "
+            "name it there in `labels`, or correct the file"
         )
-    return Volume(to_classes(whole, label_values), header.affine, header.warnings)
+    return Volume(to_classes(whole, label_values, ignore), header.affine, header.warnings)
 
 
-def _whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
+def _whole_numbers(opened: OpenedFile, voxels: NDArray[Any]) -> NDArray[Any]:
     if voxels.dtype.kind in "iu":
         return voxels
     whole = np.rint(voxels)
@@ -109,17 +123,16 @@ def _whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
         wrong = ~(np.abs(voxels - whole) <= ROUNDING)
     if wrong.any():
         raise DatasetError(
-            f"{path}: a label must be a whole number, but {np.count_nonzero(wrong)} voxels have "
-            f"{_shown(voxels[wrong])}: {_reason_for_parts(path)}"
+            f"{opened.path}: a label must be a whole number, but {np.count_nonzero(wrong)} voxels "
+            f"have {_shown(voxels[wrong])}: {_reason_for_parts(opened)}"
         )
     return np.asarray(whole)
 
 
-def _reason_for_parts(path: Path) -> str:
+def _reason_for_parts(opened: OpenedFile) -> str:
     """Why the values of a label map may be no whole numbers."""
-    stored = nib.load(path)
-    slope, inter = getattr(stored.dataobj, "slope", 1), getattr(stored.dataobj, "inter", 0)
-    if stored.get_data_dtype().kind in "iu":
+    if opened.dtype.kind in "iu":
+        slope, inter = opened.scaling
         return (
             f"its header scales what is stored, by scl_slope {slope:g} and scl_inter {inter:g}; "
             "save it with 1 and 0"
@@ -152,11 +165,9 @@ def _as_channels(path: Path, voxels: NDArray[Any]) -> NDArray[np.float32]:
     return stacked
 
 
-def _read(path: Path) -> tuple[NDArray[Any], VolumeHeader]:
-    image, header = open_volume(path)
+def _read(opened: OpenedFile) -> NDArray[Any]:
     try:
-        voxels = np.asanyarray(image.dataobj)
+        return opened.read()
     except Exception as error:
-        # gzip, zlib, numpy and nibabel each have types of their own, and memory may end
-        raise unreadable(path, error) from error
-    return voxels, header
+        # gzip, zlib, numpy, nibabel and ITK each have types of their own, and memory may end
+        raise unreadable(opened.path, error) from error

@@ -19,7 +19,7 @@ from training.local_path import folder_problem
 
 BYTES_PER_VOXEL = 24
 """Memory that examining a case takes at most: the voxels of the file, float32 of them, their label
-map, and connected components; 11 were measured for a CT of int16."""
+map, and connected components; 10 to 16 were measured for a CT of int16."""
 
 OnCase = Callable[[str, int, int], None]
 """A callback that takes the current step, the cases done and all cases."""

@@ -24,6 +24,7 @@ from training.data.statistics.measures import (
     values_digest,
 )
 from training.errors import DatasetError
+from training.ignored_voxels import is_ignored
 
 MOSTLY_IN_AIR = 0.5
 """Share of the labelled voxels in empty places from which a label map is doubted."""
@@ -88,7 +89,7 @@ def _examine_headers(result: Examination, dataset: RawDataset) -> dict[Path, Vol
     headers: dict[Path, VolumeHeader] = {}
     for path in (*case.images, case.label):
         try:
-            _, headers[path] = open_volume(path)
+            _, headers[path] = open_volume(path, as_label=path == case.label)
         except DatasetError as error:
             result.found("header", error)
     for header in headers.values():
@@ -129,10 +130,12 @@ def _read_label(
     if path not in headers:
         return None
     try:
-        return read_label(path, dataset.label_values).data
+        labels = read_label(path, dataset.label_values, dataset.ignore).data
     except DatasetError as error:
         result.found("label", error)
-    return None
+        return None
+    # what nobody labelled is of no class here either
+    return np.where(is_ignored(labels, len(dataset.labels)), 0, labels)
 
 
 def _measure(
@@ -188,11 +191,12 @@ def _judge_channels(
         modality = dataset.modalities[index]
         if constant[index]:
             result.found("constant channel", f"{path}: every voxel of {name} is {channel.low:g}")
-        elif channel.whole and channel.low >= 0 and channel.high < len(dataset.labels):
+        elif channel.values and set(channel.values) <= set(dataset.label_values):
+            unlabelled = any(finding.kind == "label" for finding in result.findings)
+            shown = ", ".join(f"{value:g}" for value in channel.values[:5])
             result.found(
-                "swapped",
-                f"{path}: its voxels are whole numbers from {channel.low:g} to {channel.high:g}, "
-                "as in a label map",
+                "swapped" if unlabelled else "like a label map",
+                f"{path}: all its voxels have values of labels ({shown})",
             )
         elif modality == "CT" and channel.low >= 0:
             result.found(

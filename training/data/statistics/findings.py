@@ -67,6 +67,9 @@ KINDS: dict[str, Kind] = {
     "nothing to learn": Kind(
         "error", "no label map has foreground", "are these the right label maps?"
     ),
+    "like a label map": Kind(
+        "warning", "channels that look like label maps", "is it a mask that is meant as an input?"
+    ),
     "not used": Kind("warning", "what is there and not used", "list it, or leave it where it is"),
     "doubtful header": Kind(
         "warning", "headers that contradict themselves", "compare image and label map in a viewer"

@@ -22,6 +22,9 @@ PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 SAMPLES = 1_000_000
 """Random voxels that percentiles and deviations are of, where there are more."""
 
+FEW_VALUES = 64
+"""Different intensities up to which an image may be a label map."""
+
 SLAB = 2**23
 """Voxels that are worked on at once, where a copy of all would take too much memory."""
 
@@ -70,6 +73,7 @@ class ChannelMeasures:
         foreground: `PERCENTILES` of the voxels that carry a label; None if none does.
         classes: Median of the voxels of each class, background first; None for an absent one.
         whole: Whether all are whole numbers.
+        values: All intensities where they are `FEW_VALUES` or fewer; else empty.
     """
 
     low: float
@@ -80,6 +84,7 @@ class ChannelMeasures:
     foreground: tuple[float, ...] | None
     classes: tuple[float | None, ...]
     whole: bool
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,7 @@ def measure_channel(
             float(np.median(values[classes == value])) if (classes == value).any() else None
             for value in range(num_classes)
         ]
+    different = np.unique(some)
     return ChannelMeasures(
         low=float(voxels.min()),
         high=float(voxels.max()),
@@ -177,7 +183,8 @@ def measure_channel(
         percentiles=_percentiles(some),
         foreground=foreground,
         classes=tuple(medians),
-        whole=bool((some == np.rint(some)).all()),
+        whole=bool((different == np.rint(different)).all()),
+        values=tuple(different.tolist()) if len(different) <= FEW_VALUES else (),
     )
 
 

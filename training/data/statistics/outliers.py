@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.raw.header import SPACING_RATIO, is_far_off, spacing_text
+from training.data.raw.formats.geometry import spacing_text
+from training.data.raw.header import SPACING_RATIO, is_far_off
 from training.data.raw.header_survey import median_spacing
 from training.data.raw.layouts import RawDataset
 from training.data.statistics.findings import Finding
@@ -246,8 +247,13 @@ def _patients(dataset: RawDataset, cases: Sequence[CaseMeasures]) -> Iterator[Fi
         )
 
 
-def robust_deviations(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances from the median in standard deviations, by the median absolute deviation."""
+def robust_deviations(values: NDArray[np.float64], least: float = 1e-9) -> NDArray[np.float64]:
+    """Distances from the median in standard deviations, by the median absolute deviation.
+
+    Args:
+        values: What is compared.
+        least: The standard deviation at least.
+    """
     middle = np.median(values)
     spread = 1.4826 * float(np.median(np.abs(values - middle)))
-    return np.asarray((values - middle) / max(spread, 1e-9))
+    return np.asarray((values - middle) / max(spread, least))
