@@ -1,4 +1,4 @@
-"""Synthetic scans of a size that hospitals have: CT-like noise and many organs, drawn by formula."""
+"""Synthetic scans of a size that hospitals have, drawn by formula: noise of a CT, many organs."""
 
 from __future__ import annotations
 

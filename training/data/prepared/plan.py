@@ -100,7 +100,8 @@ def scan_case(
     if len(foreground):
         rng = np.random.default_rng(0)
         foreground = foreground[rng.integers(len(foreground), size=FOREGROUND_SAMPLES)]
-    voxels = image.data[:, *np.unravel_index(foreground, label.data.shape)]
+    i, j, k = np.unravel_index(foreground, label.data.shape)
+    voxels = image.data[:, i, j, k]
     counts = voxel_counts(label.data, len(dataset.labels))
     return CaseScan(
         spacing=spacing_of(image.affine, orientation),
