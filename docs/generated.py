@@ -285,6 +285,7 @@ PUBLIC_MODULES = (
     "training.config",
     "training.registry",
     "training.trainer",
+    "training.planning",
     "training.lightning_module",
     "training.callbacks",
     "training.models",

@@ -71,10 +71,7 @@ class PredictedCase:
 
 def files_of(dataset: PreprocessedDataset, split: str) -> list[RawCase]:
     """The files that the cases of a split were read from, by its manifest."""
-    return [
-        RawCase(case, tuple(dataset.cases[case].images), dataset.cases[case].label)
-        for case in dataset.splits[split]
-    ]
+    return [dataset.cases[case].as_raw(case) for case in dataset.splits[split]]
 
 
 def missing_files(cases: Iterable[RawCase]) -> list[Path]:
@@ -102,7 +99,7 @@ def on_file_grid(
         DatasetError: if a file cannot be read, or image and label differ in shape.
     """
     for case in cases:
-        prepared = preprocessing.apply(case.images)
+        prepared = preprocessing.apply(case.images, channels=case.channels)
         prediction = label_map_of(members, preprocessing, prepared, tell)
         label = read_label(case.label, preprocessing.values, preprocessing.ignore)
         if label.shape != prediction.shape:

@@ -120,7 +120,9 @@ def _checked_cases(
 ) -> dict[str, RawCase]:
     """Files of a data folder, which must be the study's own."""
     folder = resolve_data_dir(folder)
-    cases = {case.case_id: case for case in read_layout(folder.absolute()).cases}
+    cases = {
+        case.case_id: case for case in read_layout(folder.absolute(), config.missing_channels).cases
+    }
     found = prepared_fingerprint(folder, config)
     if found != fingerprint:
         raise ExportError(
@@ -134,7 +136,7 @@ def _checked_cases(
 def _existing_cases(dataset: PreprocessedDataset) -> dict[str, RawCase]:
     """Cases whose files are where they were read from."""
     return {
-        name: RawCase(name, tuple(entry.images), entry.label)
+        name: entry.as_raw(name)
         for name, entry in dataset.cases.items()
         if all(path.exists() for path in (*entry.images, entry.label))
     }

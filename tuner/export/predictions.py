@@ -83,7 +83,7 @@ def validation_cases(data: ExportData, winner: Candidate, scratch: Scratch) -> l
         ]
     cases = []
     for files in data.files("val"):
-        prepared = data.preprocessing.apply(files.images, files.label)
+        prepared = data.preprocessing.apply(files.images, files.label, files.channels)
         assert prepared.label is not None
         image = scratch.array(prepared.image.shape, np.float32)
         image[:] = prepared.image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from training.data.prepared.preprocessing import Preprocessing
 from training.data.prepared.stored_array import StoredArray, array_file, open_array
 from training.data.raw.label_values import label_dtype
+from training.data.raw.layouts import RawCase
 from training.errors import DatasetError
 
 FORMAT_VERSION = 3
@@ -23,7 +25,16 @@ LABELLED = "labelled"
 
 
 class CaseEntry(BaseModel):
-    """One preprocessed case: its files, its grid, its labels, and what is doubtful about it."""
+    """One preprocessed case: its files, its grid, its labels, and what is doubtful about it.
+
+    Attributes:
+        images: Its image files.
+        label: Its label map.
+        shape: Its grid, channels first.
+        voxel_counts: Voxels of each class.
+        warnings: What is doubtful about its files.
+        channels: Numbers of the channels that it has, None for all; the others are 0.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,8 +43,14 @@ class CaseEntry(BaseModel):
     shape: tuple[int, int, int, int]
     voxel_counts: list[int]
     warnings: list[str] = []
+    channels: list[int] | None = None
     compressed: dict[str, int] = {}
     """Bytes of each compressed array; empty where they are stored as they are."""
+
+    def as_raw(self, case_id: str) -> RawCase:
+        """The files that it was made from."""
+        channels = None if self.channels is None else tuple(self.channels)
+        return RawCase(case_id, tuple(self.images), self.label, channels)
 
     def is_complete(self, arrays: Path, case_id: str) -> bool:
         """Whether every array of the case is there with its full size."""
@@ -126,12 +143,28 @@ class PreprocessedDataset(BaseModel):
         """Voxel spacing in mm (depth, height, width)."""
         return self.preprocessing.spacing
 
+    @property
+    def median_shape(self) -> tuple[float, float, float]:
+        """Median size of a case in voxels (depth, height, width)."""
+        shapes = [entry.shape[1:] for entry in self.cases.values()]
+        depth, height, width = np.median(shapes, axis=0).tolist()
+        return depth, height, width
+
+    def voxels(self, split: str) -> float:
+        """Voxels of all cases of a split."""
+        return float(sum(np.prod(self.cases[name].shape[1:]) for name in self.splits[split]))
+
     def voxel_counts(self, split: str) -> list[int]:
         """Voxels of each class over the cases of a split."""
         counts = np.zeros(self.num_classes, dtype=np.int64)
         for case in self.splits[split]:
             counts += self.cases[case].voxel_counts
         return [int(count) for count in counts]
+
+    def channels_of(self, case_id: str) -> Sequence[int]:
+        """Numbers of the channels that a case has; the others are 0 in its image."""
+        present = self.cases[case_id].channels
+        return range(len(self.channels)) if present is None else present
 
     def image(self, case_id: str) -> StoredArray:
         """The image of a case, float32 `(channel, depth, height, width)`, read where it is used."""

@@ -36,7 +36,7 @@ def store_case(
     Raises:
         DatasetError: if a file is unreadable, or does not fit the others.
     """
-    prepared = preprocessing.apply(case.images, case.label)
+    prepared = preprocessing.apply(case.images, case.label, case.channels)
     assert prepared.label is not None
     sizes = {}
     for kind, array in (("image", prepared.image), ("label", prepared.label)):
@@ -56,6 +56,7 @@ def store_case(
     return CaseEntry(
         images=list(case.images),
         label=case.label,
+        channels=None if case.channels is None else list(case.channels),
         shape=(channels, depth, height, width),
         voxel_counts=counts.tolist(),
         warnings=list(prepared.warnings),
