@@ -101,7 +101,7 @@ def open_array(path: Path) -> StoredArray:
             )
         mapped: NDArray[Any] = np.load(path, mmap_mode="r")
         return mapped
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, EOFError, ValueError, RuntimeError) as error:
         raise DatasetError(
             f"{path} is damaged or missing: run the study again, or "
             "training.data.prepare_dataset(data_dir, config), to preprocess this case again"
