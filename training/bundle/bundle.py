@@ -365,7 +365,7 @@ def write_bundle(
     ]
     provenance = without_paths(manifest.provenance)
     values = preprocessing.label_values
-    known_by_2 = values is None and not preprocessing.ignore
+    known_by_2 = values is None and not (preprocessing.ignore or preprocessing.label_names)
     portable = Manifest(
         **{
             **dict(manifest),
