@@ -11,7 +11,7 @@ With n_c voxels of class c, N voxels in all, and f_c = n_c / N:
   beta = 0.9999 distinguishes classes up to about 10^5 voxels; larger ones need a larger beta.
 
 A class without voxels has weight 0 and does not count in mean or median. With a target label
-there are two classes, all else and the target.
+there are two classes, all else and the target. With regions each has a weight, by its voxels.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from training.region_maps import region_table
 from training.registry import CLASS_WEIGHTS, call
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ def inverse_frequency(counts: Counts, config: ModelTrainingConfig) -> Float[Tens
     return _mean_of_1(total.sum() / total, total > 0)
 
 
-def median_frequency(counts: Counts, config: ModelTrainingConfig) -> Float[Tensor, " c"]:
+def median_frequency(
+    counts: Counts, config: ModelTrainingConfig, voxels: Float[Tensor, " cases"]
+) -> Float[Tensor, " c"]:
     """Each class by the inverse of its share of the cases that hold it."""
     holds = counts > 0
-    of_holding_cases = (counts.sum(dim=1, keepdim=True) * holds).sum(dim=0)
+    of_holding_cases = (voxels[:, None] * holds).sum(dim=0)
     frequency = counts.sum(dim=0) / of_holding_cases
     present = holds.any(dim=0)
     # torch's median is the lower of the two middle values, the paper's their mean
@@ -103,9 +106,15 @@ def class_weight_tensor(
             f"class_weights={config.class_weights!r} is computed from the training labels, but "
             "they have no voxels: give a list of weights"
         )
+    voxels = counts.sum(dim=1)
+    regions = config.label_regions
+    if regions is not None:
+        counts = counts @ region_table(regions).to(counts.dtype).T
     if target is not None:
         of_target = counts[:, target]
         counts = torch.stack([counts.sum(dim=1) - of_target, of_target], dim=1)
     preset = CLASS_WEIGHTS.resolve(config.class_weights)
-    computed: Tensor = call(preset, config.class_weights, config=config, counts=counts)
+    computed: Tensor = call(
+        preset, config.class_weights, config=config, counts=counts, voxels=voxels
+    )
     return computed.float()

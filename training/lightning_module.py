@@ -27,6 +27,7 @@ from training.lr_schedules import is_stepped_each_step
 from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
 from training.metrics.own import measure, own_metrics
 from training.optimizers import get_optimizer
+from training.region_maps import classes_of_regions
 from training.registry import MODULES
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class SegmentationLightningModule(pl.LightningModule):
     each case is predicted by a sliding window and metrics are averaged over cases.
 
     Logged for each stage, once an epoch and over all ranks: `{stage}_loss`,
-    `{stage}_dice` (mean over the foreground classes), `{stage}_dice_{class}`,
+    `{stage}_dice` (mean over the foreground classes, or regions), `{stage}_dice_{class}`,
     `{stage}_iou`, `{stage}_boundary_f1`, `{stage}_accuracy`; of whole cases also
     `{stage}_seconds_per_case`, which their prediction takes. Logged of the test cases, and by
     class as well: `test_nsd` at `config.surface_tolerance`, `test_hd95` and `test_assd` in mm, and
@@ -96,11 +97,15 @@ class SegmentationLightningModule(pl.LightningModule):
         self.loss = build_loss(config, voxel_counts)
         self.training_loss = DeepSupervisionLoss(self.loss)
         self._given_spacing = spacing
-        num_classes, labels = config.task_classes, config.foreground_labels
+        num_classes, labels = config.task_classes, config.score_names
+        self.regions = config.label_regions
         self.metrics = nn.ModuleDict(
             {
                 f"{stage}_metrics": SegmentationMetrics(
-                    num_classes, tolerance=config.boundary_tolerance, labels=labels
+                    num_classes,
+                    tolerance=config.boundary_tolerance,
+                    labels=labels,
+                    regions=self.regions,
                 )
                 for stage in ("train", "val", "test")
             }
@@ -108,7 +113,11 @@ class SegmentationLightningModule(pl.LightningModule):
         self.surface_metrics = nn.ModuleDict(
             {
                 f"{stage}_surface": SurfaceMetrics(
-                    num_classes, config.surface_tolerance, labels, distances=stage == "test"
+                    num_classes,
+                    config.surface_tolerance,
+                    labels,
+                    distances=stage == "test",
+                    regions=self.regions,
                 )
                 for stage in ("val", "test")
             }
@@ -167,9 +176,10 @@ class SegmentationLightningModule(pl.LightningModule):
     def predict_logits(
         self, image: Float[Tensor, "b c *spatial"], *, mirror_axes: Sequence[int] = ()
     ) -> Float[Tensor, "b k *spatial"]:
-        """Logits of whole cases, by sliding window; two channels with a target label.
+        """Logits of whole cases, by sliding window.
 
-        They are where `image` is, which need not be the network's device.
+        They have two channels with a target label, and one a region with regions. They are where
+        `image` is, which need not be the network's device.
 
         Args:
             image: Preprocessed cases.
@@ -197,7 +207,23 @@ class SegmentationLightningModule(pl.LightningModule):
     def to_labels(self, logits: Float[Tensor, "b k *spatial"]) -> Int[Tensor, b * spatial]:
         """Label map of logits, with the values of the label files."""
         values = torch.tensor([0, *self.config.foreground_labels], device=logits.device)
-        return values[predict_labels(logits)]
+        return values[self.classes_of_logits(logits)]
+
+    def probabilities(self, logits: Float[Tensor, "b k *spatial"]) -> Float[Tensor, "b k *spatial"]:
+        """Probabilities: softmax over exclusive classes, or the sigmoid of each region."""
+        if self.regions is None:
+            return torch.softmax(logits, dim=1)
+        return torch.sigmoid(logits)
+
+    def classes(self, probabilities: Float[Tensor, "b k *spatial"]) -> Int[Tensor, "b *spatial"]:
+        """Label map of probabilities, by classes: the greatest, or by regions in their order."""
+        if self.regions is None:
+            return predict_labels(probabilities)
+        return classes_of_regions(probabilities, self.regions)
+
+    def classes_of_logits(self, logits: Float[Tensor, "b k *spatial"]) -> Int[Tensor, "b *spatial"]:
+        """Label map of logits, by classes."""
+        return self.classes(logits if self.regions is None else torch.sigmoid(logits))
 
     def _evaluation_step(self, stage: Stage, batch: Batch | list[Batch]) -> None:
         several = isinstance(batch, list) and batch and not isinstance(batch[0], Tensor)
@@ -215,7 +241,7 @@ class SegmentationLightningModule(pl.LightningModule):
         target = self._task_target(label)
         loss: Tensor = self.training_loss(scales, target)
         with torch.no_grad():
-            prediction = predict_labels(scales[0])
+            prediction = self.classes_of_logits(scales[0])
             self._stage_metrics(stage).update(prediction, target)
             surface = self._stage_surface(stage)
             if surface is not None:

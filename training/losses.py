@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from training.class_weights import VoxelCounts, class_weight_tensor
+from training.config.labels import loss_without_regions
 from training.errors import PluginError
 from training.ignored_voxels import IGNORE_INDEX
-from training.registry import LOSSES, call
+from training.registry import LOSSES, REGION_LOSSES, call
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
@@ -24,12 +25,13 @@ __all__ = [
     "SegmentationCrossEntropyLoss",
     "SegmentationDiceCrossEntropyLoss",
     "SegmentationFocalLoss",
+    "SegmentationLoss",
     "SegmentationTverskyLoss",
     "build_loss",
 ]
 
 
-class _SegmentationLoss(nn.Module):
+class SegmentationLoss(nn.Module):
     """Checks what every loss here is given: logits `(b, c, *spatial)`, labels `(b, *spatial)`.
 
     Voxels whose label is `ignore_index` are left out: the loss is that of the others alone, as of
@@ -43,6 +45,9 @@ class _SegmentationLoss(nn.Module):
     """
 
     weight: Tensor | None
+
+    num_classes: int | None = None
+    """Classes of the targets, where that is not the number of channels."""
 
     ignore_index = IGNORE_INDEX
     """Label of voxels that are left out."""
@@ -76,7 +81,7 @@ class _SegmentationLoss(nn.Module):
             ValueError: for shapes, types or label values that do not fit together.
         """
         self._check_logits(logits)
-        some_ignored = _check_targets(targets, logits)
+        some_ignored = _check_targets(targets, logits, self.num_classes or logits.shape[1])
         if logits.dtype in (torch.float16, torch.bfloat16):
             # sums over all voxels of a patch do not fit into half precision
             logits = logits.float()
@@ -116,7 +121,7 @@ class _SegmentationLoss(nn.Module):
             )
 
 
-def _check_targets(targets: Tensor, logits: Tensor) -> bool:
+def _check_targets(targets: Tensor, logits: Tensor, num_classes: int) -> bool:
     """Check targets; whether there are voxels that are left out."""
     expected = (logits.shape[0], *logits.shape[2:])
     if tuple(targets.shape) != expected:
@@ -138,15 +143,15 @@ def _check_targets(targets: Tensor, logits: Tensor) -> bool:
     if some_ignored:
         # the rest must be classes
         low = int(torch.where(targets == IGNORE_INDEX, 0, targets).min())
-    if low < 0 or high >= logits.shape[1]:
+    if low < 0 or high >= num_classes:
         raise ValueError(
-            f"labels must be 0 to {logits.shape[1] - 1} for {logits.shape[1]} classes, or "
+            f"labels must be 0 to {num_classes - 1} for {num_classes} classes, or "
             f"{IGNORE_INDEX} for voxels to leave out, but targets hold {low} to {high}"
         )
     return some_ignored
 
 
-class SegmentationCrossEntropyLoss(_SegmentationLoss):
+class SegmentationCrossEntropyLoss(SegmentationLoss):
     """Voxel-wise cross-entropy; with weights the weighted mean, as `torch.nn.CrossEntropyLoss`.
 
     Where torch gives nan, for a batch that holds only classes of weight 0, the loss is 0.
@@ -161,7 +166,7 @@ class SegmentationCrossEntropyLoss(_SegmentationLoss):
         return self._weighted_mean(F.cross_entropy(logits, targets, reduction="none"), targets)
 
 
-class SegmentationFocalLoss(_SegmentationLoss):
+class SegmentationFocalLoss(SegmentationLoss):
     """Cross-entropy of each voxel times (1 - p)^gamma, p the probability of its class.
 
     Lin et al., 2017, for several exclusive classes; gamma = 0 is the cross-entropy. Weights
@@ -187,7 +192,7 @@ class SegmentationFocalLoss(_SegmentationLoss):
         return self._weighted_mean(wrong**self.gamma * cross_entropy, targets)
 
 
-class SegmentationTverskyLoss(_SegmentationLoss):
+class SegmentationTverskyLoss(SegmentationLoss):
     """1 - TP / (TP + alpha FP + beta FN), a mean over the foreground classes.
 
     Salehi et al., 2017; soft counts over the whole batch, by MONAI's `TverskyLoss`.
@@ -233,7 +238,7 @@ class SegmentationTverskyLoss(_SegmentationLoss):
         return (weights * by_class).sum() / weights.sum().clamp(min=torch.finfo().tiny)
 
 
-class SegmentationDiceCrossEntropyLoss(_SegmentationLoss):
+class SegmentationDiceCrossEntropyLoss(SegmentationLoss):
     """Sum of soft Dice over the foreground classes and cross-entropy, as nnU-Net trains.
 
     The Dice part is MONAI's `DiceLoss`, summed over the batch, background left out; weights
@@ -339,8 +344,12 @@ def build_loss(config: ModelTrainingConfig, voxel_counts: VoxelCounts | None = N
             each case.
 
     Raises:
-        ValueError: if class weights are to be computed and there are no voxel counts.
+        ValueError: if class weights are to be computed and there are no voxel counts, or the loss
+            is for regions and the config has none.
     """
     weight = class_weight_tensor(config, voxel_counts)
-    loss: nn.Module = call(LOSSES.resolve(config.loss), config.loss, config=config, weight=weight)
+    if config.regions is None and config.loss in REGION_LOSSES:
+        raise ValueError(loss_without_regions(config.loss))
+    kinds = LOSSES if config.regions is None else REGION_LOSSES
+    loss: nn.Module = call(kinds.resolve(config.loss), config.loss, config=config, weight=weight)
     return loss

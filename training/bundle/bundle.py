@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.bundle.case_prediction import Tell
+from training.bundle.channel_check import check_image_files, check_intensities
 from training.bundle.folder import (
     MANIFEST,
     MEMBER_FILES,
@@ -65,6 +66,7 @@ class Bundle:
         manifest: Labels, channels, metrics and provenance.
         tell: Called with each warning about an image's header, and when a case
             is predicted on the CPU because memory runs out.
+        check_channels: Whether images that cannot be of the model's channels are refused.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class Bundle:
     preprocessing: Preprocessing
     manifest: Manifest
     tell: Tell = field(default=lambda line: None, repr=False, compare=False)
+    check_channels: bool = True
 
     @classmethod
     def load(
@@ -81,6 +84,7 @@ class Bundle:
         *,
         trust_code: bool = False,
         mirroring: bool = True,
+        check_channels: bool = True,
     ) -> Bundle:
         """Read a bundle from `folder`.
 
@@ -94,6 +98,8 @@ class Bundle:
                 imported, and so run.
             mirroring: Whether networks predict mirrored images as well, where the bundle says so;
                 without it is up to eight times as fast, and a little worse.
+            check_channels: Whether images that cannot be of the channels which the model was
+                trained on are refused, see `training.bundle.channel_check`.
 
         Raises:
             BundleError: if the folder is not a complete bundle, or needs code that is not allowed.
@@ -131,7 +137,7 @@ class Bundle:
             members = [replace(member, mirror_axes=()) for member in members]
         if len(members) == 1:
             members[0].module.to(chosen)
-        return cls(folder, tuple(members), preprocessing, manifest)
+        return cls(folder, tuple(members), preprocessing, manifest, check_channels=check_channels)
 
     @property
     def config(self) -> ModelTrainingConfig:
@@ -152,7 +158,7 @@ class Bundle:
         return self.members[0].module
 
     def probabilities(self, image: Float[Tensor, "c d h w"]) -> Float[Tensor, "k d h w"]:
-        """Class probabilities of one preprocessed case; two classes with a target label.
+        """Probabilities of one preprocessed case: of classes, two with a target label, or regions.
 
         Those of several networks are averaged by their weights. Out of GPU memory it goes on with
         the CPU, see `training.bundle.case_prediction`.
@@ -180,7 +186,9 @@ class Bundle:
         images = _as_paths(images)
         _, header = open_volume(images[0])
         check_preparing(images[0], sum(voxels_in_header(image) for image in images))
-        case = self.preprocessing.apply(images, channels=self._present(images, header.channels))
+        present = self._present(images, header.channels)
+        inspect = self._channel_check(images, present) if self.check_channels else None
+        case = self.preprocessing.apply(images, channels=present, inspect=inspect)
         for warning in case.warnings:
             self.tell(f"warning: {warning}")
         if case.image.shape[0] != self.config.input_channels:
@@ -188,9 +196,9 @@ class Bundle:
                 f"{images[0]} has {case.image.shape[0]} channels, but the model was trained on "
                 f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
             )
-        num_classes = self.config.task_classes
+        channels = self.config.task_channels
         patches = [member.config.known_patch_size for member in self.members]
-        check_predicting(images[0], case.image.shape, patches, num_classes)
+        check_predicting(images[0], case.image.shape, patches, channels)
 
         def predict(stored: NDArray[np.uint16] | None) -> NDArray[np.unsignedinteger[Any]]:
             return label_map_of(
@@ -206,7 +214,7 @@ class Bundle:
         else:
             output = Path(probabilities)
             output.parent.mkdir(parents=True, exist_ok=True)
-            with room_for_probabilities(output.parent, header.shape, num_classes) as stored:
+            with room_for_probabilities(output.parent, header.shape, channels) as stored:
                 label = predict(stored)
                 write_probabilities(stored, images[0], output)
         cleaned = self.manifest.postprocessing.apply(label, voxel_sizes(header.affine))
@@ -215,6 +223,25 @@ class Bundle:
             kind = label_dtype(self.config.num_classes)
             cleaned = cleaned.astype(kind) * kind.type(self.config.target_class)
         return to_values(cleaned, self.preprocessing.values)
+
+    def _channel_check(
+        self, images: Sequence[Path], present: Sequence[int] | None
+    ) -> Callable[[NDArray[np.float32]], None]:
+        """Check what is said of the files of a case; a check of their voxels.
+
+        Raises:
+            BundleError: if they are other channels than the model was trained on; the check, too.
+        """
+        names = self.manifest.channels
+        for line in check_image_files(names, images, present):
+            self.tell(line)
+
+        def inspect(voxels: NDArray[np.float32]) -> None:
+            found = check_intensities(names, self.preprocessing, images[0], voxels, present)
+            for line in found:
+                self.tell(line)
+
+        return inspect
 
     def _present(self, images: Sequence[Path], in_first: int) -> tuple[int, ...] | None:
         """Channels that a case has, None for all of them.
@@ -345,8 +372,8 @@ def write_bundle(
         folder: Where it goes.
         members: Its networks; their weights sum to 1.
         preprocessing: How an image becomes their input.
-        manifest: What the bundle says of itself; its format, its label values and its entry of
-            members are filled in.
+        manifest: What the bundle says of itself; its format, its label values, its regions and
+            its entry of members are filled in.
         verify: Given the new bundle, before it takes the place of an older one; what it raises
             leaves that where it is.
 
@@ -364,13 +391,22 @@ def write_bundle(
         for place, member in zip(folders, members, strict=True)
     ]
     provenance = without_paths(manifest.provenance)
-    values = preprocessing.label_values
-    known_by_2 = values is None and not (preprocessing.ignore or preprocessing.label_names)
+    values, regions = preprocessing.label_values, members[0].module.regions
+    config = members[0].config
+    known_by_2 = (
+        values is None
+        and regions is None
+        and not (preprocessing.ignore or preprocessing.label_names)
+    )
     portable = Manifest(
         **{
             **dict(manifest),
             "format_version": FORMAT_OF_PLAIN_LABELS if known_by_2 else FORMAT_VERSION,
             "label_values": None if values is None else list(values),
+            "regions": config.regions if regions is not None else None,
+            "regions_class_order": (
+                None if regions is None else [preprocessing.values[one] for one in regions.order]
+            ),
             "provenance": provenance,
             "members": entries,
         }

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from training.config.regions import Regions
 from training.metrics.boundary import boundary_scores
 from training.metrics.labels import LabelArray, check_shape, check_tolerance, label_arrays
-from training.metrics.overlap import overlap_scores
+from training.metrics.overlap import OverlapScores, overlap_scores
 from training.metrics.surface import surface_scores_of_labels
+from training.region_maps import region_mask
 
 
 class _ClassMetric(Metric):
@@ -21,7 +24,8 @@ class _ClassMetric(Metric):
     Args:
         num_classes: Classes, background included.
         num_scores: Scores a class has.
-        labels: Label of each foreground class in the results' names; 1, 2, ... by default.
+        labels: Name of each foreground class or region in the results; 1, 2, ... by default.
+        regions: Unions of classes that are scored in place of the classes.
     """
 
     full_state_update = False
@@ -30,22 +34,43 @@ class _ClassMetric(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, num_classes: int, num_scores: int, labels: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        num_scores: int,
+        labels: Sequence[int | str] | None,
+        regions: Regions | None,
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.labels = range(1, num_classes) if labels is None else tuple(labels)
-        if len(self.labels) != num_classes - 1:
+        self.regions = regions
+        scored = num_classes - 1 if regions is None else len(regions)
+        self.labels = range(1, scored + 1) if labels is None else tuple(labels)
+        if len(self.labels) != scored:
+            kind = "foreground classes" if regions is None else "regions"
             raise ValueError(
-                f"labels={tuple(self.labels)} must name the {num_classes - 1} foreground classes "
+                f"labels={tuple(self.labels)} must name the {scored} {kind} "
                 f"of num_classes={num_classes}"
             )
-        zeros = torch.zeros(num_scores, num_classes - 1, dtype=torch.float64)
+        zeros = torch.zeros(num_scores, scored, dtype=torch.float64)
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("counts", zeros.clone(), dist_reduce_fx="sum")
 
     def _label_arrays(self, prediction: Tensor, targets: Tensor) -> tuple[LabelArray, LabelArray]:
         check_shape(targets, prediction.shape)
         return label_arrays(prediction, targets, self.num_classes)
+
+    def _masks(self, one: LabelArray, other: LabelArray) -> Iterator[tuple[LabelArray, LabelArray]]:
+        """The regions of two label maps, each as a label map of background and region."""
+        assert self.regions is not None
+        for region in range(len(self.regions)):
+            masks = tuple(
+                region_mask(labels, self.regions, region).view(np.uint8) for labels in (one, other)
+            )
+            for mask in masks:
+                # left out of the classes, and of each region
+                mask[other == self.num_classes] = 2
+            yield masks[0], masks[1]
 
     def _add(self, scores: Tensor) -> None:
         """Add scores `(score, case, foreground class)`, nan where one is not defined."""
@@ -77,7 +102,9 @@ class SegmentationMetrics(_ClassMetric):
         num_classes: Classes, background included.
         tolerance: Tolerance of the boundary F1.
         spacing: Size of a voxel in mm; without it the tolerance is in voxels.
-        labels: Label of each foreground class in the results' names; 1, 2, ... by default.
+        labels: Name of each foreground class or region in the results; 1, 2, ... by default.
+        regions: Unions of classes that are scored in place of the classes; the accuracy stays
+            that of the classes.
 
     Raises:
         ValueError: for a negative tolerance, or labels that do not fit `num_classes`.
@@ -93,9 +120,10 @@ class SegmentationMetrics(_ClassMetric):
         num_classes: int,
         tolerance: float = 1.0,
         spacing: Sequence[float] | None = None,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | str] | None = None,
+        regions: Regions | None = None,
     ) -> None:
-        super().__init__(num_classes, 3, labels)
+        super().__init__(num_classes, 3, labels, regions)
         self.tolerance = check_tolerance(tolerance)
         self.spacing = spacing
         self.add_state("correct", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -113,12 +141,25 @@ class SegmentationMetrics(_ClassMetric):
         """
         one, other = self._label_arrays(prediction, targets)
         overlap = overlap_scores(one, other, self.num_classes)
-        boundary = boundary_scores(
-            one, other, self.num_classes, tolerance=self.tolerance, spacing=self.spacing
-        )
-        self._add(torch.stack([overlap.dice, overlap.iou, boundary])[..., 1:])
+        if self.regions is None:
+            self._add(self._scores(one, other, self.num_classes, overlap))
+        else:
+            found = [
+                self._scores(mask, true, 2, overlap_scores(mask, true, 2))
+                for mask, true in self._masks(one, other)
+            ]
+            self._add(torch.cat(found, dim=-1))
         self.correct = self.correct + overlap.accuracy.nansum().to(self.correct.device)
         self.cases = self.cases + int((~overlap.accuracy.isnan()).sum())
+
+    def _scores(
+        self, one: LabelArray, other: LabelArray, num_classes: int, overlap: OverlapScores
+    ) -> Tensor:
+        """Dice, IoU and boundary F1 `(score, case, foreground class)`."""
+        boundary = boundary_scores(
+            one, other, num_classes, tolerance=self.tolerance, spacing=self.spacing
+        )
+        return torch.stack([overlap.dice, overlap.iou, boundary])[..., 1:]
 
     def compute(self) -> dict[str, Tensor]:
         """`dice`, `dice_{label}` of each foreground class, `iou`, `boundary_f1`, `accuracy`."""
@@ -150,14 +191,15 @@ class SurfaceMetrics(_ClassMetric):
         self,
         num_classes: int,
         tolerance: float = 1.0,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | str] | None = None,
         *,
         distances: bool = True,
+        regions: Regions | None = None,
     ) -> None:
-        super().__init__(num_classes, 3 if distances else 1, labels)
+        super().__init__(num_classes, 3 if distances else 1, labels, regions)
         self.distances = distances
         self.tolerance = check_tolerance(tolerance)
-        zeros = torch.zeros(num_classes - 1, dtype=torch.float64)
+        zeros = torch.zeros(len(self.labels), dtype=torch.float64)
         self.add_state("missing", zeros, dist_reduce_fx="sum")
 
     def update(
@@ -179,16 +221,26 @@ class SurfaceMetrics(_ClassMetric):
                 positive number an axis.
         """
         one, other = self._label_arrays(prediction, targets)
-        scores = surface_scores_of_labels(
-            one,
-            other,
-            self.num_classes,
-            tolerance=self.tolerance,
-            spacing=spacing,
-            distances=self.distances,
+        pairs: Iterable[tuple[LabelArray, LabelArray, int]] = (
+            [(one, other, self.num_classes)]
+            if self.regions is None
+            else [(mask, true, 2) for mask, true in self._masks(one, other)]
         )
-        self._add(torch.stack(scores[: len(self.sums)]))
-        self.missing = self.missing + scores.missing.sum(dim=0).to(self.missing.device)
+        found = [
+            surface_scores_of_labels(
+                prediction,
+                target,
+                num_classes,
+                tolerance=self.tolerance,
+                spacing=spacing,
+                distances=self.distances,
+            )
+            for prediction, target, num_classes in pairs
+        ]
+        kept = [torch.stack(scores[: len(self.sums)]) for scores in found]
+        self._add(torch.cat(kept, dim=-1))
+        missing = torch.cat([scores.missing.sum(dim=0) for scores in found])
+        self.missing = self.missing + missing.to(self.missing.device)
 
     def compute(self) -> dict[str, Tensor]:
         """`nsd`, `hd95`, `assd`, each also `_{label}`, and in how many cases one was missing.

@@ -292,6 +292,7 @@ def predict(options: argparse.Namespace, out: Console) -> int:
         probabilities=options.probabilities,
         skip_existing=options.skip_existing,
         file_format=options.format,
+        check_channels=not options.no_channel_check,
         on_case=lambda line: out.print(line, markup=False),
     )
     return NO_RESULT if failed else DONE
@@ -315,7 +316,8 @@ def convert(options: argparse.Namespace, out: Console) -> int:
         bundle, options.output, size, member=options.member, overwrite=options.overwrite
     )
     meaning = (
-        f"; a softmax of them is the weighted mean of the probabilities of {len(members)} networks"
+        f"; a {'softmax' if bundle.config.regions is None else 'sigmoid'} of them is the weighted "
+        f"mean of the probabilities of {len(members)} networks"
         if len(members) > 1
         else ""
     )

@@ -68,7 +68,9 @@ def choose(
         return _without_cases(winner, data, settings)
     num_classes = winner.config.task_classes
     measure = Measure.of(metric, winner.config)
-    cases = ValidationCases(prepared, data.labels, measure, num_classes, scratch)
+    cases = ValidationCases(
+        prepared, data.labels, measure, num_classes, winner.config.task_channels, scratch
+    )
     tell(_told(cases, winner))
     plain = cases.plain(winner)
     predicted = cases.mirrored(plain, settings.mirroring) or plain
@@ -302,7 +304,7 @@ def _choose_postprocessing(
 ) -> None:
     """Choose the postprocessing, and say why."""
     grid, found = label_maps(cases, members, data)
-    chosen, gains = nested_postprocessing(found, cases.num_classes)
+    chosen, gains = nested_postprocessing(found, cases.num_classes, cases.measure.regions)
     gain = paired_interval(gains)
     used = bool(chosen.steps) and gain.mean > 0
     target = members[0][1].candidate.config.target_class
@@ -337,7 +339,7 @@ def _metrics(
     predicted = (
         PredictedCase(
             case.name,
-            torch.from_numpy(choice.postprocessing.apply(mean.argmax(axis=0), spacing)),
+            torch.from_numpy(choice.postprocessing.apply(cases.decode(mean), spacing)),
             torch.from_numpy(label),
             spacing,
         )

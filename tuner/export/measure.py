@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.ignored_voxels import IGNORE_INDEX
+from training.region_maps import region_mask
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
+    from training.config.regions import Regions
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Measure:
 
     Attributes:
         kind: `dice` or `iou`.
-        classes: The classes of the network that count.
+        classes: The classes of the network that count; with regions their numbers, from 1.
+        regions: The regions that are scored in place of classes.
     """
 
     kind: Literal["dice", "iou"]
     classes: tuple[int, ...]
+    regions: Regions | None = None
 
     @classmethod
     def of(cls, metric: str, config: ModelTrainingConfig) -> Measure:
@@ -35,18 +39,36 @@ class Measure:
             config: A config of the study.
         """
         kind, _, label = metric.removeprefix("val_").partition("_")
-        classes = tuple(range(1, config.task_classes))
-        if kind not in ("dice", "iou") or not (label.isdecimal() or not label):
-            return cls("dice", classes)
-        if label and config.target_label is None:
-            classes = (config.class_of(int(label)),)
-        return cls("dice" if kind == "dice" else "iou", classes)
+        names = config.score_names
+        classes = tuple(range(1, len(names) + 1))
+        if kind not in ("dice", "iou") or (label and label not in names):
+            return cls("dice", classes, config.label_regions)
+        if label:
+            classes = (names.index(label) + 1,)
+        return cls("dice" if kind == "dice" else "iou", classes, config.label_regions)
 
     def name(self, num_classes: int) -> str:
         """Its name in words."""
         words = {"dice": "Dice", "iou": "IoU"}[self.kind]
-        whole = len(self.classes) == num_classes - 1
-        return f"mean {words}" if whole and num_classes > 2 else words
+        scored = num_classes - 1 if self.regions is None else len(self.regions)
+        return f"mean {words}" if len(self.classes) == scored > 1 else words
+
+    def count(
+        self, predicted: NDArray[Any], true: NDArray[Any], num_classes: int
+    ) -> NDArray[np.int64]:
+        """Voxels `(3, class)` of each class, or region from 1 on: in both, predicted, and true."""
+        if self.regions is None:
+            both = predicted[predicted == true]
+            return np.stack(
+                [np.bincount(found, minlength=num_classes) for found in (both, predicted, true)]
+            )
+        counts = np.zeros((3, len(self.regions) + 1), dtype=np.int64)
+        for region in range(len(self.regions)):
+            masks = [region_mask(labels, self.regions, region) for labels in (predicted, true)]
+            counts[:, region + 1] = [
+                np.count_nonzero(found) for found in (masks[0] & masks[1], *masks)
+            ]
+        return counts
 
     def by_class(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores `(class,)` of a case; NaN where a class is in neither.
@@ -65,6 +87,9 @@ class Measure:
 
     def of_labels(self, prediction: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
         """Scores `(class,)` of a predicted label map; voxels of `IGNORE_INDEX` are left out."""
+        if self.regions is not None:
+            known = label != IGNORE_INDEX
+            return self.by_class(self.count(prediction[known], label[known], 0))
         counts = np.zeros((3, max(self.classes) + 1), dtype=np.int64)
         known = label != IGNORE_INDEX
         for value in self.classes:

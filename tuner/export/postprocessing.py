@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from training.bundle.case_scores import task_target
 from training.bundle.postprocessing import Case, Postprocessing, choose_postprocessing
+from training.bundle.region_postprocessing import choose_for_regions
 from training.data.prepared.cache import FORMAT_VERSION
 from training.data.raw.volume import read_label
 from training.errors import DatasetError
@@ -20,38 +21,43 @@ from tuner.export.selection import parts
 
 if TYPE_CHECKING:
     from training.bundle.case_scores import Grid
+    from training.config.regions import Regions
     from training.data import RawCase
     from tuner.export.data import ExportData
     from tuner.export.scratch import Scratch
 
 
 def nested_postprocessing(
-    cases: Sequence[Case], num_classes: int
+    cases: Sequence[Case], num_classes: int, regions: Regions | None = None
 ) -> tuple[Postprocessing, NDArray[np.float64]]:
     """The postprocessing that helps cases, and what it gives by cross-validation over them.
 
     Args:
         cases: Label maps.
-        num_classes: Classes of the networks, background included.
+        num_classes: Classes of the label maps, background included.
+        regions: Regions that are scored in place of the classes.
 
     Returns:
         What all cases choose; and the gain of each case's mean Dice `(case,)` by what was chosen
         without it, NaN where there is none.
     """
-    measure = Measure("dice", tuple(range(1, num_classes)))
+    scored = num_classes - 1 if regions is None else len(regions)
+    measure = Measure("dice", tuple(range(1, scored + 1)), regions)
     gains = np.full(len(cases), np.nan)
     for part, others in parts(len(cases)) if len(cases) > 1 else ():
-        without = _chosen([cases[number] for number in others], num_classes)
+        without = _chosen([cases[number] for number in others], num_classes, regions)
         for number in part:
             prediction, label, spacing = cases[number]
             cleaned = without.apply(prediction, spacing)
             scores = np.stack([measure.of_labels(p, label) for p in (prediction, cleaned)])
             before, after = measure.by_case(scores)
             gains[number] = after - before
-    return _chosen(cases, num_classes), gains
+    return _chosen(cases, num_classes, regions), gains
 
 
-def _chosen(cases: Sequence[Case], num_classes: int) -> Postprocessing:
+def _chosen(cases: Sequence[Case], num_classes: int, regions: Regions | None) -> Postprocessing:
+    if regions is not None:
+        return choose_for_regions(cases, regions)
     return choose_postprocessing(lambda: cases, num_classes).postprocessing
 
 
@@ -76,7 +82,7 @@ def label_maps(
     predictions, targets = mean_predictions(members), cases.targets(members[0][1].candidate)
     return "preprocessed", [
         (
-            _kept(cases.scratch, mean.argmax(axis=0)),
+            _kept(cases.scratch, cases.decode(mean)),
             _kept(cases.scratch, label),
             data.preprocessing.spacing,
         )
@@ -105,7 +111,7 @@ def _on_file_grid(
         )
         true = task_target(label.data, config).numpy()
         spacing = tuple(float(size) for size in voxel_sizes(label.affine))
-        prediction = data.preprocessing.invert(mean, prepared.info)
+        prediction = data.preprocessing.invert(mean, prepared.info, cases.measure.regions)
         yield _kept(cases.scratch, prediction), _kept(cases.scratch, true), spacing
 
 

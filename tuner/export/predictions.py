@@ -17,6 +17,7 @@ from training.bundle.member import Member
 from training.data import PreprocessedDataset
 from training.data.patches.mirroring import trained_mirror_axes
 from training.data.prepared.stored_array import StoredArray
+from training.region_maps import decode
 from tuner.export.selection import MIN_GAIN, parts
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ class ValidationCases:
             not train on it.
         labels: Name of each label value of the data, background first.
         measure: What is to be as large as possible.
-        num_classes: Classes of the networks' probabilities.
+        num_classes: Classes of the label maps, background included.
+        channels: Channels of the networks' probabilities: classes, or regions.
         scratch: Where probabilities are kept.
     """
 
@@ -108,6 +110,7 @@ class ValidationCases:
     labels: list[str]
     measure: Measure
     num_classes: int
+    channels: int
     scratch: Scratch
 
     def __len__(self) -> int:
@@ -116,12 +119,16 @@ class ValidationCases:
     @property
     def bytes_of_one(self) -> int:
         """Disk that the predictions of one network take."""
-        return 2 * self.num_classes * sum(math.prod(case.label.shape) for case in self.cases)
+        return 2 * self.channels * sum(math.prod(case.label.shape) for case in self.cases)
 
     def targets(self, candidate: Candidate) -> Iterator[NDArray[Any]]:
         """The true classes `(d, h, w)` of case after case."""
         for case in self.cases:
             yield task_target(np.array(case.label), candidate.config).numpy()
+
+    def decode(self, probabilities: NDArray[Any]) -> NDArray[np.integer[Any]]:
+        """Classes `(d, h, w)` of probabilities `(k, d, h, w)`."""
+        return decode(probabilities, self.measure.regions)
 
     def plain(self, candidate: Candidate) -> Predicted:
         """What a candidate predicts without mirroring.
@@ -184,7 +191,7 @@ class ValidationCases:
                 stored[:] = probabilities
                 first += probabilities.size
                 kept.append(stored)
-                scores.append(self.measure.of_labels(probabilities.argmax(axis=0), next(targets)))
+                scores.append(self.measure.of_labels(self.decode(probabilities), next(targets)))
             # the first one also loads kernels and fills caches
             seconds += float(np.mean(times[1:] or times)) if times else 0.0
         return Predicted(candidate, mirror_axes, kept, np.array(scores), seconds)

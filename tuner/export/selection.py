@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.ignored_voxels import IGNORE_INDEX
+from training.region_maps import decode
 
 if TYPE_CHECKING:
     from tuner.export.measure import Measure
@@ -94,7 +95,7 @@ class SelectionCases:
 
     Attributes:
         measure: What is to be as large as possible.
-        num_classes: Classes of the candidates' probabilities.
+        num_classes: Classes of the label maps, background included.
         scratch: Where probabilities are kept.
     """
 
@@ -111,14 +112,14 @@ class SelectionCases:
             predictions: Each candidate's class probabilities `(k, d, h, w)`.
             label: True classes `(d, h, w)`, `IGNORE_INDEX` where a voxel is left out.
         """
-        voxels, labels, agreed = [], [], np.zeros((3, self.num_classes), dtype=np.int64)
+        voxels, labels, agreed = [], [], np.zeros((3, self._columns), dtype=np.int64)
         for plane, true in enumerate(label):
             # plane by plane: all candidates at once need not fit into memory
             each = np.stack([np.asarray(prediction[:, plane]) for prediction in predictions])
-            classes = each.argmax(axis=1)
+            classes = decode(each, self.measure.regions, axis=1)
             known = true != IGNORE_INDEX
             same = (classes == classes[0]).all(axis=0) & known
-            agreed += _voxels(classes[0][same], true[same], self.num_classes)
+            agreed += self.measure.count(classes[0][same], true[same], self.num_classes)
             disputes = known & ~same
             voxels.append(np.moveaxis(each[:, :, disputes], 1, 2))
             labels.append(true[disputes])
@@ -145,16 +146,16 @@ class SelectionCases:
         total = np.zeros(case.disputed.shape[1:], dtype=np.float32)
         for candidate in taken:
             total += weights[candidate] * case.disputed[candidate]
-        counts = case.agreed + _voxels(total.argmax(axis=1), case.label, self.num_classes)
-        return self.measure.by_class(counts)
+        # regions have a threshold, so the sum must be a mean
+        predicted = decode(total / weights.sum(), self.measure.regions, axis=1)
+        return self.measure.by_class(
+            case.agreed + self.measure.count(predicted, case.label, self.num_classes)
+        )
 
-
-def _voxels(predicted: NDArray[Any], true: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
-    """Voxels of each class: in both, predicted, and true."""
-    both = predicted[predicted == true]
-    return np.stack(
-        [np.bincount(found, minlength=num_classes) for found in (both, predicted, true)]
-    )
+    @property
+    def _columns(self) -> int:
+        regions = self.measure.regions
+        return self.num_classes if regions is None else len(regions) + 1
 
 
 def select(

@@ -45,6 +45,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
         channel_dropout: Probability that a channel of a patch is set to 0, see `drop_channels`.
         shuffle: Whether cases come in a new order every epoch.
         seed: Seed of everything that is random here.
+        regions: Classes of each region; foreground is then drawn uniformly from the regions of
+            the case, and from the voxels of the region.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class PatchDataset(Dataset[dict[str, Any]]):
         channel_dropout: float = 0.0,
         shuffle: bool,
         seed: int,
+        regions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self._dataset = dataset
+        self._regions = regions
         self._cases = dataset.splits[split]
         self._patch_size = np.asarray(patch_size)
         self._foreground_fraction = foreground_fraction
@@ -128,7 +132,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
                 if len(self._foreground) < KEPT_CASES:
                     self._foreground[case] = by_class
             if by_class:
-                return by_class[int(rng.choice(sorted(by_class)))]
+                return by_class[self._drawn_class(case, sorted(by_class), rng)]
         if not self._dataset.has_ignored:
             return None
         labelled = self._labelled.get(case)
@@ -137,6 +141,17 @@ class PatchDataset(Dataset[dict[str, Any]]):
             if len(self._labelled) < KEPT_CASES:
                 self._labelled[case] = labelled
         return labelled
+
+    def _drawn_class(self, case: str, present: Sequence[int], rng: np.random.Generator) -> int:
+        """The class of the voxel that a patch is centred on."""
+        if self._regions is None:
+            return int(rng.choice(present))
+        having = [sorted(set(region) & set(present)) for region in self._regions]
+        having = [classes for classes in having if classes] or [list(present)]
+        classes = having[int(rng.integers(len(having)))]
+        # so that each voxel of the region is as likely
+        counts = np.array([self._dataset.cases[case].voxel_counts[one] for one in classes])
+        return int(rng.choice(classes, p=counts / counts.sum()))
 
     def _cut(
         self, volume: StoredArray, corner: NDArray[np.int64], dtype: torch.dtype, around: int = 0

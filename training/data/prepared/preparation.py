@@ -35,6 +35,7 @@ from training.data.prepared.split import (
     split_name,
 )
 from training.data.prepared.split_rules import rules_digest, split_of_file
+from training.data.prepared.task import region_warnings
 from training.data.raw.case_threads import case_threads
 from training.data.raw.dataset_channels import MISSING_CHANNELS
 from training.data.raw.header_survey import survey_headers
@@ -112,7 +113,8 @@ def prepare_dataset(
         None if plan is None else plan.voxel_counts,
         dataset.label_values,
     )
-    for line in [*dataset.warnings, *missing, *prepared.warnings]:
+    of_regions = region_warnings(config, dataset)
+    for line in [*dataset.warnings, *of_regions, *missing, *prepared.warnings]:
         warn(line)
     return split
 

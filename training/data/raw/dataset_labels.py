@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.config.regions import check_regions
 from training.data.raw.label_values import MAX_VALUE
-from training.errors import DatasetError
+from training.errors import DatasetError, FieldsError
 from training.ignored_voxels import IGNORE
 
 
@@ -20,11 +21,15 @@ class DatasetLabels:
         names: Name of each class, background first.
         values: Value of each class in the label files, ascending from 0.
         ignore: Values of voxels that nobody labelled; they are no class.
+        regions: Values of each of nnU-Net's regions; None where classes are exclusive.
+        regions_class_order: Value that is written for each region.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
     ignore: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] | None = None
+    regions_class_order: tuple[int, ...] | None = None
 
 
 def read_labels(description: Mapping[str, Any], path: Path) -> DatasetLabels:
@@ -43,19 +48,32 @@ def read_labels(description: Mapping[str, Any], path: Path) -> DatasetLabels:
     given = description.get("labels")
     if not isinstance(given, dict) or len(given) < 2:
         raise DatasetError(f"{path}: `labels` must name background and at least one structure")
-    by_value: dict[int, str] = {}
     ignore: list[int] = []
+    named: dict[Any, Any] = {}
     for key, value in given.items():
         if IGNORE in (_plain(key), _plain(value)):
             ignore += _ignored(value if _plain(key) == IGNORE else key, path)
-            continue
+        else:
+            named[key] = value
+    left_out = tuple(sorted(set(ignore)))
+    if any(isinstance(value, list) and len(value) > 1 for value in named.values()):
+        return _read_regions(named, left_out, description, path)
+    if "regions_class_order" in description:
+        raise DatasetError(
+            f"{path}: `regions_class_order` needs regions, but each of `labels` has one value: "
+            'give a region its values, e.g. "whole": [1, 2, 3], or take the order out'
+        )
+    by_value: dict[int, str] = {}
+    for key, value in named.items():
         # a name may be a number too, as in {"10": 1}
-        is_value = str(key).isdecimal() and not isinstance(value, int)
+        is_value = str(key).isdecimal() and not isinstance(value, int | list)
         number, name = (key, value) if is_value else (value, key)
+        if isinstance(number, list) and len(number) == 1:
+            number = number[0]
         if not str(number).isdecimal():
             raise DatasetError(
                 f"{path}: `labels` maps {key!r} to {value!r}; one of the two must be the label "
-                "value, a whole number (nnU-Net's regions are not supported)"
+                "value, a whole number, or for a region a list of them"
             )
         if int(number) in by_value:
             raise DatasetError(
@@ -63,6 +81,13 @@ def read_labels(description: Mapping[str, Any], path: Path) -> DatasetLabels:
                 f"{name!r}"
             )
         by_value[int(number)] = str(name)
+    return DatasetLabels(*_in_order(by_value, left_out, path), left_out)
+
+
+def _in_order(
+    by_value: Mapping[int, str], ignore: Sequence[int], path: Path
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and values of labels, ascending from the background."""
     values = tuple(sorted(by_value))
     if len(values) < 2:
         raise DatasetError(
@@ -83,8 +108,48 @@ def read_labels(description: Mapping[str, Any], path: Path) -> DatasetLabels:
             f"{path}: `labels` gives {by_value[values[-1]]!r} the value {values[-1]}, but values "
             f"must be {MAX_VALUE} or less: number the labels in the files anew"
         )
-    names = tuple(by_value[value] for value in values)
-    return DatasetLabels(names, values, tuple(sorted(set(ignore))))
+    return tuple(by_value[value] for value in values), values
+
+
+def _read_regions(
+    given: Mapping[str, Any],
+    ignore: tuple[int, ...],
+    description: Mapping[str, Any],
+    path: Path,
+) -> DatasetLabels:
+    """Read nnU-Net's regions: names mapped to one value or several, and their order.
+
+    A class has the name of the region that is it alone, else `label N`.
+    """
+    regions: dict[str, tuple[int, ...]] = {}
+    by_value: dict[int, str] = {}
+    for name, value in given.items():
+        values = tuple(value) if isinstance(value, list) else (value,)
+        if not values or not all(type(one) is int and one >= 0 for one in values):
+            raise DatasetError(
+                f"{path}: `labels` maps {name!r} to {value!r}; where there are regions, each name "
+                'must have label values: "whole": [1, 2, 3] or "core": 2'
+            )
+        if len(values) == 1:
+            by_value[values[0]] = str(name)
+        if set(values) != {0}:
+            regions[str(name)] = values
+    for values in regions.values():
+        for value in values:
+            by_value.setdefault(value, "background" if value == 0 else f"label {value}")
+    names, in_order = _in_order(by_value, ignore, path)
+    order = description.get("regions_class_order")
+    if not isinstance(order, list) or not all(type(one) is int for one in order):
+        shown = ", ".join(f"{name} {list(values)}" for name, values in regions.items())
+        raise DatasetError(
+            f"{path}: `labels` has regions ({shown}), so `regions_class_order` must list the label "
+            f"value that is written for each of them in turn, but it is {order!r}"
+        )
+    try:
+        check_regions(regions, order)
+    except FieldsError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    return DatasetLabels(names, in_order, ignore, regions, tuple(order))
 
 
 def _plain(name: object) -> object:

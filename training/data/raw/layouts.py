@@ -78,6 +78,8 @@ class RawDataset:
         cases: All labelled cases, by name.
         warnings: What is there and not used, and what is missing and allowed to be.
         ignore: Values in the label files of voxels that are left out.
+        regions: Values of each of nnU-Net's regions; None where classes are exclusive.
+        regions_class_order: Value that is written for each region.
         missing_channels: Whether cases may lack channels.
     """
 
@@ -89,6 +91,8 @@ class RawDataset:
     cases: tuple[RawCase, ...]
     warnings: tuple[str, ...] = ()
     ignore: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] | None = None
+    regions_class_order: tuple[int, ...] | None = None
     missing_channels: bool = False
 
     def channels_of(self, case: RawCase) -> Sequence[int]:
@@ -180,6 +184,8 @@ def survey_layout(
         raw_cases,
         warnings,
         labels.ignore,
+        labels.regions,
+        labels.regions_class_order,
         allowed,
     )
     return dataset, problems

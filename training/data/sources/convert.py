@@ -218,14 +218,19 @@ def _labels(found: Source, place: Path, tell: OnCase) -> tuple[dict[str, int], l
 
     def values(case: SourceCase) -> set[int]:
         assert case.label is not None
-        return values_of(open_volume(case.label, as_label=True)[0])
+        try:
+            opened, _ = open_volume(case.label, as_label=True)
+        except DatasetError as error:
+            raise DatasetError(f"{error}; name its classes with `--labels`") from error
+        return values_of(opened)
 
     by_case = _for_each("reading labels", found.cases, values, place, tell)
     every = sorted({0}.union(*by_case.values()))
     if every[0] < 0:
         raise DatasetError(f"{place}: label maps have the negative value {every[0]}")
     labels = {BACKGROUND if value == 0 else f"label_{value}": value for value in every}
-    named = ", ".join(f"{name}={value}" for name, value in labels.items() if value)
+    names = [name for name, value in labels.items() if value]
+    named = ", ".join(names[:10]) + (f", ... ({len(names)})" if len(names) > 10 else "")
     return labels, [f"nothing names the classes: they are called {named}; `--labels` names them"]
 
 
