@@ -368,7 +368,8 @@ class Preprocessing(BaseModel):
 
 def body_of(voxels: NDArray[np.float32], modalities: Sequence[Modality]) -> NDArray[np.bool_]:
     """Where any channel of `(c, i, j, k)` is not empty; everywhere if all is empty."""
-    body = np.zeros(voxels.shape[1:], dtype=bool)
+    # in the order in which the voxels are stored, or each would be sought for
+    body = np.zeros_like(voxels[0], dtype=bool)
     for modality, channel in zip(modalities, voxels, strict=True):
         body |= channel > AIR if modality == "CT" else channel != 0
     return body if body.any() else ~body
@@ -399,7 +400,9 @@ def _slices(box: Box) -> tuple[slice, ...]:
 def reorient(voxels: NDArray[Any], orientation: NDArray[np.float64]) -> NDArray[Any]:
     """Voxels along `AXES`; a leading channel axis stays where it is."""
     if voxels.ndim == 4:
-        return np.stack([reorient(channel, orientation) for channel in voxels])
+        # a view: what is cropped away is never copied
+        turned = nib.orientations.apply_orientation(np.moveaxis(voxels, 0, 3), orientation)
+        return np.asarray(np.moveaxis(turned, 3, 0))
     return np.asarray(nib.orientations.apply_orientation(voxels, orientation))
 
 
