@@ -10,6 +10,9 @@ With n_c voxels of class c, N voxels in all, and f_c = n_c / N:
   counted in voxels, so only classes with fewer than a few times 1 / (1 - beta) voxels differ:
   beta = 0.9999 distinguishes classes up to about 10^5 voxels; larger ones need a larger beta.
 
+A case that is not labelled for a class (`training.partial_labels`) says nothing of it: the class's
+share is that of the cases that are, and so is its number of voxels.
+
 A class without voxels has weight 0 and does not count in mean or median. With a target label
 there are two classes, all else and the target.
 """
@@ -31,23 +34,26 @@ if TYPE_CHECKING:
 
 __all__ = ["CLASS_WEIGHTS", "VoxelCounts", "class_weight_tensor"]
 
-VoxelCounts = Sequence[int] | Sequence[Sequence[int]]
-"""Voxels of each class: of all cases together, or of each case."""
+VoxelCounts = Sequence[int] | Sequence[Sequence[float]]
+"""Voxels of each class: of all cases together, or of each case.
+
+Those of a case are nan for a class that it is not labelled for.
+"""
 
 Counts = Float[Tensor, "cases classes"]
 
 
 def inverse_frequency(counts: Counts, config: ModelTrainingConfig) -> Float[Tensor, " c"]:
     """Each class by the inverse of its share of the voxels."""
-    total = counts.sum(dim=0)
-    return _mean_of_1(total.sum() / total, total > 0)
+    total = counts.nansum(dim=0)
+    return _mean_of_1(_voxels_of_labelled(counts) / total, total > 0)
 
 
 def median_frequency(counts: Counts, config: ModelTrainingConfig) -> Float[Tensor, " c"]:
     """Each class by the inverse of its share of the cases that hold it."""
     holds = counts > 0
-    of_holding_cases = (counts.sum(dim=1, keepdim=True) * holds).sum(dim=0)
-    frequency = counts.sum(dim=0) / of_holding_cases
+    of_holding_cases = (counts.nansum(dim=1, keepdim=True) * holds).sum(dim=0)
+    frequency = counts.nansum(dim=0) / of_holding_cases
     present = holds.any(dim=0)
     # torch's median is the lower of the two middle values, the paper's their mean
     median = torch.quantile(frequency[present], 0.5)
@@ -56,11 +62,16 @@ def median_frequency(counts: Counts, config: ModelTrainingConfig) -> Float[Tenso
 
 def effective_number(counts: Counts, config: ModelTrainingConfig) -> Float[Tensor, " c"]:
     """Each class by the inverse of its effective number of voxels."""
-    total = counts.sum(dim=0)
+    total = counts.nansum(dim=0)
     beta = config.effective_number_beta
     log_beta = math.log(beta) if beta else -math.inf
     # -expm1(n log beta) is 1 - beta^n, and keeps its digits where beta^n is near 1
     return _mean_of_1((1 - beta) / -torch.expm1(total * log_beta), total > 0)
+
+
+def _voxels_of_labelled(counts: Counts) -> Float[Tensor, " c"]:
+    """Voxels of all classes, in the cases that are labelled for a class."""
+    return (counts.nansum(dim=1, keepdim=True) * ~counts.isnan()).sum(dim=0)
 
 
 def _mean_of_1(weights: Float[Tensor, " c"], present: Tensor) -> Float[Tensor, " c"]:
@@ -98,14 +109,17 @@ def class_weight_tensor(
         raise ValueError(
             f"the labels have {counts.shape[1]} classes, but num_classes={config.num_classes}"
         )
-    if not counts.sum() > 0:
+    if not counts.nansum() > 0:
         raise ValueError(
             f"class_weights={config.class_weights!r} is computed from the training labels, but "
             "they have no voxels: give a list of weights"
         )
     if target is not None:
         of_target = counts[:, target]
-        counts = torch.stack([counts.sum(dim=1) - of_target, of_target], dim=1)
+        known = ~of_target.isnan()
+        # a case that is not labelled for the target has no part in its task
+        counts, of_target = counts[known], of_target[known]
+        counts = torch.stack([counts.nansum(dim=1) - of_target, of_target], dim=1)
     preset = CLASS_WEIGHTS.resolve(config.class_weights)
     computed: Tensor = call(preset, config.class_weights, config=config, counts=counts)
     return computed.float()

@@ -92,7 +92,7 @@ class SegmentationLightningModule(pl.LightningModule):
             from training.data import PreprocessedDataset
 
             dataset = PreprocessedDataset.load(config.data_dir)
-            voxel_counts = [dataset.cases[case].voxel_counts for case in dataset.splits["train"]]
+            voxel_counts = dataset.known_counts("train")
         self.loss = build_loss(config, voxel_counts)
         self.training_loss = DeepSupervisionLoss(self.loss)
         self._given_spacing = spacing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from training.data.prepared.preprocessing import Preprocessing
 from training.data.raw.label_values import label_dtype
 from training.errors import DatasetError
+from training.partial_labels import labelled_mask
 
 FORMAT_VERSION = 3
 MANIFEST = "dataset.json"
@@ -23,7 +25,10 @@ LABELLED = "labelled"
 
 
 class CaseEntry(BaseModel):
-    """One preprocessed case: its files, its grid, its labels, and what is doubtful about it."""
+    """One preprocessed case: its files, its grid, its labels, and what is doubtful about it.
+
+    `labelled` has the foreground classes that it is labelled for; None stands for all.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,6 +36,7 @@ class CaseEntry(BaseModel):
     label: Path
     shape: tuple[int, int, int, int]
     voxel_counts: list[int]
+    labelled: list[int] | None = None
     warnings: list[str] = []
 
     def is_complete(self, arrays: Path, case_id: str) -> bool:
@@ -115,6 +121,11 @@ class PreprocessedDataset(BaseModel):
         return bool(self.preprocessing.ignore)
 
     @property
+    def is_partly_labelled(self) -> bool:
+        """Whether a case is labelled for some classes only, see `training.partial_labels`."""
+        return any(case.labelled is not None for case in self.cases.values())
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel spacing in mm (depth, height, width)."""
         return self.preprocessing.spacing
@@ -125,6 +136,17 @@ class PreprocessedDataset(BaseModel):
         for case in self.splits[split]:
             counts += self.cases[case].voxel_counts
         return [int(count) for count in counts]
+
+    def known_counts(self, split: str) -> list[list[float]]:
+        """Voxels of each class in each case of a split; nan where it is not labelled for it."""
+        return [
+            [
+                float(count) if labelled else math.nan
+                for count, labelled in zip(entry.voxel_counts, mask.tolist(), strict=True)
+            ]
+            for entry in (self.cases[case] for case in self.splits[split])
+            for mask in (labelled_mask(entry.labelled, self.num_classes),)
+        ]
 
     def image(self, case_id: str) -> NDArray[np.float32]:
         """The image of a case, float32 `(channel, depth, height, width)`, memory-mapped."""

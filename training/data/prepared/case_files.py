@@ -43,6 +43,7 @@ def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> Cas
         label=case.label,
         shape=(channels, depth, height, width),
         voxel_counts=counts.tolist(),
+        labelled=None if case.labelled is None else list(case.labelled),
         warnings=list(prepared.warnings),
     )
 

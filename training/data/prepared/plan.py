@@ -99,6 +99,7 @@ def scan_case(
         rng = np.random.default_rng(0)
         voxels = voxels[:, rng.integers(voxels.shape[1], size=FOREGROUND_SAMPLES)]
     counts = np.bincount(label.data[~ignored], minlength=len(dataset.labels))
+    _check_labelled(case, counts, dataset.labels)
     return CaseScan(
         spacing=spacing_of(image.affine, orientation),
         shape=(sizes[0], sizes[1], sizes[2]),
@@ -168,6 +169,21 @@ def plan_dataset(
             *doubtful_schemes(dataset, schemes, config),
         ],
     )
+
+
+def _check_labelled(case: RawCase, counts: NDArray[np.int64], labels: Sequence[str]) -> None:
+    """Check that a case holds no class that it is not labelled for.
+
+    Raises:
+        DatasetError: naming the class.
+    """
+    for value in range(1, len(labels)) if case.labelled is not None else ():
+        if counts[value] and value not in (case.labelled or ()):
+            raise DatasetError(
+                f"{case.label}: {counts[value]} voxels of {labels[value]}, but `labelled` says "
+                f"that {case.case_id} is not labelled for it: name {labels[value]} there as well, "
+                "or set these voxels to background or `ignore`"
+            )
 
 
 def _without_labels(dataset: RawDataset, scans: Mapping[str, CaseScan]) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from training.data.raw.file_names import (
     image_stem,
 )
 from training.data.raw.formats.file_format import ENDINGS, split_name
+from training.data.raw.labelled_classes import labelled_file, read_labelled
 from training.errors import DatasetError, reason_of
 from training.local_path import MISSING, folder_problem
 
@@ -40,11 +41,19 @@ Modality = Literal["CT", "MR"]
 
 @dataclass(frozen=True)
 class RawCase:
-    """One labelled case: its files."""
+    """One labelled case: its files.
+
+    Attributes:
+        case_id: Its name.
+        images: Its image files, one or one a channel.
+        label: Its label map.
+        labelled: The foreground classes that it is labelled for; None for all.
+    """
 
     case_id: str
     images: tuple[Path, ...]
     label: Path
+    labelled: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class RawDataset:
         cases: All labelled cases, by name.
         warnings: What is there and not used.
         ignore: Values in the label files of voxels that are left out.
+        labelled_file: The file that says for which classes cases are labelled, if there is one.
     """
 
     folder: Path
@@ -70,10 +80,16 @@ class RawDataset:
     cases: tuple[RawCase, ...]
     warnings: tuple[str, ...] = ()
     ignore: tuple[int, ...] = ()
+    labelled_file: Path | None = None
 
     def class_of(self, value: int | None) -> int | None:
         """The class that has a value in the label files; None for no value."""
         return None if value is None else self.label_values.index(value)
+
+    @property
+    def is_partly_labelled(self) -> bool:
+        """Whether a case is labelled for some classes only."""
+        return any(case.labelled is not None for case in self.cases)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -130,6 +146,8 @@ def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
     warnings += _miscounted(description, len(found))
     cases = [case for case in found if _fits(case, channels, problems)]
     problems += _shared_images(cases)
+    known = [case.case_id for case in found]
+    labelled = read_labelled(description, folder, labels.names, known, problems)
     name = str(description.get("name") or folder.name)
     dataset = RawDataset(
         folder,
@@ -137,9 +155,10 @@ def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
         labels.names,
         labels.values,
         channels,
-        tuple(case.as_raw() for case in cases),
+        tuple(replace(case.as_raw(), labelled=labelled.get(case.case_id)) for case in cases),
         warnings,
         labels.ignore,
+        labelled_file(description, folder),
     )
     return dataset, problems
 
