@@ -14,7 +14,7 @@ A case that is not labelled for a class (`training.partial_labels`) says nothing
 share is that of the cases that are, and so is its number of voxels.
 
 A class without voxels has weight 0 and does not count in mean or median. With a target label
-there are two classes, all else and the target.
+there are two classes, all else and the target. With regions each has a weight, by its voxels.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from training.region_maps import region_table
 from training.registry import CLASS_WEIGHTS, call
 
 if TYPE_CHECKING:
@@ -43,16 +44,21 @@ Those of a case are nan for a class that it is not labelled for.
 Counts = Float[Tensor, "cases classes"]
 
 
-def inverse_frequency(counts: Counts, config: ModelTrainingConfig) -> Float[Tensor, " c"]:
+def inverse_frequency(
+    counts: Counts, config: ModelTrainingConfig, voxels: Float[Tensor, " cases"]
+) -> Float[Tensor, " c"]:
     """Each class by the inverse of its share of the voxels."""
     total = counts.nansum(dim=0)
-    return _mean_of_1(_voxels_of_labelled(counts) / total, total > 0)
+    of_labelled = (voxels[:, None] * ~counts.isnan()).sum(dim=0)
+    return _mean_of_1(of_labelled / total, total > 0)
 
 
-def median_frequency(counts: Counts, config: ModelTrainingConfig) -> Float[Tensor, " c"]:
+def median_frequency(
+    counts: Counts, config: ModelTrainingConfig, voxels: Float[Tensor, " cases"]
+) -> Float[Tensor, " c"]:
     """Each class by the inverse of its share of the cases that hold it."""
     holds = counts > 0
-    of_holding_cases = (counts.nansum(dim=1, keepdim=True) * holds).sum(dim=0)
+    of_holding_cases = (voxels[:, None] * holds).sum(dim=0)
     frequency = counts.nansum(dim=0) / of_holding_cases
     present = holds.any(dim=0)
     # torch's median is the lower of the two middle values, the paper's their mean
@@ -67,11 +73,6 @@ def effective_number(counts: Counts, config: ModelTrainingConfig) -> Float[Tenso
     log_beta = math.log(beta) if beta else -math.inf
     # -expm1(n log beta) is 1 - beta^n, and keeps its digits where beta^n is near 1
     return _mean_of_1((1 - beta) / -torch.expm1(total * log_beta), total > 0)
-
-
-def _voxels_of_labelled(counts: Counts) -> Float[Tensor, " c"]:
-    """Voxels of all classes, in the cases that are labelled for a class."""
-    return (counts.nansum(dim=1, keepdim=True) * ~counts.isnan()).sum(dim=0)
 
 
 def _mean_of_1(weights: Float[Tensor, " c"], present: Tensor) -> Float[Tensor, " c"]:
@@ -114,12 +115,19 @@ def class_weight_tensor(
             f"class_weights={config.class_weights!r} is computed from the training labels, but "
             "they have no voxels: give a list of weights"
         )
+    voxels = counts.nansum(dim=1)
+    regions = config.label_regions
+    if regions is not None:
+        # a case is labelled for a region if it is for all of its classes
+        counts = torch.stack([counts[:, row].sum(dim=1) for row in region_table(regions)], dim=1)
     if target is not None:
         of_target = counts[:, target]
         known = ~of_target.isnan()
         # a case that is not labelled for the target has no part in its task
-        counts, of_target = counts[known], of_target[known]
-        counts = torch.stack([counts.nansum(dim=1) - of_target, of_target], dim=1)
+        of_target, voxels = of_target[known], voxels[known]
+        counts = torch.stack([voxels - of_target, of_target], dim=1)
     preset = CLASS_WEIGHTS.resolve(config.class_weights)
-    computed: Tensor = call(preset, config.class_weights, config=config, counts=counts)
+    computed: Tensor = call(
+        preset, config.class_weights, config=config, counts=counts, voxels=voxels
+    )
     return computed.float()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from training.class_weights import VoxelCounts, class_weight_tensor
 from training.errors import PluginError
 from training.ignored_voxels import IGNORE_INDEX
-from training.registry import LOSSES, call
+from training.partial_labels import marginal_logits
+from training.registry import LOSSES, REGION_LOSSES, call
 
 if TYPE_CHECKING:
     from training.config import ModelTrainingConfig
@@ -24,12 +27,13 @@ __all__ = [
     "SegmentationCrossEntropyLoss",
     "SegmentationDiceCrossEntropyLoss",
     "SegmentationFocalLoss",
+    "SegmentationLoss",
     "SegmentationTverskyLoss",
     "build_loss",
 ]
 
 
-class _SegmentationLoss(nn.Module):
+class SegmentationLoss(nn.Module):
     """Checks what every loss here is given: logits `(b, c, *spatial)`, labels `(b, *spatial)`.
 
     Voxels whose label is `ignore_index` are left out: the loss is that of the others alone, as of
@@ -43,6 +47,9 @@ class _SegmentationLoss(nn.Module):
     """
 
     weight: Tensor | None
+
+    num_classes: int | None = None
+    """Classes of the targets, where that is not the number of channels."""
 
     ignore_index = IGNORE_INDEX
     """Label of voxels that are left out."""
@@ -60,7 +67,10 @@ class _SegmentationLoss(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(
-        self, logits: Float[Tensor, "b c *spatial"], targets: Int[Tensor, "b *spatial"]
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        targets: Int[Tensor, "b *spatial"],
+        labelled: Bool[Tensor, "b classes"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch.
 
@@ -68,6 +78,8 @@ class _SegmentationLoss(nn.Module):
             logits: Scores of the classes, `(b, c, h, w)` or `(b, c, d, h, w)`.
             targets: Integer label map, `(b, h, w)` or `(b, d, h, w)`, with `ignore_index` where a
                 voxel is left out.
+            labelled: Which classes each item is labelled for, all by default. The others cost and
+                teach nothing there, see `training.partial_labels`.
 
         Returns:
             A scalar.
@@ -76,20 +88,33 @@ class _SegmentationLoss(nn.Module):
             ValueError: for shapes, types or label values that do not fit together.
         """
         self._check_logits(logits)
-        some_ignored = _check_targets(targets, logits)
+        some_ignored = _check_targets(targets, logits, self.num_classes or logits.shape[1])
         if logits.dtype in (torch.float16, torch.bfloat16):
             # sums over all voxels of a patch do not fit into half precision
             logits = logits.float()
         targets = targets.long()
+        if labelled is not None and bool(labelled.all()):
+            labelled = None
+        if labelled is not None:
+            labelled = labelled.to(logits.device)
+            logits = self._marginal(logits, labelled)
+            labelled = labelled.reshape(*labelled.shape, *[1] * (logits.ndim - 2))
         if some_ignored:
-            labelled = targets != IGNORE_INDEX
-            if not labelled.any():
+            known = targets != IGNORE_INDEX
+            if not known.any():
                 # 0, with a gradient of 0: a step may see no labelled voxel
                 return logits.sum() * 0
             # means and sums here are over all voxels of the batch, wherever they are
-            logits = logits.movedim(1, -1)[labelled].T[None, :, :, None]
-            targets = targets[labelled][None, :, None]
-        return self._loss(logits, targets)
+            logits = logits.movedim(1, -1)[known].T[None, :, :, None]
+            if labelled is not None:
+                of_voxels = labelled.movedim(1, -1).expand(*known.shape, -1)
+                labelled = of_voxels[known].T[None, :, :, None]
+            targets = targets[known][None, :, None]
+        return self._loss(logits, targets, labelled)
+
+    def _marginal(self, logits: Tensor, labelled: Tensor) -> Tensor:
+        """Logits in which the classes that an item is not labelled for are background."""
+        return marginal_logits(logits, labelled)
 
     def _weighted_mean(self, losses: Tensor, targets: Tensor) -> Tensor:
         """Mean over voxels by the weights of their classes; 0 where all weights are."""
@@ -99,7 +124,16 @@ class _SegmentationLoss(nn.Module):
         total = (weights * losses).sum()
         return total / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _mean_over_foreground(self, by_class: Tensor, labelled: Tensor | None) -> Tensor:
+        """Mean of losses of the foreground classes, of those that some item is labelled for."""
+        by_class = by_class.flatten()
+        if labelled is None:
+            return by_class.mean()
+        counted = _any_by_channel(labelled)[1:]
+        return (by_class * counted).sum() / counted.sum().clamp(min=1)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
+        """The loss of checked logits; `labelled` broadcasts to voxels, None where all are."""
         raise NotImplementedError
 
     def _check_logits(self, logits: Tensor) -> None:
@@ -116,7 +150,7 @@ class _SegmentationLoss(nn.Module):
             )
 
 
-def _check_targets(targets: Tensor, logits: Tensor) -> bool:
+def _check_targets(targets: Tensor, logits: Tensor, num_classes: int) -> bool:
     """Check targets; whether there are voxels that are left out."""
     expected = (logits.shape[0], *logits.shape[2:])
     if tuple(targets.shape) != expected:
@@ -138,15 +172,15 @@ def _check_targets(targets: Tensor, logits: Tensor) -> bool:
     if some_ignored:
         # the rest must be classes
         low = int(torch.where(targets == IGNORE_INDEX, 0, targets).min())
-    if low < 0 or high >= logits.shape[1]:
+    if low < 0 or high >= num_classes:
         raise ValueError(
-            f"labels must be 0 to {logits.shape[1] - 1} for {logits.shape[1]} classes, or "
+            f"labels must be 0 to {num_classes - 1} for {num_classes} classes, or "
             f"{IGNORE_INDEX} for voxels to leave out, but targets hold {low} to {high}"
         )
     return some_ignored
 
 
-class SegmentationCrossEntropyLoss(_SegmentationLoss):
+class SegmentationCrossEntropyLoss(SegmentationLoss):
     """Voxel-wise cross-entropy; with weights the weighted mean, as `torch.nn.CrossEntropyLoss`.
 
     Where torch gives nan, for a batch that holds only classes of weight 0, the loss is 0.
@@ -157,11 +191,11 @@ class SegmentationCrossEntropyLoss(_SegmentationLoss):
         1.0986123085021973
     """
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
         return self._weighted_mean(F.cross_entropy(logits, targets, reduction="none"), targets)
 
 
-class SegmentationFocalLoss(_SegmentationLoss):
+class SegmentationFocalLoss(SegmentationLoss):
     """Cross-entropy of each voxel times (1 - p)^gamma, p the probability of its class.
 
     Lin et al., 2017, for several exclusive classes; gamma = 0 is the cross-entropy. Weights
@@ -180,14 +214,14 @@ class SegmentationFocalLoss(_SegmentationLoss):
             raise ValueError(f"gamma must be 0 or more, but got {gamma}")
         self.gamma = gamma
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
         cross_entropy = F.cross_entropy(logits, targets, reduction="none")
         # below this the power's own slope is infinite for gamma under 1
         wrong = (-torch.expm1(-cross_entropy)).clamp(min=1e-6)
         return self._weighted_mean(wrong**self.gamma * cross_entropy, targets)
 
 
-class SegmentationTverskyLoss(_SegmentationLoss):
+class SegmentationTverskyLoss(SegmentationLoss):
     """1 - TP / (TP + alpha FP + beta FN), a mean over the foreground classes.
 
     Salehi et al., 2017; soft counts over the whole batch, by MONAI's `TverskyLoss`.
@@ -215,7 +249,7 @@ class SegmentationTverskyLoss(_SegmentationLoss):
         self.alpha = alpha
         self.beta = beta
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
         from monai.losses import TverskyLoss
 
         by_class: Tensor = TverskyLoss(
@@ -228,19 +262,21 @@ class SegmentationTverskyLoss(_SegmentationLoss):
             reduction="none",
         )(logits, targets[:, None])
         if self.weight is None:
-            return by_class.mean()
+            return self._mean_over_foreground(by_class, labelled)
         weights = self.weight[1:]
+        if labelled is not None:
+            weights = weights * _any_by_channel(labelled)[1:]
         return (weights * by_class).sum() / weights.sum().clamp(min=torch.finfo().tiny)
 
 
-class SegmentationDiceCrossEntropyLoss(_SegmentationLoss):
+class SegmentationDiceCrossEntropyLoss(SegmentationLoss):
     """Sum of soft Dice over the foreground classes and cross-entropy, as nnU-Net trains.
 
     The Dice part is MONAI's `DiceLoss`, summed over the batch, background left out; weights
     multiply the losses of the foreground classes before their mean, as in MONAI's `DiceCELoss`.
     """
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
         # MONAI takes seconds to import, which a user of the cross-entropy never needs
         from monai.losses import DiceLoss
 
@@ -250,9 +286,17 @@ class SegmentationDiceCrossEntropyLoss(_SegmentationLoss):
             softmax=True,
             batch=True,
             weight=None if self.weight is None else self.weight[1:],
+            reduction="none",
         ).to(logits.device)(logits, targets[:, None])
         cross_entropy = F.cross_entropy(logits, targets, reduction="none")
-        return dice + self._weighted_mean(cross_entropy, targets)
+        return self._mean_over_foreground(dice, labelled) + self._weighted_mean(
+            cross_entropy, targets
+        )
+
+
+def _any_by_channel(labelled: Tensor) -> Tensor:
+    """Whether any item or voxel has a True, `(c,)`."""
+    return labelled.movedim(1, 0).flatten(1).any(dim=1)
 
 
 class DeepSupervisionLoss(nn.Module):
@@ -269,13 +313,19 @@ class DeepSupervisionLoss(nn.Module):
         self.loss = loss
 
     def forward(
-        self, scales: Sequence[Tensor] | Tensor, targets: Int[Tensor, "b *spatial"]
+        self,
+        scales: Sequence[Tensor] | Tensor,
+        targets: Int[Tensor, "b *spatial"],
+        labelled: Bool[Tensor, "b classes"] | None = None,
     ) -> Float[Tensor, ""]:
         """The weighted loss; of a single tensor, its loss alone.
 
         Args:
             scales: Logits `(b, c, *spatial)`, the first at the resolution of `targets`.
             targets: Integer label map, with `IGNORE_INDEX` where a voxel is left out.
+            labelled: Which classes each item is labelled for, all by default. A loss of the user's
+                own that has no such parameter gets logits in which the others are background, see
+                `training.partial_labels.marginal_logits`.
 
         Raises:
             PluginError: for voxels that are left out, if the loss does not say that it does so.
@@ -285,10 +335,29 @@ class DeepSupervisionLoss(nn.Module):
         _check_leaves_out(self.loss, targets)
         factors = [0.5**index for index in range(len(scales))]
         losses: list[Tensor] = [
-            factor * self.loss(logits, _resize(targets, logits.shape[2:]))
+            factor * self._of_scale(logits, _resize(targets, logits.shape[2:]), labelled)
             for factor, logits in zip(factors, scales, strict=True)
         ]
         return torch.stack(losses).sum() / sum(factors)
+
+    def _of_scale(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
+        loss: Tensor
+        if labelled is None:
+            loss = self.loss(logits, targets)
+        elif self._takes_labelled:
+            loss = self.loss(logits, targets, labelled=labelled)
+        elif logits.shape[1] == labelled.shape[1]:
+            loss = self.loss(marginal_logits(logits, labelled), targets)
+        else:
+            raise PluginError(
+                f"the loss {type(self.loss).__name__} must take an argument `labelled` (b, "
+                "classes): cases are labelled for some classes only, and a region has a channel"
+            )
+        return loss
+
+    @cached_property
+    def _takes_labelled(self) -> bool:
+        return "labelled" in inspect.signature(self.loss.forward).parameters
 
 
 def _check_leaves_out(loss: nn.Module, targets: Tensor) -> None:
@@ -342,5 +411,6 @@ def build_loss(config: ModelTrainingConfig, voxel_counts: VoxelCounts | None = N
         ValueError: if class weights are to be computed and there are no voxel counts.
     """
     weight = class_weight_tensor(config, voxel_counts)
-    loss: nn.Module = call(LOSSES.resolve(config.loss), config.loss, config=config, weight=weight)
+    kinds = LOSSES if config.regions is None else REGION_LOSSES
+    loss: nn.Module = call(kinds.resolve(config.loss), config.loss, config=config, weight=weight)
     return loss

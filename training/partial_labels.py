@@ -12,12 +12,9 @@ the background, class 0, is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 NONE = -1e4
@@ -58,18 +55,11 @@ def marginal_logits(
     return torch.cat([background, logits.masked_fill(missing, NONE)[:, 1:]], dim=1)
 
 
-def without_missing(
-    labels: NDArray[Any], classes: Sequence[int] | None, num_classes: int
-) -> NDArray[Any]:
-    """Predicted classes of a case, background in place of those that it is not labelled for.
-
-    Args:
-        labels: Predicted classes.
-        classes: The foreground classes that it is labelled for; None for all.
-        num_classes: Classes, background included.
-    """
-    if classes is None:
-        return labels
-    table = np.zeros(num_classes, dtype=labels.dtype)
-    table[list(classes)] = list(classes)
-    return np.asarray(table[labels])
+def hide_missing(
+    prediction: Int[Tensor, "b *spatial"], labelled: Bool[Tensor, "b c"]
+) -> Int[Tensor, "b *spatial"]:
+    """Predicted classes, background in place of those that an item is not labelled for."""
+    classes = torch.arange(labelled.shape[1], device=prediction.device, dtype=prediction.dtype)
+    tables = classes * labelled.to(prediction.device)
+    pairs = zip(tables, prediction.long(), strict=True)
+    return torch.stack([table[item] for table, item in pairs])

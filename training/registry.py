@@ -12,9 +12,10 @@ for (`call`):
 |---|---|---|
 | MODELS | config; a plug-in num_classes, input_channels, patch_size, too | the network |
 | LOSSES | config, weight | a module, called with logits and targets |
+| REGION_LOSSES | config, weight | the same, where the config has regions |
 | OPTIMIZERS | config, groups | an optimizer of the parameter groups |
 | LR_SCHEDULES | config, optimizer, steps_per_epoch | a scheduler of torch, or None |
-| CLASS_WEIGHTS | config, counts | a weight for each class |
+| CLASS_WEIGHTS | config, counts, voxels | a weight for each class |
 | AUGMENTATIONS | image, label, rng, strength (a plug-in) | the changed image and label |
 | METRICS | prediction, target, spacing, num_classes | the score of a case |
 | MODULES | model, config | a `SegmentationLightningModule` |
@@ -45,6 +46,7 @@ __all__ = [
     "MODELS",
     "MODULES",
     "OPTIMIZERS",
+    "REGION_LOSSES",
     "Registry",
     "call",
     "code_file",
@@ -326,6 +328,18 @@ LOSSES = Registry(
 )
 """Training losses, see `training.losses`."""
 
+REGION_LOSSES = Registry(
+    "loss of regions",
+    {
+        "dice_bce": "training.region_losses:dice_bce",
+        "bce": "training.region_losses:bce",
+        "sigmoid_focal": "training.region_losses:sigmoid_focal",
+        "sigmoid_tversky": "training.region_losses:sigmoid_tversky",
+    },
+    ("config", "weight"),
+)
+"""Training losses where the config has regions, see `training.region_losses`."""
+
 CLASS_WEIGHTS = Registry(
     "class-weight preset",
     {
@@ -333,7 +347,7 @@ CLASS_WEIGHTS = Registry(
         "median_frequency": "training.class_weights:median_frequency",
         "effective_number": "training.class_weights:effective_number",
     },
-    ("config", "counts"),
+    ("config", "counts", "voxels"),
 )
 """Class weights that are computed from the labels; `uniform` needs none, and is not an entry."""
 

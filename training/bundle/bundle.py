@@ -151,7 +151,7 @@ class Bundle:
         return self.members[0].module
 
     def probabilities(self, image: Float[Tensor, "c d h w"]) -> Float[Tensor, "k d h w"]:
-        """Class probabilities of one preprocessed case; two classes with a target label.
+        """Probabilities of one preprocessed case: of classes, two with a target label, or regions.
 
         Those of several networks are averaged by their weights. Out of GPU memory it goes on with
         the CPU, see `training.bundle.case_prediction`.
@@ -186,9 +186,9 @@ class Bundle:
                 f"{images[0]} has {case.image.shape[0]} channels, but the model was trained on "
                 f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
             )
-        num_classes = self.config.task_classes
+        channels = self.config.task_channels
         patches = [member.config.patch_size for member in self.members]
-        check_predicting(images[0], case.image.shape, patches, num_classes)
+        check_predicting(images[0], case.image.shape, patches, channels)
 
         def predict(stored: NDArray[np.uint16] | None) -> NDArray[np.unsignedinteger[Any]]:
             return label_map_of(
@@ -204,7 +204,7 @@ class Bundle:
         else:
             output = Path(probabilities)
             output.parent.mkdir(parents=True, exist_ok=True)
-            with room_for_probabilities(output.parent, header.shape, num_classes) as stored:
+            with room_for_probabilities(output.parent, header.shape, channels) as stored:
                 label = predict(stored)
                 write_probabilities(stored, images[0], output)
         cleaned = self.manifest.postprocessing.apply(label, voxel_sizes(header.affine))
@@ -306,8 +306,8 @@ def write_bundle(
         folder: Where it goes.
         members: Its networks; their weights sum to 1.
         preprocessing: How an image becomes their input.
-        manifest: What the bundle says of itself; its format, its label values and its entry of
-            members are filled in.
+        manifest: What the bundle says of itself; its format, its label values, its regions and
+            its entry of members are filled in.
         verify: Given the new bundle, before it takes the place of an older one; what it raises
             leaves that where it is.
 
@@ -325,13 +325,18 @@ def write_bundle(
         for place, member in zip(folders, members, strict=True)
     ]
     provenance = without_paths(manifest.provenance)
-    values = preprocessing.label_values
-    known_by_2 = values is None and not preprocessing.ignore
+    values, regions = preprocessing.label_values, members[0].module.regions
+    config = members[0].config
+    known_by_2 = values is None and regions is None and not preprocessing.ignore
     portable = Manifest(
         **{
             **dict(manifest),
             "format_version": FORMAT_OF_PLAIN_LABELS if known_by_2 else FORMAT_VERSION,
             "label_values": None if values is None else list(values),
+            "regions": config.regions if regions is not None else None,
+            "regions_class_order": (
+                None if regions is None else [preprocessing.values[one] for one in regions.order]
+            ),
             "provenance": provenance,
             "members": entries,
         }

@@ -33,7 +33,7 @@ def case_probabilities(
     blend_device: torch.device | None = None,
     mirror_axes: Sequence[int] = (),
 ) -> Float[Tensor, "k d h w"]:
-    """Class probabilities of one preprocessed case; two classes with a target label.
+    """Probabilities of one preprocessed case: of classes, two with a target label, or regions.
 
     Args:
         module: The network, on its device, in evaluation mode.
@@ -62,7 +62,7 @@ def probability_slabs(
     slabs = module.logit_slabs(image.to(blend_device or module.device), mirror_axes=mirror_axes)
     for slab in slabs:
         for first in range(0, slab.shape[1], PLANES):
-            yield torch.softmax(slab[:, first : first + PLANES].float(), dim=0)
+            yield module.probabilities(slab[None, :, first : first + PLANES].float())[0]
 
 
 def probabilities_within_memory(

@@ -22,7 +22,7 @@ FORMAT_OF_PLAIN_LABELS = 2
 
 READ_VERSIONS = (1, FORMAT_OF_PLAIN_LABELS, FORMAT_VERSION)
 """Version 1 has no `members`: one network, predicted without mirroring. Version 2 knows no labels
-whose values have gaps."""
+whose values have gaps, and no regions."""
 
 
 class MemberEntry(BaseModel):
@@ -49,6 +49,8 @@ class Manifest(BaseModel):
         format_version: Version of this layout.
         labels: Name of each class, background first.
         label_values: Value of each class in label files, where that is not 0, 1, 2, ...
+        regions: Label values of each region that the networks predict; None for exclusive classes.
+        regions_class_order: Label value that is written for each region, later ones over earlier.
         channels: Name of each image channel.
         metrics: Metrics of what was exported, on the validation and test cases.
         provenance: Data fingerprint, versions, seed, commit and study of the training.
@@ -63,6 +65,8 @@ class Manifest(BaseModel):
     format_version: int = FORMAT_VERSION
     labels: list[str]
     label_values: list[int] | None = None
+    regions: dict[str, list[int]] | None = None
+    regions_class_order: list[int] | None = None
     channels: list[str]
     metrics: dict[str, float | None]
     provenance: dict[str, Any]

@@ -25,21 +25,23 @@ from training.bundle.folder import CONFIG, WEIGHTS
 from training.bundle.portable import portable_config
 from training.bundle.trust import check_code, path_without
 from training.checkpoints import read_checkpoint
-from training.config import ModelTrainingConfig
+from training.config import LOSS_OF_REGIONS, ModelTrainingConfig
 from training.data import Preprocessing
 from training.data.prepared.preprocessing import PreprocessedCase
 from training.data.raw.label_values import label_dtype
 from training.errors import BundleError, CheckpointError, PluginError
 from training.inference import whole_case
 from training.lightning_module import SegmentationLightningModule
-from training.metrics import predict_labels
 from training.models import build_model
 from training.registry import is_plugin
 
 READ_ERRORS = (OSError, RuntimeError, CheckpointError)
 """What damaged files raise, and `load_state_dict` for other networks."""
 
-SHARED_FIELDS = ("num_classes", "input_channels", "label_values", "target_label")
+SHARED_FIELDS = (
+    *("num_classes", "input_channels", "label_values", "target_label"),
+    *("regions", "regions_class_order"),
+)
 """Fields of the config in which the members of an ensemble agree."""
 
 
@@ -123,7 +125,8 @@ def label_map_of(
 
     def predict(blend_device: torch.device | None) -> NDArray[np.unsignedinteger[Any]]:
         slabs = (slab.cpu() for slab in _mean_slabs(members, image, blend_device))
-        return preprocessing.invert_slabs(slabs, image.shape[1], case.info, stored)
+        regions = members[0].module.regions
+        return preprocessing.invert_slabs(slabs, image.shape[1], case.info, stored, regions)
 
     with _on_their_devices(members):
         return within_memory([member.module for member in members], predict, tell)
@@ -140,7 +143,8 @@ def preprocessed_label_map_of(
         slabs = _mean_slabs(members, image, blend_device)
         # a byte or two for each voxel, not eight, and never all probabilities
         kind = label_dtype(members[0].config.num_classes)
-        planes = [predict_labels(slab[None])[0].cpu().numpy().astype(kind) for slab in slabs]
+        classes = members[0].module.classes
+        planes = [classes(slab[None])[0].cpu().numpy().astype(kind) for slab in slabs]
         return np.concatenate(planes)
 
     with _on_their_devices(members):
@@ -261,7 +265,8 @@ def _module(config: ModelTrainingConfig) -> SegmentationLightningModule:
 
 def _module_of_network(config: ModelTrainingConfig) -> SegmentationLightningModule:
     """An untrained module of the network alone: what was only trained with is not imported."""
-    trained_with = {"loss": "cross_entropy", "monitor": "val_dice", "own_metrics": []}
+    loss = "cross_entropy" if config.regions is None else LOSS_OF_REGIONS
+    trained_with = {"loss": loss, "monitor": "val_dice", "own_metrics": []}
     return _module(config.model_copy(update=trained_with))
 
 

@@ -3,7 +3,8 @@
 Three formats, by suffix: `.pt2` (`torch.export`), `.ts` (TorchScript) and `.onnx`. Each takes
 preprocessed patches (batch, channels, depth, height, width) and gives logits of the same size.
 Those of an ensemble are the logarithms of the weighted mean of its networks' probabilities: their
-softmax is that mean. Mirroring and postprocessing are no part of a file.
+softmax is that mean; with regions, their sigmoid is. Mirroring and postprocessing are no part of a
+file.
 The batch is free; the patch size is the one that was asked for, since D-Former cuts its token
 grid into groups by the size it sees, and each format refuses another size by itself. No file
 contains folder names of the machine that wrote it.
@@ -154,23 +155,29 @@ def shared_patch_size(members: Sequence[Member]) -> tuple[int, ...]:
 
 
 class _Mean(nn.Module):
-    """Logits whose softmax is the weighted mean of the members' probabilities."""
+    """Logits whose softmax, with regions whose sigmoid, is the mean of the probabilities."""
 
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(member.module.model for member in members)
         self.target = members[0].config.target_class
+        self.regions = members[0].module.regions is not None
         self.weights = [math.log(member.weight) for member in members]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logarithms of the mean probabilities."""
-        parts = []
+        """Logarithms of the mean probabilities, with regions their logits."""
+        parts, others = [], []
         for network, weight in zip(self.networks, self.weights, strict=True):
             logits = network(image)
+            if self.regions:
+                parts.append(nn.functional.logsigmoid(logits) + weight)
+                others.append(nn.functional.logsigmoid(-logits) + weight)
+                continue
             if self.target is not None:
                 logits = logits[:, [0, self.target]]
             parts.append(torch.log_softmax(logits, dim=1) + weight)
-        return torch.logsumexp(torch.stack(parts), dim=0)
+        mean = torch.logsumexp(torch.stack(parts), dim=0)
+        return mean - torch.logsumexp(torch.stack(others), dim=0) if self.regions else mean
 
 
 def _write_checked(members: Sequence[Member], path: Path, size: Sequence[int]) -> float:

@@ -24,6 +24,7 @@ __all__ = [
     "Chosen",
     "KeepLargest",
     "KeepLargestForeground",
+    "KeepLargestOfRegion",
     "Postprocessing",
     "RemoveSmall",
     "choose_postprocessing",
@@ -109,7 +110,38 @@ class RemoveSmall(_Step):
         return f"removes components of {_name(labels, self.label)} below {self.min_volume:.3g} mm³"
 
 
-Step = Annotated[KeepLargestForeground | KeepLargest | RemoveSmall, Field(discriminator="kind")]
+class KeepLargestOfRegion(_Step):
+    """Keeps the largest component of a region, a union of classes.
+
+    What is removed becomes what the voxel is without the region: the rest of an outer region, such
+    as oedema around a tumour's core, or background.
+
+    Attributes:
+        name: The region.
+        becomes: What each class of the region becomes where it is removed.
+    """
+
+    kind: Literal["keep_largest_of_region"] = "keep_largest_of_region"
+    name: str
+    becomes: dict[int, int]
+
+    def mask(self, labels: LabelMap) -> NDArray[np.bool_]:
+        """The voxels that the step looks at."""
+        return np.isin(labels, list(self.becomes))
+
+    def kept(self, sizes: NDArray[np.int64], voxel: float) -> NDArray[np.bool_]:
+        """Which components stay, by their voxels; `voxel` is the volume of one in mm³."""
+        return np.asarray(sizes == sizes.max(initial=0))
+
+    def text(self, labels: Sequence[str]) -> str:
+        """The step in words."""
+        return f"keeps the largest component of {self.name}"
+
+
+Step = Annotated[
+    KeepLargestForeground | KeepLargest | RemoveSmall | KeepLargestOfRegion,
+    Field(discriminator="kind"),
+]
 
 
 class Postprocessing(BaseModel):
@@ -136,7 +168,15 @@ class Postprocessing(BaseModel):
         for step in self.steps:
             place, components, sizes = _components(step.mask(changed))
             removed = np.concatenate([[False], ~step.kept(sizes, voxel)])
-            changed[place][removed[components]] = 0
+            inside, taken = changed[place], removed[components]
+            if isinstance(step, KeepLargestOfRegion):
+                before = inside[taken]
+                after = np.zeros_like(before)
+                for value, other in step.becomes.items():
+                    after[before == value] = other
+                inside[taken] = after
+            else:
+                inside[taken] = 0
         return changed
 
     def describe(self, labels: Sequence[str]) -> list[str]:
@@ -299,9 +339,9 @@ def _components(mask: NDArray[np.bool_]) -> _Components:
 
 def _choose_for_class(
     tables: Sequence[_Table], label: int, volumes: NDArray[np.float64], score: float
-) -> tuple[list[Step], float]:
+) -> tuple[list[KeepLargest | RemoveSmall], float]:
     """The steps that help a class, and its mean Dice with them."""
-    steps: list[Step] = []
+    steps: list[KeepLargest | RemoveSmall] = []
     largest = KeepLargest(label=label)
     with_largest = _mean([table.keeping(largest) for table in tables])
     if with_largest > score + MIN_GAIN:

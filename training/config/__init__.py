@@ -15,6 +15,7 @@ from pydantic import model_validator
 from training.config.data import DEFAULT_TEST_FRACTION, DataFields
 from training.config.labels import LabelFields, with_weight
 from training.config.optimisation import OptimisationFields
+from training.config.regions import PRESETS
 from training.config.run import RunFields
 from training.config.task import TaskFields
 from training.config.types import (
@@ -32,9 +33,11 @@ from training.config.types import (
     SchedulerName,
 )
 from training.errors import FieldsError
+from training.registry import LOSSES, REGION_LOSSES
 
 __all__ = [
     "DEFAULT_TEST_FRACTION",
+    "LOSS_OF_REGIONS",
     "MIRROR_AXES",
     "NORMALISATION_SCHEMES",
     "AugmentationName",
@@ -49,6 +52,10 @@ __all__ = [
     "Precision",
     "SchedulerName",
 ]
+
+
+LOSS_OF_REGIONS = "dice_bce"
+"""Loss of a config with regions that names none."""
 
 
 # pydantic has the fields of the last base first
@@ -72,21 +79,57 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
         ...
     """
 
+    @model_validator(mode="before")
+    @classmethod
+    def _loss_of_regions(cls, values: Any) -> Any:
+        """Regions cannot be trained with the default loss, so they have a default of their own."""
+        if isinstance(values, Mapping) and values.get("regions") and "loss" not in values:
+            return {**values, "loss": LOSS_OF_REGIONS}
+        return values
+
     @model_validator(mode="after")
-    def _check_classes(self) -> Self:
-        default = "" if "num_classes" in self.model_fields_set else " (the default; give your own)"
-        if isinstance(self.class_weights, list):
-            if len(self.class_weights) != self.num_classes:
+    def _check_loss(self) -> Self:
+        fits = LOSSES if self.regions is None else REGION_LOSSES
+        if self.loss in fits or (self.loss not in LOSSES and self.loss not in REGION_LOSSES):
+            return self
+        why = (
+            "is for regions, and there are none: its sigmoids would train overlapping classes"
+            if self.regions is None
+            else "has a softmax, which makes classes exclusive, but regions overlap"
+        )
+        raise FieldsError(
+            f"loss={self.loss} {why}; choose {', '.join(fits)}, or change regions",
+            ("loss", "regions"),
+        )
+
+    @model_validator(mode="after")
+    def _check_class_weights(self) -> Self:
+        weights = self.class_weights
+        if not isinstance(weights, list):
+            return self
+        if self.regions is not None:
+            preset = isinstance(self.regions, str)
+            names = PRESETS[str(self.regions)] if preset else tuple(self.regions)
+            if len(weights) != len(names):
                 raise FieldsError(
-                    f"class_weights has {len(self.class_weights)} entries "
-                    f"({self.class_weights}) but num_classes={self.num_classes}{default}: "
-                    "give one weight a class, background first",
-                    ("class_weights", "num_classes"),
+                    f"class_weights has {len(weights)} entries ({weights}), but there are "
+                    f"{len(names)} regions ({', '.join(names)}): give one weight a "
+                    "region",
+                    ("class_weights", "regions"),
                 )
-            if not math.fsum(self.class_weights) > 0:
-                raise FieldsError(
-                    "class_weights are all 0: at least one class must count", ("class_weights",)
-                )
+        elif len(weights) != self.num_classes:
+            given = "num_classes" in self.model_fields_set
+            default = "" if given else " (the default; give your own)"
+            raise FieldsError(
+                f"class_weights has {len(weights)} entries "
+                f"({weights}) but num_classes={self.num_classes}{default}: "
+                "give one weight a class, background first",
+                ("class_weights", "num_classes"),
+            )
+        if not math.fsum(weights) > 0:
+            raise FieldsError(
+                "class_weights are all 0: at least one class must count", ("class_weights",)
+            )
         return self
 
     @classmethod
@@ -108,12 +151,9 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
             if field == "model_params":
                 plain.setdefault("model_params", {})[entry] = values[key]
             elif field == "class_weights":
-                default = cls.model_fields["num_classes"].default
-                given = plain.get("num_classes", default)
-                classes = range(given if isinstance(given, int) else default)
                 plain["class_weights"] = with_weight(
                     plain.get("class_weights", "uniform"),
-                    plain.get("label_values") or classes,
+                    cls._weighted_names(plain),
                     entry,
                     values[key],
                     key,
@@ -124,3 +164,15 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
                     (key,),
                 )
         return cls(**plain)
+
+    @classmethod
+    def _weighted_names(cls, plain: Mapping[str, Any]) -> list[str]:
+        """What has a class weight, by values that are not validated yet."""
+        regions = plain.get("regions")
+        if isinstance(regions, Mapping) or regions in PRESETS:
+            return [str(name) for name in (PRESETS.get(str(regions)) or regions)]
+        if plain.get("label_values"):
+            return [str(value) for value in plain["label_values"]]
+        default = cls.model_fields["num_classes"].default
+        given = plain.get("num_classes", default)
+        return [str(value) for value in range(given if isinstance(given, int) else default)]

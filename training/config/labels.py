@@ -9,12 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from training.config.base import NOT_SEARCHABLE
 from training.config.network import NetworkFields
+from training.config.regions import PRESETS, Regions, check_regions, derived_order
 from training.config.types import Int
 from training.errors import FieldsError
+
+
+def _known_preset(value: Any) -> Any:
+    if isinstance(value, str) and value not in PRESETS:
+        raise ValueError(
+            f"{value!r} is no preset ({', '.join(PRESETS)}): give one, or map the name of each "
+            "region to its label values, e.g. {whole: [1, 2, 3], core: [2, 3]}"
+        )
+    return value
+
 
 LabelValue = Annotated[Int, Field(ge=0, lt=2**16)]
 
@@ -32,6 +43,70 @@ class LabelFields(NetworkFields):
         default=None, json_schema_extra=NOT_SEARCHABLE
     )
     """Train background against this one label, by its value in the files; null trains all."""
+
+    regions: Annotated[dict[str, list[LabelValue]] | str | None, BeforeValidator(_known_preset)] = (
+        Field(default=None, json_schema_extra=NOT_SEARCHABLE)
+    )
+    """Regions to train in place of exclusive classes, each a union of labels by their values in
+    the files, e.g. `{whole: [1, 2, 3], core: [2, 3], enhancing: [3]}`; or a preset: `brats`.
+
+    The network has a channel a region, with a sigmoid. Regions of `dataset.json` (nnU-Net's) are
+    taken from there.
+    """
+
+    regions_class_order: list[LabelValue] | None = Field(
+        default=None, json_schema_extra=NOT_SEARCHABLE
+    )
+    """Label value that is written where a region is predicted, one a region; a later one is
+    written over earlier ones. Null takes the first value of each region that no later one has."""
+
+    @property
+    def label_regions(self) -> Regions | None:
+        """The regions by classes; None where classes are exclusive.
+
+        Raises:
+            FieldsError: if `regions` is a preset, which only the data can resolve.
+        """
+        if self.regions is None:
+            return None
+        if isinstance(self.regions, str):
+            raise FieldsError(
+                f"regions={self.regions} is a preset, which the labels of the data resolve: use "
+                "training.data.task_of_data(config, data_dir) for a config with its regions",
+                ("regions",),
+            )
+        order = self.regions_class_order or derived_order(self.regions)
+        return Regions(
+            tuple(self.regions),
+            tuple(tuple(self.class_of(value) for value in of) for of in self.regions.values()),
+            tuple(self.class_of(value) for value in order),
+            self.num_classes,
+        )
+
+    @property
+    def task_channels(self) -> int:
+        """Channels that probabilities have: one a region, or one a class that is trained."""
+        regions = self.label_regions
+        return self.task_classes if regions is None else len(regions)
+
+    @property
+    def output_channels(self) -> int:
+        """Channels of the network: one a region, or one a class."""
+        return self.num_classes if self.regions is None else self.task_channels
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """What scores are named by: regions, or values of the classes that are trained."""
+        regions = self.label_regions
+        if regions is not None:
+            return regions.score_names
+        return tuple(str(value) for value in self.foreground_labels)
+
+    @property
+    def weighted_names(self) -> tuple[str, ...]:
+        """What has a class weight: regions, or values of all classes."""
+        regions = self.label_regions
+        return tuple(str(value) for value in self.values) if regions is None else regions.names
 
     @property
     def values(self) -> Sequence[int]:
@@ -56,6 +131,43 @@ class LabelFields(NetworkFields):
     def class_of(self, value: int) -> int:
         """The class that has a value in the label files; the value must be one of them."""
         return list(self.values).index(value)
+
+    @model_validator(mode="after")
+    def _check_label_regions(self) -> Self:
+        if self.regions is None:
+            if self.regions_class_order is not None:
+                raise FieldsError(
+                    f"regions_class_order={self.regions_class_order} needs regions: set them, or "
+                    "leave it out",
+                    ("regions_class_order",),
+                )
+            return self
+        if self.target_label is not None:
+            raise FieldsError(
+                f"target_label={self.target_label} and regions: a target label is a task of one "
+                "label; leave one of them out, or train one region of that label",
+                ("target_label", "regions"),
+            )
+        if isinstance(self.regions, str):
+            return self
+        check_regions(self.regions, self.regions_class_order)
+        if self.regions_class_order is None:
+            derived_order(self.regions)
+        for name, values in self.regions.items():
+            unknown = [value for value in values if value not in self.values]
+            if unknown:
+                known = ", ".join(str(value) for value in self.values[1:])
+                default = (
+                    ""
+                    if "num_classes" in self.model_fields_set
+                    else f" (by the default of num_classes, {self.num_classes}; give your own)"
+                )
+                raise FieldsError(
+                    f"the region {name!r} has the label {unknown[0]}, but labels are "
+                    f"{known}{default}",
+                    ("regions", "num_classes"),
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_label_values(self) -> Self:
@@ -90,22 +202,22 @@ class LabelFields(NetworkFields):
 
 
 def with_weight(
-    base: Any, values: Sequence[int], entry: str, weight: Any, example: str
+    base: Any, names: Sequence[str], entry: str, weight: Any, example: str
 ) -> list[Any]:
-    """The class weights `base` with the weight of one class replaced.
+    """The class weights `base` with the weight of one class or region replaced.
 
     Args:
         base: A list of weights, or `uniform`.
-        values: Value in the label files of each class.
-        entry: The value of the class.
+        names: What has a weight: the value in the label files of each class, or each region.
+        entry: One of them.
         weight: Its weight.
         example: The field, for messages.
 
     Raises:
-        FieldsError: if `base` is a preset, or no class has that value.
+        FieldsError: if `base` is a preset, or there is no such class or region.
     """
     if base == "uniform":
-        weights: list[Any] = [1.0] * len(values)
+        weights: list[Any] = [1.0] * len(names)
     elif isinstance(base, list | tuple):
         weights = list(base)
     else:
@@ -114,14 +226,15 @@ def with_weight(
             "use a list or 'uniform', or a `when` condition",
             (example, "class_weights"),
         )
-    known = values if len(values) == len(weights) else range(len(weights))
-    if not entry.isdecimal() or int(entry) not in known:
-        gaps = list(known) != list(range(len(known)))
-        shown = ", ".join(map(str, known)) if gaps else f"0 to {len(weights) - 1}"
-        raise FieldsError(
-            f"{example} names no class: classes are {shown}"
-            f"{' (the values in the label files)' if gaps else ''}",
-            (example, "num_classes"),
-        )
-    weights[list(known).index(int(entry))] = weight
+    known = list(names) if len(names) == len(weights) else [str(n) for n in range(len(weights))]
+    if entry not in known:
+        if known == [str(number) for number in range(len(known))]:
+            shown = f"classes are 0 to {len(weights) - 1}"
+        elif all(name.isdecimal() for name in known):
+            shown = f"classes are {', '.join(known)} (the values in the label files)"
+        else:
+            shown = f"regions are {', '.join(known)}"
+        hint = "" if entry.isdecimal() else "; to name a region, give them in `regions`"
+        raise FieldsError(f"{example} names no class: {shown}{hint}", (example, "num_classes"))
+    weights[known.index(entry)] = weight
     return weights

@@ -15,13 +15,15 @@ class TaskFields(ConfigPart):
     """The task and its loss."""
 
     loss: LossName = "dice_ce"
-    """Training loss: a key of `training.registry.LOSSES`, or an import path of your own."""
+    """Training loss: a key of `training.registry.LOSSES`, with regions one of `REGION_LOSSES` (then
+    dice_bce by default), or an import path of your own."""
 
     class_weights: ClassWeightPreset | list[PositiveWeight] = "uniform"
     """Weight of each class in the loss: a list, or a preset computed from the labels.
 
     With `target_label` the list still has one entry a class; background's and the
-    target's are used. The presets are those of `training.class_weights`.
+    target's are used. With regions it has one a region, and `class_weights.NAME` is that of
+    one. The presets are those of `training.class_weights`.
     """
 
     effective_number_beta: Annotated[Float, Field(ge=0, lt=1)] = 0.9999

@@ -26,6 +26,7 @@ from training.registry import (
     MODELS,
     MODULES,
     OPTIMIZERS,
+    REGION_LOSSES,
     Registry,
     is_plugin,
 )
@@ -41,14 +42,16 @@ class NameIn:
     Attributes:
         registry: Its keys are the names.
         others: Further names that are not entries.
+        also: A further registry whose keys are names.
     """
 
     registry: Registry
     others: tuple[str, ...] = ()
+    also: Registry | None = None
 
     def names(self) -> list[str]:
         """The names of now: an entry that is added later is one of them."""
-        return [*self.others, *self.registry]
+        return [*self.others, *self.registry, *(self.also or ())]
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -64,7 +67,7 @@ class NameIn:
 
     def _check(self, value: Any) -> str:
         name = self.registry.name_of(value)
-        if isinstance(name, str) and (name in self.others or name in self.registry):
+        if isinstance(name, str) and name in self.names():
             return name
         if is_plugin(name):
             return str(name)
@@ -81,7 +84,7 @@ class NameIn:
 ModelName = Annotated[str, NameIn(MODELS)]
 OptimizerName = Annotated[str, NameIn(OPTIMIZERS)]
 SchedulerName = Annotated[str, NameIn(LR_SCHEDULES)]
-LossName = Annotated[str, NameIn(LOSSES)]
+LossName = Annotated[str, NameIn(LOSSES, also=REGION_LOSSES)]
 ClassWeightPreset = Annotated[str, NameIn(CLASS_WEIGHTS, ("uniform",))]
 AugmentationName = Annotated[str, NameIn(AUGMENTATIONS)]
 MetricPath = Annotated[str, NameIn(METRICS)]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PreprocessedCase,
         Preprocessing,
     )
+    from training.data.prepared.task import task_of_data
     from training.data.raw.layouts import RawCase, RawDataset, read_layout
     from training.data.raw.phantom import PHANTOM, generate_phantom, resolve_data_dir
 
@@ -47,6 +48,7 @@ __all__ = [
     "prepared_fingerprint",
     "read_layout",
     "resolve_data_dir",
+    "task_of_data",
 ]
 
 _MODULES = {
@@ -65,6 +67,7 @@ _MODULES = {
     "prepared_fingerprint": "training.data.prepared.preparation",
     "read_layout": "training.data.raw.layouts",
     "resolve_data_dir": "training.data.raw.phantom",
+    "task_of_data": "training.data.prepared.task",
 }
 
 __getattr__ = lazy_names(__name__, _MODULES)

@@ -29,9 +29,9 @@ def build_model(config: ModelTrainingConfig) -> nn.Module:
     """The network that a config describes, with fresh weights drawn by `config.seed`.
 
     It takes volumes (batch, input_channels, depth, height, width) of any size and gives logits
-    (batch, num_classes, depth, height, width), while training a list of such of decreasing
-    resolution where it has deep supervision. UNETR alone takes none larger than the `patch_size`
-    that it was built for.
+    (batch, num_classes, depth, height, width), with regions one channel a region, while training a
+    list of such of decreasing resolution where it has deep supervision. UNETR alone takes none
+    larger than the `patch_size` that it was built for.
 
     A user's own network, `model_name: my_nets:build_tiny`, is a function or a class that is called
     with keyword arguments: `num_classes`, `input_channels`, `patch_size`, `gradient_checkpointing`
@@ -48,6 +48,15 @@ def build_model(config: ModelTrainingConfig) -> nn.Module:
         >>> build_model(ModelTrainingConfig(model_params=params)).num_classes
         3
     """
+    # what a network calls its classes are its channels
+    config = config.model_copy(
+        update={
+            "num_classes": config.output_channels,
+            "label_values": None,
+            "regions": None,
+            "regions_class_order": None,
+        }
+    )
     own = is_plugin(config.model_name)
     fields = dict(zip(FIELDS_OF_PLUGINS, FIELDS_OF_PLUGINS, strict=True))
     for argument, field in (fields if own else _FIELD_OF_ARGUMENT).items():

@@ -315,7 +315,8 @@ def convert(options: argparse.Namespace, out: Console) -> int:
         bundle, options.output, size, member=options.member, overwrite=options.overwrite
     )
     meaning = (
-        f"; a softmax of them is the weighted mean of the probabilities of {len(members)} networks"
+        f"; a {'softmax' if bundle.config.regions is None else 'sigmoid'} of them is the weighted "
+        f"mean of the probabilities of {len(members)} networks"
         if len(members) > 1
         else ""
     )

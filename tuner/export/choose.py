@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.bundle.case_scores import PredictedCase, mean_scores
+from training.bundle.case_scores import PredictedCase, mean_scores, task_labelled
 from training.bundle.member import load_checkpoint
 from training.data.patches.mirroring import trained_mirror_axes
 from training.errors import BundleError
@@ -68,7 +68,9 @@ def choose(
         return _without_cases(winner, data, settings)
     num_classes = winner.config.task_classes
     measure = Measure.of(metric, winner.config)
-    cases = ValidationCases(prepared, data.labels, measure, num_classes, scratch)
+    cases = ValidationCases(
+        prepared, data.labels, measure, num_classes, winner.config.task_channels, scratch
+    )
     tell(_told(cases, winner))
     plain = cases.plain(winner)
     predicted = cases.mirrored(plain, settings.mirroring) or plain
@@ -289,8 +291,10 @@ def _limits(found: Sequence[Predicted], settings: ExportSettings) -> Limits:
 
 def _selection_cases(cases: ValidationCases, found: Sequence[Predicted]) -> SelectionCases:
     voxels = SelectionCases(cases.measure, cases.num_classes, cases.scratch)
-    for number, label in enumerate(cases.targets(found[0].candidate)):
-        voxels.add([predicted.probabilities[number] for predicted in found], label)
+    winner = found[0].candidate
+    pairs = zip(cases.targets(winner), cases.labelled(winner), strict=True)
+    for number, (label, labelled) in enumerate(pairs):
+        voxels.add([predicted.probabilities[number] for predicted in found], label, labelled)
     return voxels
 
 
@@ -302,7 +306,7 @@ def _choose_postprocessing(
 ) -> None:
     """Choose the postprocessing, and say why."""
     grid, found = label_maps(cases, members, data)
-    chosen, gains = nested_postprocessing(found, cases.num_classes)
+    chosen, gains = nested_postprocessing(found, cases.num_classes, cases.measure.regions)
     gain = paired_interval(gains)
     used = bool(chosen.steps) and gain.mean > 0
     target = members[0][1].candidate.config.target_class
@@ -337,9 +341,10 @@ def _metrics(
     predicted = (
         PredictedCase(
             case.name,
-            torch.from_numpy(choice.postprocessing.apply(mean.argmax(axis=0), spacing)),
+            torch.from_numpy(choice.postprocessing.apply(cases.decode(mean), spacing)),
             torch.from_numpy(label),
             spacing,
+            task_labelled(case.labelled, winner.config),
         )
         for case, mean, label in zip(cases.cases, predictions, cases.targets(winner), strict=True)
     )

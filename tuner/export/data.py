@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.bundle.case_scores import raw_case
 from training.data import (
     PreprocessedDataset,
     Preprocessing,
@@ -134,7 +135,7 @@ def _checked_cases(
 def _existing_cases(dataset: PreprocessedDataset) -> dict[str, RawCase]:
     """Cases whose files are where they were read from."""
     return {
-        name: RawCase(name, tuple(entry.images), entry.label)
+        name: raw_case(name, entry)
         for name, entry in dataset.cases.items()
         if all(path.exists() for path in (*entry.images, entry.label))
     }

@@ -37,6 +37,7 @@ from tuner.study.remote.study import fetch_checkpoints
 from tuner.study.trial_entry import TrialEntry, TrialState
 
 if TYPE_CHECKING:
+    from training.config import ModelTrainingConfig
     from tuner.spec.settings import ExportSettings
     from tuner.study.study import Study
 
@@ -54,7 +55,8 @@ class Exported:
             `test_*` against the label files, `preprocessed_test_*` on the preprocessed grid.
         grid: Which of the two the test metrics are, None for none.
         labels: Name of each class, background first.
-        label_values: Value of each class in label files.
+        scored: Names of what is scored, the classes or regions, with the part of it in the names of
+            scores.
         tolerance: Tolerance of the normalised surface Dice, in mm.
         notes: What could not be done as usual, in words.
         members: The exported networks, in words.
@@ -70,7 +72,7 @@ class Exported:
     metrics: dict[str, float]
     grid: Grid | None
     labels: list[str]
-    label_values: list[int]
+    scored: dict[str, str]
     tolerance: float
     notes: list[str]
     members: list[str]
@@ -91,9 +93,9 @@ class Exported:
         found = self.metrics if metrics is None else metrics
         prefix = test_prefix(self.grid)
         known = {
-            name: f"_{label}"
-            for label, name in zip(self.label_values, self.labels, strict=True)
-            if f"{prefix}dice_{label}" in found
+            name: f"_{part}"
+            for name, part in self.scored.items()
+            if f"{prefix}dice_{part}" in found
         }
         return {
             name: [
@@ -223,7 +225,7 @@ def _export(
         metrics,
         tested.grid,
         labels=data.labels,
-        label_values=list(data.preprocessing.values),
+        scored=_scored(config, data.labels),
         tolerance=config.surface_tolerance,
         notes=data.notes,
         members=[member.name for member in choice.members],
@@ -251,6 +253,14 @@ def _members(choice: Choice) -> list[Member]:
         )
         for chosen in choice.members
     ]
+
+
+def _scored(config: ModelTrainingConfig, labels: Sequence[str]) -> dict[str, str]:
+    """Names of what a config's scores are of, with the part in the names of scores."""
+    if config.label_regions is not None:
+        return dict(zip(config.label_regions.names, config.score_names, strict=True))
+    values = [str(value) for value in config.values]
+    return dict(zip(labels, values, strict=True))
 
 
 def _public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:

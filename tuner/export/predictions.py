@@ -11,16 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.bundle.case_scores import load_for_scoring, task_target
+from training.bundle.case_scores import (
+    load_for_scoring,
+    raw_case,
+    task_labelled,
+    task_target,
+)
 from training.bundle.member import Member
 from training.data import PreprocessedDataset
 from training.data.patches.mirroring import trained_mirror_axes
+from training.region_maps import decode
 from tuner.export.selection import MIN_GAIN, parts
 
 if TYPE_CHECKING:
     from tuner.export.candidates import Candidate
     from tuner.export.data import ExportData
-    from tuner.export.measure import Measure
+    from tuner.export.measure import Labelled, Measure
     from tuner.export.scratch import Scratch
 
 Mirroring = Literal["auto", "on", "off"]
@@ -54,12 +60,14 @@ class PreparedCase:
         image: Its image `(c, d, h, w)`.
         label: Its label map `(d, h, w)`.
         fold: The fold whose validation case it is.
+        labelled: The foreground classes that it is labelled for; None for all.
     """
 
     name: str
     image: NDArray[np.float32]
     label: NDArray[Any]
     fold: int = 0
+    labelled: tuple[int, ...] | None = None
 
 
 def validation_cases(data: ExportData, winner: Candidate, scratch: Scratch) -> list[PreparedCase]:
@@ -75,7 +83,13 @@ def validation_cases(data: ExportData, winner: Candidate, scratch: Scratch) -> l
     if dataset is not None:
         further = [PreprocessedDataset.load(config.data_dir) for config, _ in winner.further]
         return [
-            PreparedCase(name, of_fold.image(name), of_fold.label(name), fold)
+            PreparedCase(
+                name,
+                of_fold.image(name),
+                of_fold.label(name),
+                fold,
+                raw_case(name, of_fold.cases[name]).labelled,
+            )
             for fold, of_fold in enumerate((dataset, *further))
             for name in of_fold.splits["val"]
         ]
@@ -85,7 +99,7 @@ def validation_cases(data: ExportData, winner: Candidate, scratch: Scratch) -> l
         assert prepared.label is not None
         image = scratch.array(prepared.image.shape, np.float32)
         image[:] = prepared.image
-        cases.append(PreparedCase(files.case_id, image, prepared.label))
+        cases.append(PreparedCase(files.case_id, image, prepared.label, 0, files.labelled))
     return cases
 
 
@@ -98,7 +112,8 @@ class ValidationCases:
             not train on it.
         labels: Name of each label value of the data, background first.
         measure: What is to be as large as possible.
-        num_classes: Classes of the networks' probabilities.
+        num_classes: Classes of the label maps, background included.
+        channels: Channels of the networks' probabilities: classes, or regions.
         scratch: Where probabilities are kept.
     """
 
@@ -106,6 +121,7 @@ class ValidationCases:
     labels: list[str]
     measure: Measure
     num_classes: int
+    channels: int
     scratch: Scratch
 
     def __len__(self) -> int:
@@ -114,12 +130,22 @@ class ValidationCases:
     @property
     def bytes_of_one(self) -> int:
         """Disk that the predictions of one network take."""
-        return 2 * self.num_classes * sum(case.label.size for case in self.cases)
+        return 2 * self.channels * sum(case.label.size for case in self.cases)
 
     def targets(self, candidate: Candidate) -> Iterator[NDArray[Any]]:
         """The true classes `(d, h, w)` of case after case."""
         for case in self.cases:
             yield task_target(np.array(case.label), candidate.config).numpy()
+
+    def labelled(self, candidate: Candidate) -> Iterator[Labelled]:
+        """Which classes of the network each case is labelled for."""
+        for case in self.cases:
+            mask = task_labelled(case.labelled, candidate.config)
+            yield None if mask is None else mask.numpy()
+
+    def decode(self, probabilities: NDArray[Any]) -> NDArray[np.integer[Any]]:
+        """Classes `(d, h, w)` of probabilities `(k, d, h, w)`."""
+        return decode(probabilities, self.measure.regions)
 
     def plain(self, candidate: Candidate) -> Predicted:
         """What a candidate predicts without mirroring.
@@ -165,7 +191,7 @@ class ValidationCases:
 
     def _predict(self, candidate: Candidate, mirror_axes: tuple[int, ...]) -> Predicted:
         whole = self.scratch.array([self.bytes_of_one // 2], np.float16)
-        targets = self.targets(candidate)
+        targets, labelled = self.targets(candidate), self.labelled(candidate)
         kept, scores, seconds, first = [], [], 0.0, 0
         for fold, (config, checkpoint) in enumerate(candidate.networks):
             module = load_for_scoring(checkpoint, config)
@@ -182,7 +208,8 @@ class ValidationCases:
                 stored[:] = probabilities
                 first += probabilities.size
                 kept.append(stored)
-                scores.append(self.measure.of_labels(probabilities.argmax(axis=0), next(targets)))
+                classes = self.decode(probabilities)
+                scores.append(self.measure.of_labels(classes, next(targets), next(labelled)))
             # the first one also loads kernels and fills caches
             seconds += float(np.mean(times[1:] or times)) if times else 0.0
         return Predicted(candidate, mirror_axes, kept, np.array(scores), seconds)

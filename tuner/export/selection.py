@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.ignored_voxels import IGNORE_INDEX
+from training.region_maps import decode
+from tuner.export.measure import Labelled, without_missing
 
 if TYPE_CHECKING:
     from tuner.export.measure import Measure
@@ -81,11 +83,13 @@ class _Case:
         disputed: Probabilities `(candidate, voxel, class)` where candidates disagree.
         label: True class of these voxels.
         agreed: Voxels `(3, class)` of the others: of both, predicted, and true ones.
+        labelled: Which classes the case is labelled for.
     """
 
     disputed: NDArray[np.float16]
     label: NDArray[Any]
     agreed: NDArray[np.int64]
+    labelled: Labelled = None
 
 
 @dataclass
@@ -94,7 +98,7 @@ class SelectionCases:
 
     Attributes:
         measure: What is to be as large as possible.
-        num_classes: Classes of the candidates' probabilities.
+        num_classes: Classes of the label maps, background included.
         scratch: Where probabilities are kept.
     """
 
@@ -104,28 +108,34 @@ class SelectionCases:
     _cases: list[_Case] = field(default_factory=list)
     _known: dict[Counts, NDArray[np.float64]] = field(default_factory=dict)
 
-    def add(self, predictions: Sequence[NDArray[np.float16]], label: NDArray[Any]) -> None:
+    def add(
+        self,
+        predictions: Sequence[NDArray[np.float16]],
+        label: NDArray[Any],
+        labelled: Labelled = None,
+    ) -> None:
         """Add a case.
 
         Args:
             predictions: Each candidate's class probabilities `(k, d, h, w)`.
             label: True classes `(d, h, w)`, `IGNORE_INDEX` where a voxel is left out.
+            labelled: Which classes the case is labelled for.
         """
-        voxels, labels, agreed = [], [], np.zeros((3, self.num_classes), dtype=np.int64)
+        voxels, labels, agreed = [], [], np.zeros((3, self._columns), dtype=np.int64)
         for plane, true in enumerate(label):
             # plane by plane: all candidates at once need not fit into memory
             each = np.stack([np.asarray(prediction[:, plane]) for prediction in predictions])
-            classes = each.argmax(axis=1)
+            classes = without_missing(decode(each, self.measure.regions, axis=1), labelled)
             known = true != IGNORE_INDEX
             same = (classes == classes[0]).all(axis=0) & known
-            agreed += _voxels(classes[0][same], true[same], self.num_classes)
+            agreed += self.measure.count(classes[0][same], true[same], self.num_classes)
             disputes = known & ~same
             voxels.append(np.moveaxis(each[:, :, disputes], 1, 2))
             labels.append(true[disputes])
         disputed = np.concatenate(voxels, axis=1)
         kept = self.scratch.array(disputed.shape, np.float16)
         kept[:] = disputed
-        self._cases.append(_Case(kept, np.concatenate(labels), agreed))
+        self._cases.append(_Case(kept, np.concatenate(labels), agreed, labelled))
         self._known.clear()
 
     def __len__(self) -> int:
@@ -145,16 +155,16 @@ class SelectionCases:
         total = np.zeros(case.disputed.shape[1:], dtype=np.float32)
         for candidate in taken:
             total += weights[candidate] * case.disputed[candidate]
-        counts = case.agreed + _voxels(total.argmax(axis=1), case.label, self.num_classes)
-        return self.measure.by_class(counts)
+        # regions have a threshold, so the sum must be a mean
+        predicted = decode(total / weights.sum(), self.measure.regions, axis=1)
+        predicted = without_missing(predicted, case.labelled)
+        counts = case.agreed + self.measure.count(predicted, case.label, self.num_classes)
+        return self.measure.by_class(counts, case.labelled)
 
-
-def _voxels(predicted: NDArray[Any], true: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
-    """Voxels of each class: in both, predicted, and true."""
-    both = predicted[predicted == true]
-    return np.stack(
-        [np.bincount(found, minlength=num_classes) for found in (both, predicted, true)]
-    )
+    @property
+    def _columns(self) -> int:
+        regions = self.measure.regions
+        return self.num_classes if regions is None else len(regions) + 1
 
 
 def select(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
+from training.config.regions import PRESETS
 from tuner.errors import suggestion
 from tuner.spec.field_errors import FieldProblem, value_problems
 from tuner.spec.read_metrics import is_measured
@@ -60,18 +61,21 @@ def _check_start_point(spec: SpecValues, parser: SpecParser, index: int) -> None
 
 
 def _check_class_metric(metric: str, spec: SpecValues, parser: SpecParser) -> None:
-    """`val_dice_2` needs a class 2; the number of classes may come from the data later."""
-    number = metric.removeprefix("val_dice_").removeprefix("val_nsd_")
-    if number == metric or not number.isdecimal():
-        return
+    """`val_dice_2` needs a label 2, `val_dice_core` a region; the data may name them later."""
+    name = metric.removeprefix("val_dice_").removeprefix("val_nsd_")
     config = spec.base_config()
-    known = config.foreground_labels
-    if ("num_classes" in spec.config or config.target_label) and int(number) not in known:
-        parser.problem(
-            ("metric",),
-            f"metric {metric} names no foreground class: they are "
-            f"{', '.join(str(label) for label in known)}",
-        )
+    if name == metric or (config.lightning_module is not None and not name.isdecimal()):
+        return
+    known: tuple[str, ...]
+    if isinstance(config.regions, str):
+        known = PRESETS[config.regions]
+    elif config.regions is None and not ("num_classes" in spec.config or config.target_label):
+        return
+    else:
+        known = config.score_names
+    if name not in known:
+        kind = "foreground class" if config.regions is None else "region"
+        parser.problem(("metric",), f"metric {metric} names no {kind}: they are {', '.join(known)}")
 
 
 def _check_metrics(spec: SpecValues, parser: SpecParser) -> None:
@@ -104,7 +108,7 @@ def _check_search(spec: SpecValues, parser: SpecParser) -> None:
 def _check_confirmation(spec: SpecValues, parser: SpecParser) -> None:
     """Check that a confirmation has test cases to judge by."""
     base = spec.base_config()
-    if spec.confirm is not None and not is_measured(spec.metric):
+    if spec.confirm is not None and not is_measured(spec.metric, base):
         parser.problem(
             ("confirm",),
             f"confirm cannot measure {spec.metric} on test cases, since only your Lightning module "

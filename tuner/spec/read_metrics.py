@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from training.config import Mode
+from training.config import Mode, ModelTrainingConfig
 from training.registry import is_plugin
 from tuner.errors import suggestion
 from tuner.spec.parser import SpecParser
 from tuner.spec.yaml_source import YamlPath
 
 METRICS = ("val_dice", "val_nsd", "val_iou", "val_boundary_f1", "val_accuracy", "val_loss")
-"""Metrics that trials can be compared by; `val_dice_K` and `val_nsd_K` are those of class K."""
+"""Metrics that trials can be compared by; `val_dice_K` and `val_nsd_K` are those of the label K."""
 
 OF_A_CLASS = r"val_(dice|nsd)_[1-9]\d*"
 """Pattern of the metrics of one class."""
+
+OF_A_REGION = r"val_(dice|nsd)_\w+"
+"""Pattern of the metrics of one region, by its name."""
 
 COSTS = ("val_seconds_per_case", "parameters", "peak_memory")
 """Metrics that may stand after the first one: smaller is better of each."""
@@ -59,14 +62,18 @@ def _metric(parser: SpecParser, name: Any, index: int) -> tuple[str, Mode]:
         return name, "min" if name == "val_loss" else "max"
     if _is_own(parser, name):
         return name, _own_mode(parser, path, name, index)
+    if isinstance(name, str) and re.fullmatch(OF_A_REGION, name):
+        return name, "max"
     known = [*METRICS, "val_dice_1", *COSTS]
     parser.problem(path, f"unknown metric {name!r}{suggestion(name, known)}")
     return DEFAULT_METRIC, "max"
 
 
-def is_measured(name: str) -> bool:
+def is_measured(name: str, config: ModelTrainingConfig) -> bool:
     """Whether a metric can be measured on any predicted case, not only logged by a module."""
-    return is_plugin(name) or name in METRICS or re.fullmatch(OF_A_CLASS, name) is not None
+    of_a_region = config.lightning_module is None and re.fullmatch(OF_A_REGION, name)
+    ours = name in METRICS or re.fullmatch(OF_A_CLASS, name) or of_a_region
+    return is_plugin(name) or bool(ours)
 
 
 def _is_own(parser: SpecParser, name: Any) -> bool:

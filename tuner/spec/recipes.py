@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from training.config import ModelTrainingConfig
+from training.config import LOSS_OF_REGIONS, ModelTrainingConfig
 from training.errors import PluginError, suggestion
-from training.registry import MODELS, is_plugin
+from training.registry import LOSSES, MODELS, is_plugin
 
 __all__ = [
     "DEFAULTS_OF_FORMAT_1",
@@ -231,6 +231,8 @@ def unnamed_values(given: Mapping[str, Any], named: Collection[str]) -> dict[str
     if given.get("momentum") == 0:
         # there is no Nesterov's form of none
         recipe.pop("nesterov", None)
+    if given.get("regions") is not None and recipe.get("loss") in LOSSES:
+        recipe["loss"] = LOSS_OF_REGIONS
     return {name: value for name, value in recipe.items() if name not in named}
 
 

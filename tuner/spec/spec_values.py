@@ -267,6 +267,9 @@ def assumed_classes(flat: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if isinstance(flat.get("label_values"), list):
         return {"num_classes": max(2, len(flat["label_values"]))}
+    if isinstance(flat.get("regions"), dict):
+        found = [value for of in flat["regions"].values() if isinstance(of, list) for value in of]
+        return {"num_classes": max([1, *(one for one in found if isinstance(one, int))]) + 1}
     weights = flat.get("class_weights")
     if isinstance(weights, list):
         return {"num_classes": max(2, len(weights))}

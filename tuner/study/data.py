@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,8 @@ from training.data.patches.mirroring import LEFT_RIGHT, mirror_axes, sided_label
 from training.data.prepared.cache import MANIFEST
 from training.data.prepared.config_check import check_config
 from training.data.prepared.split_rules import split_of_file
-from training.data.raw.label_values import gapped, named_labels
+from training.data.prepared.task import fields_of_data, region_warnings
+from training.data.raw.label_values import named_labels
 from training.local_path import is_url
 from training.storage import address_of
 from tuner.errors import SpecError, StudyError
@@ -167,7 +167,7 @@ def shown_warnings(warnings: Sequence[str], where: str = "") -> list[str]:
 
 
 def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
-    """The spec with what the data decide, see `decided_by`.
+    """The spec with what the data decide, see `fields_of_data`.
 
     Args:
         spec: A spec; what it says about the data is checked.
@@ -194,7 +194,8 @@ def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
             "has none: give it a part `test`, or remove confirm"
         )
     try:
-        return spec.completed(decided_by(dataset), origin="the data")
+        decided = fields_of_data(dataset, config.regions, config.regions_class_order)
+        return spec.completed(decided, origin="the data")
     except SpecError as error:
         raise StudyError(
             f"{error}\n  the data in {dataset.folder} have {len(dataset.labels)} labels "
@@ -202,16 +203,6 @@ def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
             f"{len(dataset.channels)} channels ({', '.join(dataset.channels)}): correct the search "
             "space"
         ) from error
-
-
-def decided_by(dataset: RawDataset) -> dict[str, Any]:
-    """Config fields that data decide: classes and channels, and label values with gaps."""
-    values = gapped(dataset.label_values)
-    return {
-        "num_classes": len(dataset.labels),
-        "input_channels": len(dataset.channels),
-        **({} if values is None else {"label_values": list(values)}),
-    }
 
 
 def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
@@ -243,6 +234,15 @@ def mirroring_line(spec: StudySpec, labels: Sequence[str]) -> str:
         f"patches are mirrored along {' and '.join(choices[0])} alone, not from left to "
         f"right: labels name sides ({names}); mirror_axes changes it"
     )
+
+
+def _region_lines(spec: StudySpec) -> list[str]:
+    """A line on the regions that are trained, if there are some."""
+    config = spec.base_config()
+    if not isinstance(config.regions, dict):
+        return []
+    named = ", ".join(f"{name} {values}" for name, values in config.regions.items())
+    return [f"          regions {named}, written in the order {config.regions_class_order}"]
 
 
 def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
@@ -281,7 +281,14 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         f"labels {named_labels(dataset.labels, dataset.label_values)}",
         f"          median {' x '.join(f'{size:.0f}' for size in shape)} voxels of {spacing} mm "
         "(superior, anterior, right)",
-        *shown_warnings([*dataset.warnings, *survey.warnings]),
+        *_region_lines(completed),
+        *shown_warnings(
+            [
+                *dataset.warnings,
+                *region_warnings(completed.base_config(), dataset),
+                *survey.warnings,
+            ]
+        ),
         mirroring_line(completed, dataset.labels),
     ]
     return completed, [line for line in lines if line]

@@ -79,6 +79,7 @@ def get_dataloader(
     seed: int = 0,
     processes: int = 1,
     accumulate: int = 1,
+    regions: Sequence[Sequence[int]] | None = None,
 ) -> DataLoader[Any]:
     """Loader of a split of a preprocessed folder.
 
@@ -102,6 +103,7 @@ def get_dataloader(
         seed: Seed of all that is random.
         processes: Processes that train together, each with batches of its own.
         accumulate: Batches of an optimizer step: an epoch has no step of fewer.
+        regions: Classes of each region, by which foreground voxels are drawn.
 
     Raises:
         DatasetError: if the folder is not a preprocessed one, or the split has no case.
@@ -131,6 +133,7 @@ def get_dataloader(
         augmentation=Augmentation(augmentation, patch_size, augmentation_strength, mirror_axes),
         shuffle=shuffle,
         seed=seed,
+        regions=regions,
     )
     return PrefetchingLoader(
         patches,
@@ -167,6 +170,7 @@ def get_dataloaders(
         seed=config.seed,
         processes=max(config.gpus, 1),
         accumulate=config.accumulate,
+        regions=None if config.label_regions is None else config.label_regions.classes,
     )
     val = get_dataloader(config.data_dir, "val", 1, 0, shuffle=False)
     has_test = bool(dataset.splits["test"])

@@ -41,6 +41,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
         augmentation: What is done to a patch.
         shuffle: Whether cases come in a new order every epoch.
         seed: Seed of everything that is random here.
+        regions: Classes of each region; foreground is then drawn uniformly from the regions of
+            the case, and from the voxels of the region.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class PatchDataset(Dataset[dict[str, Any]]):
         augmentation: Augmentation,
         shuffle: bool,
         seed: int,
+        regions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self._dataset = dataset
+        self._regions = regions
         self._cases = dataset.splits[split]
         self._patch_size = np.asarray(patch_size)
         self._foreground_fraction = foreground_fraction
@@ -116,12 +120,23 @@ class PatchDataset(Dataset[dict[str, Any]]):
                 self._foreground[case] = self._dataset.foreground(case)
             by_class = self._foreground[case]
             if by_class:
-                return by_class[int(rng.choice(sorted(by_class)))]
+                return by_class[self._drawn_class(case, sorted(by_class), rng)]
         if not self._dataset.has_ignored:
             return None
         if case not in self._labelled:
             self._labelled[case] = self._dataset.labelled(case)
         return self._labelled[case]
+
+    def _drawn_class(self, case: str, present: Sequence[int], rng: np.random.Generator) -> int:
+        """The class of the voxel that a patch is centred on."""
+        if self._regions is None:
+            return int(rng.choice(present))
+        having = [sorted(set(region) & set(present)) for region in self._regions]
+        having = [classes for classes in having if classes] or [list(present)]
+        classes = having[int(rng.integers(len(having)))]
+        # so that each voxel of the region is as likely
+        counts = np.array([self._dataset.cases[case].voxel_counts[one] for one in classes])
+        return int(rng.choice(classes, p=counts / counts.sum()))
 
     def _cut(
         self, volume: NDArray[Any], corner: NDArray[np.int64], dtype: torch.dtype, around: int = 0

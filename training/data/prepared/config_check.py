@@ -7,7 +7,8 @@ from collections.abc import Collection
 from training.config import ModelTrainingConfig
 from training.data.prepared.normalisation import normalisation_problems
 from training.data.prepared.split import split_cases
-from training.data.raw.label_values import shown_values
+from training.data.prepared.task import fields_of_data
+from training.data.raw.label_values import named_labels, shown_values
 from training.data.raw.layouts import RawDataset
 from training.errors import DatasetError
 
@@ -45,7 +46,9 @@ def check_config(
             f"target_label={config.target_label}, but the labels of the data in {dataset.folder} "
             f"are {shown_values(values)} ({', '.join(labels)})"
         )
-    if isinstance(config.class_weights, list) and len(config.class_weights) != len(labels):
+    if config.regions is not None:
+        problems += _region_problems(config, dataset)
+    elif isinstance(config.class_weights, list) and len(config.class_weights) != len(labels):
         problems.append(
             f"class_weights has {len(config.class_weights)} entries ({config.class_weights}), but "
             f"the data in {dataset.folder} have {len(labels)} labels ({', '.join(labels)}): give "
@@ -56,3 +59,19 @@ def check_config(
         raise DatasetError("\n  ".join(problems))
     # too few cases, or a rule that does not fit them, is found without their labels
     split_cases({case.case_id: [1] * len(labels) for case in dataset.cases}, config)
+
+
+def _region_problems(config: ModelTrainingConfig, dataset: RawDataset) -> list[str]:
+    """What a config's own regions say that the labels of the data do not have."""
+    try:
+        decided = fields_of_data(dataset, config.regions, config.regions_class_order)
+    except DatasetError as error:
+        return [str(error)]
+    labels = named_labels(dataset.labels, dataset.label_values)
+    return [
+        f"the region {name!r} has the label {value}, but the labels of the data in "
+        f"{dataset.folder} are {shown_values(dataset.label_values)} ({labels})"
+        for name, values in decided["regions"].items()
+        for value in values
+        if value not in dataset.label_values
+    ]

@@ -35,6 +35,7 @@ from training.data.prepared.split import (
     split_name,
 )
 from training.data.prepared.split_rules import rules_digest, split_of_file
+from training.data.prepared.task import region_warnings
 from training.data.raw.case_threads import case_threads
 from training.data.raw.header_survey import survey_headers
 from training.data.raw.layouts import RawCase, RawDataset, read_layout
@@ -113,7 +114,8 @@ def prepare_dataset(
     )
     for line in labelled_lines(prepared.splits, dataset, dataset.class_of(config.target_label)):
         tell(line)
-    for line in [*dataset.warnings, *missing, *prepared.warnings]:
+    of_regions = region_warnings(config, dataset)
+    for line in [*dataset.warnings, *of_regions, *missing, *prepared.warnings]:
         warn(line)
     return split
 

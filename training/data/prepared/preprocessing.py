@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
 from torch import Tensor
 
+from training.config.regions import Regions
 from training.data.prepared.label_loss import lost_by_resampling, outside
 from training.data.prepared.normalisation import ChannelNormalisation
 from training.data.prepared.resampling import (
@@ -43,6 +44,7 @@ from training.data.raw.layouts import Modality
 from training.data.raw.volume import Volume, read_image, read_label
 from training.errors import DatasetError
 from training.ignored_voxels import is_ignored
+from training.region_maps import THRESHOLD
 
 AIR = -500.0
 """Hounsfield units below which a voxel of a CT is outside the body."""
@@ -193,20 +195,24 @@ class Preprocessing(BaseModel):
         return PreprocessedCase(normalised, after, geometry, warnings)
 
     def invert(
-        self, probabilities: Float[np.ndarray, "k d h w"], info: CaseGeometry
+        self,
+        probabilities: Float[np.ndarray, "k d h w"],
+        info: CaseGeometry,
+        regions: Regions | None = None,
     ) -> UInt[np.ndarray, "i j k"]:
         """Classes on the file's own grid, in the file's axis order.
 
         Args:
             probabilities: Class probabilities of the preprocessed case, in any precision.
             info: What `apply` returned with the case.
+            regions: The regions that the probabilities are of; None for exclusive classes.
         """
         planes = probabilities.shape[1]
         slabs = (
             torch.from_numpy(np.array(probabilities[:, first : first + PLANES], dtype=np.float32))
             for first in range(0, planes, PLANES)
         )
-        return self.invert_slabs(slabs, planes, info)
+        return self.invert_slabs(slabs, planes, info, regions=regions)
 
     def invert_slabs(
         self,
@@ -214,17 +220,20 @@ class Preprocessing(BaseModel):
         planes: int,
         info: CaseGeometry,
         stored: UInt[np.ndarray, "i j k c"] | None = None,
+        regions: Regions | None = None,
     ) -> UInt[np.ndarray, "i j k"]:
         """Classes on the file's own grid, of probabilities that come slab by slab.
 
-        The probabilities are resampled class by class and a few planes at a time, and the class
-        of the highest is kept: a scan of the whole body with many classes would not fit in memory.
+        The probabilities are resampled class by class and a few planes at a time, and the class of
+        the highest is kept, or that of the last region above 0.5 (nnU-Net's rule): a scan of the
+        whole body with many classes would not fit in memory.
 
         Args:
             slabs: Class probabilities, slab by slab along the depth, on the CPU.
             planes: Depth of the preprocessed case.
             info: What `apply` returned with the case.
             stored: An array that gets the probabilities on the file's grid, as `STORED` has them.
+            regions: The regions that the probabilities are of; None for exclusive classes.
         """
         size = tuple(end - first for first, end in info.crop)
         permuted = tuple(info.shape[int(source)] for source in np.argsort(info.orientation[:, 0]))
@@ -233,7 +242,9 @@ class Preprocessing(BaseModel):
         kept: list[NDArray[np.uint16]] = []
         if stored is not None:
             # around the body is background
-            stored[..., 0], stored[..., 1:] = STORED, 0
+            stored[:] = 0
+            if regions is None:
+                stored[..., 0] = STORED
             kept = [
                 reorient(stored[..., value], info.orientation)[_slices(info.crop)]
                 for value in range(stored.shape[-1])
@@ -241,8 +252,12 @@ class Preprocessing(BaseModel):
         for chosen, classes in resample_slabs(slabs, planes, size, info.anisotropic_axis):
             best = torch.full((chosen.stop - chosen.start, *size[1:]), -torch.inf)
             for value, probability in enumerate(classes):
-                np.copyto(inside[chosen], value, where=(probability > best).numpy())
-                torch.maximum(best, probability, out=best)
+                if regions is None:
+                    np.copyto(inside[chosen], value, where=(probability > best).numpy())
+                    torch.maximum(best, probability, out=best)
+                else:
+                    written = regions.order[value]
+                    np.copyto(inside[chosen], written, where=(probability > THRESHOLD).numpy())
                 if kept:
                     kept[value][chosen] = (probability * STORED).round().numpy()
         return np.ascontiguousarray(
