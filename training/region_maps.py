@@ -32,9 +32,13 @@ def region_table(regions: Regions) -> Bool[Tensor, "regions classes"]:
 def region_targets(
     targets: Int[Tensor, "b *spatial"], regions: Regions
 ) -> Bool[Tensor, "b regions *spatial"]:
-    """The region masks of label maps: what a loss compares with a network's channels."""
+    """The region masks of label maps: what a loss compares with a network's channels.
+
+    Voxels that are left out (`IGNORE_INDEX`) are in no region.
+    """
     table = region_table(regions).to(targets.device)
-    return torch.stack([row[targets.long()] for row in table], dim=1)
+    known = targets.long().clamp(min=0)
+    return torch.stack([row[known] for row in table], dim=1)
 
 
 def classes_of_regions(

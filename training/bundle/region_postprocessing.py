@@ -68,9 +68,10 @@ def _scores(
     for prediction, reference, spacing in cases:
         cleaned = postprocessing.apply(prediction, spacing)
         row = []
+        known = reference != IGNORE_INDEX
         for region in range(len(regions)):
-            one, other = (region_mask(labels, regions, region) for labels in (cleaned, reference))
-            one &= reference != IGNORE_INDEX
+            one = region_mask(cleaned, regions, region) & known
+            other = region_mask(reference, regions, region)
             both = int(np.count_nonzero(one)) + int(np.count_nonzero(other))
             row.append(2 * int(np.count_nonzero(one & other)) / both if both else np.nan)
         by_case.append(row)

@@ -6,7 +6,7 @@ the number is its value in the label files. Where those are 0, 1, 2, ... it is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -75,6 +75,7 @@ class LabelFields(NetworkFields):
                 "training.data.task_of_data(config, data_dir) for a config with its regions",
                 ("regions",),
             )
+        self._check_values_of_regions(self.regions)
         order = self.regions_class_order or derived_order(self.regions)
         return Regions(
             tuple(self.regions),
@@ -153,21 +154,23 @@ class LabelFields(NetworkFields):
         check_regions(self.regions, self.regions_class_order)
         if self.regions_class_order is None:
             derived_order(self.regions)
-        for name, values in self.regions.items():
+        # the data may decide the classes later
+        if self.label_values is not None or "num_classes" in self.model_fields_set:
+            self._check_values_of_regions(self.regions)
+        return self
+
+    def _check_values_of_regions(self, regions: Mapping[str, Sequence[int]]) -> None:
+        for name, values in regions.items():
             unknown = [value for value in values if value not in self.values]
             if unknown:
                 known = ", ".join(str(value) for value in self.values[1:])
-                default = (
-                    ""
-                    if "num_classes" in self.model_fields_set
-                    else f" (by the default of num_classes, {self.num_classes}; give your own)"
-                )
+                given = "num_classes" in self.model_fields_set
+                default = f" (by the default num_classes={self.num_classes}; give your own)"
                 raise FieldsError(
                     f"the region {name!r} has the label {unknown[0]}, but labels are "
-                    f"{known}{default}",
+                    f"{known}{'' if given else default}",
                     ("regions", "num_classes"),
                 )
-        return self
 
     @model_validator(mode="after")
     def _check_label_values(self) -> Self:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,16 @@ class DatasetLabels:
     Attributes:
         names: Name of each class, background first.
         values: Value of each class in the label files, ascending from 0.
+        ignore: Values of voxels that nobody labelled; they are no class.
         regions: Values of each of nnU-Net's regions; None where classes are exclusive.
         regions_class_order: Value that is written for each region.
-        ignore: Values of voxels that nobody labelled; they are no class.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
+    ignore: tuple[int, ...] = ()
     regions: Mapping[str, tuple[int, ...]] | None = None
     regions_class_order: tuple[int, ...] | None = None
-    ignore: tuple[int, ...] = ()
 
 
 def read_labels(description: Mapping[str, Any], path: Path) -> DatasetLabels:
@@ -48,69 +48,25 @@ def read_labels(description: Mapping[str, Any], path: Path) -> DatasetLabels:
     given = description.get("labels")
     if not isinstance(given, dict) or len(given) < 2:
         raise DatasetError(f"{path}: `labels` must name background and at least one structure")
-    given, ignore = _without_ignored(given, path)
-    labels = _read_classes(given, description, path)
-    if len(labels.values) < 2:
-        raise DatasetError(
-            f"{path}: `labels` must name background and at least one structure beside `{IGNORE}`"
-        )
-    if taken := sorted(set(ignore) & set(labels.values)):
-        name = labels.names[labels.values.index(taken[0])]
-        raise DatasetError(
-            f"{path}: `labels` gives the value {taken[0]} to {name!r} and to {IGNORE!r}: a voxel "
-            "is of a class or left out, so take another value for one of them"
-        )
-    return replace(labels, ignore=ignore)
-
-
-def _without_ignored(
-    given: Mapping[str, Any], path: Path
-) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The labels that are classes, and the values of voxels that are left out."""
-    classes: dict[str, Any] = {}
-    ignore: set[int] = set()
+    ignore: list[int] = []
+    named: dict[Any, Any] = {}
     for key, value in given.items():
         if IGNORE in (_plain(key), _plain(value)):
-            ignore |= set(_ignored(value if _plain(key) == IGNORE else key, path))
+            ignore += _ignored(value if _plain(key) == IGNORE else key, path)
         else:
-            classes[key] = value
-    return classes, tuple(sorted(ignore))
-
-
-def _plain(name: object) -> object:
-    return name.strip().lower() if isinstance(name, str) else name
-
-
-def _ignored(given: Any, path: Path) -> list[int]:
-    """The values that are left out: one, or a list of them."""
-    found = given if isinstance(given, list) else [given]
-    for value in found:
-        whole = isinstance(value, int | str) and str(value).isdecimal()
-        if not (whole and int(value) <= MAX_VALUE):
-            raise DatasetError(
-                f"{path}: `labels` gives {IGNORE!r} the value {value!r}, but it must be a whole "
-                f"number from 1 to {MAX_VALUE}, or a list of such"
-            )
-    if not found:
-        raise DatasetError(f"{path}: `labels` gives {IGNORE!r} no value: give one, or leave it out")
-    return [int(value) for value in found]
-
-
-def _read_classes(
-    given: Mapping[str, Any], description: Mapping[str, Any], path: Path
-) -> DatasetLabels:
-    """Read the labels that are classes, or regions of them."""
-    if any(isinstance(value, list) and len(value) > 1 for value in given.values()):
-        return _read_regions(given, description, path)
+            named[key] = value
+    left_out = tuple(sorted(set(ignore)))
+    if any(isinstance(value, list) and len(value) > 1 for value in named.values()):
+        return _read_regions(named, left_out, description, path)
     if "regions_class_order" in description:
         raise DatasetError(
             f"{path}: `regions_class_order` needs regions, but each of `labels` has one value: "
             'give a region its values, e.g. "whole": [1, 2, 3], or take the order out'
         )
     by_value: dict[int, str] = {}
-    for key, value in given.items():
+    for key, value in named.items():
         # a name may be a number too, as in {"10": 1}
-        is_value = str(key).isdecimal() and not isinstance(value, int)
+        is_value = str(key).isdecimal() and not isinstance(value, int | list)
         number, name = (key, value) if is_value else (value, key)
         if isinstance(number, list) and len(number) == 1:
             number = number[0]
@@ -125,12 +81,23 @@ def _read_classes(
                 f"{name!r}"
             )
         by_value[int(number)] = str(name)
-    return DatasetLabels(*_in_order(by_value, path))
+    return DatasetLabels(*_in_order(by_value, left_out, path), left_out)
 
 
-def _in_order(by_value: Mapping[int, str], path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _in_order(
+    by_value: Mapping[int, str], ignore: Sequence[int], path: Path
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names and values of labels, ascending from the background."""
     values = tuple(sorted(by_value))
+    if len(values) < 2:
+        raise DatasetError(
+            f"{path}: `labels` must name background and at least one structure beside `{IGNORE}`"
+        )
+    if taken := sorted(set(ignore) & set(values)):
+        raise DatasetError(
+            f"{path}: `labels` gives the value {taken[0]} to {by_value[taken[0]]!r} and to "
+            f"{IGNORE!r}: a voxel is of a class or left out, so take another value for one of them"
+        )
     if values[0] != 0:
         raise DatasetError(
             f"{path}: `labels` must name the background, whose value is 0, but has "
@@ -145,7 +112,10 @@ def _in_order(by_value: Mapping[int, str], path: Path) -> tuple[tuple[str, ...],
 
 
 def _read_regions(
-    given: Mapping[str, Any], description: Mapping[str, Any], path: Path
+    given: Mapping[str, Any],
+    ignore: tuple[int, ...],
+    description: Mapping[str, Any],
+    path: Path,
 ) -> DatasetLabels:
     """Read nnU-Net's regions: names mapped to one value or several, and their order.
 
@@ -167,7 +137,7 @@ def _read_regions(
     for values in regions.values():
         for value in values:
             by_value.setdefault(value, "background" if value == 0 else f"label {value}")
-    names, in_order = _in_order(by_value, path)
+    names, in_order = _in_order(by_value, ignore, path)
     order = description.get("regions_class_order")
     if not isinstance(order, list) or not all(type(one) is int for one in order):
         shown = ", ".join(f"{name} {list(values)}" for name, values in regions.items())
@@ -179,4 +149,23 @@ def _read_regions(
         check_regions(regions, order)
     except FieldsError as error:
         raise DatasetError(f"{path}: {error}") from error
-    return DatasetLabels(names, in_order, regions, tuple(order))
+    return DatasetLabels(names, in_order, ignore, regions, tuple(order))
+
+
+def _plain(name: object) -> object:
+    return name.strip().lower() if isinstance(name, str) else name
+
+
+def _ignored(given: Any, path: Path) -> list[int]:
+    """The values that are left out: one, or a list of them."""
+    found = given if isinstance(given, list) else [given]
+    for value in found:
+        whole = isinstance(value, int | str) and str(value).isdecimal()
+        if not (whole and int(value) <= MAX_VALUE):
+            raise DatasetError(
+                f"{path}: `labels` gives {IGNORE!r} the value {value!r}, but it must be a whole "
+                f"number from 1 to {MAX_VALUE}, or a list of such"
+            )
+    if not found:
+        raise DatasetError(f"{path}: `labels` gives {IGNORE!r} no value: give one, or leave it out")
+    return [int(value) for value in found]

@@ -68,9 +68,9 @@ class RawDataset:
         channels: Name of each channel.
         cases: All labelled cases, by name.
         warnings: What is there and not used.
+        ignore: Values in the label files of voxels that are left out.
         regions: Values of each of nnU-Net's regions; None where classes are exclusive.
         regions_class_order: Value that is written for each region.
-        ignore: Values in the label files of voxels that are left out.
         labelled_file: The file that says for which classes cases are labelled, if there is one.
     """
 
@@ -81,9 +81,9 @@ class RawDataset:
     channels: tuple[str, ...]
     cases: tuple[RawCase, ...]
     warnings: tuple[str, ...] = ()
+    ignore: tuple[int, ...] = ()
     regions: Mapping[str, tuple[int, ...]] | None = None
     regions_class_order: tuple[int, ...] | None = None
-    ignore: tuple[int, ...] = ()
     labelled_file: Path | None = None
 
     def class_of(self, value: int | None) -> int | None:
@@ -161,10 +161,10 @@ def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
         channels,
         tuple(replace(case.as_raw(), labelled=labelled.get(case.case_id)) for case in cases),
         warnings,
-        regions=labels.regions,
-        regions_class_order=labels.regions_class_order,
-        ignore=labels.ignore,
-        labelled_file=labelled_file(description, folder),
+        labels.ignore,
+        labels.regions,
+        labels.regions_class_order,
+        labelled_file(description, folder),
     )
     return dataset, problems
 
