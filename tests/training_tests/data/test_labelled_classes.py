@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -69,7 +71,7 @@ def test_a_csv_file_says_it_as_well(tmp_path: Path, text: str) -> None:
         ({"case_0": []}, "case_0: it is labelled for no structure: leave the case out"),
         ({"case_0": ["background"]}, "labelled for no structure"),
         (["case_0"], r"`labelled` must map cases .*, but is \['case_0'\]"),
-        (dict.fromkeys(CASES, ["organ"]), "no case is labelled for lesion, so it cannot be learnt"),
+        ({name: ["organ"] for name in CASES}, "no case is labelled for lesion, so it cannot be"),
         ("none.csv", r"labelled: .*none\.csv: is missing"),
     ],
 )
@@ -155,10 +157,10 @@ def test_with_a_target_label_cases_that_lack_it_are_left_out(tmp_path: Path) -> 
         prepare_dataset(folder, config, cache_dir=tmp_path / "cache")
 
 
-def bright_spots(folder: Path, labelled: Any) -> Path:
-    """An organ of intensity 1 and in it a lesion of 2; half of the cases lack the lesion's label."""
-    names = [f"case_{number:02}" for number in range(12)]
-    lacking = names[1::2]
+def spots(folder: Path, labelled: Any) -> Path:
+    """An organ of intensity 1 and in it a lesion of -1, which three quarters of the cases lack."""
+    names = [f"case_{number:02}" for number in range(10)]
+    lacking = [name for number, name in enumerate(names) if number % 4]
     labels, images = {}, {}
     for number, name in enumerate(names):
         rng = np.random.default_rng(number)
@@ -166,18 +168,17 @@ def bright_spots(folder: Path, labelled: Any) -> Path:
         i, j, k = rng.integers(0, 3, 3)
         label[i + 1 : i + 9, j + 1 : j + 8, k + 1 : k + 7] = 1
         label[i + 3 : i + 7, j + 3 : j + 6, k + 3 : k + 6] = 2
-        images[name] = (label + rng.normal(0, 0.15, SHAPE)).astype(np.float32)
+        image = np.array([0, 1, -1])[label] + rng.normal(0, 0.15, SHAPE)
+        images[name] = image.astype(np.float32)
         # who did not look for lesions drew the organ around them, and left them out
         labels[name] = np.where(label == 2, 0, label) if name in lacking else label
     given = {"labelled": {name: ["organ"] for name in lacking}} if labelled else {}
     make_data(folder, labels, **given)
-    import nibabel as nib
-
     for name, image in images.items():
         nib.save(nib.Nifti1Image(image, np.eye(4)), folder / "imagesTr" / f"{name}.nii.gz")
     (folder / "splits.json").write_text(
-        # the cases that are labelled in full judge both
-        json.dumps([{"train": names[:10], "val": [names[10]], "test": [names[11]]}])
+        # a case that is labelled in full judges both
+        json.dumps([{"train": names[:8], "val": [names[8]], "test": [names[9]]}])
     )
     return folder
 
@@ -185,12 +186,13 @@ def bright_spots(folder: Path, labelled: Any) -> Path:
 def trained(folder: Path, tmp_path: Path) -> tuple[dict[str, float], SegmentationTrainer]:
     config = ModelTrainingConfig(
         num_classes=3,
+        loss="cross_entropy",
         patch_size=(12, 12, 12),
         train_batch_size=2,
-        max_epochs=2,
-        steps_per_epoch=40,
+        max_epochs=1,
+        steps_per_epoch=60,
         learning_rate=0.03,
-        scheduler="none",
+        scheduler="one_cycle",
         augmentation="none",
         early_stopping_patience=None,
         monitor="val_loss",
@@ -210,12 +212,22 @@ def trained(folder: Path, tmp_path: Path) -> tuple[dict[str, float], Segmentatio
     return trainer.fit(), trainer
 
 
-def test_a_class_that_half_of_the_cases_lack_is_learnt(tmp_path: Path) -> None:
-    """As background its voxels teach against it; left out, it is learnt from the other half."""
-    partly, trainer = trained(bright_spots(tmp_path / "partly", labelled=True), tmp_path / "one")
-    background, _ = trained(bright_spots(tmp_path / "plain", labelled=False), tmp_path / "two")
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny convolutions are slow on many threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_class_that_most_cases_lack_is_learnt(tmp_path: Path) -> None:
+    """As background its voxels teach against it; left out, it is learnt from the others."""
+    partly, trainer = trained(spots(tmp_path / "partly", labelled=True), tmp_path / "one")
+    background, _ = trained(spots(tmp_path / "plain", labelled=False), tmp_path / "two")
     assert partly["val_dice_2"] > 0.8
-    assert partly["val_dice_2"] > background["val_dice_2"] + 0.1
+    assert partly["val_dice_2"] > background["val_dice_2"] + 0.3
     # the test case lacks the lesion: it has no score, and what is predicted of it is no fault
     tested = trainer.test()
     assert np.isnan(tested["test_dice_2"])
