@@ -63,5 +63,5 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs,onnx]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs,onnx,dicom]'
 	touch $@

@@ -164,6 +164,11 @@ def losses() -> str:
     return _registry(registry.LOSSES)
 
 
+def region_losses() -> str:
+    """Every loss of regions with its docstring."""
+    return _registry(registry.REGION_LOSSES)
+
+
 def optimizers() -> str:
     """Every optimizer with its docstring."""
     return _registry(registry.OPTIMIZERS)
@@ -230,8 +235,10 @@ def metrics() -> str:
     from tuner.spec.read_metrics import COSTS, METRICS
 
     return (
-        f"Scores that trials can be compared by: {', '.join(map(code, METRICS))}, and of one class "
-        "`val_dice_1`, `val_nsd_1` and so on.\n\nCosts that may stand after the first metric: "
+        f"Scores that trials can be compared by: {', '.join(map(code, METRICS))}, of one class "
+        "`val_dice_1`, `val_nsd_1` and so on (by the label's value in the files), and of "
+        "a region by its name, `val_dice_tumour_core`.\n\nCosts that may stand after the first "
+        "metric: "
         f"{', '.join(map(code, COSTS))}."
     )
 
@@ -285,12 +292,15 @@ PUBLIC_MODULES = (
     "training.config",
     "training.registry",
     "training.trainer",
+    "training.planning",
     "training.lightning_module",
     "training.callbacks",
     "training.models",
     "training.models.dformer",
     "training.data",
     "training.losses",
+    "training.region_losses",
+    "training.region_maps",
     "training.optimizers",
     "training.lr_schedules",
     "training.metrics",
@@ -379,6 +389,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         searchers,
         policies,
         losses,
+        region_losses,
         optimizers,
         lr_schedules,
         class_weights,

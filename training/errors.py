@@ -7,6 +7,7 @@ ValueError
     ├── BundleError    a folder that is not a bundle, or does not predict what it should
     ├── CheckpointError  a file of a training that is damaged
     ├── PluginError    code of the user's own that cannot be found or used
+    ├── NoFitError     a training that the memory is too small for; a MemoryError too
     ├── FieldsError    values of config fields that do not fit together
     └── TunerError     an error of the search, see `tuner.errors`
         ├── SpecError  StudyError  ResourceError  ExportError
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "DatasetError",
     "FieldsError",
+    "NoFitError",
     "PluginError",
     "SegtuneError",
     "TrainingDivergedError",
@@ -78,13 +80,17 @@ class FieldsError(SegtuneError):
         self.fields = fields
 
 
+class NoFitError(SegtuneError, MemoryError):
+    """No patch of a network fits into the memory that there is."""
+
+
 class TrainingDivergedError(ArithmeticError):
     """The loss or the weights are NaN or infinite."""
 
 
 def reason_of(error: BaseException) -> str:
     """The first line of an error's message, or its type."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) and not isinstance(error, NoFitError):
         return "out of memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()

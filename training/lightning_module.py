@@ -201,7 +201,7 @@ class SegmentationLightningModule(pl.LightningModule):
 
     def _windows(self) -> dict[str, Any]:
         return {
-            "patch_size": self.config.patch_size,
+            "patch_size": self.config.known_patch_size,
             "overlap": self.config.window_overlap,
             "windows_per_batch": self.config.val_batch_size,
             "window_device": self.device,

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from training.class_weights import VoxelCounts, class_weight_tensor
+from training.config.labels import loss_without_regions
 from training.errors import PluginError
 from training.ignored_voxels import IGNORE_INDEX
 from training.partial_labels import marginal_logits
@@ -408,9 +409,12 @@ def build_loss(config: ModelTrainingConfig, voxel_counts: VoxelCounts | None = N
             each case.
 
     Raises:
-        ValueError: if class weights are to be computed and there are no voxel counts.
+        ValueError: if class weights are to be computed and there are no voxel counts, or the loss
+            is for regions and the config has none.
     """
     weight = class_weight_tensor(config, voxel_counts)
+    if config.regions is None and config.loss in REGION_LOSSES:
+        raise ValueError(loss_without_regions(config.loss))
     kinds = LOSSES if config.regions is None else REGION_LOSSES
     loss: nn.Module = call(kinds.resolve(config.loss), config.loss, config=config, weight=weight)
     return loss

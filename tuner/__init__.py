@@ -21,10 +21,11 @@ from training.lazy_names import lazy_names
 if TYPE_CHECKING:
     from importlib.metadata import version
 
+    from training.data.sources.convert import ConvertedData
     from training.data.statistics.check import DataCheck
     from training.data.statistics.findings import Finding
     from training.errors import BundleError, DatasetError, PluginError, SegtuneError
-    from tuner.api.data import check_data, report_data
+    from tuner.api.data import check_data, convert_data, report_data
     from tuner.api.init import init_space
     from tuner.api.studies import list_studies, open_study, resume, run
     from tuner.api.study import Study, StudyInterrupted
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BundleError",
+    "ConvertedData",
     "DataCheck",
     "DatasetError",
     "ExportError",
@@ -55,6 +57,7 @@ __all__ = [
     "TunerError",
     "__version__",
     "check_data",
+    "convert_data",
     "init_space",
     "list_studies",
     "load_spec",
@@ -66,6 +69,7 @@ __all__ = [
 
 _MODULES = {
     "BundleError": "training.errors",
+    "ConvertedData": "training.data.sources.convert",
     "DataCheck": "training.data.statistics.check",
     "DatasetError": "training.errors",
     "ExportError": "tuner.errors",
@@ -82,6 +86,7 @@ _MODULES = {
     "TrialState": "tuner.study.trial_entry",
     "TunerError": "tuner.errors",
     "check_data": "tuner.api.data",
+    "convert_data": "tuner.api.data",
     "init_space": "tuner.api.init",
     "list_studies": "tuner.api.studies",
     "load_spec": "tuner.spec.load",

@@ -146,6 +146,12 @@ def test_a_region_of_weight_0_teaches_nothing(name: str) -> None:
     assert gradient[:, [0, 2]].abs().min(dim=0).values.max() > 0
 
 
+def test_a_loss_of_regions_needs_regions() -> None:
+    plain = config_of(regions=None, regions_class_order=None, loss="bce")
+    with pytest.raises(ValueError, match="loss=bce is for regions, and there are none"):
+        build_loss(plain)
+
+
 def test_logits_of_another_number_of_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="4 channels, but there are 3 regions"):
         build_loss(config_of())(torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long))
@@ -213,7 +219,6 @@ def test_a_network_has_a_channel_a_region() -> None:
             {"loss": "dice_ce"},
             "loss=dice_ce has a softmax, .*regions overlap; choose dice_bce, bce",
         ),
-        ({"regions": None, "regions_class_order": None, "loss": "bce"}, "loss=bce is for regions"),
         ({"target_label": 1}, "target_label=1 and regions"),
         ({"regions": {"a": [1, 4]}, "regions_class_order": None}, "'a' has the label 4, but lab"),
         ({"regions": {"a": [0, 1]}, "regions_class_order": None}, "label values above 0"),

@@ -45,6 +45,7 @@ from training.bundle.portable import without_paths
 from training.bundle.probability_file import room_for_probabilities, write_probabilities
 from training.config import ModelTrainingConfig
 from training.data import Preprocessing
+from training.data.raw.file_names import channel_numbers
 from training.data.raw.header import open_volume
 from training.data.raw.label_values import label_dtype, to_values
 from training.data.raw.volume import voxels_in_header
@@ -167,7 +168,8 @@ class Bundle:
         memory it goes on with the CPU, see `training.bundle.case_prediction`.
 
         Args:
-            images: The case's file, or its files, one a channel.
+            images: The case's file, or its files, one a channel. Where the model may do without
+                channels, names that end in `_0000`, `_0001`, ... say which there are.
             probabilities: NIfTI file to write the class probabilities to, before postprocessing;
                 see `training.bundle.probability_file`. Its folder is made.
 
@@ -178,7 +180,7 @@ class Bundle:
         images = _as_paths(images)
         _, header = open_volume(images[0])
         check_preparing(images[0], sum(voxels_in_header(image) for image in images))
-        case = self.preprocessing.apply(images)
+        case = self.preprocessing.apply(images, channels=self._present(images, header.channels))
         for warning in case.warnings:
             self.tell(f"warning: {warning}")
         if case.image.shape[0] != self.config.input_channels:
@@ -187,7 +189,7 @@ class Bundle:
                 f"{self.config.input_channels} ({', '.join(self.manifest.channels)})"
             )
         channels = self.config.task_channels
-        patches = [member.config.patch_size for member in self.members]
+        patches = [member.config.known_patch_size for member in self.members]
         check_predicting(images[0], case.image.shape, patches, channels)
 
         def predict(stored: NDArray[np.uint16] | None) -> NDArray[np.unsignedinteger[Any]]:
@@ -214,6 +216,31 @@ class Bundle:
             cleaned = cleaned.astype(kind) * kind.type(self.config.target_class)
         return to_values(cleaned, self.preprocessing.values)
 
+    def _present(self, images: Sequence[Path], in_first: int) -> tuple[int, ...] | None:
+        """Channels that a case has, None for all of them.
+
+        Args:
+            images: Its files.
+            in_first: Channels in the first of them.
+
+        Raises:
+            BundleError: if channels are missing and nothing says which.
+        """
+        names = self.manifest.channels
+        given = in_first if len(images) == 1 else len(images)
+        if given >= len(names) or not self.preprocessing.missing_channels:
+            return None
+        present = channel_numbers(images, len(names))
+        if present is None or len(present) != given:
+            raise BundleError(
+                f"{images[0]}: {given} of {len(names)} channels ({', '.join(names)}), and nothing "
+                "says which: let the name of each file end in the number of its channel, "
+                f"_0000 for {names[0]}, _0001 for {names[1]}, ..."
+            )
+        lacking = [name for number, name in enumerate(names) if number not in present]
+        self.tell(f"{images[0]}: predicted without {', '.join(lacking)}")
+        return present
+
     @overload
     def predict(
         self,
@@ -229,6 +256,7 @@ class Bundle:
         output: Path | str,
         *,
         probabilities: Path | str | None = None,
+        file_format: str | None = None,
     ) -> Path: ...
 
     def predict(
@@ -237,6 +265,7 @@ class Bundle:
         output: Path | str | None = None,
         *,
         probabilities: Path | str | None = None,
+        file_format: str | None = None,
     ) -> np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]] | Path:
         """Segment one case; with an `output` write its label map.
 
@@ -248,6 +277,8 @@ class Bundle:
             images: The case's file, or its files, one a channel.
             output: File to write, in the format of its ending; its folder is made.
             probabilities: NIfTI file to write the class probabilities to, `.nii.gz`.
+            file_format: Format of the file where several have its ending: `.dcm` is DICOM-SEG, or
+                `rtstruct`.
 
         Returns:
             The label map (i, j, k) as an array, or `output` where one was given.
@@ -264,8 +295,16 @@ class Bundle:
             return label
         output = Path(output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_label_map(label, images[0], output)
+        write_label_map(
+            label, images[0], output, names=self._names_of_values(), file_format=file_format
+        )
         return output
+
+    def _names_of_values(self) -> dict[int, str]:
+        """Name of each value that a label map can have, but of the background."""
+        named = dict(zip(self.preprocessing.values, self.manifest.labels, strict=False))
+        target = self.config.target_label
+        return {value: name for value, name in named.items() if value and target in {None, value}}
 
 
 def _as_paths(images: Path | str | Sequence[Path]) -> list[Path]:

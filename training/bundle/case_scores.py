@@ -30,7 +30,6 @@ from training.bundle.member import Member, label_map_of, load_checkpoint, prepro
 from training.bundle.postprocessing import Postprocessing
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, Preprocessing, RawCase
-from training.data.prepared.cache import CaseEntry
 from training.data.raw.volume import read_label
 from training.errors import DatasetError
 from training.ignored_voxels import IGNORE_INDEX, is_ignored
@@ -81,13 +80,7 @@ class PredictedCase:
 
 def files_of(dataset: PreprocessedDataset, split: str) -> list[RawCase]:
     """The files that the cases of a split were read from, by its manifest."""
-    return [raw_case(case, dataset.cases[case]) for case in dataset.splits[split]]
-
-
-def raw_case(case_id: str, entry: CaseEntry) -> RawCase:
-    """The files that a preprocessed case was read from."""
-    labelled = None if entry.labelled is None else tuple(entry.labelled)
-    return RawCase(case_id, tuple(entry.images), entry.label, labelled)
+    return [dataset.cases[case].as_raw(case) for case in dataset.splits[split]]
 
 
 def missing_files(cases: Iterable[RawCase]) -> list[Path]:
@@ -115,7 +108,7 @@ def on_file_grid(
         DatasetError: if a file cannot be read, or image and label differ in shape.
     """
     for case in cases:
-        prepared = preprocessing.apply(case.images)
+        prepared = preprocessing.apply(case.images, channels=case.channels)
         prediction = label_map_of(members, preprocessing, prepared, tell)
         label = read_label(case.label, preprocessing.values, preprocessing.ignore)
         if label.shape != prediction.shape:

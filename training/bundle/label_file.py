@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.raw.formats.file_format import WRITTEN, written_format
+from training.data.raw.formats.file_format import FORMATS, WRITTEN, written_format
 from training.data.raw.header import open_volume
-from training.errors import BundleError
+from training.errors import BundleError, DatasetError
 
 
 def check_label_file(output: Path) -> None:
@@ -26,7 +27,14 @@ def check_label_file(output: Path) -> None:
         )
 
 
-def write_label_map(label: NDArray[np.unsignedinteger[Any]], image: Path, output: Path) -> None:
+def write_label_map(
+    label: NDArray[np.unsignedinteger[Any]],
+    image: Path,
+    output: Path,
+    *,
+    names: Mapping[int, str] | None = None,
+    file_format: str | None = None,
+) -> None:
     """Write a label map in the geometry of an image, whole or not at all.
 
     What is taken over of the image's header is said where each format is written, see
@@ -36,6 +44,8 @@ def write_label_map(label: NDArray[np.unsignedinteger[Any]], image: Path, output
         label: Label map on the image's grid, `(i, j, k)`.
         image: The image, of any format.
         output: File to write; its ending says the format, and its folder must be there.
+        names: Name of each value, for formats that hold names (DICOM-SEG, RTSTRUCT).
+        file_format: Format of `OUTPUT_FORMATS`, where several have the ending.
 
     Raises:
         BundleError: if its ending is of no format that is written.
@@ -43,7 +53,10 @@ def write_label_map(label: NDArray[np.unsignedinteger[Any]], image: Path, output
         OSError: if the file cannot be written; one that was there stays.
     """
     check_label_file(output)
-    entry = written_format(output)
-    assert entry is not None
+    name = written_format(output, file_format)
+    assert name is not None
     source, _ = open_volume(image)
-    entry.module.write_label(label, source, output)
+    try:
+        FORMATS[name].module.write_label(label, source, output, names=names)
+    except DatasetError as error:
+        raise DatasetError(f"{image}: {error}") from error

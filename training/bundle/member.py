@@ -251,7 +251,9 @@ def check_alike(configs: Sequence[ModelTrainingConfig]) -> None:
     for config in configs[1:]:
         for name in SHARED_FIELDS:
             one, other = getattr(configs[0], name), getattr(config, name)
-            if one != other:
+            # the order of regions is that of the channels
+            alike = one == other and (not isinstance(one, dict) or list(one) == list(other))
+            if not alike:
                 raise BundleError(
                     f"the networks of an ensemble need one {name}, but they have {one} and {other}"
                 )

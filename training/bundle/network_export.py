@@ -144,7 +144,7 @@ def shared_patch_size(members: Sequence[Member]) -> tuple[int, ...]:
     Raises:
         BundleError: if they have several.
     """
-    sizes = sorted({tuple(member.config.patch_size) for member in members})
+    sizes = sorted({tuple(member.config.known_patch_size) for member in members})
     if len(sizes) > 1:
         shown = " and ".join(str(list(size)) for size in sizes)
         raise BundleError(

@@ -73,10 +73,11 @@ def output_files(
             raise BundleError(
                 f"{output} is one file, but there are {len(cases)} cases: give a folder"
             )
-        written = written_format(output)
-        if file_format is not None and written is not None and written != FORMATS[file_format]:
+        written = written_format(output, file_format)
+        if file_format is not None and written is not None and written != file_format:
             raise BundleError(
-                f"{output} is {written.title}, but --format is {file_format}: leave out one of them"
+                f"{output} is {FORMATS[written].title}, but --format is {file_format}: leave out "
+                "one of them"
             )
         folder, names = output.parent, dict.fromkeys(cases, output.name)
     targets = {}

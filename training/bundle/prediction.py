@@ -16,12 +16,12 @@ from training.data.raw.file_names import (
     ALL_ENDINGS,
     CaseFiles,
     by_stem,
-    file_problem,
     group_by_case,
     image_files,
-    image_stem,
+    image_problem,
 )
-from training.data.raw.formats.file_format import ENDINGS, known_format
+from training.data.raw.formats.dicom_files import is_series
+from training.data.raw.formats.file_format import ENDINGS, image_stem, known_format
 from training.data.raw.volume import voxels_in_header
 from training.errors import BundleError, DatasetError
 from training.local_path import MISSING
@@ -78,7 +78,11 @@ def predict_images(
         _check_device(device)
     bundle = Bundle.load(bundle_folder, device, trust_code=trust_code, mirroring=mirroring)
     bundle = replace(bundle, tell=on_case)
-    cases = collect_cases(images, bundle.config.input_channels)
+    cases = collect_cases(
+        images,
+        bundle.config.input_channels,
+        missing_channels=bundle.preprocessing.missing_channels,
+    )
     targets = output_files(cases, output, probabilities=probabilities, file_format=file_format)
     if skip_existing:
         whole = {name for name in cases if targets[name].is_whole()}
@@ -91,7 +95,12 @@ def predict_images(
     for name, files in cases.items():
         wanted = targets[name]
         try:
-            bundle.predict(files, wanted.label_map, probabilities=wanted.probabilities)
+            bundle.predict(
+                files,
+                wanted.label_map,
+                probabilities=wanted.probabilities,
+                file_format=file_format,
+            )
         except Exception as error:
             failed.append(name)
             progress.after(name)
@@ -148,7 +157,9 @@ def _reason(error: Exception, files: Sequence[Path]) -> str:
     return text if any(str(file) in text for file in files) else f"{files[0]}: {text}"
 
 
-def collect_cases(images: Sequence[Path], channels: int) -> dict[str, list[Path]]:
+def collect_cases(
+    images: Sequence[Path], channels: int, *, missing_channels: bool = False
+) -> dict[str, list[Path]]:
     """Image files by case name, each with its channels in order.
 
     Names mean what they mean in training, see `training.data.raw.file_names`; which of them are
@@ -157,22 +168,29 @@ def collect_cases(images: Sequence[Path], channels: int) -> dict[str, list[Path]
     Args:
         images: Image files, or folders of them.
         channels: Channels of a case.
+        missing_channels: Whether a case may lack some of them.
 
     Raises:
         BundleError: if a path does not exist, is not an image file, or two cases share a name.
     """
     try:
-        return _collect(images, channels)
+        return _collect(images, channels, missing_channels=missing_channels)
     except DatasetError as error:
         raise BundleError(str(error)) from error
 
 
-def _collect(images: Sequence[Path], channels: int) -> dict[str, list[Path]]:
+def _collect(
+    images: Sequence[Path], channels: int, *, missing_channels: bool
+) -> dict[str, list[Path]]:
     cases: dict[str, list[Path]] = {}
     for name, case in _cases_of(images, channels):
         files = list(case.paths)
-        if lacks := case.lacks(channels):
-            raise BundleError(f"the case {name} lacks {lacks}")
+        lacks = case.lacks(channels)
+        if lacks and (not missing_channels or case.in_another_format(channels)):
+            untrained = ", and the model was not trained to do without a channel (missing_channels)"
+            raise BundleError(
+                f"the case {name} lacks {lacks}{'' if missing_channels else untrained}"
+            )
         if cases.setdefault(name, files) != files:
             raise BundleError(
                 f"{files[0]} and {cases[name][0]} would both be written as {name}: "
@@ -185,7 +203,7 @@ def _cases_of(images: Sequence[Path], channels: int) -> Iterator[tuple[str, Case
     """The cases of files and folders in the order given, duplicates included."""
     given: dict[Path, list[Path]] = {}
     for path in images:
-        if not path.is_dir():
+        if not path.is_dir() or is_series(path):
             _check_image(path)
             given.setdefault(path.parent, []).append(path)
     of_files = {
@@ -193,7 +211,7 @@ def _cases_of(images: Sequence[Path], channels: int) -> Iterator[tuple[str, Case
         for folder, paths in given.items()
     }
     for path in images:
-        if path.is_dir():
+        if path.is_dir() and not is_series(path):
             files = image_files(path).files
             if not files:
                 raise BundleError(f"the folder {path} has no image ({ALL_ENDINGS})")
@@ -218,7 +236,7 @@ def _with_neighbours(folder: Path, paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _check_image(path: Path) -> None:
-    problem = file_problem(path)
+    problem = image_problem(path)
     if problem == MISSING:
         raise BundleError(f"there is no image {path}")
     if problem is not None:

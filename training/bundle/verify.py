@@ -23,6 +23,7 @@ def verify_bundle(
     images: Sequence[Path],
     cached: Float[Tensor, "c d h w"] | None = None,
     label: Path | None = None,
+    channels: Sequence[int] | None = None,
 ) -> None:
     """Check that the written bundle predicts what the trials' models predict.
 
@@ -39,13 +40,14 @@ def verify_bundle(
         cached: The preprocessed case; without it the trials' models get what the bundle makes of
             the files.
         label: The case's label map, where the preprocessed case was made with it.
+        channels: Number of the channel that each image file is, where the case lacks others.
 
     Raises:
         BundleError: if the two differ.
         DatasetError: if the files cannot be read.
     """
     bundle = Bundle.load(folder, device="cpu", trust_code=True)
-    case = torch.from_numpy(bundle.preprocessing.apply(images, label).image)
+    case = torch.from_numpy(bundle.preprocessing.apply(images, label, channels).image)
     _check_alike(bundle, members, case, case if cached is None else cached, str(images[0]))
 
 

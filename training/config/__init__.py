@@ -25,6 +25,7 @@ from training.config.types import (
     ClassWeightPreset,
     LossName,
     MirrorAxis,
+    MissingChannels,
     Mode,
     ModelName,
     NormalisationScheme,
@@ -44,6 +45,7 @@ __all__ = [
     "ClassWeightPreset",
     "LossName",
     "MirrorAxis",
+    "MissingChannels",
     "Mode",
     "ModelName",
     "ModelTrainingConfig",
@@ -89,18 +91,14 @@ class ModelTrainingConfig(RunFields, OptimisationFields, TaskFields, DataFields,
 
     @model_validator(mode="after")
     def _check_loss(self) -> Self:
-        fits = LOSSES if self.regions is None else REGION_LOSSES
-        if self.loss in fits or (self.loss not in LOSSES and self.loss not in REGION_LOSSES):
-            return self
-        why = (
-            "is for regions, and there are none: its sigmoids would train overlapping classes"
-            if self.regions is None
-            else "has a softmax, which makes classes exclusive, but regions overlap"
-        )
-        raise FieldsError(
-            f"loss={self.loss} {why}; choose {', '.join(fits)}, or change regions",
-            ("loss", "regions"),
-        )
+        # the data may bring the regions that a loss of regions needs, see `build_loss`
+        if self.regions is not None and self.loss in LOSSES:
+            raise FieldsError(
+                f"loss={self.loss} has a softmax, which makes classes exclusive, but regions "
+                f"overlap; choose {', '.join(REGION_LOSSES)}, or leave regions out",
+                ("loss", "regions"),
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_class_weights(self) -> Self:

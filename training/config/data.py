@@ -11,17 +11,25 @@ from pydantic import Field, model_validator
 from training.config.base import NOT_SEARCHABLE, ConfigPart
 from training.config.types import (
     AugmentationName,
+    BatchSize,
     Float,
     Int,
     MirrorAxes,
+    MissingChannels,
     Normalisation,
-    Size3d,
+    PatchSize,
     Spacing3d,
 )
 from training.errors import FieldsError
 
 DEFAULT_TEST_FRACTION = 0.2
 """Share of the cases that are kept for testing where neither a share nor a fold is given."""
+
+
+_NOT_PLANNED = (
+    "{}=auto has no number yet: plan it for the data and the memory at hand with "
+    "training.planning.planned_config(config), or give a number"
+)
 
 
 class DataFields(ConfigPart):
@@ -46,6 +54,10 @@ class DataFields(ConfigPart):
     mapping such as `{PET: noNorm}` changes that of some channels. `modality` is what studies of
     earlier versions keep: CT or z-score, and no other.
     """
+
+    missing_channels: MissingChannels | None = Field(default=None, json_schema_extra=NOT_SEARCHABLE)
+    """Whether a case may lack channels, which are then 0: refused or allowed; null is what
+    `missing_channels` in dataset.json says, which is refused where it says nothing."""
 
     val_fraction: Annotated[Float, Field(gt=0, lt=1)] = Field(
         default=0.2, json_schema_extra=NOT_SEARCHABLE
@@ -85,12 +97,20 @@ class DataFields(ConfigPart):
     split_seed: Annotated[Int, Field(ge=0)] = Field(default=0, json_schema_extra=NOT_SEARCHABLE)
     """Seed of the split into training, validation and test cases."""
 
-    patch_size: Size3d = (32, 64, 64)
-    """Voxels of a training patch and of a sliding window (depth, height, width)."""
+    patch_size: PatchSize = (32, 64, 64)
+    """Voxels of a training patch and of a sliding window (depth, height, width).
 
-    train_batch_size: Annotated[Int, Field(ge=1)] = 2
+    `auto` is planned as nnU-Net does, once the data are prepared: the median case, made shorter
+    until two patches fit into the memory of the trial. The trial's `config.yaml` and the results
+    have the numbers, which it keeps when it is resumed.
+    """
+
+    train_batch_size: BatchSize = 2
     """Patches of a batch, for each process: with `gpus: 2` a step sees twice as many, and with
-    `accumulate: 4` four times as many."""
+    `accumulate: 4` four times as many.
+
+    `auto` is as many as fit into the memory of the trial, and 5 % of the data at most.
+    """
 
     val_batch_size: Annotated[Int, Field(ge=1)] = 1
     """Windows predicted at once when a whole case is segmented; it changes speed alone."""
@@ -125,6 +145,34 @@ class DataFields(ConfigPart):
 
     augmentation_strength: Annotated[Float, Field(ge=0, le=2)] = 1.0
     """How often and how much patches are changed: 1 is as nnU-Net does it, 0 only mirrors."""
+
+    channel_dropout: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Probability that a channel of a training patch is set to 0, each by itself, never all.
+
+    It teaches a network to do without a channel that a case may lack.
+    """
+
+    @property
+    def known_patch_size(self) -> tuple[int, int, int]:
+        """The patch size, where it is known.
+
+        Raises:
+            FieldsError: (a `ValueError`) as long as it is `auto`.
+        """
+        if self.patch_size == "auto":
+            raise FieldsError(_NOT_PLANNED.format("patch_size"), ("patch_size",))
+        return self.patch_size
+
+    @property
+    def known_batch_size(self) -> int:
+        """The batch size, where it is known.
+
+        Raises:
+            FieldsError: (a `ValueError`) as long as it is `auto`.
+        """
+        if self.train_batch_size == "auto":
+            raise FieldsError(_NOT_PLANNED.format("train_batch_size"), ("train_batch_size",))
+        return self.train_batch_size
 
     @model_validator(mode="after")
     def _check_data_fields(self) -> Self:

@@ -16,6 +16,7 @@ from training.config.network import NetworkFields
 from training.config.regions import PRESETS, Regions, check_regions, derived_order
 from training.config.types import Int
 from training.errors import FieldsError
+from training.registry import LOSSES
 
 
 def _known_preset(value: Any) -> Any:
@@ -241,3 +242,11 @@ def with_weight(
         raise FieldsError(f"{example} names no class: {shown}{hint}", (example, "num_classes"))
     weights[known.index(entry)] = weight
     return weights
+
+
+def loss_without_regions(loss: str) -> str:
+    """What is wrong with a loss of regions where there are none."""
+    return (
+        f"loss={loss} is for regions, and there are none: its sigmoids would train overlapping "
+        f"classes; choose {', '.join(LOSSES)}, or set regions"
+    )

@@ -114,6 +114,26 @@ PositiveWeight = Annotated[Float, Field(ge=0)]
 Size3d = tuple[
     Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)]
 ]
+
+
+def _auto_or_size(value: Any) -> Any:
+    """Refuse words other than auto with the way to write a size."""
+    if isinstance(value, str) and value != "auto":
+        raise ValueError("write auto, or three sizes: [depth, height, width]")
+    return value
+
+
+def _auto_or_number(value: Any) -> Any:
+    """Refuse words other than auto with the way to write a number."""
+    if isinstance(value, str) and value != "auto":
+        raise ValueError("write auto, or a whole number of at least 1")
+    return value
+
+
+PatchSize = Annotated[Size3d | Literal["auto"], BeforeValidator(_auto_or_size)]
+BatchSize = Annotated[
+    Annotated[Int, Field(ge=1)] | Literal["auto"], BeforeValidator(_auto_or_number)
+]
 Spacing3d = tuple[
     Annotated[Float, Field(gt=0)], Annotated[Float, Field(gt=0)], Annotated[Float, Field(gt=0)]
 ]
@@ -138,6 +158,8 @@ def _auto_or_list(value: Any) -> Any:
         raise ValueError("write auto, or a list of depth, height and width; [] mirrors none")
     return value
 
+
+MissingChannels = Literal["refused", "allowed"]
 
 NormalisationScheme = Literal["CT", "zscore", "noNorm", "rescale_to_0_1", "rgb_to_0_1"]
 

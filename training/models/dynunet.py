@@ -112,12 +112,13 @@ def build_dynunet(config: ModelTrainingConfig) -> nn.Module:
     check_model_params(
         "dynunet", DynUNet, params, (*SHAPE_ARGUMENTS, "upsample_kernel_size", "deep_supr_num")
     )
-    plan = UNetPlan.of(config.patch_size, config.target_spacing or (1.0, 1.0, 1.0))
+    patch = config.known_patch_size
+    plan = UNetPlan.of(patch, config.target_spacing or (1.0, 1.0, 1.0))
     strides = params.pop("strides", plan.strides)
     kernels = params.pop("kernel_size", plan.kernels)
     if len(strides) < 3:
         raise ValueError(
-            f"dynunet needs at least 3 stages, but patch_size={list(config.patch_size)} allows "
+            f"dynunet needs at least 3 stages, but patch_size={list(patch)} allows "
             f"{len(strides)} (strides {[list(stride) for stride in plan.strides]}): choose a "
             f"larger patch_size, or give model_params.strides and model_params.kernel_size"
         )

@@ -42,7 +42,9 @@ def training_bytes(config: ModelTrainingConfig) -> int:
     """
     with torch.device("meta"):
         model = build_model(config).train()
-        image = torch.zeros(config.train_batch_size, config.input_channels, *config.patch_size)
+        image = torch.zeros(
+            config.known_batch_size, config.input_channels, *config.known_patch_size
+        )
         weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT_BYTES
         copies = 2 + COPIES_OF_OPTIMIZER.get(config.optimizer, 0) + (config.ema_decay is not None)
         activations = _activation_bytes(model, image)

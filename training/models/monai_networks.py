@@ -199,17 +199,21 @@ def build_unetr(config: ModelTrainingConfig) -> nn.Module:
 
     fixed = (*SHAPE_ARGUMENTS, "img_size", "save_attn")
     check_model_params("unetr", UNETR, config.model_params, fixed)
-    if any(size % UNETR_PATCH for size in config.patch_size):
+    patch = config.known_patch_size
+    if any(size % UNETR_PATCH for size in patch):
         raise ValueError(
-            f"unetr cannot be built for patch_size={list(config.patch_size)}: it cuts a patch "
+            f"unetr cannot be built for patch_size={list(patch)}: it cuts a patch "
             f"into cubes of {UNETR_PATCH} voxels, so each entry must be a multiple of "
             f"{UNETR_PATCH}"
         )
     network = UNETR(
-        config.input_channels, config.num_classes, img_size=config.patch_size, **config.model_params
+        config.input_channels,
+        config.num_classes,
+        img_size=patch,
+        **config.model_params,
     )
     for block in network.vit.blocks:
         # MONAI gives every block a norm for a cross-attention that UNETR has not
         block.norm_cross_attn.requires_grad_(False)
     _recompute(config, network, TransformerBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock)
-    return FixedSizeNetwork(network, config.patch_size)
+    return FixedSizeNetwork(network, patch)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from training.config import ModelTrainingConfig
+from training.errors import NoFitError
 from training.models.dynunet import MIN_GRID, UNetPlan
 from training.models.footprint import training_bytes
 from training.models.parameters import stride_product
@@ -22,8 +23,20 @@ LARGEST = 256**3
 
 SMALLEST_BATCH = 2
 
+MULTIPLES = {"unetr": 16}
+"""What must divide each axis of a patch, of networks that take no others."""
+
 MIN_DIVISOR = 4
 """Voxels that a U-Net of three stages makes one of, along the axis that it halves most."""
+
+CPU_LARGEST = 96_000
+"""Voxels of a patch on CPU cores at most: a case of a small organ, or about 32 x 56 x 56."""
+
+CPU_BATCH = 2
+"""Patches of a step on CPU cores."""
+
+MEMORY_PER_CPU_TRIAL = 3 * 2**30
+"""Bytes that a study takes for each trial that runs beside others on a CPU."""
 
 SHARE_OF_DATA = 0.05
 """Voxels of all cases that one batch may hold, where it has more patches than the fewest."""
@@ -53,6 +66,7 @@ def plan_patch(
     *,
     dataset_voxels: float = math.inf,
     largest: float = LARGEST,
+    batch: int | None = None,
 ) -> PatchPlan:
     """The largest patch, up to a whole case, with which two fit into memory; then as many as fit.
 
@@ -69,39 +83,75 @@ def plan_patch(
         dataset_voxels: Voxels of all training cases; a batch holds 5 % of them at most, so that it
             differs from the next one.
         largest: Voxels of a patch at most.
+        batch: Patches of a step that are to fit; by default two, and then as many as do.
 
     Raises:
-        ValueError: if the network cannot be built, or not even the smallest patch fits.
+        NoFitError: if not even the smallest patch fits.
+        ValueError: if the network cannot be built.
     """
     config = config.model_copy(update={"target_spacing": tuple(map(float, spacing))})
     extent = [(LARGEST * math.prod(spacing)) ** (1 / 3) / voxel for voxel in spacing]
     first = [min(round(have), round(most)) for have, most in zip(shape, extent, strict=True)]
-    patch, divisor = _divisible(first, spacing)
+    multiple = MULTIPLES.get(config.model_name, 1)
+    patch, divisor = _divisible(first, spacing, multiple)
     if max(divisor) < MIN_DIVISOR:
         # cases that are too small to halve twice are padded
-        patch, divisor = _divisible([max(size, MIN_DIVISOR * MIN_GRID) for size in first], spacing)
+        patch, divisor = _divisible(
+            [max(size, MIN_DIVISOR * MIN_GRID) for size in first], spacing, multiple
+        )
     a_voxel = 0.0
     while True:
         voxels = math.prod(patch)
         # memory grows with the voxels, so that patches far too large need not be estimated
         if voxels <= largest and voxels * a_voxel <= memory:
-            needed = _bytes(config, patch, SMALLEST_BATCH)
+            needed = _bytes(config, patch, batch or SMALLEST_BATCH)
             if needed <= memory:
                 break
             a_voxel = 0.9 * needed / voxels
         axis = max(range(3), key=lambda axis: patch[axis] / shape[axis])
         before = patch
-        patch, divisor = _shorter(patch, axis, divisor, spacing)
+        patch, divisor = _shorter(patch, axis, divisor, spacing, multiple)
         if patch == before or max(divisor) < MIN_DIVISOR:
-            raise ValueError(
-                f"a training step of {config.model_name} takes more than {memory / 1e9:.2g} GB "
-                f"even with patches of {list(before)}: choose a smaller network"
-            )
+            raise _too_large(config, before, memory)
+    if batch is None:
+        batch, needed = _fitting(config, patch, memory, dataset_voxels)
+    return PatchPlan(patch, batch, needed)
+
+
+def plan_batch(
+    config: ModelTrainingConfig, memory: float, *, dataset_voxels: float = math.inf
+) -> int:
+    """As many patches of the config's size as fit into memory, see `plan_patch`.
+
+    Raises:
+        NoFitError: if not even one patch fits.
+        ValueError: if the network cannot be built.
+    """
+    patch = config.known_patch_size
+    if _bytes(config, patch, 1) > memory:
+        raise _too_large(config, patch, memory)
+    if _bytes(config, patch, SMALLEST_BATCH) > memory:
+        return 1
+    return _fitting(config, patch, memory, dataset_voxels)[0]
+
+
+def _fitting(
+    config: ModelTrainingConfig, patch: Size, memory: float, dataset_voxels: float
+) -> tuple[int, int]:
+    """How many patches fit, the fewest of which do, and the bytes that they take."""
     one, two = (_bytes(config, patch, batch) for batch in (1, 2))
     fitting = int((memory - one) // max(two - one, 1)) + 1
     distinct = dataset_voxels * SHARE_OF_DATA / math.prod(patch)
     batch = max(SMALLEST_BATCH, round(min(fitting, distinct)))
-    return PatchPlan(patch, batch, one + (two - one) * (batch - 1))
+    return batch, one + (two - one) * (batch - 1)
+
+
+def _too_large(config: ModelTrainingConfig, patch: Size, memory: float) -> NoFitError:
+    way_out = "" if config.gradient_checkpointing else "set gradient_checkpointing: true, or "
+    return NoFitError(
+        f"a training step of {config.model_name} takes more than {memory / 1e9:.2g} GB even with "
+        f"patches of {list(patch)}: {way_out}choose a smaller network"
+    )
 
 
 def _bytes(config: ModelTrainingConfig, patch: Size, batch: int) -> int:
@@ -110,13 +160,15 @@ def _bytes(config: ModelTrainingConfig, patch: Size, batch: int) -> int:
     )
 
 
-def _shorter(patch: Size, axis: int, divisor: Size, spacing: Sequence[float]) -> tuple[Size, Size]:
+def _shorter(
+    patch: Size, axis: int, divisor: Size, spacing: Sequence[float], multiple: int
+) -> tuple[Size, Size]:
     """The patch with an axis shortened by the least step, and what divides it."""
 
     def cut(step: int) -> tuple[Size, Size]:
         left = list(patch)
         left[axis] = max(1, left[axis] - step)
-        return _divisible(left, spacing)
+        return _divisible(left, spacing, multiple)
 
     coarse = cut(divisor[axis])
     # a smaller patch may be halved less often, and so be shortened by less
@@ -124,10 +176,15 @@ def _shorter(patch: Size, axis: int, divisor: Size, spacing: Sequence[float]) ->
     return coarse if fine[0] == patch else fine
 
 
-def _divisible(patch: Sequence[int], spacing: Sequence[float]) -> tuple[Size, Size]:
+def _divisible(patch: Sequence[int], spacing: Sequence[float], multiple: int) -> tuple[Size, Size]:
     """The next larger patch that its U-Net halves without a rest, and what divides it."""
     while True:
-        divisor = stride_product(UNetPlan.of(patch, spacing).strides)
+        halved = stride_product(UNetPlan.of(patch, spacing).strides)
+        divisor = (
+            math.lcm(halved[0], multiple),
+            math.lcm(halved[1], multiple),
+            math.lcm(halved[2], multiple),
+        )
         depth, height, width = (
             -(-size // by) * by for size, by in zip(patch, divisor, strict=True)
         )

@@ -162,13 +162,14 @@ def build_resenc_unet(config: ModelTrainingConfig) -> nn.Module:
     """
     params = dict(config.model_params)
     check_model_params("resenc_unet", ResEncUNet, params, ("in_channels", "out_channels"))
-    plan = UNetPlan.of(config.patch_size, config.target_spacing or (1.0, 1.0, 1.0))
+    patch = config.known_patch_size
+    plan = UNetPlan.of(patch, config.target_spacing or (1.0, 1.0, 1.0))
     strides = [_triple(stride) for stride in params.pop("strides", plan.strides)]
     kernels = [_triple(kernel) for kernel in params.pop("kernel_size", plan.kernels)]
     stages = len(strides)
     if stages < 2:
         raise ValueError(
-            f"resenc_unet needs at least 2 stages, but patch_size={list(config.patch_size)} allows "
+            f"resenc_unet needs at least 2 stages, but patch_size={list(patch)} allows "
             f"{stages}: choose a larger patch_size, or give model_params.strides"
         )
     if len(kernels) != stages:

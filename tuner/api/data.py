@@ -1,8 +1,8 @@
-"""Checks data and shows them, as `tune data` does."""
+"""Checks data, shows them and brings them from other layouts, as `tune data` does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ from tuner.errors import SpecError, StudyError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from training.data.sources.convert import ConvertedData
+    from training.data.sources.write import Overlap
     from training.data.statistics.check import DataCheck
     from training.data.statistics.typical import CaseRank
 
@@ -115,6 +117,74 @@ def report_data(
         except OSError as error:
             raise StudyError(f"{path} cannot be written: {error.strerror}") from error
     return check
+
+
+def convert_data(
+    source: str | Path,
+    output: str | Path,
+    *,
+    kind: str | None = None,
+    channels: Sequence[str] | None = None,
+    labels: Mapping[str, int] | None = None,
+    classes: Sequence[str] | None = None,
+    overlap: Overlap = "error",
+    link: bool = False,
+    progress: bool | Console = True,
+) -> ConvertedData:
+    """Bring data from another layout into nnU-Net's, which a study reads.
+
+    Nothing of the source is changed. A conversion that was cut off goes on with the next call.
+
+    Args:
+        source: Folder of TotalSegmentator or BIDS, a CSV of image and label paths, or a MONAI
+            datalist (JSON).
+        output: Folder to write.
+        kind: Layout of the source: `totalsegmentator`, `bids`, `csv` or `datalist`; recognised by
+            default.
+        channels: Names of the channels; by default as the source says.
+        labels: Value of each class by name; by default as the source says.
+        classes: Names of the masks that are taken, in the order of their values; all by default.
+        overlap: What a voxel of two masks becomes: `error`, of the `first` or of the `last` class.
+        link: Whether files that stay as they are become links to the source.
+        progress: Whether to show the progress.
+
+    Returns:
+        What was written, and notes about what was left out.
+
+    Raises:
+        DatasetError: for all that is wrong with the source, by file; or if the output is there.
+        StudyError: if the output cannot be written.
+
+    Example:
+        >>> import tuner
+        >>> converted = tuner.convert_data(
+        ...     "cases.csv", "Liver", channels=["CT"], labels={"liver": 1}
+        ... )  # doctest: +SKIP
+    """
+    with quiet_libraries():
+        from training.data.sources.convert import convert_dataset
+        from training.data.sources.source import Request
+        from tuner.report.console import progress_console
+        from tuner.report.preparation import preparation_view
+
+        request = Request(
+            None if channels is None else tuple(channels),
+            labels,
+            None if classes is None else tuple(classes),
+        )
+        with preparation_view(progress_console(progress)) as (_, on_case):
+            try:
+                return convert_dataset(
+                    Path(source),
+                    Path(output),
+                    kind=kind,
+                    request=request,
+                    overlap=overlap,
+                    link=link,
+                    on_case=on_case,
+                )
+            except OSError as error:
+                raise StudyError(f"{output} cannot be written: {error.strerror}") from error
 
 
 def _check_target(path: Path, overwrite: bool) -> None:

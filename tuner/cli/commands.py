@@ -198,11 +198,11 @@ def check(options: argparse.Namespace, out: Console) -> int:
 
     spec = load_spec(options.space, overrides_of(options))
     # these load torch: what is wrong with the file is said before
-    from tuner.study.data import check_data
+    from tuner.study.data import case_sizes, check_data
     from tuner.trial.networks import check_networks
 
     spec, found = check_data(spec)
-    networks = check_networks(spec)
+    networks = check_networks(spec, case_sizes(spec))
     print_spec(out, spec)
     for line in (*found, *networks.describe()):
         out.print(line, markup=False)

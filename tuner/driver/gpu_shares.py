@@ -289,6 +289,9 @@ class GpuShares(Callback):  # type: ignore[misc]
             why = "no other trial is left to begin; it goes on with a GPU of its own"
             return (1, why) if free >= 1 else (now, "")
         batch = self._config(number).train_batch_size
+        if batch == "auto":
+            # it is known from the trial's first epoch on
+            return now, ""
         twice = 2 * max(1, round(now))
         if not self._grows or free < twice or batch % twice or twice > self._cases:
             return now, ""

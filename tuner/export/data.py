@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.bundle.case_scores import raw_case
 from training.data import (
     PreprocessedDataset,
     Preprocessing,
@@ -121,7 +120,9 @@ def _checked_cases(
 ) -> dict[str, RawCase]:
     """Files of a data folder, which must be the study's own."""
     folder = resolve_data_dir(folder)
-    cases = {case.case_id: case for case in read_layout(folder.absolute()).cases}
+    cases = {
+        case.case_id: case for case in read_layout(folder.absolute(), config.missing_channels).cases
+    }
     found = prepared_fingerprint(folder, config)
     if found != fingerprint:
         raise ExportError(
@@ -135,7 +136,7 @@ def _checked_cases(
 def _existing_cases(dataset: PreprocessedDataset) -> dict[str, RawCase]:
     """Cases whose files are where they were read from."""
     return {
-        name: raw_case(name, entry)
+        name: entry.as_raw(name)
         for name, entry in dataset.cases.items()
         if all(path.exists() for path in (*entry.images, entry.label))
     }

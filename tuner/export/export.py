@@ -379,7 +379,14 @@ def _verify(folder: Path, members: Sequence[Member], data: ExportData) -> str:
         # an older version may have preprocessed the same file in another way
         same = data.dataset is not None and data.dataset.format_version == FORMAT_VERSION
         try:
-            verify_bundle(folder, members, files.images, cached if same else None, files.label)
+            verify_bundle(
+                folder,
+                members,
+                files.images,
+                cached if same else None,
+                files.label,
+                files.channels,
+            )
         except DatasetError as error:
             data.note(str(error))
         else:
@@ -391,7 +398,7 @@ def _verify(folder: Path, members: Sequence[Member], data: ExportData) -> str:
             f"exported model was compared with the trial's on the preprocessed case; {WAY_OUT}"
         )
         return f"it predicts the preprocessed case {case} as the trial's model does"
-    voxels = torch.randn(len(data.channels), *members[0].config.patch_size)
+    voxels = torch.randn(len(data.channels), *members[0].config.known_patch_size)
     verify_network(folder, members, voxels, "random voxels")
     data.note(
         "neither the study's image files nor their cache are there: the exported model was "

@@ -119,7 +119,7 @@ def _on_file_grid(
     config = members[0][1].candidate.config
     for case, mean in zip(files, mean_predictions(members), strict=True):
         # with its label, as it was preprocessed for the study
-        prepared = data.preprocessing.apply(case.images, case.label)
+        prepared = data.preprocessing.apply(case.images, case.label, case.channels)
         if prepared.image.shape[1:] != mean.shape[1:]:
             raise DatasetError(f"{case.images[0]} has changed since it was preprocessed")
         label = read_label(case.label, data.preprocessing.values, data.preprocessing.ignore)

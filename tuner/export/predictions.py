@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from training.bundle.case_scores import (
     load_for_scoring,
-    raw_case,
     task_labelled,
     task_target,
 )
@@ -88,14 +87,14 @@ def validation_cases(data: ExportData, winner: Candidate, scratch: Scratch) -> l
                 of_fold.image(name),
                 of_fold.label(name),
                 fold,
-                raw_case(name, of_fold.cases[name]).labelled,
+                of_fold.cases[name].as_raw(name).labelled,
             )
             for fold, of_fold in enumerate((dataset, *further))
             for name in of_fold.splits["val"]
         ]
     cases = []
     for files in data.files("val"):
-        prepared = data.preprocessing.apply(files.images, files.label)
+        prepared = data.preprocessing.apply(files.images, files.label, files.channels)
         assert prepared.label is not None
         image = scratch.array(prepared.image.shape, np.float32)
         image[:] = prepared.image

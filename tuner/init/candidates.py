@@ -7,7 +7,7 @@ from typing import Any
 
 from training.config import ModelTrainingConfig
 from training.models.footprint import training_bytes
-from training.models.patch_plan import LARGEST, PatchPlan, plan_patch
+from training.models.patch_plan import CPU_BATCH, CPU_LARGEST, LARGEST, PatchPlan, plan_patch
 from tuner.errors import StudyError
 from tuner.init.device import Device
 from tuner.init.survey import DataSurvey
@@ -48,11 +48,6 @@ whose step is cheap. Patches are planned by the first."""
 
 CPU_NETWORKS: dict[str, dict[str, Any]] = {"dynunet": {"filters": [16, 32, 64, 128, 128, 128, 128]}}
 """Networks for CPU cores: nnU-Net's U-Net with half the channels, about a quarter of its time."""
-
-CPU_LARGEST = 96_000
-"""Voxels of a patch on CPU cores at most: a case of a small organ, or about 32 x 56 x 56."""
-
-CPU_BATCH = 2
 
 CPU_OPTIMIZER = "adamw"
 """Optimizer where a training has a few thousand steps. Of 2,400 steps of batch 2 on Hippocampus

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from training.models.patch_plan import LIBRARIES
+from training.models.patch_plan import LIBRARIES, MEMORY_PER_CPU_TRIAL
 from tuner.spec.cores import alone
-
-MEMORY_PER_CPU_TRIAL = 3 * 2**30
-"""Bytes that a study takes for each trial that runs beside others on a CPU."""
 
 
 @dataclass(frozen=True)

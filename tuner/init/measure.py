@@ -90,12 +90,14 @@ def estimate(config: ModelTrainingConfig) -> Speed:
     windows = sum(
         math.prod(
             max(1, math.ceil((size / patch - 1) / (1 - config.window_overlap)) + 1)
-            for size, patch in zip(dataset.cases[name].shape[1:], config.patch_size, strict=True)
+            for size, patch in zip(
+                dataset.cases[name].shape[1:], config.known_patch_size, strict=True
+            )
         )
         for name in dataset.splits["val"]
     )
     # a forward pass is a third of a step
-    return Speed(step, windows * step / config.train_batch_size / 3, needed + LIBRARIES, False)
+    return Speed(step, windows * step / config.known_batch_size / 3, needed + LIBRARIES, False)
 
 
 def _seconds_of_a_step(config: ModelTrainingConfig, network: nn.Module, device: Device) -> float:
@@ -107,11 +109,11 @@ def _seconds_of_a_step(config: ModelTrainingConfig, network: nn.Module, device: 
     batches = get_dataloader(
         config.data_dir,
         "train",
-        config.train_batch_size,
+        config.known_batch_size,
         # as `num_workers: auto` has it
         0 if device.kind == "cpu" else min(MAX_WORKERS, device.threads),
         True,
-        patch_size=config.patch_size,
+        patch_size=config.known_patch_size,
         augmentation=config.augmentation,
         steps_per_epoch=steps + 1,
     )
@@ -142,7 +144,7 @@ def _seconds_of_a_case(
         predict_case(
             network,
             torch.from_numpy(image[None].copy()).to(device.kind),
-            patch_size=config.patch_size,
+            patch_size=config.known_patch_size,
             overlap=config.window_overlap,
             windows_per_batch=config.val_batch_size,
         )

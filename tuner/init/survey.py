@@ -46,15 +46,12 @@ class DataSurvey:
     @property
     def shape(self) -> tuple[float, float, float]:
         """Median size of a case in voxels."""
-        shapes = [entry.shape[1:] for entry in self.dataset.cases.values()]
-        depth, height, width = np.median(shapes, axis=0).tolist()
-        return depth, height, width
+        return self.dataset.median_shape
 
     @property
     def voxels(self) -> float:
         """Voxels of all training cases."""
-        cases = self.dataset.cases
-        return float(sum(np.prod(cases[name].shape[1:]) for name in self.dataset.splits["train"]))
+        return self.dataset.voxels("train")
 
     def shares(self) -> list[float]:
         """Share that each class has of the voxels of the training cases, background first."""

@@ -138,6 +138,15 @@ def _check_population(spec: SpecValues, parser: SpecParser) -> None:
                 "the weights of another: they would not fit; fix it in `config`, or choose "
                 "another policy",
             )
+    base = spec.base_config()
+    for name in ("patch_size", "train_batch_size"):
+        if getattr(base, name) == "auto":
+            parser.problem(
+                ("config", name),
+                f"{name}=auto does not go with policy={spec.policy.name}, in which a trial takes "
+                "over the weights of another, whose memory may have planned another network: give "
+                "a number (`tune check` with another policy says what would be planned)",
+            )
     if spec.search.searcher == "grid":
         parser.problem(
             ("search", "searcher"),
@@ -188,7 +197,7 @@ def _shares_batch(parser: SpecParser, spec: SpecValues, values: dict[str, Any]) 
     if spec.resources.batch != "trial" or not isinstance(gpus, int | float) or gpus <= 1:
         return True
     size = spec.trial_config(values).train_batch_size
-    if size % int(gpus) == 0:
+    if size == "auto" or size % int(gpus) == 0:
         return True
     name = "train_batch_size"
     given = (section for section, at in (("space", values), ("config", spec.config)) if name in at)

@@ -323,6 +323,8 @@ def _number_domain(option: _Option, default: Any) -> str:
     if option.base is int:
         low = int(max(option.limit("ge") or 0, default // 2))
         return f"{{randint: {as_yaml([low, max(2 * default, low + 4)])}}}"
+    if default == 0:
+        return f"{{uniform: [0, {as_yaml(0.5 * (upper or 1))}]}}"
     if default <= 0.01:
         return f"{{loguniform: {as_yaml([default / 10, default * 10])}}}"
     high = 2 * default if upper is None else min(2 * default, (default + upper) / 2)

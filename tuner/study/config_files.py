@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+AUTO = "auto"
+
+PLANNED = ("patch_size", "train_batch_size")
+"""Fields that a trial plans where they are `auto`."""
+
 EARLIER_CONFIGS = "config.until-[0-9][0-9][0-9][0-9][0-9].yaml"
 """File names of the configs that a trial had before."""
 
@@ -24,6 +29,25 @@ def config_file(folder: Path, epoch: int) -> Path:
         if epoch <= _until(path):
             return path
     return folder / CONFIG_FILE
+
+
+def planned_in(folder: Path, config: ModelTrainingConfig) -> dict[str, Any]:
+    """Numbers that a trial has planned for what is `auto`, as its config file has them.
+
+    Args:
+        folder: The trial's folder.
+        config: Its config; only what is `auto` there is looked for.
+    """
+    wanted = [name for name in PLANNED if getattr(config, name) == AUTO]
+    path = config_file(folder, 1)
+    if not wanted or not path.is_file():
+        return {}
+    kept = yaml.safe_load(path.read_text())
+    if any(kept.get(name, AUTO) == AUTO for name in wanted):
+        return {}
+    if "patch_size" in wanted:
+        wanted.append("target_spacing")
+    return {name: kept[name] for name in wanted}
 
 
 def set_aside_config(folder: Path, epoch: int) -> None:
@@ -61,5 +85,9 @@ def _until(path: Path) -> int:
 
 
 def _hyperparameters(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that could be searched, of a config as its file has them."""
-    return {name: flat[name] for name in ModelTrainingConfig.searchable_fields() if name in flat}
+    """The fields that could be searched, of a config as its file has them.
+
+    One that a file of an earlier version does not have is at its default, which means as then.
+    """
+    known = {**ModelTrainingConfig().flat(), **flat}
+    return {name: known[name] for name in ModelTrainingConfig.searchable_fields()}

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from training.config import ModelTrainingConfig
+from training.config.labels import loss_without_regions
 from training.data import (
     PHANTOM,
     DataSource,
@@ -28,9 +30,15 @@ from training.data.prepared.split_rules import split_of_file
 from training.data.prepared.task import fields_of_data, region_warnings
 from training.data.raw.label_values import named_labels
 from training.local_path import is_url
+from training.registry import REGION_LOSSES
 from training.storage import address_of
 from tuner.errors import SpecError, StudyError
 from tuner.spec.study_spec import StudySpec
+from tuner.study.channel_lines import channel_lines, dropout_lines
+from tuner.study.config_files import AUTO, PLANNED
+
+if TYPE_CHECKING:
+    from training.planning import CaseSizes
 
 WARNINGS_SHOWN = 20
 """Warnings about the data that are shown at most; all are in the preprocessed folder."""
@@ -103,7 +111,8 @@ def prepare_data(
     if is_url(given):
         report(f"fetching what has changed of {address_of(given)}")
     source = resolve_data_dir(given)
-    completed = complete_spec(spec, read_layout(source.absolute()))
+    raw = read_layout(source.absolute(), spec.base_config().missing_channels)
+    completed = complete_spec(spec, raw)
     if check is not None:
         check(completed)
     warnings: list[str] = []
@@ -115,6 +124,8 @@ def prepare_data(
         on_warning=warnings.append,
     )
     for line in shown_warnings(warnings, f", see `warnings` in {preprocessed / MANIFEST}"):
+        report(line)
+    for line in dropout_lines(completed, raw):
         report(line)
     dataset = PreprocessedDataset.load(preprocessed)
     if not dataset.splits["val"]:
@@ -195,6 +206,10 @@ def complete_spec(spec: StudySpec, dataset: RawDataset) -> StudySpec:
         )
     try:
         decided = fields_of_data(dataset, config.regions, config.regions_class_order)
+        losses = spec.space.domains["loss"].options or () if "loss" in spec.space.domains else ()
+        of_regions = [loss for loss in losses if loss in REGION_LOSSES]
+        if of_regions and "regions" not in decided:
+            raise SpecError(f"{spec.source}: {loss_without_regions(of_regions[0])}")
         return spec.completed(decided, origin="the data")
     except SpecError as error:
         raise StudyError(
@@ -269,7 +284,7 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         return spec, [f"data      {PHANTOM}: the embedded CT of a liver with tumours"]
     if not folder.exists() and not folder.is_symlink():
         return spec, [f"data      {folder} is not there: nothing is checked against it"]
-    dataset = read_layout(folder)
+    dataset = read_layout(folder, spec.base_config().missing_channels)
     completed = complete_spec(spec, dataset)
     survey = survey_headers(dataset)
     if survey.problems:
@@ -289,6 +304,34 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
                 *survey.warnings,
             ]
         ),
+        *channel_lines(completed, dataset),
         mirroring_line(completed, dataset.labels),
     ]
     return completed, [line for line in lines if line]
+
+
+def case_sizes(spec: StudySpec) -> CaseSizes | None:
+    """Sizes of the cases by their headers, once they are resampled; preparation may crop them.
+
+    None where no `patch_size` or `train_batch_size` of the spec is `auto`, for which alone they
+    matter, and where the data are not there.
+    """
+    from training.data import PHANTOM, read_layout
+    from training.data.prepared.resampling import choose_spacing
+    from training.data.raw.header_survey import survey_headers
+    from training.planning import CaseSizes
+
+    config = spec.base_config()
+    given = [getattr(config, name) for name in PLANNED]
+    for name in PLANNED:
+        domain = spec.space.domains.get(name)
+        given += [] if domain is None or domain.options is None else domain.options
+    folder = config.data_dir
+    if AUTO not in given or str(folder) == PHANTOM or not folder.exists():
+        return None
+    survey = survey_headers(read_layout(folder))
+    spacings, shapes = list(survey.spacings.values()), list(survey.shapes.values())
+    spacing = config.target_spacing or choose_spacing(spacings, shapes)
+    resampled = np.array(shapes) * np.array(spacings) / np.array(spacing)
+    depth, height, width = np.median(resampled, axis=0).tolist()
+    return CaseSizes((depth, height, width), spacing, float(resampled.prod(axis=1).sum()))

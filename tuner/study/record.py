@@ -326,6 +326,13 @@ class StudyRecord:
             self._override(self.entries[number], {MAX_EPOCHS: epochs})
             self.decide(number, "shortened", reason)
 
+    def plan(self, number: int, values: Mapping[str, Any]) -> None:
+        """Note the numbers that a trial has for what is `auto`, with which it goes on anywhere."""
+        entry = self.entries[number]
+        new = {name: value for name, value in values.items() if name not in entry.overrides}
+        if new:
+            self._override(entry, new)
+
     def _override(self, entry: TrialEntry, values: Mapping[str, Any]) -> None:
         """Replace values of a trial from its next epoch on."""
         step = [entry.epochs, dict(values)]

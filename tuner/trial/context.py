@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.spec.study_spec import StudySpec
+from tuner.study.config_files import AUTO
 from tuner.study.files import fold_folder, trial_folder
 from tuner.study.remote.node import RemoteFolder
 
@@ -78,10 +79,20 @@ class StudyContext:
         config.gpus = 1 if self.gpus and not spec.resources.logical_gpus else 0
         if self.processes > 1:
             config.gpus = self.processes
-            # with `auto` it began with one GPU, and its batch stays what it was
-            if spec.resources.batch == "trial" or spec.resources.gpu == "auto":
-                config.train_batch_size //= self.processes
+            if self._shares_batch(spec) and config.train_batch_size != AUTO:
+                config.train_batch_size = config.known_batch_size // self.processes
         return config
+
+    def of_whole_trial(self, spec: StudySpec, planned: Mapping[str, Any]) -> dict[str, Any]:
+        """What a process of a trial has planned, as values of the trial."""
+        values = dict(planned)
+        if self.processes > 1 and self._shares_batch(spec) and "train_batch_size" in values:
+            values["train_batch_size"] *= self.processes
+        return values
+
+    def _shares_batch(self, spec: StudySpec) -> bool:
+        # with `auto` it began with one GPU, and its batch stays what it was
+        return spec.resources.batch == "trial" or spec.resources.gpu == "auto"
 
 
 def shown_hyperparameters(space: Space, values: Mapping[str, Any]) -> list[Hyperparameter]:

@@ -20,6 +20,8 @@ from training.config import ModelTrainingConfig
 from tuner.errors import StudyError, TunerError
 from tuner.spec.field_errors import value_problems
 from tuner.study.commands import study_command
+from tuner.study.config_files import AUTO, planned_in
+from tuner.study.files import trial_folder
 from tuner.study.trial_entry import MOVED, VIOLATION, TrialState
 from tuner.trial.messages import TrialEnd
 from tuner.trial.node_faults import DISK_FULL, NodeUnfitError
@@ -148,7 +150,11 @@ def end_trial(study: Study, number: int, end: TrialEnd) -> None:
         overrides = {}
     elif end.state is TrialState.OUT_OF_MEMORY:
         config = study.spec.trial_config(entry.trained_values)
+        planned = planned_in(trial_folder(study.folder, number), config)
+        for name, value in planned.items():
+            setattr(config, name, value)
         overrides = smaller(config, failures.on_out_of_memory)
+        overrides = overrides and {**planned, **overrides}
     limit = failures.max_failures
     if overrides is None or entry.failures >= limit:
         tries = f" (after {entry.failures + 1} tries)" if entry.failures else ""
@@ -202,12 +208,12 @@ def smaller(config: ModelTrainingConfig, how: str) -> dict[str, Any] | None:
         batches = {
             name: size // 2
             for name in ("train_batch_size", "val_batch_size")
-            if (size := getattr(config, name)) > 1
+            if (size := getattr(config, name)) != AUTO and size > 1
         }
         return batches or None
-    if how == "smaller_patch":
-        patch = [_smaller_axis(axis) for axis in config.patch_size]
-        return None if patch == list(config.patch_size) else {"patch_size": patch}
+    if how == "smaller_patch" and config.patch_size != AUTO:
+        patch = [_smaller_axis(axis) for axis in config.known_patch_size]
+        return None if patch == list(config.known_patch_size) else {"patch_size": patch}
     return None
 
 

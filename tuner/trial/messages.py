@@ -122,6 +122,7 @@ class EpochReport:
         undefined: Why the score is not defined; empty if it is.
         note: A message to the user; empty for none.
         memory: What the trial and its node hold; None where that cannot be measured.
+        planned: Numbers that the trial has for what is `auto`, by field.
     """
 
     epoch: int
@@ -132,6 +133,7 @@ class EpochReport:
     undefined: str = ""
     note: str = ""
     memory: MemoryUse | None = None
+    planned: Mapping[str, Any] = field(default_factory=dict)
 
     def to_ray(self) -> dict[str, Any]:
         """As a result of Tune."""
@@ -139,7 +141,12 @@ class EpochReport:
 
     def add_to(self, record: StudyRecord, number: int) -> bool:
         """Add the epoch to the record of a trial; False if it is there already."""
-        return record.report(number, self.epoch, self.score, self.metrics, self.seconds, self.gpus)
+        # a score alone is not worth a wait for the disk
+        with record.transaction(durable=bool(self.planned) and self.epoch == 1):
+            record.plan(number, self.planned)
+            return record.report(
+                number, self.epoch, self.score, self.metrics, self.seconds, self.gpus
+            )
 
     @classmethod
     def from_ray(cls, result: Mapping[str, Any]) -> Self | None:

@@ -16,10 +16,12 @@ from training.models import build_model
 from tuner.errors import SpecError, StudyError
 from tuner.spec.field_errors import value_problems
 from tuner.spec.plugins import import_plugins
+from tuner.trial.auto_patch import number_for_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from training.planning import CaseSizes
     from tuner.spec.study_spec import StudySpec
 
 NETWORKS = 12
@@ -35,10 +37,12 @@ class Networks:
     Attributes:
         costs: Parameters of each different one, and bytes that a step of its training takes.
         too_large: How many of them break a constraint of the study.
+        planned: Patch and batch that networks with `auto` would have on this machine, as text.
     """
 
     costs: Sequence[Cost]
     too_large: int
+    planned: Sequence[str] = ()
 
     def describe(self) -> list[str]:
         """The result as lines of text."""
@@ -53,7 +57,8 @@ class Networks:
                 f"memory    at least {memory} for a trial to train on its batch of patches, "
                 "beside what the libraries take"
             )
-        return lines
+        heads = ["planned   ", *["          "] * len(self.planned)]
+        return lines + [f"{head}{each}" for head, each in zip(heads, self.planned, strict=False)]
 
 
 class Cost(NamedTuple):
@@ -74,11 +79,13 @@ def _shown(size: int) -> str:
     return ByteSize(size).human_readable(decimal=True)
 
 
-def check_networks(spec: StudySpec) -> Networks:
+def check_networks(spec: StudySpec, sizes: CaseSizes | None = None) -> Networks:
     """Build networks that the space can propose.
 
     Args:
         spec: A valid spec.
+        sizes: Sizes of the cases, for which `patch_size: auto` is planned; None if they are not
+            known.
 
     Raises:
         SpecError: for the first one that cannot be built, with its settings; or if none was
@@ -86,20 +93,24 @@ def check_networks(spec: StudySpec) -> Networks:
     """
     import_plugins(spec)
     costs = []
+    plans: dict[str, None] = {}
     for drawn in islice(_drawn(spec), NETWORKS):
         try:
-            build_on_meta(drawn.config)
+            config, plan = number_for_now(drawn.config, spec, sizes)
+            build_on_meta(config)
         except Exception as error:
             # MONAI's constructors refuse with whatever their code runs into
             raise SpecError(
                 f"{spec.source}: the network {drawn.config.model_name} cannot be built"
                 f"{drawn.settings()}: {_reason(error)}"
             ) from error
-        costs.append(Cost.of(drawn.config))
+        costs.append(Cost.of(config))
+        if plan:
+            plans[plan] = None
     too_large = [cost for cost in costs if _above(cost, spec)]
     if costs and len(too_large) == len(costs):
         _check_constraints(spec)
-    return Networks(costs, len(too_large))
+    return Networks(costs, len(too_large), tuple(plans))
 
 
 def check_some_network_builds(spec: StudySpec) -> None:
@@ -112,7 +123,7 @@ def check_some_network_builds(spec: StudySpec) -> None:
     problem = None
     for drawn in islice(_drawn(spec), NETWORKS):
         try:
-            build_on_meta(drawn.config)
+            build_on_meta(number_for_now(drawn.config, spec, None)[0])
         except Exception as error:
             problem = problem or _reason(error)
         else:
@@ -128,7 +139,8 @@ def _check_constraints(spec: StudySpec) -> None:
     """Look among more networks for one that is small enough."""
     counted = []
     for drawn in _drawn(spec):
-        counted.append((Cost.of(drawn.config), f"{drawn.config.model_name}{drawn.settings()}"))
+        config, _ = number_for_now(drawn.config, spec, None)
+        counted.append((Cost.of(config), f"{drawn.config.model_name}{drawn.settings()}"))
         if not _above(counted[-1][0], spec):
             return
     cost, name = min(counted)

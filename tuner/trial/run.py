@@ -41,6 +41,7 @@ from tuner.study.files import (
 )
 from tuner.study.remote.trial import fetch_from_trial, trained_here
 from tuner.study.trial_entry import CASES, GRID, TrialState
+from tuner.trial.auto_patch import assign, take_plan
 from tuner.trial.code import check_code
 from tuner.trial.context import StudyContext, shown_hyperparameters
 from tuner.trial.costs import HOST_MEMORY, TrialCosts
@@ -89,6 +90,7 @@ class TrialRun:
         self._ranks = ranks
         self._memory = memory
         self._note = ""
+        self._planned: dict[str, Any] = {}
         self._reports: queue.Queue[EpochReport | TrialEnd | NodeUnfitError] = queue.Queue()
         self._turn = threading.Semaphore(0)
         self._waits = False
@@ -181,6 +183,7 @@ class TrialRun:
                 undefined,
                 note,
                 memory,
+                self._study.of_whole_trial(self._spec, self._planned),
             )
         )
         self.wait_for_turn()
@@ -298,6 +301,7 @@ class TrialRun:
         check_trial_gpu(gpus)
         keep_to_share(gpus)
         config.data_dir = self._data(config, fold)
+        self._planned = self._take_plan(config, gpus)
         # `auto` depends on the labels, and an exported model must record how it was trained
         labels = PreprocessedDataset.load(config.data_dir).labels
         config.mirror_axes = mirror_axes(config, labels)
@@ -338,6 +342,16 @@ class TrialRun:
         end = ", the end of a schedule that was shortened to the time" if shortened else ""
         return f"trained {epochs} epochs{end}"
 
+    def _take_plan(self, config: ModelTrainingConfig, gpus: float) -> dict[str, Any]:
+        """Give the config numbers where its patch or batch is `auto`; those of the whole trial."""
+        if self._planned:
+            # each fold trains as the first
+            take = dict(self._planned)
+        else:
+            take = take_plan(config, self._spec, self._study.trial_folder(self._number), gpus)
+        assign(config, take)
+        return take
+
     def _data(self, config: ModelTrainingConfig, fold: int) -> Path:
         """The preprocessed data of a fold.
 
@@ -367,6 +381,7 @@ class TrialRun:
 
         config = self._study.trial_config(self._spec, self._number, self._values)
         config.data_dir = self._data(config, 0)
+        self._take_plan(config, self._study.gpus if config.gpus else 0)
         folder = self._study.trial_folder(self._number)
         chosen = choose_checkpoint(folder, self._scores, self._spec.mode)
         if chosen is None:

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -27,7 +26,7 @@ from training.bundle.case_scores import (
 )
 from training.bundle.member import Member
 from training.config import ModelTrainingConfig
-from training.data import PreprocessedDataset, prepare_dataset
+from training.data import PreprocessedDataset, RawCase, prepare_dataset
 from training.errors import DatasetError
 from training.lightning_module import SegmentationLightningModule
 from training.models import build_model
@@ -201,6 +200,6 @@ def test_another_shape_of_the_label_is_named(dataset: PreprocessedDataset, tmp_p
     module = perfect(dataset)
     case = files_of(dataset, "test")[0]
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4)), tmp_path / "l.nii.gz")
-    other = SimpleNamespace(case_id="x", images=case.images, label=tmp_path / "l.nii.gz")
+    other = RawCase("x", case.images, tmp_path / "l.nii.gz")
     with pytest.raises(DatasetError, match=r"l\.nii\.gz: shape \(3, 4, 5\) differs from"):
-        list(on_file_grid(alone(module), dataset.preprocessing, [other]))  # type: ignore[list-item]
+        list(on_file_grid(alone(module), dataset.preprocessing, [other]))

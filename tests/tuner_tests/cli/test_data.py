@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,55 @@ def test_a_folder_that_is_not_there_is_a_mistake_of_the_input(
 ) -> None:
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
     assert "error: there is no data folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def table(data: Path) -> Path:
+    """A CSV of the cases, with names of its own."""
+    rows = ["image,label,case"]
+    rows += [
+        f"data/imagesTr/case_{number:02}.nii.gz,data/labelsTr/case_{number:02}.nii.gz,p{number}"
+        for number in (3, 12)
+    ]
+    path = data.parent / "cases.csv"
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_a_conversion_can_be_checked_next(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = table.parent / "converted data"
+    words = ["data", "convert", str(table), "-o", str(output), "--channels", "T1"]
+    assert main([*words, "--labels", "organ=1,lesion=2", "--link"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 cases, channels T1, labels background, organ, lesion" in shown
+    next_line = next(line for line in shown.splitlines() if line.startswith("next"))
+    command = shlex.split(next_line)[2:]
+    assert command == ["data", "check", str(output)]
+    assert main(command) == 0
+    # a study reads it too
+    assert tuner.check_data(output, progress=False).dataset is not None
+
+
+def test_mistakes_of_a_conversion_are_said(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data", "convert", str(table), "-o", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "does not name its channels (1)" in capsys.readouterr().err
+    for labels, problem in (
+        ("organ", "write NAME=VALUE"),
+        ("organ=one", "write NAME=VALUE"),
+        ("organ=1,organ=2", "comes twice"),
+        ("organ=1,lesion=1", "comes twice"),
+    ):
+        assert main([*words, "--channels", "T1", "--labels", labels]) == 2
+        assert problem in capsys.readouterr().err
+    assert main([*words, "--channels", "T1,"]) == 2
+    assert "empty name" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    assert main([*words[:-1], str(tmp_path / "file" / "out"), "--channels", "T1"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_group_of_commands_says_what_it_has(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_a_field_without_example_is_refused_in_a_space(name: str) -> None:
     [
         ("learning_rate", "number (above 0)"),
         ("test_fraction", "number (0 or more and below 1) or null"),
-        ("patch_size", "list of 3, each: whole number (1 or more)"),
+        ("patch_size", "list of 3, each: whole number (1 or more) or auto"),
         ("nesterov", "true or false"),
         ("num_workers", "whole number (0 or more) or auto"),
         ("data_dir", "path"),

@@ -111,6 +111,103 @@ def test_a_number_that_is_no_value_of_the_files_is_refused(
         check_data(spec)
 
 
+REGIONS = {"background": 0, "whole": [1, 4], "core": 4}
+GLIOMA = {"0": "background", "1": "necrosis", "2": "edema", "4": "enhancing tumor"}
+NNUNET = {"labels": REGIONS, "regions_class_order": [1, 4]}
+
+
+def glioma(folder: Path, *labels: int, **description: Any) -> Path:
+    return make_data(folder, {f"c{index}": boxes(*labels) for index in range(5)}, **description)
+
+
+@pytest.mark.parametrize(
+    ("description", "more", "space", "expected"),
+    [
+        (NNUNET, "", SPACE, ({"whole": [1, 4], "core": [4]}, [1, 4])),
+        (NNUNET, ", regions: {all: [1, 4]}", SPACE, ({"all": [1, 4]}, [1])),
+        (NNUNET, "", f"metric: val_dice_core\n{SPACE}", ({"whole": [1, 4], "core": [4]}, [1, 4])),
+        (
+            NNUNET,
+            ", regions: {whole: [1, 4], core: [4]}",
+            "space: {class_weights.core: {uniform: [1, 9]}}\n",
+            ({"whole": [1, 4], "core": [4]}, [1, 4]),
+        ),
+        (
+            {"labels": GLIOMA},
+            ", regions: brats",
+            f"metric: val_nsd_tumour_core\n{SPACE}",
+            (
+                {
+                    "whole_tumour": [2, 1, 4],
+                    "tumour_core": [1, 4],
+                    "enhancing_tumour": [4],
+                },
+                [2, 1, 4],
+            ),
+        ),
+        (
+            {"labels": GLIOMA},
+            ", regions: brats, class_weights: [1, 2, 3]",
+            "space: {loss: {choice: [dice_bce, bce, sigmoid_focal]}}\n",
+            (
+                {
+                    "whole_tumour": [2, 1, 4],
+                    "tumour_core": [1, 4],
+                    "enhancing_tumour": [4],
+                },
+                [2, 1, 4],
+            ),
+        ),
+    ],
+)
+def test_regions_are_part_of_the_study_s_config(
+    tmp_path: Path, description: dict[str, Any], more: str, space: str, expected: tuple[Any, Any]
+) -> None:
+    labels = (1, 4) if description is NNUNET else (1, 2, 4)
+    folder = glioma(tmp_path / "data", *labels, **description)
+    spec = parse(text(folder, more, space))
+    completed, lines = check_data(spec)
+    assert any(line.strip().startswith("regions ") for line in lines)
+    config = completed.trial_config(completed.default_point())
+    assert (config.regions, config.regions_class_order) == expected
+    assert config.loss == "dice_bce"
+    kept = parse(completed.to_yaml()).base_config().regions
+    assert isinstance(kept, dict)
+    assert list(kept) == list(expected[0])
+    # as a trial reads it, and as `tune resume` does
+    again = parse(completed.to_yaml())
+    assert again.trial_config(completed.default_point()) == config
+    assert prepare_data(spec).spec.config == completed.config
+
+
+@pytest.mark.parametrize(
+    ("more", "space", "message"),
+    [
+        (", loss: dice_ce", SPACE, "loss=dice_ce has a softmax, .* choose dice_bce"),
+        ("", "space: {loss: {choice: [dice_bce, focal]}}\n", "loss=focal has a softmax"),
+        (", target_label: 4", SPACE, "target_label=4 and regions"),
+        ("", f"metric: val_dice_1\n{SPACE}", "names no region: they are whole, core"),
+        ("", f"metric: val_dice_cor\n{SPACE}", "names no region: they are whole, core"),
+        (", class_weights: [1, 2, 3]", SPACE, "3 entries .* 2 regions"),
+        (", regions: brats", SPACE, "regions=brats does not fit the labels of the data"),
+        (", regions: {a: [2]}", SPACE, r"region 'a' has the label 2, but the labels of .* 0, 1, 4"),
+    ],
+)
+def test_what_does_not_go_with_the_regions_of_the_data_is_refused(
+    tmp_path: Path, more: str, space: str, message: str
+) -> None:
+    folder = glioma(tmp_path / "data", 1, 4, **NNUNET)
+    with pytest.raises((TunerError, DatasetError), match=message):
+        check_data(parse(text(folder, more, space)))
+
+
+def test_a_region_s_loss_without_regions_is_refused(tmp_path: Path) -> None:
+    folder = data(tmp_path / "data", 3)
+    for more, space in ((", loss: bce", SPACE), ("", "space: {loss: {choice: [dice_ce, bce]}}\n")):
+        with pytest.raises((TunerError, DatasetError), match="loss=bce is for regions, and there"):
+            check_data(parse(text(folder, more, space)))
+
+
 CONTRADICTIONS = [
     (", class_weights: [1, 5]", SPACE, r"class_weights has 2 entries .*data in .*data have 4 lab"),
     (", target_label: 4", SPACE, r"target_label=4, but the labels of the data in .* are 0 to 3"),

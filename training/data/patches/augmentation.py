@@ -43,6 +43,31 @@ def preset_of(name: str) -> Preset:
     return preset
 
 
+def drop_channels(
+    image: Float[Tensor, "c d h w"],
+    present: Sequence[int],
+    probability: float,
+    rng: np.random.Generator,
+) -> None:
+    """Set channels of a patch to 0 at random, in place, but never all of those that it has.
+
+    Each is dropped with the probability; where that would be all of them, one of them, drawn at
+    random, stays as it is.
+
+    Args:
+        image: The patch.
+        present: Channels that it has; the others are 0 already.
+        probability: Of each channel.
+        rng: The only source of its draws; none is made where nothing can be dropped.
+    """
+    if probability == 0 or len(present) < 2:
+        return
+    dropped = rng.random(len(present)) < probability
+    if dropped.all():
+        dropped[rng.integers(len(present))] = False
+    image[[number for number, gone in zip(present, dropped, strict=True) if gone]] = 0
+
+
 class Augmentation:
     """Changes patches at random; every draw comes from the numbers that a patch is given.
 

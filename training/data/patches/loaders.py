@@ -74,6 +74,7 @@ def get_dataloader(
     foreground_fraction: float = 1 / 3,
     augmentation: str = "default",
     augmentation_strength: float = 1.0,
+    channel_dropout: float = 0.0,
     mirror_axes: Sequence[int] = (0, 1, 2),
     steps_per_epoch: int | None = None,
     seed: int = 0,
@@ -98,6 +99,7 @@ def get_dataloader(
         foreground_fraction: Share of training patches centred on a foreground voxel.
         augmentation: Key of `AUGMENTATIONS` or import path, for training patches.
         augmentation_strength: 1 is as nnU-Net does it.
+        channel_dropout: Probability that a channel of a training patch is set to 0.
         mirror_axes: Axes of a patch that it may be mirrored along.
         steps_per_epoch: Optimizer steps of an epoch; one patch a case by default.
         seed: Seed of all that is random.
@@ -131,6 +133,7 @@ def get_dataloader(
         patch_size=patch_size,
         foreground_fraction=foreground_fraction,
         augmentation=Augmentation(augmentation, patch_size, augmentation_strength, mirror_axes),
+        channel_dropout=channel_dropout,
         shuffle=shuffle,
         seed=seed,
         regions=regions,
@@ -158,13 +161,14 @@ def get_dataloaders(
     train = get_dataloader(
         config.data_dir,
         "train",
-        config.train_batch_size,
+        config.known_batch_size,
         resolve_num_workers(config),
         shuffle=True,
-        patch_size=config.patch_size,
+        patch_size=config.known_patch_size,
         foreground_fraction=config.foreground_fraction,
         augmentation=config.augmentation,
         augmentation_strength=config.augmentation_strength,
+        channel_dropout=config.channel_dropout,
         mirror_axes=[MIRROR_AXES.index(axis) for axis in axes_to_mirror(config, dataset.labels)],
         steps_per_epoch=config.steps_per_epoch,
         seed=config.seed,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import Dataset, Sampler
 
-from training.data.patches.augmentation import Augmentation
+from training.data.patches.augmentation import Augmentation, drop_channels
 from training.data.patches.spatial import Region
 from training.data.prepared.cache import PreprocessedDataset
 from training.ignored_voxels import IGNORE_INDEX, as_targets
@@ -39,6 +39,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         foreground_fraction: Share of patches centred on a foreground voxel, of a class that
             is drawn uniformly from those of the case.
         augmentation: What is done to a patch.
+        channel_dropout: Probability that a channel of a patch is set to 0, see `drop_channels`.
         shuffle: Whether cases come in a new order every epoch.
         seed: Seed of everything that is random here.
         regions: Classes of each region; foreground is then drawn uniformly from the regions of
@@ -53,6 +54,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         patch_size: Sequence[int],
         foreground_fraction: float,
         augmentation: Augmentation,
+        channel_dropout: float = 0.0,
         shuffle: bool,
         seed: int,
         regions: Sequence[Sequence[int]] | None = None,
@@ -63,6 +65,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         self._patch_size = np.asarray(patch_size)
         self._foreground_fraction = foreground_fraction
         self._augmentation = augmentation
+        self._channel_dropout = channel_dropout
         self._shuffle = shuffle
         self._seed = seed
         self._around = IGNORE_INDEX if dataset.has_ignored else 0
@@ -89,6 +92,11 @@ class PatchDataset(Dataset[dict[str, Any]]):
             targets = as_targets(label[region.box], self._dataset.num_classes, np.int32)
             voxels, labels = region.sample(image[:, *region.box], targets, self._around)
         voxels, labels = self._augmentation.change(voxels, labels, rng)
+        present = self._dataset.channels_of(case)
+        if len(present) < len(voxels):
+            # noise, say, does not make a channel of one that is missing
+            voxels[[number for number in range(len(voxels)) if number not in present]] = 0
+        drop_channels(voxels, present, self._channel_dropout, rng)
         return {"image": voxels, "label": labels, **_labelled(self._dataset, case)}
 
     def _case(self, epoch: int, index: int) -> str:

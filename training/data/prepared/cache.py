@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.data.prepared.preprocessing import Preprocessing
 from training.data.raw.label_values import label_dtype
+from training.data.raw.layouts import RawCase
 from training.errors import DatasetError
 from training.partial_labels import labelled_mask
 
@@ -27,7 +29,14 @@ LABELLED = "labelled"
 class CaseEntry(BaseModel):
     """One preprocessed case: its files, its grid, its labels, and what is doubtful about it.
 
-    `labelled` has the foreground classes that it is labelled for; None stands for all.
+    Attributes:
+        images: Its image files.
+        label: Its label map.
+        shape: Its grid, channels first.
+        voxel_counts: Voxels of each class.
+        warnings: What is doubtful about its files.
+        channels: Numbers of the channels that it has, None for all; the others are 0.
+        labelled: The foreground classes that it is labelled for, None for all.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -36,8 +45,17 @@ class CaseEntry(BaseModel):
     label: Path
     shape: tuple[int, int, int, int]
     voxel_counts: list[int]
-    labelled: list[int] | None = None
     warnings: list[str] = []
+    channels: list[int] | None = None
+    labelled: list[int] | None = None
+
+    def as_raw(self, case_id: str) -> RawCase:
+        """The files that it was made from."""
+        channels, labelled = (
+            None if numbers is None else tuple(numbers)
+            for numbers in (self.channels, self.labelled)
+        )
+        return RawCase(case_id, tuple(self.images), self.label, channels, labelled)
 
     def is_complete(self, arrays: Path, case_id: str) -> bool:
         """Whether every array of the case is there with its full size."""
@@ -130,6 +148,17 @@ class PreprocessedDataset(BaseModel):
         """Voxel spacing in mm (depth, height, width)."""
         return self.preprocessing.spacing
 
+    @property
+    def median_shape(self) -> tuple[float, float, float]:
+        """Median size of a case in voxels (depth, height, width)."""
+        shapes = [entry.shape[1:] for entry in self.cases.values()]
+        depth, height, width = np.median(shapes, axis=0).tolist()
+        return depth, height, width
+
+    def voxels(self, split: str) -> float:
+        """Voxels of all cases of a split."""
+        return float(sum(np.prod(self.cases[name].shape[1:]) for name in self.splits[split]))
+
     def voxel_counts(self, split: str) -> list[int]:
         """Voxels of each class over the cases of a split."""
         counts = np.zeros(self.num_classes, dtype=np.int64)
@@ -147,6 +176,11 @@ class PreprocessedDataset(BaseModel):
             for entry in (self.cases[case] for case in self.splits[split])
             for mask in (labelled_mask(entry.labelled, self.num_classes),)
         ]
+
+    def channels_of(self, case_id: str) -> Sequence[int]:
+        """Numbers of the channels that a case has; the others are 0 in its image."""
+        present = self.cases[case_id].channels
+        return range(len(self.channels)) if present is None else present
 
     def image(self, case_id: str) -> NDArray[np.float32]:
         """The image of a case, float32 `(channel, depth, height, width)`, memory-mapped."""

@@ -25,7 +25,7 @@ def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> Cas
     Raises:
         DatasetError: if a file is unreadable, or does not fit the others.
     """
-    prepared = preprocessing.apply(case.images, case.label)
+    prepared = preprocessing.apply(case.images, case.label, case.channels)
     assert prepared.label is not None
     write_durably(folder / f"{case.case_id}.image.npy", _npy(prepared.image))
     write_durably(folder / f"{case.case_id}.label.npy", _npy(prepared.label))
@@ -41,6 +41,7 @@ def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> Cas
     return CaseEntry(
         images=list(case.images),
         label=case.label,
+        channels=None if case.channels is None else list(case.channels),
         shape=(channels, depth, height, width),
         voxel_counts=counts.tolist(),
         labelled=None if case.labelled is None else list(case.labelled),

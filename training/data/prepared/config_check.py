@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from training.config import ModelTrainingConfig
+from training.config.labels import loss_without_regions
 from training.data.prepared.normalisation import normalisation_problems
 from training.data.prepared.split import split_cases
 from training.data.prepared.task import fields_of_data
 from training.data.raw.label_values import named_labels, shown_values
 from training.data.raw.layouts import RawDataset
 from training.errors import DatasetError
+from training.registry import REGION_LOSSES
 
 
 def check_config(
@@ -46,6 +48,8 @@ def check_config(
             f"target_label={config.target_label}, but the labels of the data in {dataset.folder} "
             f"are {shown_values(values)} ({', '.join(labels)})"
         )
+    if config.loss in REGION_LOSSES and config.regions is None and dataset.regions is None:
+        problems.append(loss_without_regions(config.loss))
     if config.regions is not None:
         problems += _region_problems(config, dataset)
     elif isinstance(config.class_weights, list) and len(config.class_weights) != len(labels):

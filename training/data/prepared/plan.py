@@ -20,6 +20,7 @@ from training.data.prepared.normalisation import (
 )
 from training.data.prepared.preprocessing import Preprocessing, body_of, bounding_box
 from training.data.prepared.resampling import choose_spacing
+from training.data.raw.dataset_channels import without_any
 from training.data.raw.header import check_same_grid, orientation_of, spacing_of
 from training.data.raw.header_survey import median_spacing
 from training.data.raw.label_values import gapped
@@ -43,8 +44,8 @@ class CaseScan(BaseModel):
         shape: Grid of the body.
         body_share: Voxels of the body's box as a share of the image.
         voxel_counts: Voxels of each class in the file.
-        foreground: Intensities of random foreground voxels, for each channel; as many for
-            each case, so that each counts the same.
+        foreground: Intensities of random foreground voxels, for each channel that needs them and
+            that the case has; as many for each case, so that each counts the same.
         warnings: What is doubtful about its files.
     """
 
@@ -91,13 +92,21 @@ def scan_case(
     label = read_label(case.label, dataset.label_values, dataset.ignore)
     check_same_grid(case.label, label, case.images[0], image)
     orientation = orientation_of(image.affine)
-    box = bounding_box(body_of(image.data, dataset.modalities))
+    present = dataset.channels_of(case)
+    if len(image.data) != len(present):
+        raise DatasetError(f"{case.images[0]}: {len(image.data)} channels, not {len(present)}")
+    box = bounding_box(body_of(image.data, [dataset.modalities[number] for number in present]))
     sizes = [box[int(i)][1] - box[int(i)][0] for i in np.argsort(orientation[:, 0])]
     ignored = is_ignored(label.data, len(dataset.labels))
     voxels = image.data[:, (label.data > 0) & ~ignored]
     if voxels.size:
         rng = np.random.default_rng(0)
         voxels = voxels[:, rng.integers(voxels.shape[1], size=FOREGROUND_SAMPLES)]
+    # only CT has statistics over cases
+    foreground: list[list[float]] = [[] for _ in schemes]
+    for number, channel in zip(present, voxels, strict=True):
+        if schemes[number] == "CT":
+            foreground[number] = channel.tolist()
     counts = np.bincount(label.data[~ignored], minlength=len(dataset.labels))
     _check_labelled(case, counts, dataset.labels)
     return CaseScan(
@@ -105,11 +114,7 @@ def scan_case(
         shape=(sizes[0], sizes[1], sizes[2]),
         body_share=float(np.prod(sizes) / label.data.size),
         voxel_counts=counts.tolist(),
-        # only CT has statistics over cases
-        foreground=[
-            channel.tolist() if scheme == "CT" else []
-            for scheme, channel in zip(schemes, voxels, strict=True)
-        ],
+        foreground=foreground,
         warnings=[*image.warnings, *label.warnings],
     )
 
@@ -130,7 +135,8 @@ def plan_dataset(
             others changes nothing, so that all folds share one preprocessing.
 
     Raises:
-        DatasetError: if no label of the cases that may be learnt from has a foreground.
+        DatasetError: if no label of the cases that may be learnt from has a foreground, or none of
+            them has a channel.
     """
     known = [scan for case, scan in scans.items() if case not in set(test_cases)]
     if not any(sum(scan.voxel_counts[1:]) for scan in known):
@@ -139,6 +145,9 @@ def plan_dataset(
             "to learn"
         )
     body_only = float(np.median([scan.body_share for scan in known])) < MOSTLY_EMPTY
+    learnt_from = [case for case in dataset.cases if case.case_id not in set(test_cases)]
+    if lacking := without_any([case.channels for case in learnt_from], dataset.channels):
+        raise DatasetError(f"but for test cases, {lacking[0]}")
     schemes = schemes_of(config, dataset)
     channels = []
     for index, (modality, scheme) in enumerate(zip(dataset.modalities, schemes, strict=True)):
@@ -158,6 +167,7 @@ def plan_dataset(
             spacing=spacing,
             channels=channels,
             num_classes=len(dataset.labels),
+            missing_channels=dataset.missing_channels,
             label_values=gapped(dataset.label_values),
             ignore=dataset.ignore,
             data_spacing=median_spacing([scan.spacing for scan in known]),

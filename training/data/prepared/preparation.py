@@ -37,6 +37,7 @@ from training.data.prepared.split import (
 from training.data.prepared.split_rules import rules_digest, split_of_file
 from training.data.prepared.task import region_warnings
 from training.data.raw.case_threads import case_threads
+from training.data.raw.dataset_channels import MISSING_CHANNELS
 from training.data.raw.header_survey import survey_headers
 from training.data.raw.layouts import RawCase, RawDataset, read_layout
 from training.data.raw.phantom import resolve_data_dir
@@ -89,7 +90,7 @@ def prepare_dataset(
     """
     tell = on_progress or (lambda line: None)
     warn = on_warning or (lambda line: tell(f"warning: {line}"))
-    dataset = read_layout(Path(data_dir).absolute())
+    dataset = read_layout(Path(data_dir).absolute(), config.missing_channels)
     check_config(config, dataset)
     root = cache_dir or cache_root()
     with cache_errors(root):
@@ -127,7 +128,7 @@ def prepared_fingerprint(data_dir: Path, config: ModelTrainingConfig) -> str:
         DatasetError: if the folder has not the layout of data, a file cannot be read, or the cache
             cannot be written, which remembers the digests of files.
     """
-    dataset = read_layout(Path(data_dir).absolute())
+    dataset = read_layout(Path(data_dir).absolute(), config.missing_channels)
     root = cache_root()
     with cache_errors(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -200,6 +201,8 @@ def _settings(config: ModelTrainingConfig, dataset: RawDataset) -> dict[str, Any
         "format": FORMAT_VERSION,
         **config.model_dump(mode="json", include=fields),
         **fingerprint_settings(config, dataset),
+        # what the model may be given is part of the preprocessing
+        **({MISSING_CHANNELS: "allowed"} if dataset.missing_channels else {}),
     }
     given = split_of_file([case.case_id for case in dataset.cases], config)
     if given is not None:

@@ -106,6 +106,7 @@ class Preprocessing(BaseModel):
         ignore: Values in the label files of voxels that are left out.
         data_spacing: Median spacing of the training data, which an image to predict is compared
             with; None in bundles of older versions.
+        missing_channels: Whether a case may lack channels, which are then 0.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -114,6 +115,7 @@ class Preprocessing(BaseModel):
     channels: list[ChannelNormalisation]
     num_classes: int
     data_spacing: tuple[float, float, float] | None = None
+    missing_channels: bool = False
     label_values: tuple[int, ...] | None = None
     ignore: tuple[int, ...] = ()
 
@@ -122,7 +124,12 @@ class Preprocessing(BaseModel):
         """Value of each class in the label files, background first."""
         return range(self.num_classes) if self.label_values is None else self.label_values
 
-    def apply(self, images: Sequence[Path], label: Path | None = None) -> PreprocessedCase:
+    def apply(
+        self,
+        images: Sequence[Path],
+        label: Path | None = None,
+        channels: Sequence[int] | None = None,
+    ) -> PreprocessedCase:
         """Preprocess one case.
 
         Nothing is cropped away that carries a label. What the body is, and the statistics of
@@ -131,25 +138,33 @@ class Preprocessing(BaseModel):
         Args:
             images: Its image files: one, or one a channel.
             label: Its label map, if there is one.
+            channels: Number of the channel that each image file is, where the case lacks others;
+                these are 0 everywhere, as a normalised channel is on average.
 
         Raises:
             DatasetError: if a file is unreadable, or does not fit the others or the settings.
         """
         image = read_image(images)
-        if len(image.data) != len(self.channels):
+        present = range(len(self.channels)) if channels is None else channels
+        if len(image.data) != len(present):
             raise DatasetError(
-                f"{images[0]}: {len(image.data)} channels, but {len(self.channels)} are needed"
+                f"{images[0]}: {len(image.data)} channels, but {len(present)} are needed"
             )
         label_map = None if label is None else read_label(label, self.values, self.ignore)
         if label is not None and label_map is not None:
             check_same_grid(label, label_map, images[0], image)
         try:
-            return self._apply(images, image, label, label_map)
+            return self._apply(images, image, label, label_map, present)
         except MemoryError as error:
             raise DatasetError(f"{images[0]}: preprocessing it does not fit into memory") from error
 
     def _apply(
-        self, images: Sequence[Path], image: Volume, label: Path | None, label_map: Volume | None
+        self,
+        images: Sequence[Path],
+        image: Volume,
+        label: Path | None,
+        label_map: Volume | None,
+        present: Sequence[int],
     ) -> PreprocessedCase:
         """Preprocess volumes that belong together."""
         path = images[0]
@@ -158,7 +173,7 @@ class Preprocessing(BaseModel):
         if label is None:
             self._check_spacing(path, spacing)
         oriented = reorient(image.data, orientation)
-        body = body_of(oriented, [channel.modality for channel in self.channels])
+        body = body_of(oriented, [self.channels[number].modality for number in present])
         crop = kept = bounding_box(body)
         labels = None if label_map is None else reorient(label_map.data, orientation)
         if labels is not None:
@@ -167,12 +182,10 @@ class Preprocessing(BaseModel):
                 kept = _union(crop, bounding_box(foreground))
         shape = self._resampled_shape(path, spacing, [end - first for first, end in kept])
         axis = anisotropic_axis(spacing, self.spacing)
-        normalised = np.stack(
-            [
-                resample_image(voxels, shape, axis)
-                for voxels in self._normalise(images, oriented, body, crop, kept)
-            ]
-        )
+        normalised = np.zeros((len(self.channels), *shape), dtype=np.float32)
+        found = self._normalise(images, oriented, body, crop, kept, present)
+        for number, voxels in zip(present, found, strict=True):
+            normalised[number] = resample_image(voxels, shape, axis)
         geometry = CaseGeometry(image.shape, orientation, kept, axis)
         if label_map is None or labels is None:
             return PreprocessedCase(normalised, None, geometry, image.warnings)
@@ -271,6 +284,7 @@ class Preprocessing(BaseModel):
         body: NDArray[np.bool_],
         crop: Box,
         kept: Box,
+        present: Sequence[int],
     ) -> Iterator[NDArray[np.float32]]:
         """The channels of an image, cropped to `kept`, normalised by what is in `crop`.
 
@@ -278,14 +292,14 @@ class Preprocessing(BaseModel):
             DatasetError: if the intensities of a channel do not fit its scheme.
         """
         inside = None
-        if any(channel.body_only for channel in self.channels):
+        channels = [self.channels[number] for number in present]
+        if any(channel.body_only for channel in channels):
             # 0 inside the body, such as a dark ventricle, is tissue as well
             whole = np.zeros_like(body)
             whole[_slices(crop)] = ndimage.binary_fill_holes(body[_slices(crop)])
             inside = whole[_slices(kept)]
-        several = len(images) == len(self.channels)
-        paths = images if several else [images[0]] * len(self.channels)
-        for path, channel, voxels in zip(paths, self.channels, oriented, strict=True):
+        paths = images if len(images) == len(channels) else [images[0]] * len(channels)
+        for path, channel, voxels in zip(paths, channels, oriented, strict=True):
             channel.check(path, voxels)
             yield channel.apply(
                 voxels[_slices(kept)],

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data.raw.file_names import CaseFiles, image_stem
+from training.data.raw.file_names import CaseFiles
+from training.data.raw.formats.file_format import image_stem
 
 
 @dataclass(frozen=True)

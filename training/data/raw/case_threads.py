@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 from training.data.raw.formats.file_format import parts_of
-from training.data.raw.layouts import RawCase
 from training.data.raw.volume import voxels_in_header
 
 
-def case_threads(cases: Sequence[RawCase], bytes_per_voxel: float) -> int:
+class WithImages(Protocol):
+    """Protocol of a case: it has image files."""
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """Its image files."""
+        ...
+
+
+def case_threads(cases: Sequence[WithImages], bytes_per_voxel: float) -> int:
     """All cores, or as many cases at once as fit into half of the memory.
 
     Args:

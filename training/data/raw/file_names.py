@@ -5,8 +5,10 @@ One rule serves training and prediction:
 - An image ends as its format does, `.nii.gz` or `.nrrd`, in capitals or not
   (`training.data.raw.formats.file_format`). A hidden file, such as macOS's `._a.nii.gz`, is not
   one.
+- A folder with DICOM files is an image too, of one series, with the name of the folder.
 - The images of a folder are its files of one rank: NIfTI, or else NRRD and MetaImage, or else
-  pictures; a picture beside volumes is a preview. Or those of the `file_ending` of dataset.json.
+  DICOM, or else pictures; a picture beside volumes is a preview. Or those of the `file_ending` of
+  dataset.json.
 - `a.nii` beside `a.nii.gz` are two files of one name: refused.
 - Four digits at the end of a name, `CASE_0001.nii.gz`, are a channel, as nnU-Net writes them,
   only where the files can be channels. With several channels those of a case are numbered below
@@ -19,11 +21,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.raw.formats.file_format import ENDINGS, known_format, split_name
+from training.data.raw.formats.dicom_files import is_series
+from training.data.raw.formats.file_format import (
+    ENDINGS,
+    image_stem,
+    known_format,
+    split_name,
+)
 from training.errors import DatasetError
 from training.local_path import absence, folder_problem
 
@@ -49,22 +57,30 @@ class CaseFiles:
         """Channel files that the case needs and does not have."""
         if self.numbers is None:
             return []
-        stem, ending = split_name(self.paths[0].name) or ("", "")
+        name = self.paths[0].name
+        stem, ending = split_name(name) or (name, "")
         base = stem.rpartition("_")[0]
         absent = set(range(channels)) - set(self.numbers)
         return [self.paths[0].with_name(f"{base}_{number:04}{ending}") for number in sorted(absent)]
+
+    def in_another_format(self, channels: int) -> list[str]:
+        """Names of files that would be channels which the case lacks, were they of its format."""
+        absent = {image_stem(path): path.name for path in self.missing(channels)}
+        if not absent:
+            return []
+        return [
+            path.name
+            for path in sorted(self.paths[0].parent.iterdir())
+            # a list of files may say that one which is there is not the case's
+            if absent.get(image_stem(path), path.name) != path.name
+        ]
 
     def lacks(self, channels: int) -> str:
         """What the case lacks, in words; empty if it lacks nothing."""
         absent = self.missing(channels)
         if not absent:
             return ""
-        stems = {image_stem(path) for path in absent}
-        others = [
-            path.name
-            for path in sorted(self.paths[0].parent.iterdir())
-            if image_stem(path) in stems and path not in self.paths
-        ]
+        others = self.in_another_format(channels)
         hint = (
             f" (there is {', '.join(others)}: channels of a case must be of one format, convert it)"
             if others
@@ -73,10 +89,23 @@ class CaseFiles:
         return f"{', '.join(str(path) for path in absent)}{hint}"
 
 
-def image_stem(path: Path) -> str | None:
-    """Name of an image file without its ending; None for a hidden file, and for all others."""
-    split = split_name(path.name)
-    return None if split is None else split[0]
+def channel_numbers(paths: Sequence[Path], channels: int) -> tuple[int, ...] | None:
+    """Which channel each image file of a case is, by the four digits at the end of its name.
+
+    Args:
+        paths: Image files of one case.
+        channels: Channels that a case has.
+
+    Returns:
+        A number below `channels` for each file, ascending; None where the names do not say so.
+    """
+    numbers = []
+    for path in paths:
+        match = _NUMBERED.fullmatch(image_stem(path) or path.name)
+        if match is None or int(match[2]) >= channels:
+            return None
+        numbers.append(int(match[2]))
+    return tuple(numbers) if numbers == sorted(set(numbers)) else None
 
 
 @dataclass(frozen=True)
@@ -173,6 +202,11 @@ def group_by_case(
     return cases
 
 
+def image_problem(path: Path) -> str | None:
+    """Why there is no readable image at a path, a file or a DICOM series; None if there is one."""
+    return None if is_series(path) else file_problem(path)
+
+
 def file_problem(path: Path) -> str | None:
     """Why there is no readable file at a path, None if there is one."""
     if (problem := absence(path)) is not None:
@@ -194,6 +228,8 @@ def _are_channels(found: Mapping[int, Path], channels: int, one_channel: bool) -
 
 def _has_channels(path: Path) -> bool:
     """Whether a file has channels in it, by its header."""
+    if is_series(path):
+        return False
     try:
         shape = known_format(path).module.open_file(path).shape
     except Exception:

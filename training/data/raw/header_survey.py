@@ -52,10 +52,12 @@ def survey_headers(dataset: RawDataset) -> HeaderSurvey:
             headers = [(path, open_volume(path)[1]) for path in (*case.images, case.label)]
             first_path, first = headers[0]
             channels = sum(header.channels for _, header in headers[:-1])
-            if channels != len(dataset.channels):
+            present = dataset.channels_of(case)
+            if channels != len(present):
+                names = ", ".join(dataset.channels[number] for number in present)
                 raise DatasetError(
-                    f"{first_path}: {channels} channels, but dataset.json declares "
-                    f"{len(dataset.channels)} ({', '.join(dataset.channels)})"
+                    f"{first_path}: {channels} channels, but dataset.json declares {len(present)} "
+                    f"({names})"
                 )
             for path, header in headers[1:]:
                 check_same_grid(path, header, first_path, first)

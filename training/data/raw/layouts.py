@@ -16,7 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from training.config import MissingChannels
 from training.data.raw.case_list import ListedCase, read_case_list
+from training.data.raw.dataset_channels import (
+    channels_problem,
+    lacking_line,
+    may_lack_channels,
+    present_channels,
+    read_channels,
+    without_any,
+)
 from training.data.raw.dataset_labels import read_labels
 from training.data.raw.file_names import (
     ALL_ENDINGS,
@@ -25,9 +34,9 @@ from training.data.raw.file_names import (
     file_problem,
     group_by_case,
     image_files,
-    image_stem,
+    image_problem,
 )
-from training.data.raw.formats.file_format import ENDINGS, split_name
+from training.data.raw.formats.file_format import ENDINGS, image_stem, split_name
 from training.data.raw.labelled_classes import labelled_file, read_labelled
 from training.errors import DatasetError, reason_of
 from training.local_path import MISSING, folder_problem
@@ -45,14 +54,17 @@ class RawCase:
 
     Attributes:
         case_id: Its name.
-        images: Its image files, one or one a channel.
+        images: Its image files: one, or one a channel.
         label: Its label map.
+        channels: Number of the channel that each image file is, where the case lacks others;
+            None where it has all.
         labelled: The foreground classes that it is labelled for; None for all.
     """
 
     case_id: str
     images: tuple[Path, ...]
     label: Path
+    channels: tuple[int, ...] | None = None
     labelled: tuple[int, ...] | None = None
 
 
@@ -67,10 +79,11 @@ class RawDataset:
         label_values: Value of each class in the label files, 0 first; they may have gaps.
         channels: Name of each channel.
         cases: All labelled cases, by name.
-        warnings: What is there and not used.
+        warnings: What is there and not used, and what is missing and allowed to be.
         ignore: Values in the label files of voxels that are left out.
         regions: Values of each of nnU-Net's regions; None where classes are exclusive.
         regions_class_order: Value that is written for each region.
+        missing_channels: Whether cases may lack channels.
         labelled_file: The file that says for which classes cases are labelled, if there is one.
     """
 
@@ -84,7 +97,12 @@ class RawDataset:
     ignore: tuple[int, ...] = ()
     regions: Mapping[str, tuple[int, ...]] | None = None
     regions_class_order: tuple[int, ...] | None = None
+    missing_channels: bool = False
     labelled_file: Path | None = None
+
+    def channels_of(self, case: RawCase) -> Sequence[int]:
+        """Numbers of the channels that a case has."""
+        return range(len(self.channels)) if case.channels is None else case.channels
 
     def class_of(self, value: int | None) -> int | None:
         """The class that has a value in the label files; None for no value."""
@@ -101,17 +119,21 @@ class RawDataset:
         return tuple("CT" if re.match(r"CT\b", name.upper()) else "MR" for name in self.channels)
 
 
-def read_layout(folder: Path) -> RawDataset:
+def read_layout(folder: Path, missing_channels: MissingChannels | None = None) -> RawDataset:
     """Read a folder in Decathlon or nnU-Net layout.
 
     Where `dataset.json` lists the cases (`training`, in the Decathlon and nnU-Net v1), those
     alone are used, and `RawDataset.warnings` says what else is there. Where it gives the files of
     each case (`dataset`, in nnU-Net v2), those are taken from wherever they are.
 
+    Args:
+        folder: The folder.
+        missing_channels: Whether a case may lack channels; what `dataset.json` says by default.
+
     Raises:
         DatasetError: for all that is missing or does not fit, by file.
     """
-    dataset, problems = survey_layout(folder)
+    dataset, problems = survey_layout(folder, missing_channels)
     if problems:
         raise DatasetError.of(folder, problems)
     if not dataset.cases:
@@ -121,8 +143,14 @@ def read_layout(folder: Path) -> RawDataset:
     return dataset
 
 
-def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
+def survey_layout(
+    folder: Path, missing_channels: MissingChannels | None = None
+) -> tuple[RawDataset, list[str]]:
     """The cases of a folder whose files are all there, and what is wrong with the others.
+
+    Args:
+        folder: The folder.
+        missing_channels: Whether a case may lack channels; what `dataset.json` says by default.
 
     Returns:
         The data, perhaps without a case, and a line for each problem, by file.
@@ -140,16 +168,22 @@ def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
     source = folder / DATASET_JSON
     description = _read_description(source)
     labels = read_labels(description, source)
-    channels = _channels(description, source)
+    channels = read_channels(description, source)
+    allowed = may_lack_channels(description, source, missing_channels)
     problems: list[str] = []
     warnings: tuple[str, ...] = ()
     if isinstance(description.get("dataset"), dict):
-        found = _of_files(folder, description["dataset"], problems)
+        found = _of_files(folder, description["dataset"], len(channels), problems)
     else:
         found, warnings = _of_folders(folder, description, len(channels), problems)
     warnings += _miscounted(description, len(found))
-    cases = [case for case in found if _fits(case, channels, problems)]
+    cases = [case for case in found if _fits(case, channels, problems, allowed=allowed)]
     problems += _shared_images(cases)
+    raw_cases = tuple(case.as_raw(len(channels)) for case in cases)
+    present = [case.channels for case in raw_cases]
+    problems += without_any(present, channels)
+    if line := lacking_line(present, channels):
+        warnings = (*warnings, line)
     known = [case.case_id for case in found]
     labelled = read_labelled(description, folder, labels.names, known, problems)
     name = str(description.get("name") or folder.name)
@@ -159,11 +193,12 @@ def survey_layout(folder: Path) -> tuple[RawDataset, list[str]]:
         labels.names,
         labels.values,
         channels,
-        tuple(replace(case.as_raw(), labelled=labelled.get(case.case_id)) for case in cases),
+        tuple(replace(case, labelled=labelled.get(case.case_id)) for case in raw_cases),
         warnings,
         labels.ignore,
         labels.regions,
         labels.regions_class_order,
+        allowed,
         labelled_file(description, folder),
     )
     return dataset, problems
@@ -177,12 +212,18 @@ class _FoundFiles:
     images: CaseFiles
     label: Path
 
-    def as_raw(self) -> RawCase:
-        return RawCase(self.case_id, self.images.paths, self.label)
+    def as_raw(self, channels: int) -> RawCase:
+        present = present_channels(self.images, channels)
+        return RawCase(self.case_id, self.images.paths, self.label, present)
 
 
-def _of_files(folder: Path, given: Mapping[str, Any], problems: list[str]) -> list[_FoundFiles]:
-    """The cases whose files dataset.json gives one by one, as nnU-Net v2 may (`dataset`)."""
+def _of_files(
+    folder: Path, given: Mapping[str, Any], channels: int, problems: list[str]
+) -> list[_FoundFiles]:
+    """The cases whose files dataset.json gives one by one, as nnU-Net v2 may (`dataset`).
+
+    A file that is null is a channel that the case lacks.
+    """
     found = []
     for case_id, files in sorted(given.items()):
         images = files.get("images") if isinstance(files, dict) else None
@@ -194,8 +235,15 @@ def _of_files(folder: Path, given: Mapping[str, Any], problems: list[str]) -> li
                 f"of files, and `label`, but has {case_id!r}: {files!r}"
             )
             continue
-        paths = tuple(folder / str(image) for image in images)
-        numbers = tuple(range(len(paths))) if len(paths) > 1 else None
+        present = {index: str(image) for index, image in enumerate(images) if image is not None}
+        if not present or (len(images) not in (1, channels) and len(present) < channels):
+            problems.append(
+                f"{folder / DATASET_JSON}: `dataset` gives {case_id} {len(present)} images, but "
+                f"there are {channels} channels: write null for one that is missing"
+            )
+            continue
+        paths = tuple(folder / image for image in present.values())
+        numbers = tuple(present) if len(images) > 1 else None
         found.append(_FoundFiles(case_id, CaseFiles(paths, numbers), folder / label))
     return found
 
@@ -258,6 +306,12 @@ def _of_list(
             continue
         if case_id in found:
             problems.append(f"{folder / DATASET_JSON}: `training` lists {case_id} twice")
+            continue
+        if 1 < len(item.images) < channels:
+            problems.append(
+                f"{label}: `training` in {DATASET_JSON} lists {len(item.images)} images, but there "
+                f"are {channels} channels"
+            )
             continue
         files = item.image_files(folder, case_id, by_channels, images)
         if not os.path.lexists(label):
@@ -325,18 +379,16 @@ def _miscounted(description: Mapping[str, Any], cases: int) -> tuple[str, ...]:
     return (f"{DATASET_JSON} says numTraining: {declared}, but there are {cases} cases",)
 
 
-def _fits(case: _FoundFiles, channels: Sequence[str], problems: list[str]) -> bool:
+def _fits(
+    case: _FoundFiles, channels: Sequence[str], problems: list[str], *, allowed: bool
+) -> bool:
     """Whether the files of a case are all there; notes why not."""
     before = len(problems)
     paths = case.images.paths
-    if case.images.numbers is not None and case.images.numbers != tuple(range(len(channels))):
-        absent = case.images.lacks(len(channels))
-        problems.append(
-            f"{paths[0]}: {len(paths)} channels, but {DATASET_JSON} declares {len(channels)} "
-            f"({', '.join(channels)}){f': {absent} is missing' if absent else ''}"
-        )
+    if (wrong := channels_problem(case.images, channels, allowed=allowed)) is not None:
+        problems.append(wrong)
     for path in (*paths, case.label):
-        if (problem := file_problem(path)) is not None:
+        if (problem := image_problem(path)) is not None:
             problems.append(f"{path}: {problem}")
     return len(problems) == before
 
@@ -357,18 +409,6 @@ def _read_description(path: Path) -> Mapping[str, Any]:
     if not isinstance(description, dict):
         raise DatasetError(f"{path}: must hold a JSON object")
     return description
-
-
-def _channels(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    given = description.get("channel_names", description.get("modality"))
-    if not isinstance(given, dict) or set(given) != {str(i) for i in range(len(given))}:
-        raise DatasetError(
-            f"{path}: `modality` (or nnU-Net's `channel_names`) must name each channel, "
-            'e.g. {"0": "CT"}'
-        )
-    if not given:
-        raise DatasetError(f"{path}: `modality` names no channel")
-    return tuple(str(given[str(index)]) for index in range(len(given)))
 
 
 def _file_ending(description: Mapping[str, Any], path: Path) -> str | None:

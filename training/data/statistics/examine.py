@@ -77,7 +77,7 @@ def examine_case(case: RawCase, dataset: RawDataset, *, headers_only: bool) -> E
     channels = [voxels for voxels in channels if voxels.shape == first.shape]
     if labels is not None and labels.shape != first.shape:
         labels = None
-    if len(channels) != len(dataset.channels):
+    if len(channels) != len(dataset.channels_of(case)):
         return result
     _measure(result, dataset, first, channels, labels)
     return result
@@ -98,12 +98,13 @@ def _examine_headers(result: Examination, dataset: RawDataset) -> dict[Path, Vol
     images = [headers[path] for path in case.images if path in headers]
     if len(images) == len(case.images):
         number = sum(header.channels for header in images)
-        if number != len(dataset.channels):
+        names = [dataset.channels[present] for present in dataset.channels_of(case)]
+        if number != len(names):
             series = " (a series over time?)" if number > 1 and len(images) == 1 else ""
             result.found(
                 "channels",
                 f"{case.images[0]}: {number} channels{series}, but dataset.json declares "
-                f"{len(dataset.channels)} ({', '.join(dataset.channels)})",
+                f"{len(names)} ({', '.join(names)})",
             )
     first = case.images[0]
     if first in headers:
@@ -152,13 +153,14 @@ def _measure(
     in_air = 0.0
     if labels is not None and labels.any():
         empty = np.ones(labels.shape, dtype=bool)
-        for modality, voxels in zip(dataset.modalities, channels, strict=True):
-            empty &= is_empty(voxels, modality)
+        for number, voxels in zip(dataset.channels_of(result.case), channels, strict=True):
+            empty &= is_empty(voxels, dataset.modalities[number])
         in_air = float(empty[labels > 0].mean())
     result.measures = CaseMeasures(
         result.case.case_id,
         result.measures.grid,
-        measured,
+        # cases are compared channel by channel, which one that lacks some cannot be
+        measured if result.case.channels is None else (),
         () if labels is None else measure_classes(labels, header.affine, classes),
         content_digest(channels, header.affine),
         values_digest(channels),
@@ -185,10 +187,11 @@ def _judge_channels(
         result.found("constant image", f"{case.images[0]}: every voxel is {measured[0].low:g}")
         return
     for index, channel in enumerate(measured):
-        name = dataset.channels[index]
+        number = dataset.channels_of(case)[index]
+        name = dataset.channels[number]
         # one file may hold all channels
         path = case.images[min(index, len(case.images) - 1)]
-        modality = dataset.modalities[index]
+        modality = dataset.modalities[number]
         if constant[index]:
             result.found("constant channel", f"{path}: every voxel of {name} is {channel.low:g}")
         elif channel.values and set(channel.values) <= set(dataset.label_values):

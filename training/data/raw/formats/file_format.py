@@ -1,7 +1,7 @@
 """The formats that are read and written, by name, and which one a file has.
 
 A file's format is told by the ending of its name, in capitals or not; hidden files, such as
-macOS's `._a.nii.gz`, have none.
+macOS's `._a.nii.gz`, have none. A folder with DICOM files is a DICOM series.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from training.data.raw.formats.dicom_files import is_series
 
 if TYPE_CHECKING:
     # the command line reads the names of the formats, and waits for no library
@@ -36,7 +38,12 @@ class FormatModule(Protocol):
         ...
 
     def write_label(
-        self, label: NDArray[np.unsignedinteger[Any]], source: OpenedFile, output: Path
+        self,
+        label: NDArray[np.unsignedinteger[Any]],
+        source: OpenedFile,
+        output: Path,
+        *,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         """Write a label map in the geometry of an image, whole or not at all."""
         ...
@@ -89,6 +96,9 @@ FORMATS: dict[str, FileFormat] = {
         1,
         (".mha",),
     ),
+    "dicom": FileFormat("DICOM", "training.data.raw.formats.dicom_series", {".dcm": ".dcm"}, 2),
+    "dicom-seg": FileFormat("DICOM-SEG", "training.data.raw.formats.dicom_seg", {}, 2, (".dcm",)),
+    "rtstruct": FileFormat("RTSTRUCT", "training.data.raw.formats.rtstruct", {}, 2, (".dcm",)),
     "png": FileFormat("PNG", "training.data.raw.formats.picture", {".png": ".png"}, 3, (".png",)),
     "tiff": FileFormat(
         "TIFF",
@@ -107,10 +117,14 @@ FORMATS: dict[str, FileFormat] = {
 ENDINGS = {ending: name for name, entry in FORMATS.items() for ending in entry.endings}
 """Name of the format of each ending."""
 
-WRITTEN = {ending: name for name, entry in FORMATS.items() for ending in entry.writes}
-"""Name of the format of each ending that a label map can be written with."""
+WRITTEN: dict[str, str] = {}
+"""Name of the format of each ending that a label map can be written with: of several, the first."""
 
-OUTPUT_FORMATS = tuple(dict.fromkeys(WRITTEN.values()))
+for _name, _entry in FORMATS.items():
+    for _ending in _entry.writes:
+        WRITTEN.setdefault(_ending, _name)
+
+OUTPUT_FORMATS = tuple(name for name, entry in FORMATS.items() if entry.writes)
 """Formats of label maps, the choices of `--format`."""
 
 
@@ -124,10 +138,23 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None
 
 
+def image_stem(path: Path) -> str | None:
+    """Name of an image without its ending; None for a hidden file, and for all others.
+
+    That of a DICOM series is the name of its folder.
+    """
+    split = split_name(path.name)
+    if split is not None:
+        return split[0]
+    return (path.name or path.resolve().name) if is_series(path) else None
+
+
 def format_of(path: Path) -> FileFormat | None:
     """The format of a file by its name; None for a hidden file, and for all others."""
     split = split_name(path.name)
-    return None if split is None else FORMATS[ENDINGS[split[1].lower()]]
+    if split is not None:
+        return FORMATS[ENDINGS[split[1].lower()]]
+    return FORMATS["dicom"] if is_series(path) else None
 
 
 def known_format(path: Path) -> FileFormat:
@@ -150,12 +177,21 @@ def label_ending(image: Path, name: str | None = None) -> str:
     if name is not None:
         return FORMATS[name].writes[0]
     split = split_name(image.name)
-    return ".nii.gz" if split is None else known_format(image).endings[split[1].lower()]
+    if split is None:
+        return ".dcm" if is_series(image) else ".nii.gz"
+    return known_format(image).endings[split[1].lower()]
 
 
-def written_format(output: Path) -> FileFormat | None:
-    """The format that a name asks for a label map to be written in; None for any other name."""
+def written_format(output: Path, name: str | None = None) -> str | None:
+    """Name of the format that a label map is written in; None where its ending is of none.
+
+    Args:
+        output: The file.
+        name: The format that is asked for, of `OUTPUT_FORMATS`, where that is not the first one
+            of the ending.
+    """
     split = split_name(output.name)
-    if split is None or split[1].lower() not in WRITTEN:
-        return None
-    return FORMATS[WRITTEN[split[1].lower()]]
+    ending = None if split is None else split[1].lower()
+    if name is not None and ending in FORMATS[name].writes:
+        return name
+    return WRITTEN.get(ending or "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,18 +140,26 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def write_label(label: NDArray[np.unsignedinteger[Any]], source: OpenedFile, output: Path) -> None:
+def write_label(
+    label: NDArray[np.unsignedinteger[Any]],
+    source: OpenedFile,
+    output: Path,
+    *,
+    names: Mapping[int, str] | None = None,
+) -> None:
     """Write a label map in the geometry of an image, whole or not at all; compressed.
 
     Args:
         label: Label map on the image's grid, `(i, j, k)`.
         source: The image.
         output: File to write, `.nrrd` or `.mha`; its folder must be there.
+        names: Not held by this format.
 
     Raises:
         DatasetError: if the image's axes are not orthogonal.
         OSError: if the file cannot be written; one that was there stays.
     """
+    del names
     place = source.native if isinstance(source.native, Place) else Place.of_affine(source.affine)
     if source.flat:
         place = place.flat()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,13 @@ def is_whole(path: Path) -> bool:
     return read >= end
 
 
-def write_label(label: NDArray[np.unsignedinteger[Any]], source: OpenedFile, output: Path) -> None:
+def write_label(
+    label: NDArray[np.unsignedinteger[Any]],
+    source: OpenedFile,
+    output: Path,
+    *,
+    names: Mapping[int, str] | None = None,
+) -> None:
     """Write a label map in the geometry of an image, whole or not at all.
 
     The header is a new one: it takes over sform, qform and their codes, the size of a voxel and
@@ -134,10 +140,12 @@ def write_label(label: NDArray[np.unsignedinteger[Any]], source: OpenedFile, out
         label: Label map on the image's grid, `(i, j, k)`.
         source: The image.
         output: File to write, compressed if its name ends in `.gz`; its folder must be there.
+        names: Not held by this format.
 
     Raises:
         OSError: if the file cannot be written; one that was there stays.
     """
+    del names
     voxels = label[..., 0] if source.flat else label
     header, kind = header_like(source, voxels.dtype, voxels.shape)
     content = kind(voxels, header.get_best_affine(), header).to_bytes()

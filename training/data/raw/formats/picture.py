@@ -9,6 +9,7 @@ palette is the value of a label map, and a colour of an image.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,26 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def write_label(label: NDArray[np.unsignedinteger[Any]], source: OpenedFile, output: Path) -> None:
+def write_label(
+    label: NDArray[np.unsignedinteger[Any]],
+    source: OpenedFile,
+    output: Path,
+    *,
+    names: Mapping[int, str] | None = None,
+) -> None:
     """Write a label map of one slice as a grey picture of 8 or 16 bits, whole or not at all.
 
     Args:
         label: Label map on the image's grid, `(i, j, 1)`.
         source: The image.
         output: File to write, `.png`, `.tif` or `.tiff`; its folder must be there.
+        names: Not held by this format.
 
     Raises:
         DatasetError: if the image has several slices.
         OSError: if the file cannot be written; one that was there stays.
     """
+    del names
     if label.shape[2] != 1:
         raise DatasetError(
             f"the image has {label.shape[2]} slices, but a picture is one: choose another "
