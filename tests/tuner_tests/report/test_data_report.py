@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from raw_data import SHAPE, boxes, make_data, save
 
 import tuner
-from training.data.statistics.planes import Plane
+from training.data.statistics.planes import Plane, case_planes
 from tuner.api import data as api
 from tuner.cli.main import main
 from tuner.errors import SpecError, StudyError
@@ -105,6 +106,23 @@ def test_data_with_errors_have_a_report_too(data: Path, tmp_path: Path) -> None:
     (data / "dataset.json").write_text("{")
     assert main(["data", "report", str(data), "-o", str(path), "--overwrite"]) == 1
     assert "cannot be read as JSON" in _Page(path.read_text()).text
+
+
+def test_what_nobody_labelled_has_no_contour_and_no_volume(data: Path, tmp_path: Path) -> None:
+    description = json.loads((data / "dataset.json").read_text())
+    description["labels"]["9"] = "ignore"
+    (data / "dataset.json").write_text(json.dumps(description))
+    for path in (data / "labelsTr").iterdir():
+        label = boxes(1, 2)
+        label[label == 0] = 9
+        save(path, label)
+    check = tuner.report_data(data, tmp_path / "report.html", progress=False)
+    assert check.errors == ()
+    assert check.cases[0].classes[1].voxels == 27
+    assert check.dataset is not None
+    plane = case_planes(check.dataset.cases[0], check.dataset)[0]
+    assert set(np.unique(plane.labels)) <= {0, 1, 2}
+    assert (plane.labels > 0).sum() == 9
 
 
 def test_a_file_that_is_there_is_kept(data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from training.data.raw.layouts import RawCase, RawDataset
 from training.data.raw.volume import read_image, read_label
 from training.data.statistics.measures import measure_grid, oriented_like_cache
+from training.ignored_voxels import is_ignored
 
 DIRECTIONS = ("axial", "coronal", "sagittal")
 
@@ -41,7 +42,10 @@ def case_planes(case: RawCase, dataset: RawDataset) -> list[Plane]:
         DatasetError: naming the file that cannot be used.
     """
     image = read_image(case.images)
-    labels = oriented_like_cache(read_label(case.label, dataset.label_values).data, image.affine)
+    classes = read_label(case.label, dataset.label_values, dataset.ignore).data
+    # what nobody labelled has no contour
+    classes[is_ignored(classes, len(dataset.labels))] = 0
+    labels = oriented_like_cache(classes, image.affine)
     channels = [oriented_like_cache(voxels, image.affine) for voxels in image.data]
     marked = labels > 0
     spacing = measure_grid(image).spacing
