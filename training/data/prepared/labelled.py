@@ -49,7 +49,13 @@ def labelled_cases(
 def labelled_lines(
     splits: Mapping[str, Sequence[str]], dataset: RawDataset, target_class: int | None = None
 ) -> list[str]:
-    """Lines about classes for which not all cases are labelled, and about cases left out."""
+    """Lines about classes for which not all cases are labelled, and about cases left out.
+
+    Args:
+        splits: Case names of each part; empty where there is no split yet.
+        dataset: The data.
+        target_class: The one class that is trained, if there is one.
+    """
     if not dataset.is_partly_labelled:
         return []
     lines = []
@@ -63,9 +69,8 @@ def labelled_lines(
             parts = ", ".join(
                 f"{len(having & set(cases))} {part}" for part, cases in splits.items() if cases
             )
-            lines.append(
-                f"{name} is labelled in {len(having)} of {len(dataset.cases)} cases ({parts})"
-            )
+            line = f"{name} is labelled in {len(having)} of {len(dataset.cases)} cases"
+            lines.append(f"{line} ({parts})" if parts else line)
     used = {case for cases in splits.values() for case in cases}
     left_out = [
         case.case_id

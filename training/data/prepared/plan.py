@@ -24,6 +24,7 @@ from training.data.raw.dataset_channels import without_any
 from training.data.raw.header import check_same_grid, orientation_of, spacing_of
 from training.data.raw.header_survey import median_spacing
 from training.data.raw.label_values import gapped
+from training.data.raw.labelled_classes import contradiction
 from training.data.raw.layouts import Modality, RawCase, RawDataset
 from training.data.raw.volume import read_image, read_label
 from training.errors import DatasetError
@@ -108,7 +109,9 @@ def scan_case(
         if schemes[number] == "CT":
             foreground[number] = channel.tolist()
     counts = np.bincount(label.data[~ignored], minlength=len(dataset.labels))
-    _check_labelled(case, counts, dataset.labels)
+    wrong = contradiction(case.case_id, case.labelled, counts.tolist(), dataset.labels)
+    if wrong is not None:
+        raise DatasetError(f"{case.label}: {wrong}")
     return CaseScan(
         spacing=spacing_of(image.affine, orientation),
         shape=(sizes[0], sizes[1], sizes[2]),
@@ -179,21 +182,6 @@ def plan_dataset(
             *doubtful_schemes(dataset, schemes, config),
         ],
     )
-
-
-def _check_labelled(case: RawCase, counts: NDArray[np.int64], labels: Sequence[str]) -> None:
-    """Check that a case holds no class that it is not labelled for.
-
-    Raises:
-        DatasetError: naming the class.
-    """
-    for value in range(1, len(labels)) if case.labelled is not None else ():
-        if counts[value] and value not in (case.labelled or ()):
-            raise DatasetError(
-                f"{case.label}: {counts[value]} voxels of {labels[value]}, but `labelled` says "
-                f"that {case.case_id} is not labelled for it: name {labels[value]} there as well, "
-                "or set these voxels to background or `ignore`"
-            )
 
 
 def _without_labels(dataset: RawDataset, scans: Mapping[str, CaseScan]) -> list[str]:

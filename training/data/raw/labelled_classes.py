@@ -64,6 +64,30 @@ def read_labelled(
     return {case: classes for case, classes in found.items() if len(classes) < len(foreground)}
 
 
+def contradiction(
+    case: str,
+    labelled: Collection[int] | None,
+    voxel_counts: Sequence[int],
+    labels: Sequence[str],
+) -> str | None:
+    """What is wrong with a case that holds a class which it is not labelled for; None if nothing.
+
+    Args:
+        case: Its name.
+        labelled: The foreground classes that it is labelled for; None for all.
+        voxel_counts: Voxels of each class in its label map.
+        labels: Name of each class.
+    """
+    for value in range(1, len(labels)) if labelled is not None else ():
+        if voxel_counts[value] and value not in (labelled or ()):
+            return (
+                f"{voxel_counts[value]} voxels of {labels[value]}, but `{LABELLED}` says that "
+                f"{case} is not labelled for it: name {labels[value]} there as well, or set these "
+                "voxels to background or `ignore`"
+            )
+    return None
+
+
 def _entries(given: Any, folder: Path) -> tuple[Path, list[tuple[str, str, Any]]]:
     """The file that says it, and of each entry its place, its case and the names of classes."""
     source = folder / "dataset.json"
