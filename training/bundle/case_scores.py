@@ -110,7 +110,13 @@ def on_file_grid(
     for case in cases:
         prepared = preprocessing.apply(case.images, channels=case.channels)
         prediction = label_map_of(members, preprocessing, prepared, tell)
-        label = read_label(case.label, preprocessing.values, preprocessing.ignore)
+        label = read_label(
+            case.label,
+            preprocessing.values,
+            preprocessing.ignore,
+            image=case.images[0],
+            names=preprocessing.label_names,
+        )
         if label.shape != prediction.shape:
             raise DatasetError(
                 f"{case.label}: shape {label.shape} differs from {prediction.shape} of its image"

@@ -136,11 +136,11 @@ def convert_data(
     Nothing of the source is changed. A conversion that was cut off goes on with the next call.
 
     Args:
-        source: Folder of TotalSegmentator or BIDS, a CSV of image and label paths, or a MONAI
-            datalist (JSON).
+        source: Folder of TotalSegmentator, BIDS or DICOM, a CSV of image and label paths, or a
+            MONAI datalist (JSON).
         output: Folder to write.
-        kind: Layout of the source: `totalsegmentator`, `bids`, `csv` or `datalist`; recognised by
-            default.
+        kind: Layout of the source: `totalsegmentator`, `bids`, `dicom`, `csv` or `datalist`;
+            recognised by default.
         channels: Names of the channels; by default as the source says.
         labels: Value of each class by name; by default as the source says.
         classes: Names of the masks that are taken, in the order of their values; all by default.

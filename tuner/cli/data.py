@@ -83,8 +83,8 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         "data",
         type=Path,
         metavar="SOURCE",
-        help="folder of TotalSegmentator or BIDS, a CSV of image and label paths, or a MONAI "
-        "datalist (JSON)",
+        help="folder of TotalSegmentator, BIDS or DICOM, a CSV of image and label paths, or a "
+        "MONAI datalist (JSON)",
     )
     add_output(parser, "DIR", "folder to write, in nnU-Net's layout")
     add(
@@ -195,6 +195,7 @@ DATA_COMMANDS: tuple[Command, ...] = (
         "bring data from another layout into the one that a study reads",
         (
             "tune data convert Totalsegmentator_dataset -o Organs --classes liver,spleen,pancreas",
+            "tune data convert archive -o Lungs --from dicom",
             "tune data convert my_bids -o Lesions --channels T1w,FLAIR",
             "tune data convert cases.csv -o Liver --channels CT --labels liver=1,tumour=2 --link",
             "tune data convert datalist.json -o Prostate --channels T2,ADC",

@@ -122,7 +122,13 @@ def _on_file_grid(
         prepared = data.preprocessing.apply(case.images, case.label, case.channels)
         if prepared.image.shape[1:] != mean.shape[1:]:
             raise DatasetError(f"{case.images[0]} has changed since it was preprocessed")
-        label = read_label(case.label, data.preprocessing.values, data.preprocessing.ignore)
+        label = read_label(
+            case.label,
+            data.preprocessing.values,
+            data.preprocessing.ignore,
+            image=case.images[0],
+            names=data.preprocessing.label_names,
+        )
         true = task_target(label.data, config).numpy()
         spacing = tuple(float(size) for size in voxel_sizes(label.affine))
         prediction = data.preprocessing.invert(mean, prepared.info, cases.measure.regions)

@@ -21,6 +21,7 @@ from training.data.prepared.normalisation import (
 from training.data.prepared.preprocessing import Preprocessing, body_of, bounding_box
 from training.data.prepared.resampling import choose_spacing
 from training.data.raw.dataset_channels import without_any
+from training.data.raw.formats.file_format import FORMATS, known_format
 from training.data.raw.header import check_same_grid, orientation_of, spacing_of
 from training.data.raw.header_survey import median_spacing
 from training.data.raw.label_values import gapped
@@ -90,7 +91,13 @@ def scan_case(
         DatasetError: naming the file that is unreadable or does not fit.
     """
     image = read_image(case.images)
-    label = read_label(case.label, dataset.label_values, dataset.ignore)
+    label = read_label(
+        case.label,
+        dataset.label_values,
+        dataset.ignore,
+        image=case.images[0],
+        names=dataset.labels,
+    )
     check_same_grid(case.label, label, case.images[0], image)
     orientation = orientation_of(image.affine)
     present = dataset.channels_of(case)
@@ -120,6 +127,12 @@ def scan_case(
         foreground=foreground,
         warnings=[*image.warnings, *label.warnings],
     )
+
+
+def _needed_names(dataset: RawDataset) -> tuple[str, ...] | None:
+    """Names of the labels where label files tell their segments by name; else None."""
+    by_name = any(known_format(case.label) == FORMATS["dicom"] for case in dataset.cases)
+    return tuple(dataset.labels) if by_name else None
 
 
 def plan_dataset(
@@ -173,6 +186,7 @@ def plan_dataset(
             missing_channels=dataset.missing_channels,
             label_values=gapped(dataset.label_values),
             ignore=dataset.ignore,
+            label_names=_needed_names(dataset),
             data_spacing=median_spacing([scan.spacing for scan in known]),
         ),
         voxel_counts={case: scan.voxel_counts for case, scan in scans.items()},

@@ -104,6 +104,8 @@ class Preprocessing(BaseModel):
         num_classes: Number of labels, background included.
         label_values: Value of each class in the label files, background first; None for 0, 1, ...
         ignore: Values in the label files of voxels that are left out.
+        label_names: Name of each class, background first, where label files tell their segments by
+            name (DICOM-SEG, RTSTRUCT); else None.
         data_spacing: Median spacing of the training data, which an image to predict is compared
             with; None in bundles of older versions.
         missing_channels: Whether a case may lack channels, which are then 0.
@@ -118,6 +120,7 @@ class Preprocessing(BaseModel):
     missing_channels: bool = False
     label_values: tuple[int, ...] | None = None
     ignore: tuple[int, ...] = ()
+    label_names: tuple[str, ...] | None = None
 
     @property
     def values(self) -> Sequence[int]:
@@ -150,7 +153,13 @@ class Preprocessing(BaseModel):
             raise DatasetError(
                 f"{images[0]}: {len(image.data)} channels, but {len(present)} are needed"
             )
-        label_map = None if label is None else read_label(label, self.values, self.ignore)
+        label_map = (
+            None
+            if label is None
+            else read_label(
+                label, self.values, self.ignore, image=images[0], names=self.label_names
+            )
+        )
         if label is not None and label_map is not None:
             check_same_grid(label, label_map, images[0], image)
         try:

@@ -13,7 +13,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from training.data.raw.file_names import file_problem
-from training.data.raw.formats.file_format import known_format
+from training.data.raw.formats.file_format import FORMATS, known_format
 from training.data.raw.formats.geometry import GRID_TOLERANCE, corners, spacing_text
 from training.data.raw.formats.opened_file import OpenedFile
 from training.errors import DatasetError, reason_of
@@ -54,12 +54,22 @@ class VolumeHeader:
     warnings: tuple[str, ...] = ()
 
 
-def open_volume(path: Path, *, as_label: bool = False) -> tuple[OpenedFile, VolumeHeader]:
+def open_volume(
+    path: Path,
+    *,
+    as_label: bool = False,
+    image: Path | None = None,
+    names: Sequence[str] = (),
+    values: Sequence[int] = (),
+) -> tuple[OpenedFile, VolumeHeader]:
     """Open a file without reading its voxels, and check its header.
 
     Args:
         path: The file.
         as_label: Whether it is a label map.
+        image: Its image, on whose grid DICOM-SEG and RTSTRUCT are label maps.
+        names: Name of each class, background first, which tell their segments.
+        values: Value of each class in label files.
 
     Returns:
         The opened file, and what its header says.
@@ -74,7 +84,10 @@ def open_volume(path: Path, *, as_label: bool = False) -> tuple[OpenedFile, Volu
             whose = "" if part == path else f"its voxels are in {part.name}, which "
             raise DatasetError(f"{path}: {whose}{problem}")
     try:
-        opened = module.open_file(path, as_label=as_label)
+        if as_label and known_format(path) == FORMATS["dicom"] and _holds_segments(path):
+            opened = _open_segments(path, image, names, values)
+        else:
+            opened = module.open_file(path, as_label=as_label)
     except Exception as error:
         # a damaged header makes nibabel, ITK, gzip and numpy fail in ways of many types
         raise unreadable(path, error) from error
@@ -92,6 +105,23 @@ def open_volume(path: Path, *, as_label: bool = False) -> tuple[OpenedFile, Volu
     channels = shape[3] if len(shape) == 4 else 1
     grid = (shape[0], shape[1], shape[2])
     return opened, VolumeHeader(grid, channels, opened.affine, opened.doubts())
+
+
+def _holds_segments(path: Path) -> bool:
+    # pydicom may not be installed
+    from training.data.raw.formats.dicom_labels import holds_segments
+
+    return holds_segments(path)
+
+
+def _open_segments(
+    path: Path, image: Path | None, names: Sequence[str], values: Sequence[int]
+) -> OpenedFile:
+    from training.data.raw.formats.dicom_labels import LabelReference, open_segments
+
+    if image is None:
+        raise DatasetError("it has no grid of its own, and its image is not known here")
+    return open_segments(path, LabelReference(open_volume(image)[0], names, values))
 
 
 def unreadable(path: Path, error: Exception) -> DatasetError:

@@ -49,7 +49,15 @@ def survey_headers(dataset: RawDataset) -> HeaderSurvey:
     survey = HeaderSurvey({}, [], {}, {})
     for case in dataset.cases:
         try:
-            headers = [(path, open_volume(path)[1]) for path in (*case.images, case.label)]
+            headers = [(path, open_volume(path)[1]) for path in case.images]
+            _, label = open_volume(
+                case.label,
+                as_label=True,
+                image=case.images[0],
+                names=dataset.labels,
+                values=dataset.label_values,
+            )
+            headers.append((case.label, label))
             first_path, first = headers[0]
             channels = sum(header.channels for _, header in headers[:-1])
             present = dataset.channels_of(case)

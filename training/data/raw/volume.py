@@ -74,7 +74,14 @@ def voxels_in_header(path: Path) -> int:
     return int(np.prod(header.shape)) * header.channels
 
 
-def read_label(path: Path, label_values: Sequence[int], ignore: Sequence[int] = ()) -> Volume:
+def read_label(
+    path: Path,
+    label_values: Sequence[int],
+    ignore: Sequence[int] = (),
+    *,
+    image: Path | None = None,
+    names: Sequence[str] | None = None,
+) -> Volume:
     """Read a label map as classes `(i, j, k)`, unsigned integers, see `label_dtype`.
 
     Numbers that are whole but for rounding are rounded.
@@ -83,11 +90,15 @@ def read_label(path: Path, label_values: Sequence[int], ignore: Sequence[int] = 
         path: The file.
         label_values: The value in the file of each class, background first.
         ignore: Values of voxels that are left out, see `training.ignored_voxels`.
+        image: Its image, on whose grid DICOM-SEG and RTSTRUCT are label maps.
+        names: Name of each class, background first, which tell their segments.
 
     Raises:
         DatasetError: if the file is unreadable, or holds other values.
     """
-    opened, header = open_volume(path, as_label=True)
+    opened, header = open_volume(
+        path, as_label=True, image=image, names=names or (), values=label_values
+    )
     voxels = _read(opened)
     if voxels.ndim == 4 and (
         voxels.shape[3] == 1 or (opened.flat and (voxels == voxels[..., :1]).all())

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,16 +91,30 @@ def convert_dataset(
         OSError: if the output cannot be written.
     """
     tell = on_case or (lambda step, done, total: None)
-    wanted = request or Request()
     found_kind, place = recognise(Path(source), kind)
     _check_output(Path(output), Path(source))
-    found = source_module(found_kind).read(place, wanted)
-    found.check(place)
+    with tempfile.TemporaryDirectory(prefix="segtune-") as scratch:
+        wanted = replace(request or Request(), scratch=Path(scratch))
+        found = source_module(found_kind).read(place, wanted)
+        found.check(place)
+        return _convert(found, found_kind, place, Path(output), overlap, link, tell)
+
+
+def _convert(
+    found: Source,
+    kind: str,
+    place: Path,
+    output: Path,
+    overlap: Overlap,
+    link: bool,
+    tell: OnCase,
+) -> ConvertedData:
+    """Write what was found."""
     channels = _channels(found, place)
     labels, notes = _labels(found, place, tell)
-    target = Target(Path(output), _ending(found), len(channels), labels, link, overlap)
+    target = Target(output, _ending(found), len(channels), labels, link, overlap)
     record = {
-        "kind": found_kind,
+        "kind": kind,
         "source": str(place.absolute()),
         "link": link,
         "overlap": overlap,
@@ -107,7 +122,8 @@ def convert_dataset(
         "channels": list(channels),
         "labels": dict(labels),
         "cases": {
-            case.case_id: [str(path.absolute()) for path in case.files] for case in found.cases
+            case.case_id: [str(path.absolute()) for path in case.origin or case.files]
+            for case in found.cases
         },
     }
     _begin(target.folder, record)
@@ -129,7 +145,7 @@ def convert_dataset(
     write_durably(target.folder / DATASET_JSON, json.dumps(description, indent=1))
     return ConvertedData(
         target.folder,
-        found_kind,
+        kind,
         tuple(case.case_id for case in found.cases),
         channels,
         labels,

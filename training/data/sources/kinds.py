@@ -5,6 +5,7 @@ from __future__ import annotations
 SOURCES: dict[str, str] = {
     "totalsegmentator": "training.data.sources.totalsegmentator",
     "bids": "training.data.sources.bids",
+    "dicom": "training.data.sources.dicom",
     "csv": "training.data.sources.table",
     "datalist": "training.data.sources.datalist",
 }

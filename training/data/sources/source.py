@@ -23,11 +23,13 @@ class Request:
             by default those of the source.
         labels: Value of each class by name; by default those of the source.
         classes: Names of the classes that are taken of one mask a class; all by default.
+        scratch: A folder that lasts as long as the conversion.
     """
 
     channels: tuple[str, ...] | None = None
     labels: Mapping[str, int] | None = None
     classes: tuple[str, ...] | None = None
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,22 @@ class SourceCase:
         images: One file a channel, or one with all of them.
         label: Its label map; None where it has masks.
         masks: A file for each class, by name, in the order of their values.
+        segmentation: A DICOM-SEG or an RTSTRUCT that has the masks.
+        origin: Files that stand for the case in the record; all its files by default.
     """
 
     case_id: str
     images: tuple[Path, ...]
     label: Path | None = None
     masks: Mapping[str, Path] = field(default_factory=dict)
+    segmentation: Path | None = None
+    origin: tuple[Path, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All its files."""
-        return (*self.images, *(() if self.label is None else (self.label,)), *self.masks.values())
+        label = self.label or self.segmentation
+        return (*self.images, *(() if label is None else (label,)), *self.masks.values())
 
 
 @dataclass(frozen=True)

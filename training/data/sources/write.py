@@ -18,6 +18,7 @@ from training.data.raw.formats.nifti import header_like
 from training.data.raw.formats.opened_file import OpenedFile
 from training.data.raw.header import VolumeHeader, check_same_grid, open_volume, unreadable
 from training.data.raw.layouts import IMAGES, LABELS
+from training.data.sources.dicom_masks import masks_of
 from training.data.sources.source import SourceCase
 from training.durable_write import PARTIAL, durable_file, write_durably
 from training.errors import DatasetError
@@ -120,20 +121,21 @@ def merged(
     label = np.zeros(grid.shape, dtype=np.min_scalar_type(max(target.labels.values())))
     names = {value: name for name, value in target.labels.items()}
     shared: list[str] = []
-    for name, path in case.masks.items():
-        opened, header = open_volume(path, as_label=True)
-        check_same_grid(path, header, case.images[0], grid)
-        mask = _mask(opened)
-        both = mask & (label > 0)
+    for name, mask in _masks(case, grid):
+        if name not in target.labels:
+            continue
+        value = target.labels[name]
+        # a class may have several parts
+        both = mask & (label > 0) & (label != value)
         if both.any():
             counts = np.bincount(label[both])
             shared += [
-                f"{name} and {names[int(value)]} share {counts[value]} voxels"
-                for value in np.flatnonzero(counts)
+                f"{name} and {names[int(other)]} share {counts[other]} voxels"
+                for other in np.flatnonzero(counts)
             ]
         if target.overlap == "first":
             mask &= label == 0
-        label[mask] = target.labels[name]
+        label[mask] = value
     if not shared:
         return label, []
     text = f"{case.case_id}: {'; '.join(shared[:10])}{'; ...' if len(shared) > 10 else ''}"
@@ -144,6 +146,16 @@ def merged(
             f"{', ...' if len(names) > 6 else ''}), or correct the masks"
         )
     return label, [f"{text}: they are of the {target.overlap} of them"]
+
+
+def _masks(case: SourceCase, grid: VolumeHeader) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Name and mask of each class of a case."""
+    if case.segmentation is not None:
+        yield from masks_of(case.segmentation, grid)
+    for name, path in case.masks.items():
+        opened, header = open_volume(path, as_label=True)
+        check_same_grid(path, header, case.images[0], grid)
+        yield name, _mask(opened)
 
 
 def check_values(opened: OpenedFile, labels: Mapping[str, int]) -> None:

@@ -90,7 +90,13 @@ def _examine_headers(result: Examination, dataset: RawDataset) -> dict[Path, Vol
     headers: dict[Path, VolumeHeader] = {}
     for path in (*case.images, case.label):
         try:
-            _, headers[path] = open_volume(path, as_label=path == case.label)
+            _, headers[path] = open_volume(
+                path,
+                as_label=path == case.label,
+                image=case.images[0],
+                names=dataset.labels,
+                values=dataset.label_values,
+            )
         except DatasetError as error:
             result.found("header", error)
     for header in headers.values():
@@ -132,7 +138,13 @@ def _read_label(
     if path not in headers:
         return None
     try:
-        labels = read_label(path, dataset.label_values, dataset.ignore).data
+        labels = read_label(
+            path,
+            dataset.label_values,
+            dataset.ignore,
+            image=result.case.images[0],
+            names=dataset.labels,
+        ).data
     except DatasetError as error:
         result.found("label", error)
         return None

@@ -42,7 +42,13 @@ def case_planes(case: RawCase, dataset: RawDataset) -> list[Plane]:
         DatasetError: naming the file that cannot be used.
     """
     image = read_image(case.images)
-    classes = read_label(case.label, dataset.label_values, dataset.ignore).data
+    classes = read_label(
+        case.label,
+        dataset.label_values,
+        dataset.ignore,
+        image=case.images[0],
+        names=dataset.labels,
+    ).data
     # what nobody labelled has no contour
     classes[is_ignored(classes, len(dataset.labels))] = 0
     labels = oriented_like_cache(classes, image.affine)

@@ -91,7 +91,7 @@ def open_file(path: Path, *, as_label: bool = False) -> OpenedFile:
     headers, ignored = _headers(parts(path))
     headers = _of_one_series(headers)
     _check_slices(path, headers)
-    frames = [frame for file, header in headers for frame in _frames(file, header)]
+    frames = [frame for file, header in headers for frame in frames_of(file, header)]
     series = _sorted(frames)
     first = frames[0].header
     shape = (int(first.Columns), int(first.Rows), len(frames))
@@ -188,7 +188,7 @@ def _check_slices(path: Path, headers: Sequence[tuple[Path, Any]]) -> None:
         )
 
 
-def _frames(file: Path, header: Any) -> list[Frame]:
+def frames_of(file: Path, header: Any) -> list[Frame]:
     """The slices of a file."""
     count = int(header.get("NumberOfFrames", 1) or 1)
     if "PerFrameFunctionalGroupsSequence" in header:

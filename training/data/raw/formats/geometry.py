@@ -17,7 +17,8 @@ GRID_TOLERANCE = 0.1
 ORTHOGONAL = 1e-4
 """Cosine of the angle between two axes up to which they are taken to be orthogonal."""
 
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Places in RAS+ to places in LPS+, and back."""
 
 
 def corners(shape: Sequence[int], affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -54,7 +55,7 @@ class Place:
         whole = np.eye(4)
         whole[:axes, :axes] = self.direction[:axes, :axes] * np.array(self.spacing[:axes])
         whole[:axes, 3] = self.origin[:axes]
-        return np.asarray(_LPS @ whole)
+        return np.asarray(LPS @ whole)
 
     @classmethod
     def of_affine(cls, affine: NDArray[np.float64]) -> Place:
@@ -63,7 +64,7 @@ class Place:
         Raises:
             DatasetError: if its axes are not orthogonal, which ITK and DICOM cannot hold.
         """
-        whole = _LPS @ affine
+        whole = LPS @ affine
         spacing = np.linalg.norm(whole[:3, :3], axis=0)
         direction = whole[:3, :3] / spacing
         if np.abs(direction.T @ direction - np.eye(3)).max() > ORTHOGONAL:
