@@ -200,9 +200,9 @@ def _check_target(path: Path, overwrite: bool) -> None:
 def _chosen(check: DataCheck, ranks: Sequence[CaseRank]) -> tuple[list[str], list[str]]:
     """Names of the typical cases, and of all that are shown: those, then the outlying ones."""
     names = [rank.case.case_id for rank in ranks if rank.case.channels and rank.case.classes]
-    typical = names[:TYPICAL]
-    # what a finding names is looked at before what is merely unusual
     named = list(dict.fromkeys(each.case for each in check.findings if each.case in names))
+    typical = [name for name in names if name not in named][:TYPICAL]
+    # what a finding names is looked at before what is merely unusual
     unusual = [rank.case.case_id for rank in reversed(ranks) if rank.reasons]
     outlying = [name for name in (*named, *unusual) if name in names and name not in typical]
     return typical, [*typical, *list(dict.fromkeys(outlying))[:OUTLYING]]

@@ -121,6 +121,7 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
 def convert(options: argparse.Namespace, out: Console) -> int:
     """`tune data convert`."""
     from tuner.api.data import convert_data
+    from tuner.report.data_check import shown_names
 
     converted = convert_data(
         options.data,
@@ -138,7 +139,7 @@ def convert(options: argparse.Namespace, out: Console) -> int:
     folds = f", {number_of(converted.folds, 'fold')} in splits_final.json" * bool(converted.folds)
     out.print(
         f"wrote {converted.folder}: {number_of(len(converted.cases), 'case')}, channels "
-        f"{', '.join(converted.channels)}, labels {', '.join(converted.labels)}{folds}",
+        f"{', '.join(converted.channels)}, labels {shown_names(list(converted.labels))}{folds}",
         markup=False,
     )
     out.print(f"next    tune data check {shlex.quote(str(converted.folder))}", markup=False)

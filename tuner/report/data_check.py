@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,18 @@ def summary_line(check: DataCheck) -> str:
     what = "headers alone were read" if check.headers_only else "every voxel was read"
     return (
         f"{dataset.name}: {number_of(len(dataset.cases), 'case')}, channels "
-        f"{', '.join(dataset.channels)}, labels {', '.join(dataset.labels)} ({what}): {found}"
+        f"{', '.join(dataset.channels)}, labels {shown_names(dataset.labels)} ({what}): {found}"
     )
+
+
+def shown_names(names: Sequence[str], most: int = 12) -> str:
+    """The first names, and how many there are.
+
+    Example:
+        >>> shown_names(["a", "b", "c"], most=2)
+        'a, b, ... (3)'
+    """
+    return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
 
 
 def _print_kind(out: Console, name: str, findings: list[Finding], every: bool) -> None:

@@ -46,7 +46,7 @@ svg .dot { fill: var(--accent); fill-opacity: .55 }
 svg .median, svg .whisker { stroke: var(--text) }
 svg .whisker { stroke-opacity: .5 }
 svg .box { stroke: var(--accent) }
-svg .middle { fill: var(--page) }
+svg .middle { fill: var(--text) }
 .figures { display: flex; gap: 2.5rem; flex-wrap: wrap }
 .figures b { display: block; font-size: 1.6rem }
 .error { color: var(--error) } .warning { color: var(--warn) }
@@ -91,7 +91,7 @@ def data_page(
     dataset = check.dataset
     if dataset is not None and check.cases:
         parts += _plan(plan)
-        parts += _pictures(dataset, ranks, pictures, typical)
+        parts += _pictures(check, dataset, ranks, pictures, typical)
         parts += _sizes(check.cases)
         parts += _intensities(dataset, check.cases)
         parts += _classes(dataset, check.cases)
@@ -146,6 +146,7 @@ def _plan(plan: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _pictures(
+    check: DataCheck,
     dataset: RawDataset,
     ranks: Sequence[CaseRank],
     pictures: Mapping[str, Sequence[str]],
@@ -170,15 +171,23 @@ def _pictures(
         ("Outlying", [name for name in pictures if name not in typical]),
     ):
         if names:
-            figures = "".join(_figure(by_name[name], pictures[name]) for name in names)
+            figures = "".join(
+                _figure(
+                    by_name[name],
+                    pictures[name],
+                    [KINDS[each.kind].title for each in check.findings if each.case == name],
+                )
+                for name in names
+            )
             parts.append(f"<h3>{title}</h3><div class='cases'>{figures}</div>")
     return parts
 
 
-def _figure(rank: CaseRank, images: Sequence[str]) -> str:
+def _figure(rank: CaseRank, images: Sequence[str], findings: Sequence[str]) -> str:
     name = escape(rank.case.case_id)
     shown = "".join(f"<img alt='{name}' src='{image}'>" for image in images)
-    reasons = f": {escape('; '.join(rank.reasons[:3]))}" if rank.reasons else ""
+    why = [*rank.reasons[:3], *dict.fromkeys(findings)]
+    reasons = f": {escape('; '.join(why))}" if why else ""
     return f"<figure><div>{shown}</div><figcaption><b>{name}</b>{reasons}</figcaption></figure>"
 
 

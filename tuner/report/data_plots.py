@@ -144,7 +144,8 @@ def spread_plot(spreads: Sequence[Spread]) -> str:
             f"<line class='whisker' x1='{x:.1f}' x2='{x:.1f}' y1='{low:.1f}' y2='{high:.1f}'/>"
             f"<line class='box' x1='{x:.1f}' x2='{x:.1f}' y1='{first:.1f}' y2='{third:.1f}' "
             f"stroke-width='{thick:.1f}'/>"
-            f"<circle class='middle' cx='{x:.1f}' cy='{median:.1f}' r='{thick / 3:.1f}'/></g>"
+            f"<circle class='middle' cx='{x:.1f}' cy='{median:.1f}' "
+            f"r='{min(2.0, thick / 3):.1f}'/></g>"
         )
     return f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img'>{''.join(parts)}</svg>"
 
@@ -172,13 +173,13 @@ def _ticks(axis: Range, logarithmic: bool) -> list[float]:
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """About five values between two: 1, 2 or 5 times a power of 10 apart.
+    """About six values between two: 1, 2 or 5 times a power of 10 apart.
 
     Example:
         >>> round_ticks(49.8, 81.2)
         [50.0, 60.0, 70.0, 80.0]
     """
-    rough = (high - low) / 5
+    rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -20,7 +20,8 @@ from raw_data import boxes, save
 from training.bundle.prediction import collect_cases
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, prepare_dataset, read_layout
-from training.data.raw.formats.file_format import parts_of
+from training.data.raw.formats.dicom_files import OTHERS, VOLUMES
+from training.data.raw.formats.file_format import ENDINGS, FORMATS, parts_of
 from training.data.raw.volume import read_image
 from training.errors import BundleError, DatasetError
 
@@ -124,6 +125,30 @@ def test_files_without_the_mark_are_read(tmp_path: Path) -> None:
     after = read_image([tmp_path / "ct"])
     np.testing.assert_array_equal(before.data, after.data)
     np.testing.assert_array_equal(before.affine, after.affine)
+
+
+def test_a_label_map_among_slices_and_a_slice_among_volumes(tmp_path: Path) -> None:
+    make_series(tmp_path / "patient")
+    save(tmp_path / "patient" / "label.nii.gz", boxes(1))
+    assert list(collect_cases([tmp_path / "patient"], 1)) == ["patient"]
+    for index in range(3):
+        save(tmp_path / "volumes" / f"case_{index}.nii.gz", boxes(1))
+    next((tmp_path / "patient").iterdir()).rename(tmp_path / "volumes" / "stray")
+    assert list(collect_cases([tmp_path / "volumes"], 1)) == ["case_0", "case_1", "case_2"]
+
+
+def test_raw_voxels_that_begin_as_dicom_may_are_none(tmp_path: Path) -> None:
+    voxels = np.full((3, 4, 5), 8, np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "a.mhd"))
+    assert (tmp_path / "a.raw").read_bytes()[:4] == b"\x08\x00\x08\x00"
+    assert list(collect_cases([tmp_path], 1)) == ["a"]
+    assert read_image([tmp_path / "a.mhd"]).data.max() == 8
+
+
+def test_endings_of_volumes_are_those_of_the_registry() -> None:
+    expected = {ending for entry in FORMATS.values() if entry.rank < 2 for ending in entry.endings}
+    assert set(VOLUMES) == expected
+    assert set(ENDINGS) - {".dcm"} <= set(OTHERS)
 
 
 def each(folder: Path, change: Callable[[Any, int], None]) -> None:

@@ -9,6 +9,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -108,6 +109,19 @@ def test_data_with_errors_have_a_report_too(data: Path, tmp_path: Path) -> None:
     assert "cannot be read as JSON" in _Page(path.read_text()).text
 
 
+def test_a_case_with_a_finding_is_never_shown_as_typical(data: Path, tmp_path: Path) -> None:
+    """Also where it is the most usual one in all that is measured."""
+    image = nib.load(data / "imagesTr" / "case_03.nii.gz")
+    save(data / "imagesTr" / "case_05.nii.gz", np.asanyarray(image.dataobj))
+    check = tuner.report_data(data, tmp_path / "report.html", progress=False)
+    named = {each.case for each in check.findings} - {None}
+    assert named == {"case_05", "large <lesion>"}
+    text = (tmp_path / "report.html").read_text()
+    typical = text.split("<h3>Typical</h3>")[1].split("<h3>Outlying</h3>")
+    assert "case_05" not in typical[0]
+    assert "<b>case_05</b>: one image in several cases" in typical[1]
+
+
 def test_what_nobody_labelled_has_no_contour_and_no_volume(data: Path, tmp_path: Path) -> None:
     description = json.loads((data / "dataset.json").read_text())
     description["labels"]["9"] = "ignore"
@@ -165,7 +179,7 @@ def test_a_thumbnail_has_the_proportions_of_the_body_and_coloured_contours() -> 
     assert shown[5, 5].max() < 30
     assert shown[5, -5].min() > 225
     red = np.array(list(bytes.fromhex(class_colour(1).lstrip("#"))))
-    coloured = np.abs(shown - red).max(axis=-1) < 40
+    coloured = (shown == red).all(axis=-1)
     rows, columns = np.nonzero(coloured)
     assert rows.min() == pytest.approx(0.3 * SIDE, abs=2)
     assert rows.max() == pytest.approx(0.7 * SIDE, abs=2)

@@ -225,7 +225,8 @@ def _labels(found: Source, place: Path, tell: OnCase) -> tuple[dict[str, int], l
     if every[0] < 0:
         raise DatasetError(f"{place}: label maps have the negative value {every[0]}")
     labels = {BACKGROUND if value == 0 else f"label_{value}": value for value in every}
-    named = ", ".join(f"{name}={value}" for name, value in labels.items() if value)
+    names = [name for name, value in labels.items() if value]
+    named = ", ".join(names[:10]) + (f", ... ({len(names)})" if len(names) > 10 else "")
     return labels, [f"nothing names the classes: they are called {named}; `--labels` names them"]
 
 
