@@ -70,7 +70,7 @@ def test_one_entry_adds_a_loss(monkeypatch: pytest.MonkeyPatch, lab: Path) -> No
     logits, targets = torch.randn(2, 3, 4, 4, 4), torch.randint(0, 3, (2, 4, 4, 4))
     expected = nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
     assert build_loss(config)(logits, targets) == expected
-    with pytest.raises(ValidationError, match="'tversky' or 'smooth'"):
+    with pytest.raises(ValidationError, match="'tversky', 'smooth'"):
         ModelTrainingConfig(loss="smoothe")
 
 

@@ -366,8 +366,11 @@ def write_bundle(
     provenance = without_paths(manifest.provenance)
     values, regions = preprocessing.label_values, members[0].module.regions
     config = members[0].config
-    newer = preprocessing.ignore or preprocessing.label_names
-    known_by_2 = values is None and regions is None and not newer
+    known_by_2 = (
+        values is None
+        and regions is None
+        and not (preprocessing.ignore or preprocessing.label_names)
+    )
     portable = Manifest(
         **{
             **dict(manifest),
