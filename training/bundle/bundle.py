@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.bundle.case_prediction import Tell
+from training.bundle.channel_check import check_image_files, check_intensities
 from training.bundle.folder import (
     MANIFEST,
     MEMBER_FILES,
@@ -65,6 +66,7 @@ class Bundle:
         manifest: Labels, channels, metrics and provenance.
         tell: Called with each warning about an image's header, and when a case
             is predicted on the CPU because memory runs out.
+        check_channels: Whether images that cannot be of the model's channels are refused.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class Bundle:
     preprocessing: Preprocessing
     manifest: Manifest
     tell: Tell = field(default=lambda line: None, repr=False, compare=False)
+    check_channels: bool = True
 
     @classmethod
     def load(
@@ -81,6 +84,7 @@ class Bundle:
         *,
         trust_code: bool = False,
         mirroring: bool = True,
+        check_channels: bool = True,
     ) -> Bundle:
         """Read a bundle from `folder`.
 
@@ -94,6 +98,8 @@ class Bundle:
                 imported, and so run.
             mirroring: Whether networks predict mirrored images as well, where the bundle says so;
                 without it is up to eight times as fast, and a little worse.
+            check_channels: Whether images that cannot be of the channels which the model was
+                trained on are refused, see `training.bundle.channel_check`.
 
         Raises:
             BundleError: if the folder is not a complete bundle, or needs code that is not allowed.
@@ -131,7 +137,7 @@ class Bundle:
             members = [replace(member, mirror_axes=()) for member in members]
         if len(members) == 1:
             members[0].module.to(chosen)
-        return cls(folder, tuple(members), preprocessing, manifest)
+        return cls(folder, tuple(members), preprocessing, manifest, check_channels=check_channels)
 
     @property
     def config(self) -> ModelTrainingConfig:
@@ -180,7 +186,9 @@ class Bundle:
         images = _as_paths(images)
         _, header = open_volume(images[0])
         check_preparing(images[0], sum(voxels_in_header(image) for image in images))
-        case = self.preprocessing.apply(images, channels=self._present(images, header.channels))
+        present = self._present(images, header.channels)
+        inspect = self._channel_check(images, present) if self.check_channels else None
+        case = self.preprocessing.apply(images, channels=present, inspect=inspect)
         for warning in case.warnings:
             self.tell(f"warning: {warning}")
         if case.image.shape[0] != self.config.input_channels:
@@ -215,6 +223,25 @@ class Bundle:
             kind = label_dtype(self.config.num_classes)
             cleaned = cleaned.astype(kind) * kind.type(self.config.target_class)
         return to_values(cleaned, self.preprocessing.values)
+
+    def _channel_check(
+        self, images: Sequence[Path], present: Sequence[int] | None
+    ) -> Callable[[NDArray[np.float32]], None]:
+        """Check what is said of the files of a case; a check of their voxels.
+
+        Raises:
+            BundleError: if they are other channels than the model was trained on; the check, too.
+        """
+        names = self.manifest.channels
+        for line in check_image_files(names, images, present):
+            self.tell(line)
+
+        def inspect(voxels: NDArray[np.float32]) -> None:
+            found = check_intensities(names, self.preprocessing, images[0], voxels, present)
+            for line in found:
+                self.tell(line)
+
+        return inspect
 
     def _present(self, images: Sequence[Path], in_first: int) -> tuple[int, ...] | None:
         """Channels that a case has, None for all of them.

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.utilities.memory import is_out_of_cpu_memory
 
 from training.bundle.bundle import Bundle
+from training.bundle.channel_check import declared_channels_lines
 from training.bundle.output_files import check_output_files, output_files
 from training.data.raw.file_names import (
     ALL_ENDINGS,
@@ -39,6 +40,7 @@ def predict_images(
     probabilities: bool = False,
     skip_existing: bool = False,
     file_format: str | None = None,
+    check_channels: bool = True,
     on_case: Callable[[str], None],
 ) -> list[str]:
     """Segment images and write one label map a case.
@@ -62,6 +64,8 @@ def predict_images(
             they are: so that a long run that was cut off can go on.
         file_format: Format of the label maps, see `training.bundle.output_files`; that of each
             image by default.
+        check_channels: Whether images that cannot be of the channels which the model was trained
+            on are refused, see `training.bundle.channel_check`.
         on_case: Called with a line about each case, and with the numbers of those that were skipped
             and of those that failed.
 
@@ -76,8 +80,15 @@ def predict_images(
         raise BundleError("files that exist are replaced or skipped: say one of the two")
     if device is not None:
         _check_device(device)
-    bundle = Bundle.load(bundle_folder, device, trust_code=trust_code, mirroring=mirroring)
+    bundle = Bundle.load(
+        bundle_folder,
+        device,
+        trust_code=trust_code,
+        mirroring=mirroring,
+        check_channels=check_channels,
+    )
     bundle = replace(bundle, tell=on_case)
+    _check_declared_channels(bundle, images)
     cases = collect_cases(
         images,
         bundle.config.input_channels,
@@ -110,6 +121,13 @@ def predict_images(
     if failed and len(cases) > 1:
         on_case(f"{len(failed)} of {len(cases)} cases could not be segmented")
     return failed
+
+
+def _check_declared_channels(bundle: Bundle, images: Sequence[Path]) -> None:
+    """Check what is said of the channels of images, unless that is not wanted."""
+    if bundle.check_channels:
+        for line in declared_channels_lines(bundle.manifest.channels, images):
+            bundle.tell(line)
 
 
 class _Progress:

@@ -292,6 +292,7 @@ def predict(options: argparse.Namespace, out: Console) -> int:
         probabilities=options.probabilities,
         skip_existing=options.skip_existing,
         file_format=options.format,
+        check_channels=not options.no_channel_check,
         on_case=lambda line: out.print(line, markup=False),
     )
     return NO_RESULT if failed else DONE

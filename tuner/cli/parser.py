@@ -201,6 +201,11 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not average over mirrored images: up to 8 times as fast, a little worse",
     )
+    parser.add_argument(
+        "--no-channel-check",
+        action="store_true",
+        help="take images that do not look like the channels which the model was trained on",
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
         "--overwrite", action="store_true", help="replace files that are there already"

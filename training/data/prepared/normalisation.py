@@ -43,6 +43,8 @@ class ChannelNormalisation(BaseModel):
         body_only: Of `zscore`: the statistics are those of the body's voxels alone, and what is
             around it becomes 0. Where most of an image is empty (a brain without its skull), the
             empty part would otherwise decide them. nnU-Net's `use_mask_for_norm`.
+        minima: Least and greatest of the lowest intensities of the training cases, which tell a
+            CT from other images; None in settings of older versions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +56,7 @@ class ChannelNormalisation(BaseModel):
     mean: float = 0.0
     std: float = 1.0
     body_only: bool = False
+    minima: tuple[float, float] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -24,6 +24,7 @@ from training.data.raw.dataset_channels import without_any
 from training.data.raw.formats.file_format import FORMATS, known_format
 from training.data.raw.header import check_same_grid, orientation_of, spacing_of
 from training.data.raw.header_survey import median_spacing
+from training.data.raw.hounsfield import outer_minima
 from training.data.raw.label_values import gapped
 from training.data.raw.labelled_classes import contradiction
 from training.data.raw.layouts import Modality, RawCase, RawDataset
@@ -49,6 +50,7 @@ class CaseScan(BaseModel):
         foreground: Intensities of random foreground voxels, for each channel that needs them and
             that the case has; as many for each case, so that each counts the same.
         warnings: What is doubtful about its files.
+        minima: Lowest intensity of each channel, None for one that the case lacks.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +61,7 @@ class CaseScan(BaseModel):
     voxel_counts: list[int]
     foreground: list[list[float]]
     warnings: list[str] = []
+    minima: list[float | None] = []
 
 
 class DatasetPlan(BaseModel):
@@ -112,7 +115,9 @@ def scan_case(
         voxels = voxels[:, rng.integers(voxels.shape[1], size=FOREGROUND_SAMPLES)]
     # only CT has statistics over cases
     foreground: list[list[float]] = [[] for _ in schemes]
-    for number, channel in zip(present, voxels, strict=True):
+    minima: list[float | None] = [None for _ in schemes]
+    for number, channel, whole in zip(present, voxels, image.data, strict=True):
+        minima[number] = float(whole.min())
         if schemes[number] == "CT":
             foreground[number] = channel.tolist()
     counts = np.bincount(label.data[~ignored], minlength=len(dataset.labels))
@@ -125,6 +130,7 @@ def scan_case(
         body_share=float(np.prod(sizes) / label.data.size),
         voxel_counts=counts.tolist(),
         foreground=foreground,
+        minima=minima,
         warnings=[*image.warnings, *label.warnings],
     )
 
@@ -181,7 +187,10 @@ def plan_dataset(
     return DatasetPlan(
         preprocessing=Preprocessing(
             spacing=spacing,
-            channels=channels,
+            channels=[
+                channel.model_copy(update={"minima": lowest})
+                for channel, lowest in zip(channels, _minima(known, len(channels)), strict=True)
+            ],
             num_classes=len(dataset.labels),
             missing_channels=dataset.missing_channels,
             label_values=gapped(dataset.label_values),
@@ -205,6 +214,14 @@ def _without_labels(dataset: RawDataset, scans: Mapping[str, CaseScan]) -> list[
         for case in dataset.cases
         if not any(scans[case.case_id].voxel_counts)
     ]
+
+
+def _minima(scans: Sequence[CaseScan], channels: int) -> list[tuple[float, float] | None]:
+    """Least and greatest of the cases' lowest intensities, by channel."""
+    if not all(scan.minima for scan in scans):
+        # scans of an earlier version, from a preparation that goes on
+        return [None] * channels
+    return [outer_minima([scan.minima[number] for scan in scans]) for number in range(channels)]
 
 
 def _ct_normalisation(

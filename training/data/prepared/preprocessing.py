@@ -7,7 +7,7 @@ normalise each channel, resample to one spacing. The steps and their defaults fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,7 @@ class Preprocessing(BaseModel):
         images: Sequence[Path],
         label: Path | None = None,
         channels: Sequence[int] | None = None,
+        inspect: Callable[[NDArray[np.float32]], None] | None = None,
     ) -> PreprocessedCase:
         """Preprocess one case.
 
@@ -143,6 +144,8 @@ class Preprocessing(BaseModel):
             label: Its label map, if there is one.
             channels: Number of the channel that each image file is, where the case lacks others;
                 these are 0 everywhere, as a normalised channel is on average.
+            inspect: Called with the voxels of the files, `(c, i, j, k)`, before all else; what it
+                raises ends the preprocessing.
 
         Raises:
             DatasetError: if a file is unreadable, or does not fit the others or the settings.
@@ -153,6 +156,8 @@ class Preprocessing(BaseModel):
             raise DatasetError(
                 f"{images[0]}: {len(image.data)} channels, but {len(present)} are needed"
             )
+        if inspect is not None:
+            inspect(image.data)
         label_map = (
             None
             if label is None

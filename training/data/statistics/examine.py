@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.raw.header import VolumeHeader, check_same_grid, open_volume
+from training.data.raw.hounsfield import are_hounsfield
 from training.data.raw.labelled_classes import contradiction
 from training.data.raw.layouts import RawCase, RawDataset
 from training.data.raw.volume import Volume, read_image, read_label
@@ -225,26 +226,13 @@ def _judge_channels(
                 f"{path}: named {name}, but no voxel is below 0 (they are {_range(channel)}): "
                 "were Hounsfield units shifted or scaled?",
             )
-        elif modality == "MR" and _looks_like_ct(channel):
+        elif modality == "MR" and are_hounsfield(
+            channel.low, channel.high, channel.percentiles[1], whole=channel.whole
+        ):
             result.found(
                 "modality",
                 f"{path}: named {name}, but with voxels of {_range(channel)} it looks like a CT",
             )
-
-
-def _looks_like_ct(channel: ChannelMeasures) -> bool:
-    """Whether intensities are Hounsfield units, by the air around the patient, and by bone."""
-    air = channel.percentiles[1]
-    return (
-        channel.whole
-        and channel.low >= LOWEST_OF_CT
-        and -1100 <= air <= -900
-        and channel.high > 300
-    )
-
-
-LOWEST_OF_CT = -3100.0
-"""What scanners write outside the reconstructed circle at least."""
 
 
 def _range(channel: ChannelMeasures) -> str:
