@@ -15,7 +15,6 @@ from training.data import read_layout
 from training.data.raw.formats.file_format import FORMATS
 from training.data.raw.header import open_volume
 from training.data.sources.convert import convert_dataset
-from training.data.sources.dicom_masks import filled
 from training.data.sources.source import Request
 from training.data.statistics.check import check_dataset
 from training.errors import DatasetError
@@ -102,6 +101,42 @@ def test_classes_are_chosen_by_the_names_of_segments(archive: Path, tmp_path: Pa
         convert_dataset(archive, tmp_path / "b", request=Request(classes=("tumor",)))
 
 
+def test_overlapping_segments_follow_the_rule(tmp_path: Path) -> None:
+    """Contours of one structure lie in those of another one."""
+    series = tmp_path / "archive" / "ct"
+    make_series(series)
+    path = tmp_path / "archive" / "rt.dcm"
+    write_segmentation(series, path, "rtstruct", 0)
+    structures = pydicom.dcmread(path)
+    contours = structures.ROIContourSequence
+    contours[1].ContourSequence.extend(contours[0].ContourSequence)
+    structures.save_as(path)
+    whole = label_like(series, 0)
+    shared = int((whole == 1).sum())
+    with pytest.raises(DatasetError, match=f"tumour and liver share {shared} voxels"):
+        convert_dataset(tmp_path / "archive", tmp_path / "out")
+    for rule, value in (("first", 1), ("last", 2)):
+        folder = tmp_path / rule
+        convert_dataset(tmp_path / "archive", folder, overlap=rule)  # type: ignore[arg-type]
+        label = np.asanyarray(nib.load(folder / "labelsTr" / "7.nii.gz").dataobj)
+        assert set(np.unique(label[whole == 1])) == {value}
+
+
+def test_a_table_may_list_series_and_their_segmentations(archive: Path, tmp_path: Path) -> None:
+    rows = [
+        f"download{number}/study/ct{number},download{number}/study/labels/one.dcm,p{number}"
+        for number in range(3)
+    ]
+    (archive / "cases.csv").write_text("\n".join(["image,label,case", *rows]))
+    request = Request(channels=("CT",), labels={"liver": 1, "tumour": 2})
+    converted = convert_dataset(archive / "cases.csv", tmp_path / "out", request=request)
+    label = np.asanyarray(nib.load(converted.folder / "labelsTr" / "p1.nii.gz").dataobj)
+    assert (label == label_like(archive / "download1" / "study" / "ct1", 1)).all()
+    unnamed = Request(channels=("CT",))
+    with pytest.raises(DatasetError, match="name its classes with `--labels`"):
+        convert_dataset(archive / "cases.csv", tmp_path / "b", request=unnamed)
+
+
 def test_two_segmentations_of_a_patient_are_two_cases(
     archive: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -158,19 +193,5 @@ def test_a_contour_beside_its_slices_is_refused(tmp_path: Path) -> None:
     points[:, 2] += 1
     contour.ContourData = [f"{value:.6g}" for value in points.ravel()]
     structures.save_as(path)
-    with pytest.raises(DatasetError, match="a contour of liver lies in no slice"):
+    with pytest.raises(DatasetError, match="lies in no slice"):
         convert_dataset(tmp_path / "archive", tmp_path / "out")
-
-
-def test_a_polygon_is_filled_where_centres_are_inside() -> None:
-    """Against the rule written out for single points."""
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        points = rng.uniform(-2, 14, size=(7, 2))
-        expected = np.zeros((12, 11), dtype=bool)
-        for i in range(12):
-            for j in range(11):
-                for (x1, y1), (x2, y2) in zip(points, np.roll(points, -1, axis=0), strict=True):
-                    if (y1 <= j) != (y2 <= j) and i < x1 + (j - y1) / (y2 - y1) * (x2 - x1):
-                        expected[i, j] ^= True
-        assert (filled(points, (12, 11)) == expected).all()

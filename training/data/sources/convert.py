@@ -218,7 +218,11 @@ def _labels(found: Source, place: Path, tell: OnCase) -> tuple[dict[str, int], l
 
     def values(case: SourceCase) -> set[int]:
         assert case.label is not None
-        return values_of(open_volume(case.label, as_label=True)[0])
+        try:
+            opened, _ = open_volume(case.label, as_label=True)
+        except DatasetError as error:
+            raise DatasetError(f"{error}; name its classes with `--labels`") from error
+        return values_of(opened)
 
     by_case = _for_each("reading labels", found.cases, values, place, tell)
     every = sorted({0}.union(*by_case.values()))

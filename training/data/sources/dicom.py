@@ -62,12 +62,17 @@ def read(path: Path, request: Request) -> Source:
     if request.scratch is None:
         raise ValueError("a series is read from a folder of its own, which needs a scratch folder")
     series, segmentations, notes = _survey(path)
-    names = sorted({name for _, header in segmentations for name in names_of(header)})
+    # segments are told by their names, in capitals or not
+    folded: dict[str, str] = {}
+    for _, header in segmentations:
+        for name in names_of(header):
+            folded.setdefault(name.casefold(), name)
+    names = sorted(folded.values())
     for name in request.classes or ():
         if name not in names:
             raise DatasetError(f"{path} has no segment {name!r}{suggestion(name, names)}")
     chosen = request.classes or tuple(names)
-    found = _pairs(path, series, segmentations, set(chosen), notes)
+    found = _pairs(path, series, segmentations, {name.casefold() for name in chosen}, notes)
     modalities = Counter(str(series[uid][0][1].get("Modality", "")) for _, uid, _ in found)
     if len(modalities) > 1:
         counted = ", ".join(f"{count} of {name}" for name, count in modalities.items())
@@ -110,7 +115,7 @@ def _pairs(
         if len(there) != 1:
             what = "no image series that is there" if not there else f"{len(there)} image series"
             problems.append(f"{file}: refers to {what}")
-        elif not set(names_of(header)) & classes:
+        elif not {name.casefold() for name in names_of(header)} & classes:
             notes.append(f"{file}: has none of the classes, and is left out")
         else:
             patient = _plain(str(header.get("PatientID") or file.parent.name))
@@ -123,8 +128,8 @@ def _pairs(
 def names_of(header: Any) -> list[str]:
     """Names of the segments of a DICOM-SEG, or of the structures of an RTSTRUCT."""
     if header.SOPClassUID == SEGMENTATION:
-        return [str(segment.SegmentLabel) for segment in header.SegmentSequence]
-    return [str(roi.ROIName) for roi in header.get("StructureSetROISequence", ())]
+        return [str(segment.SegmentLabel).strip() for segment in header.SegmentSequence]
+    return [str(roi.ROIName).strip() for roi in header.get("StructureSetROISequence", ())]
 
 
 def _survey(path: Path) -> tuple[Mapping[str, Files], Files, list[str]]:

@@ -18,7 +18,6 @@ from training.data.raw.formats.nifti import header_like
 from training.data.raw.formats.opened_file import OpenedFile
 from training.data.raw.header import VolumeHeader, check_same_grid, open_volume, unreadable
 from training.data.raw.layouts import IMAGES, LABELS
-from training.data.sources.dicom_masks import masks_of
 from training.data.sources.source import SourceCase
 from training.durable_write import PARTIAL, durable_file, write_durably
 from training.errors import DatasetError
@@ -80,7 +79,13 @@ def write_case(case: SourceCase, target: Target) -> list[str]:
         _place(source, target.folder / IMAGES / f"{name}{target.ending}", channel, target.link)
     place = target.folder / LABELS / f"{case.case_id}{target.ending}"
     if case.label is not None:
-        opened, header = open_volume(case.label, as_label=True)
+        opened, header = open_volume(
+            case.label,
+            as_label=True,
+            image=first_path,
+            names=list(target.labels),
+            values=list(target.labels.values()),
+        )
         check_same_grid(case.label, header, first_path, first)
         check_values(opened, target.labels)
         _place_label(opened, first_path, place, target.link)
@@ -121,9 +126,7 @@ def merged(
     label = np.zeros(grid.shape, dtype=np.min_scalar_type(max(target.labels.values())))
     names = {value: name for name, value in target.labels.items()}
     shared: list[str] = []
-    for name, mask in _masks(case, grid):
-        if name not in target.labels:
-            continue
+    for name, mask in _masks(case, grid, target.labels):
         value = target.labels[name]
         # a class may have several parts
         both = mask & (label > 0) & (label != value)
@@ -148,14 +151,33 @@ def merged(
     return label, [f"{text}: they are of the {target.overlap} of them"]
 
 
-def _masks(case: SourceCase, grid: VolumeHeader) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+def _masks(
+    case: SourceCase, grid: VolumeHeader, labels: Mapping[str, int]
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Name and mask of each class of a case."""
     if case.segmentation is not None:
-        yield from masks_of(case.segmentation, grid)
+        yield from _segments(case.segmentation, case.images[0], labels)
     for name, path in case.masks.items():
         opened, header = open_volume(path, as_label=True)
         check_same_grid(path, header, case.images[0], grid)
         yield name, _mask(opened)
+
+
+def _segments(
+    path: Path, image: Path, labels: Mapping[str, int]
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Name and mask of each class of a DICOM-SEG or RTSTRUCT."""
+    # pydicom may not be installed
+    from training.data.raw.formats.dicom_labels import LabelReference, segment_masks
+
+    reference = LabelReference(open_volume(image)[0], list(labels), list(labels.values()))
+    try:
+        masks = segment_masks(path, reference)
+    except Exception as error:
+        # damaged files make pydicom fail in ways of many types
+        raise unreadable(path, error) from error
+    names = {value: name for name, value in labels.items()}
+    yield from ((names[value], masks[value]) for value in sorted(masks))
 
 
 def check_values(opened: OpenedFile, labels: Mapping[str, int]) -> None:

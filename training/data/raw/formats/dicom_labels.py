@@ -6,7 +6,7 @@ higher value is taken: a tumour inside a liver. Others, such as the skin or the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,21 +73,12 @@ def open_segments(path: Path, reference: LabelReference) -> OpenedFile:
         DatasetError: if it belongs to another image, lies on another grid, or no segment has the
             name of a label.
     """
-    (file,) = parts(path)
-    header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-    _check_frame_of_reference(header, reference.image)
-    structures = header.get("SOPClassUID") == RTStructureSetStorage
-    found = _structures(header) if structures else _segments(header)
-    chosen, others = _chosen(found, reference)
+    read_masks, others = _opened(path, reference)
     shape = reference.image.shape[:3]
-    to_index = np.asarray(np.linalg.inv(LPS @ reference.image.affine), dtype=np.float64)
 
     def read() -> NDArray[np.uint16]:
         label = np.zeros(shape, dtype=np.uint16)
-        if structures:
-            masks = _contour_masks(header, chosen, to_index, shape)
-        else:
-            masks = _segment_masks(file, chosen, to_index, shape)
+        masks = read_masks()
         for value in sorted(masks):
             label[masks[value]] = value
         return label
@@ -97,6 +88,35 @@ def open_segments(path: Path, reference: LabelReference) -> OpenedFile:
     return OpenedFile(
         path, shape, reference.image.affine, np.dtype("u2"), read, doubts=lambda: doubts
     )
+
+
+def segment_masks(path: Path, reference: LabelReference) -> dict[int, NDArray[np.bool_]]:
+    """Where each value of a DICOM-SEG or RTSTRUCT is, `(i, j, k)`; masks may overlap.
+
+    Raises:
+        DatasetError: as `open_segments`.
+    """
+    return _opened(path, reference)[0]()
+
+
+def _opened(
+    path: Path, reference: LabelReference
+) -> tuple[Callable[[], dict[int, NDArray[np.bool_]]], list[str]]:
+    """What reads the masks of a file, and names of its segments that are no labels."""
+    (file,) = parts(path)
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    _check_frame_of_reference(header, reference.image)
+    structures = header.get("SOPClassUID") == RTStructureSetStorage
+    chosen, others = _chosen(_structures(header) if structures else _segments(header), reference)
+    shape = reference.image.shape[:3]
+    to_index = np.asarray(np.linalg.inv(LPS @ reference.image.affine), dtype=np.float64)
+
+    def read_masks() -> dict[int, NDArray[np.bool_]]:
+        if structures:
+            return _contour_masks(header, chosen, to_index, shape)
+        return _segment_masks(file, chosen, to_index, shape)
+
+    return read_masks, others
 
 
 def _check_frame_of_reference(header: Any, image: OpenedFile) -> None:
