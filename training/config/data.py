@@ -12,6 +12,7 @@ from training.config.base import NOT_SEARCHABLE, ConfigPart
 from training.config.types import (
     AugmentationName,
     BatchSize,
+    Bool,
     Float,
     Int,
     MirrorAxes,
@@ -53,6 +54,12 @@ class DataFields(ConfigPart):
     `auto` takes a channel that is named after a scheme for that, and all others are z-scored; a
     mapping such as `{PET: noNorm}` changes that of some channels. `modality` is what studies of
     earlier versions keep: CT or z-score, and no other.
+    """
+
+    compress_cache: Bool = Field(default=False, json_schema_extra=NOT_SEARCHABLE)
+    """Whether the preprocessed arrays are stored compressed (Blosc2, without loss).
+
+    Two thirds of the disk or less, for 10 ms more a patch of 128 x 128 x 128.
     """
 
     missing_channels: MissingChannels | None = Field(default=None, json_schema_extra=NOT_SEARCHABLE)
@@ -154,13 +161,16 @@ class DataFields(ConfigPart):
 
     @property
     def known_patch_size(self) -> tuple[int, int, int]:
-        """The patch size, where it is known.
+        """The patch size, where it is known; that of one slice with `spatial_dims: 2`.
 
         Raises:
             FieldsError: (a `ValueError`) as long as it is `auto`.
         """
         if self.patch_size == "auto":
             raise FieldsError(_NOT_PLANNED.format("patch_size"), ("patch_size",))
+        # the fields of the network are beside these in the config
+        if getattr(self, "spatial_dims", 3) == 2:
+            return 1, *self.patch_size[1:]
         return self.patch_size
 
     @property

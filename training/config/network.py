@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,14 @@ class NetworkFields(ConfigPart):
 
     model_params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the network, e.g. `model_params.embed_dim`."""
+
+    spatial_dims: Literal[2, 3] = 3
+    """Whether the network sees volumes, or each slice along the depth by itself: 2 is nnU-Net's
+    configuration `2d`, for pictures and for thick slices.
+
+    Patches are then of one slice, whatever the depth of `patch_size` is. Networks are the 2D ones
+    of their kind; D-Former has tokens and groups of one slice.
+    """
 
     num_classes: Annotated[Int, Field(ge=2)] = Field(default=3, json_schema_extra=NOT_SEARCHABLE)
     """Output channels of the network, background included."""

@@ -22,6 +22,7 @@ from training.metrics.labels import (
     predict_labels,
     reduce_scores,
     unknown_voxels,
+    without_flat_axes,
 )
 
 MAX_OFFSETS = 500
@@ -89,6 +90,7 @@ def boundary_scores(
 ) -> Float[Tensor, "b c"]:
     """Boundary F1 of label maps `(b, *spatial)`; nan for the background unless asked for."""
     sizes = check_spacing(spacing, target.ndim - 1)
+    prediction, target, sizes = without_flat_axes(prediction, target, sizes)
     box = box_of_ball(check_tolerance(tolerance), sizes)
     near = math.prod(2 * steps + 1 for steps in box) <= MAX_OFFSETS
     offsets = ball(tolerance, sizes) if near else np.empty((0, len(sizes)), dtype=np.int64)

@@ -139,6 +139,23 @@ def check_spacing(spacing: Sequence[float] | None, spatial_dims: int) -> tuple[f
     return checked
 
 
+def without_flat_axes(
+    prediction: LabelArray, target: LabelArray, spacing: tuple[float, ...]
+) -> tuple[LabelArray, LabelArray, tuple[float, ...]]:
+    """Label maps `(b, *spatial)` without the axes of one voxel, as long as there are two others.
+
+    A volume of one slice is an image: it has no surface above and below its slice, which would be
+    most of its area.
+    """
+    axes = range(target.ndim - 1)
+    flat = [axis for axis in axes if target.shape[axis + 1] == 1][: len(axes) - 2]
+    if not flat:
+        return prediction, target, spacing
+    dropped = tuple(axis + 1 for axis in flat)
+    left = tuple(size for axis, size in enumerate(spacing) if axis not in flat)
+    return prediction.squeeze(dropped), target.squeeze(dropped), left
+
+
 def check_tolerance(tolerance: float) -> float:
     """The tolerance.
 

@@ -29,6 +29,7 @@ from training.metrics.labels import (
     predict_labels,
     reduce_scores,
     unknown_voxels,
+    without_flat_axes,
 )
 
 PERCENTILE = 0.95
@@ -185,6 +186,7 @@ def surface_scores_of_labels(
     """
     classes = range(0 if background else 1, num_classes)
     sizes = check_spacing(spacing, target.ndim - 1)
+    prediction, target, sizes = without_flat_axes(prediction, target, sizes)
     check_tolerance(tolerance)
     scores = np.array(
         [

@@ -19,11 +19,15 @@ from training.models.parameters import (
     stride_product,
 )
 from training.models.recompute import recompute_blocks
+from training.models.slices import sliced
 
 MIN_GRID = 4
 """Voxels that nnU-Net leaves of an axis in the coarsest grid."""
 
-FIRST_FILTERS, MAX_FILTERS = 32, 320
+FIRST_FILTERS = 32
+
+MAX_FILTERS = {2: 512, 3: 320}
+"""Channels of a stage at most, of images and of volumes."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,19 @@ class UNetPlan:
     filters: tuple[int, ...]
 
     @classmethod
+    def of_config(cls, config: ModelTrainingConfig) -> UNetPlan:
+        """The plan for the patches of a config; of slices with `spatial_dims: 2`."""
+        dims = config.spatial_dims
+        spacing = config.target_spacing or (1.0, 1.0, 1.0)
+        return cls.of(config.known_patch_size[-dims:], spacing[-dims:])
+
+    @classmethod
     def of(cls, patch_size: Sequence[int], spacing: Sequence[float]) -> UNetPlan:
         """nnU-Net's plan (Isensee et al., 2021) for patches of some spacing.
 
         An axis is halved while at least 4 voxels remain and its spacing is within twice the
         finest of those that can be halved. Convolutions leave an axis alone until its spacing
-        is within twice the finest. Filters double from 32 to at most 320.
+        is within twice the finest. Filters double from 32 to at most 320, of 2D images 512.
 
         Args:
             patch_size: Voxels of a patch along each axis.
@@ -69,7 +80,8 @@ class UNetPlan:
             for axis in halved:
                 size[axis], voxel[axis] = -(-size[axis] // 2), voxel[axis] * 2
         kernels.append((3,) * len(size))
-        filters = tuple(min(FIRST_FILTERS * 2**stage, MAX_FILTERS) for stage in range(len(strides)))
+        most = MAX_FILTERS[len(size)]
+        filters = tuple(min(FIRST_FILTERS * 2**stage, most) for stage in range(len(strides)))
         return cls(tuple(kernels), tuple(strides), filters)
 
 
@@ -87,9 +99,7 @@ class SupervisedDynUNet(nn.Module):
         super().__init__()
         self.network: Any = network
 
-    def forward(
-        self, image: Float[Tensor, "batch channels depth height width"]
-    ) -> Tensor | list[Tensor]:
+    def forward(self, image: Float[Tensor, "batch channels *spatial"]) -> Tensor | list[Tensor]:
         """Logits of the image's size; in training those of all resolutions, finest first."""
         network = self.network
         logits: Tensor = network.output_block(network.skip_layers(image))
@@ -112,8 +122,8 @@ def build_dynunet(config: ModelTrainingConfig) -> nn.Module:
     check_model_params(
         "dynunet", DynUNet, params, (*SHAPE_ARGUMENTS, "upsample_kernel_size", "deep_supr_num")
     )
-    patch = config.known_patch_size
-    plan = UNetPlan.of(patch, config.target_spacing or (1.0, 1.0, 1.0))
+    dims, patch = config.spatial_dims, config.known_patch_size
+    plan = UNetPlan.of_config(config)
     strides = params.pop("strides", plan.strides)
     kernels = params.pop("kernel_size", plan.kernels)
     if len(strides) < 3:
@@ -135,7 +145,7 @@ def build_dynunet(config: ModelTrainingConfig) -> nn.Module:
         )
     arguments = {"deep_supervision": True, **params}
     network = DynUNet(
-        3,
+        dims,
         config.input_channels,
         config.num_classes,
         kernel_size=kernels,
@@ -147,7 +157,6 @@ def build_dynunet(config: ModelTrainingConfig) -> nn.Module:
     )
     if config.gradient_checkpointing:
         recompute_blocks(network, UnetBasicBlock, UnetResBlock, UnetUpBlock)
-    divisor = stride_product(strides)
     if arguments["deep_supervision"]:
-        return PaddedNetwork(SupervisedDynUNet(network), divisor)
-    return PaddedNetwork(network, divisor)
+        network = SupervisedDynUNet(network)
+    return PaddedNetwork(sliced(config, network), stride_product(strides, dims))

@@ -20,13 +20,10 @@ from training.models.parameters import (
     stride_product,
 )
 from training.models.recompute import recompute_blocks
+from training.models.slices import cube, sliced
 
 UNETR_PATCH = 16
 """Voxels of a UNETR token along each axis, fixed in its decoder."""
-
-
-def _cube(edge: int) -> tuple[int, int, int]:
-    return edge, edge, edge
 
 
 class _LinspaceOnCpu(TorchFunctionMode):
@@ -54,9 +51,11 @@ def build_unet3d(config: ModelTrainingConfig) -> nn.Module:
 
     check_model_params("unet3d", UNet, config.model_params, SHAPE_ARGUMENTS)
     arguments = {"num_res_units": 2, "norm": "INSTANCE", **_levels(config.model_params)}
-    network = UNet(3, config.input_channels, config.num_classes, **arguments)
+    network = UNet(config.spatial_dims, config.input_channels, config.num_classes, **arguments)
     _recompute(config, network, Convolution, ResidualUnit)
-    return PaddedNetwork(network, stride_product(arguments["strides"]))
+    return PaddedNetwork(
+        sliced(config, network), stride_product(arguments["strides"], config.spatial_dims)
+    )
 
 
 def build_attention_unet(config: ModelTrainingConfig) -> nn.Module:
@@ -65,9 +64,13 @@ def build_attention_unet(config: ModelTrainingConfig) -> nn.Module:
 
     check_model_params("attention_unet", AttentionUnet, config.model_params, SHAPE_ARGUMENTS)
     arguments = _levels(config.model_params)
-    network = AttentionUnet(3, config.input_channels, config.num_classes, **arguments)
+    network = AttentionUnet(
+        config.spatial_dims, config.input_channels, config.num_classes, **arguments
+    )
     _recompute(config, network, ConvBlock, UpConv, AttentionBlock)
-    return PaddedNetwork(network, stride_product(arguments["strides"]))
+    return PaddedNetwork(
+        sliced(config, network), stride_product(arguments["strides"], config.spatial_dims)
+    )
 
 
 def _levels(model_params: dict[str, Any]) -> dict[str, Any]:
@@ -81,9 +84,11 @@ def build_basic_unet(config: ModelTrainingConfig) -> nn.Module:
     from monai.networks.nets.basic_unet import BasicUNet, TwoConv, UpCat
 
     check_model_params("basic_unet", BasicUNet, config.model_params, SHAPE_ARGUMENTS)
-    network = BasicUNet(3, config.input_channels, config.num_classes, **config.model_params)
+    network = BasicUNet(
+        config.spatial_dims, config.input_channels, config.num_classes, **config.model_params
+    )
     _recompute(config, network, TwoConv, UpCat)
-    return PaddedNetwork(network, _cube(2**4))
+    return PaddedNetwork(sliced(config, network), cube(config, 2**4))
 
 
 def build_vnet(config: ModelTrainingConfig) -> nn.Module:
@@ -105,9 +110,11 @@ def build_vnet(config: ModelTrainingConfig) -> nn.Module:
         raise ValueError(
             f"vnet cannot take input_channels={config.input_channels}: it needs 1, 2, 4, 8 or 16"
         )
-    network = VNet(3, config.input_channels, config.num_classes, **config.model_params)
+    network = VNet(
+        config.spatial_dims, config.input_channels, config.num_classes, **config.model_params
+    )
     _recompute(config, network, InputTransition, DownTransition, UpTransition, OutputTransition)
-    return PaddedNetwork(network, _cube(2**4))
+    return PaddedNetwork(sliced(config, network), cube(config, 2**4))
 
 
 def build_segresnet(config: ModelTrainingConfig) -> nn.Module:
@@ -118,13 +125,15 @@ def build_segresnet(config: ModelTrainingConfig) -> nn.Module:
     check_model_params("segresnet", SegResNet, config.model_params, SHAPE_ARGUMENTS)
     arguments = {"init_filters": 16, "blocks_down": (1, 2, 2, 4), **config.model_params}
     network = SegResNet(
-        spatial_dims=3,
+        spatial_dims=config.spatial_dims,
         in_channels=config.input_channels,
         out_channels=config.num_classes,
         **arguments,
     )
     _recompute(config, network, ResBlock)
-    return PaddedNetwork(network, _cube(2 ** (len(arguments["blocks_down"]) - 1)))
+    return PaddedNetwork(
+        sliced(config, network), cube(config, 2 ** (len(arguments["blocks_down"]) - 1))
+    )
 
 
 def build_segresnet_ds(config: ModelTrainingConfig) -> nn.Module:
@@ -142,11 +151,14 @@ def build_segresnet_ds(config: ModelTrainingConfig) -> nn.Module:
         **config.model_params,
     }
     network = SegResNetDS(
-        in_channels=config.input_channels, out_channels=config.num_classes, **arguments
+        spatial_dims=config.spatial_dims,
+        in_channels=config.input_channels,
+        out_channels=config.num_classes,
+        **arguments,
     )
-    depth, height, width = network.shape_factor()
+    *flat, height, width = network.shape_factor()
     _recompute(config, network, SegResBlock)
-    return PaddedNetwork(network, (depth, height, width))
+    return PaddedNetwork(sliced(config, network), (flat[0] if flat else 1, height, width))
 
 
 def build_mednext(config: ModelTrainingConfig) -> nn.Module:
@@ -162,10 +174,13 @@ def build_mednext(config: ModelTrainingConfig) -> nn.Module:
         **config.model_params,
     }
     network = MedNeXt(
-        in_channels=config.input_channels, out_channels=config.num_classes, **arguments
+        spatial_dims=config.spatial_dims,
+        in_channels=config.input_channels,
+        out_channels=config.num_classes,
+        **arguments,
     )
     _recompute(config, network, MedNeXtBlock)
-    return PaddedNetwork(network, _cube(2 ** len(arguments["blocks_down"])))
+    return PaddedNetwork(sliced(config, network), cube(config, 2 ** len(arguments["blocks_down"])))
 
 
 def build_swin_unetr(config: ModelTrainingConfig) -> nn.Module:
@@ -180,11 +195,11 @@ def build_swin_unetr(config: ModelTrainingConfig) -> nn.Module:
         network = SwinUNETR(
             in_channels=config.input_channels,
             out_channels=config.num_classes,
-            spatial_dims=3,
+            spatial_dims=config.spatial_dims,
             **arguments,
         )
     _recompute(config, network, SwinTransformerBlock, UnetrBasicBlock, UnetrUpBlock)
-    return PaddedNetwork(network, _cube(arguments["patch_size"] ** 5))
+    return PaddedNetwork(sliced(config, network), cube(config, arguments["patch_size"] ** 5))
 
 
 def build_unetr(config: ModelTrainingConfig) -> nn.Module:
@@ -200,7 +215,8 @@ def build_unetr(config: ModelTrainingConfig) -> nn.Module:
     fixed = (*SHAPE_ARGUMENTS, "img_size", "save_attn")
     check_model_params("unetr", UNETR, config.model_params, fixed)
     patch = config.known_patch_size
-    if any(size % UNETR_PATCH for size in patch):
+    seen = patch[-config.spatial_dims :]
+    if any(size % UNETR_PATCH for size in seen):
         raise ValueError(
             f"unetr cannot be built for patch_size={list(patch)}: it cuts a patch "
             f"into cubes of {UNETR_PATCH} voxels, so each entry must be a multiple of "
@@ -209,11 +225,12 @@ def build_unetr(config: ModelTrainingConfig) -> nn.Module:
     network = UNETR(
         config.input_channels,
         config.num_classes,
-        img_size=patch,
+        img_size=seen,
+        spatial_dims=config.spatial_dims,
         **config.model_params,
     )
     for block in network.vit.blocks:
         # MONAI gives every block a norm for a cross-attention that UNETR has not
         block.norm_cross_attn.requires_grad_(False)
     _recompute(config, network, TransformerBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock)
-    return FixedSizeNetwork(network, patch)
+    return FixedSizeNetwork(sliced(config, network), patch)

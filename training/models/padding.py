@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from training.models.slices import SliceNetwork
+
 Size = tuple[int, int, int]
 
 
@@ -38,7 +40,10 @@ class PaddedNetwork(nn.Module):
         """
         depth, height, width = image.shape[2:]
         missing = [-size % d for size, d in zip(image.shape[2:], self.divisor, strict=True)]
-        if (depth + missing[0], height + missing[1], width + missing[2]) == self.divisor:
+        coarsest = (depth + missing[0], height + missing[1], width + missing[2])
+        # slices are normalised one by one
+        first = 1 if isinstance(self.network, SliceNetwork) else 0
+        if coarsest[first:] == self.divisor[first:]:
             missing[2] += self.divisor[2]
         padded = pad_far_ends(image, missing)
         logits: Tensor | Sequence[Tensor] = self.network(padded)

@@ -47,10 +47,15 @@ def model_params_problem(network: str, name: str, valid: Collection[str]) -> str
     return f"model_params.{name} is not a parameter of {network}: {hint}{takes}"
 
 
-def stride_product(strides: Sequence[int | Sequence[int]]) -> tuple[int, int, int]:
-    """Voxels per axis of the coarsest grid's voxel, of strides that are cubes or triples."""
+def stride_product(strides: Sequence[int | Sequence[int]], dims: int = 3) -> tuple[int, int, int]:
+    """Voxels per axis of the coarsest grid's voxel, of strides that are cubes or one an axis.
+
+    With `dims` of 2 they are strides within slices.
+    """
     depth = height = width = 1
     for stride in strides:
-        along = (stride,) * 3 if isinstance(stride, int) else stride
+        along = (stride,) * dims if isinstance(stride, int) else tuple(stride)
+        if dims == 2:
+            along = (1, *along)
         depth, height, width = depth * along[0], height * along[1], width * along[2]
     return depth, height, width

@@ -10,7 +10,6 @@ from training.config import ModelTrainingConfig
 from training.errors import NoFitError
 from training.models.dynunet import MIN_GRID, UNetPlan
 from training.models.footprint import training_bytes
-from training.models.parameters import stride_product
 
 LIBRARIES = 2_500_000_000
 """Bytes of a GPU that cuDNN, the allocator and the CUDA context take beside a training step.
@@ -20,6 +19,9 @@ With them the estimate gives, for nnU-Net's plans of its targets, about what it 
 
 LARGEST = 256**3
 """Voxels that a patch has at most."""
+
+LARGEST_SLICE = 2048**2
+"""Pixels that a patch of one slice has at most."""
 
 SMALLEST_BATCH = 2
 
@@ -42,6 +44,9 @@ SHARE_OF_DATA = 0.05
 """Voxels of all cases that one batch may hold, where it has more patches than the fewest."""
 
 Size = tuple[int, int, int]
+
+Axes = tuple[int, ...]
+"""A size along each axis of a volume, or along height and width of a slice."""
 
 
 class PatchPlan(NamedTuple):
@@ -72,7 +77,8 @@ def plan_patch(
 
     The patch begins as the median case, or where that is very large as a patch of cubic extent.
     While two of them do not fit, the axis that covers most of the median case becomes shorter, each
-    axis being a multiple of what the U-Net of that patch halves it by.
+    axis being a multiple of what the U-Net of that patch halves it by. With `spatial_dims: 2` it is
+    one slice of the case.
 
     Args:
         config: Names the network, and all else that memory depends on; its patch and batch do not
@@ -90,7 +96,11 @@ def plan_patch(
         ValueError: if the network cannot be built.
     """
     config = config.model_copy(update={"target_spacing": tuple(map(float, spacing))})
-    extent = [(LARGEST * math.prod(spacing)) ** (1 / 3) / voxel for voxel in spacing]
+    dims = config.spatial_dims
+    shape, spacing = shape[-dims:], spacing[-dims:]
+    most_voxels = LARGEST if dims == 3 else LARGEST_SLICE
+    largest = min(largest, most_voxels)
+    extent = [(most_voxels * math.prod(spacing)) ** (1 / dims) / voxel for voxel in spacing]
     first = [min(round(have), round(most)) for have, most in zip(shape, extent, strict=True)]
     multiple = MULTIPLES.get(config.model_name, 1)
     patch, divisor = _divisible(first, spacing, multiple)
@@ -108,14 +118,14 @@ def plan_patch(
             if needed <= memory:
                 break
             a_voxel = 0.9 * needed / voxels
-        axis = max(range(3), key=lambda axis: patch[axis] / shape[axis])
+        axis = max(range(dims), key=lambda axis: patch[axis] / shape[axis])
         before = patch
         patch, divisor = _shorter(patch, axis, divisor, spacing, multiple)
         if patch == before or max(divisor) < MIN_DIVISOR:
             raise _too_large(config, before, memory)
     if batch is None:
         batch, needed = _fitting(config, patch, memory, dataset_voxels)
-    return PatchPlan(patch, batch, needed)
+    return PatchPlan(_in_volume(patch), batch, needed)
 
 
 def plan_batch(
@@ -127,7 +137,7 @@ def plan_batch(
         NoFitError: if not even one patch fits.
         ValueError: if the network cannot be built.
     """
-    patch = config.known_patch_size
+    patch = config.known_patch_size[-config.spatial_dims :]
     if _bytes(config, patch, 1) > memory:
         raise _too_large(config, patch, memory)
     if _bytes(config, patch, SMALLEST_BATCH) > memory:
@@ -136,7 +146,7 @@ def plan_batch(
 
 
 def _fitting(
-    config: ModelTrainingConfig, patch: Size, memory: float, dataset_voxels: float
+    config: ModelTrainingConfig, patch: Axes, memory: float, dataset_voxels: float
 ) -> tuple[int, int]:
     """How many patches fit, the fewest of which do, and the bytes that they take."""
     one, two = (_bytes(config, patch, batch) for batch in (1, 2))
@@ -146,26 +156,32 @@ def _fitting(
     return batch, one + (two - one) * (batch - 1)
 
 
-def _too_large(config: ModelTrainingConfig, patch: Size, memory: float) -> NoFitError:
+def _too_large(config: ModelTrainingConfig, patch: Axes, memory: float) -> NoFitError:
     way_out = "" if config.gradient_checkpointing else "set gradient_checkpointing: true, or "
     return NoFitError(
         f"a training step of {config.model_name} takes more than {memory / 1e9:.2g} GB even with "
-        f"patches of {list(patch)}: {way_out}choose a smaller network"
+        f"patches of {list(_in_volume(patch))}: {way_out}choose a smaller network"
     )
 
 
-def _bytes(config: ModelTrainingConfig, patch: Size, batch: int) -> int:
+def _bytes(config: ModelTrainingConfig, patch: Axes, batch: int) -> int:
     return training_bytes(
-        config.model_copy(update={"patch_size": patch, "train_batch_size": batch})
+        config.model_copy(update={"patch_size": _in_volume(patch), "train_batch_size": batch})
     )
+
+
+def _in_volume(patch: Sequence[int]) -> Size:
+    """The patch (depth, height, width), of one slice if it has no depth."""
+    height, width = patch[-2:]
+    return (patch[0] if len(patch) == 3 else 1), height, width
 
 
 def _shorter(
-    patch: Size, axis: int, divisor: Size, spacing: Sequence[float], multiple: int
-) -> tuple[Size, Size]:
+    patch: Axes, axis: int, divisor: Axes, spacing: Sequence[float], multiple: int
+) -> tuple[Axes, Axes]:
     """The patch with an axis shortened by the least step, and what divides it."""
 
-    def cut(step: int) -> tuple[Size, Size]:
+    def cut(step: int) -> tuple[Axes, Axes]:
         left = list(patch)
         left[axis] = max(1, left[axis] - step)
         return _divisible(left, spacing, multiple)
@@ -176,18 +192,14 @@ def _shorter(
     return coarse if fine[0] == patch else fine
 
 
-def _divisible(patch: Sequence[int], spacing: Sequence[float], multiple: int) -> tuple[Size, Size]:
+def _divisible(patch: Sequence[int], spacing: Sequence[float], multiple: int) -> tuple[Axes, Axes]:
     """The next larger patch that its U-Net halves without a rest, and what divides it."""
     while True:
-        halved = stride_product(UNetPlan.of(patch, spacing).strides)
-        divisor = (
-            math.lcm(halved[0], multiple),
-            math.lcm(halved[1], multiple),
-            math.lcm(halved[2], multiple),
+        strides = UNetPlan.of(patch, spacing).strides
+        divisor = tuple(
+            math.lcm(math.prod(along), multiple) for along in zip(*strides, strict=True)
         )
-        depth, height, width = (
-            -(-size // by) * by for size, by in zip(patch, divisor, strict=True)
-        )
-        if (depth, height, width) == tuple(patch):
-            return (depth, height, width), divisor
-        patch = (depth, height, width)
+        larger = tuple(-(-size // by) * by for size, by in zip(patch, divisor, strict=True))
+        if larger == tuple(patch):
+            return larger, divisor
+        patch = larger

@@ -13,6 +13,7 @@ from training.models.dynunet import UNetPlan
 from training.models.padding import PaddedNetwork
 from training.models.parameters import check_model_params, stride_product
 from training.models.recompute import recompute_blocks
+from training.models.slices import sliced
 
 BLOCKS = (1, 3, 4, 6)
 """Residual blocks of the first stages, finest first; further stages have as many as the last."""
@@ -162,10 +163,10 @@ def build_resenc_unet(config: ModelTrainingConfig) -> nn.Module:
     """
     params = dict(config.model_params)
     check_model_params("resenc_unet", ResEncUNet, params, ("in_channels", "out_channels"))
-    patch = config.known_patch_size
-    plan = UNetPlan.of(patch, config.target_spacing or (1.0, 1.0, 1.0))
-    strides = [_triple(stride) for stride in params.pop("strides", plan.strides)]
-    kernels = [_triple(kernel) for kernel in params.pop("kernel_size", plan.kernels)]
+    dims, patch = config.spatial_dims, config.known_patch_size
+    plan = UNetPlan.of_config(config)
+    strides = [_triple(stride, dims) for stride in params.pop("strides", plan.strides)]
+    kernels = [_triple(kernel, dims) for kernel in params.pop("kernel_size", plan.kernels)]
     stages = len(strides)
     if stages < 2:
         raise ValueError(
@@ -185,11 +186,14 @@ def build_resenc_unet(config: ModelTrainingConfig) -> nn.Module:
     )
     if config.gradient_checkpointing:
         recompute_blocks(network, ResidualBlock, Normalised)
-    return PaddedNetwork(network, stride_product(strides))
+    # kernels of one slice make a 2D network of it
+    return PaddedNetwork(sliced(config, network, keep_depth=True), stride_product(strides))
 
 
-def _triple(size: int | Sequence[int]) -> tuple[int, ...]:
-    return (size,) * 3 if isinstance(size, int) else tuple(size)
+def _triple(size: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """A size along each axis of a volume; along the depth 1 for sizes within slices."""
+    along = (size,) * dims if isinstance(size, int) else tuple(size)
+    return (1, *along) if dims == 2 else along
 
 
 def _for_each_stage(name: str, given: Sequence[int], stages: int) -> Sequence[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from training.bundle.case_scores import (
 from training.bundle.member import Member
 from training.data import PreprocessedDataset
 from training.data.patches.mirroring import trained_mirror_axes
+from training.data.prepared.stored_array import StoredArray
 from training.region_maps import decode
 from tuner.export.selection import MIN_GAIN, parts
 
@@ -63,8 +65,8 @@ class PreparedCase:
     """
 
     name: str
-    image: NDArray[np.float32]
-    label: NDArray[Any]
+    image: StoredArray
+    label: StoredArray
     fold: int = 0
     labelled: tuple[int, ...] | None = None
 
@@ -129,7 +131,7 @@ class ValidationCases:
     @property
     def bytes_of_one(self) -> int:
         """Disk that the predictions of one network take."""
-        return 2 * self.channels * sum(case.label.size for case in self.cases)
+        return 2 * self.channels * sum(math.prod(case.label.shape) for case in self.cases)
 
     def targets(self, candidate: Candidate) -> Iterator[NDArray[Any]]:
         """The true classes `(d, h, w)` of case after case."""

@@ -49,6 +49,11 @@ class DataSurvey:
         return self.dataset.median_shape
 
     @property
+    def of_slices(self) -> bool:
+        """Whether each case is an image of one slice."""
+        return all(entry.shape[1] == 1 for entry in self.dataset.cases.values())
+
+    @property
     def voxels(self) -> float:
         """Voxels of all training cases."""
         return self.dataset.voxels("train")
@@ -67,6 +72,7 @@ class DataSurvey:
             label_values=self.dataset.preprocessing.label_values,
             input_channels=len(self.dataset.channels),
             target_spacing=self.spacing,
+            spatial_dims=2 if self.of_slices else 3,
             **self.split,
         )
 

@@ -99,6 +99,8 @@ def _config(
         *_line("input_channels", len(dataset.channels), ", ".join(dataset.channels)),
         *_line("target_spacing", list(survey.spacing), "mm, the median of the cases"),
     ]
+    if survey.of_slices:
+        lines += _line("spatial_dims", 2, "each case is one slice: 2D networks")
     if len(plan.networks) == 1:
         ((name, params),) = plan.networks.items()
         lines += _line("model_name", name, _source(name))

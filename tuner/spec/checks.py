@@ -124,7 +124,7 @@ def _check_confirmation(spec: SpecValues, parser: SpecParser) -> None:
         )
 
 
-NETWORK_FIELDS = frozenset({"model_name", "model_params", "patch_size"})
+NETWORK_FIELDS = frozenset({"model_name", "model_params", "patch_size", "spatial_dims"})
 """Fields that decide which weights there are."""
 
 

@@ -185,7 +185,7 @@ def _drawn(spec: StudySpec) -> Iterator[_Drawn]:
     """
     decisive = (
         *("model_name", "model_params", "gradient_checkpointing", "patch_size"),
-        "train_batch_size",
+        *("train_batch_size", "spatial_dims"),
     )
     rng = random.Random(0)
     seen: set[str] = set()

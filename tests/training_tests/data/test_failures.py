@@ -91,11 +91,11 @@ def test_a_failure_of_any_type_is_one_case_s(
     module, name = (preparation, "scan_case") if step == "reading" else (preparation, "store_case")
     original: Callable[..., Any] = getattr(module, name)
 
-    def failing(case: Any, *arguments: Any) -> Any:
+    def failing(case: Any, *arguments: Any, **options: Any) -> Any:
         if case.case_id == "c2":
             raise kind("in the middle")
         done.append(case.case_id)
-        return original(case, *arguments)
+        return original(case, *arguments, **options)
 
     monkeypatch.setattr(module, name, failing)
     with pytest.raises(DatasetError, match="1 problem:") as error:

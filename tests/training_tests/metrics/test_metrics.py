@@ -162,8 +162,10 @@ def test_boundary_f1_of_all_classes_at_once(shape: tuple[int, ...], tolerance: f
             logits_of(prediction), target, tolerance=tolerance, spacing=spacing, reduction="none"
         )
         for item, label in itertools.product(range(shape[0]), range(3)):
-            one, other = (maps[item].numpy() == label for maps in (prediction, target))
-            expected = reference_boundary_f1(one, other, tolerance, spacing)
+            one, other = (maps[item].squeeze().numpy() == label for maps in (prediction, target))
+            # one slice is an image
+            sizes = tuple(size for size, axis in zip(spacing, shape[1:], strict=True) if axis > 1)
+            expected = reference_boundary_f1(one, other, tolerance, sizes)
             assert float(found[item, label]) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 

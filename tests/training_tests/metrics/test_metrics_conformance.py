@@ -152,7 +152,7 @@ def test_overlap_equals_monai_and_torchmetrics(spacing: Spacing) -> None:
 
 
 def reference_scores(
-    prediction: NDArray[np.bool_], target: NDArray[np.bool_], spacing: Spacing
+    prediction: NDArray[np.bool_], target: NDArray[np.bool_], spacing: tuple[float, ...]
 ) -> dict[str, float]:
     """NSD, HD95 and ASSD by surface-distance; ASSD is over the area of both surfaces."""
     found = surface_distance.compute_surface_distances(target, prediction, spacing)
@@ -167,6 +167,18 @@ def reference_scores(
     }
 
 
+def as_image(
+    prediction: Tensor, target: Tensor, spacing: Spacing
+) -> tuple[Tensor, Tensor, tuple[float, ...]]:
+    """A volume of one slice as the image that it is: peers would see a surface above it."""
+    flat = [axis for axis in range(3) if prediction.shape[axis + 1] == 1]
+    if not flat:
+        return prediction, target, spacing
+    axis = flat[0]
+    left = tuple(size for each, size in enumerate(spacing) if each != axis)
+    return prediction.squeeze(axis + 1), target.squeeze(axis + 1), left
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_surface_scores_equal_surface_distance(spacing: Spacing) -> None:
     accumulated = SurfaceMetrics(CLASSES, TOLERANCE)
@@ -176,9 +188,10 @@ def test_surface_scores_equal_surface_distance(spacing: Spacing) -> None:
         scores = surface_scores(
             logits_of(prediction), target, spacing=spacing, tolerance=TOLERANCE, background=True
         )
+        *maps_of, sizes = as_image(prediction, target, spacing)
         for label in range(CLASSES):
-            one, other = (maps[0].numpy() == label for maps in (prediction, target))
-            reference = reference_scores(one, other, spacing)
+            one, other = (maps[0].numpy() == label for maps in maps_of)
+            reference = reference_scores(one, other, sizes)
             nsd, hd95, assd = (float(score[0, label]) for score in scores[:3])
             missing = one.any() != other.any()
             assert bool(scores.missing[0, label]) == missing
@@ -208,12 +221,13 @@ def test_surface_dice_equals_monai_with_subvoxels(spacing: Spacing) -> None:
         scores = surface_scores(
             logits_of(prediction), target, spacing=spacing, tolerance=TOLERANCE, background=True
         )
+        one, other, sizes = as_image(prediction, target, spacing)
         peer = compute_surface_dice(
-            one_hot(prediction),
-            one_hot(target),
+            one_hot(one),
+            one_hot(other),
             [TOLERANCE] * CLASSES,
             include_background=True,
-            spacing=spacing,
+            spacing=sizes,
             use_subvoxels=True,
         )
         np.testing.assert_allclose(scores.nsd.numpy(), peer.numpy(), atol=1e-5)

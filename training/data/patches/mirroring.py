@@ -57,7 +57,9 @@ def trained_mirror_axes(
     if labels is None:
         given = config.mirror_axes != "auto"
         labels = [] if given else PreprocessedDataset.load(config.data_dir).labels
-    return tuple(sorted(MIRROR_AXES.index(axis) for axis in mirror_axes(config, labels)))
+    axes = sorted(MIRROR_AXES.index(axis) for axis in mirror_axes(config, labels))
+    # along an axis of one voxel there is nothing to mirror
+    return tuple(axis for axis in axes if config.known_patch_size[axis] > 1)
 
 
 def sided_labels(labels: Sequence[str]) -> list[str]:

@@ -14,8 +14,12 @@ from torch.utils.data import Dataset, Sampler
 from training.data.patches.augmentation import Augmentation, drop_channels
 from training.data.patches.spatial import Region
 from training.data.prepared.cache import PreprocessedDataset
+from training.data.prepared.stored_array import StoredArray
 from training.ignored_voxels import IGNORE_INDEX, as_targets
 from training.partial_labels import labelled_mask
+
+KEPT_CASES = 64
+"""Cases whose centres of patches stay in memory: with 15 classes 1.7 MB each, in each process."""
 
 PatchKey = tuple[int, int]
 """Epoch and index: all that a patch depends on besides the seed."""
@@ -86,7 +90,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         matrix = self._augmentation.draw_matrix(rng)
         if matrix is None:
             voxels = self._cut(image, corner, torch.float32)
-            labels = self._cut(label[None], corner, torch.int64, self._around)[0]
+            labels = self._cut(label, corner, torch.int64, self._around)
         else:
             region = Region.of(corner, self._patch_size, matrix, label.shape)
             targets = as_targets(label[region.box], self._dataset.num_classes, np.int32)
@@ -124,16 +128,21 @@ class PatchDataset(Dataset[dict[str, Any]]):
     def _centres(self, case: str, rng: np.random.Generator) -> NDArray[np.int32] | None:
         """Voxels of which one is the centre of the next patch; None for a patch anywhere."""
         if rng.random() < self._foreground_fraction:
-            if case not in self._foreground:
-                self._foreground[case] = self._dataset.foreground(case)
-            by_class = self._foreground[case]
+            by_class = self._foreground.get(case)
+            if by_class is None:
+                by_class = self._dataset.foreground(case)
+                if len(self._foreground) < KEPT_CASES:
+                    self._foreground[case] = by_class
             if by_class:
                 return by_class[self._drawn_class(case, sorted(by_class), rng)]
         if not self._dataset.has_ignored:
             return None
-        if case not in self._labelled:
-            self._labelled[case] = self._dataset.labelled(case)
-        return self._labelled[case]
+        labelled = self._labelled.get(case)
+        if labelled is None:
+            labelled = self._dataset.labelled(case)
+            if len(self._labelled) < KEPT_CASES:
+                self._labelled[case] = labelled
+        return labelled
 
     def _drawn_class(self, case: str, present: Sequence[int], rng: np.random.Generator) -> int:
         """The class of the voxel that a patch is centred on."""
@@ -147,16 +156,18 @@ class PatchDataset(Dataset[dict[str, Any]]):
         return int(rng.choice(classes, p=counts / counts.sum()))
 
     def _cut(
-        self, volume: NDArray[Any], corner: NDArray[np.int64], dtype: torch.dtype, around: int = 0
+        self, volume: StoredArray, corner: NDArray[np.int64], dtype: torch.dtype, around: int = 0
     ) -> torch.Tensor:
-        """The patch at `corner` of `(c, d, h, w)`, padded with `around` where the volume ends."""
+        """The patch at `corner` of `(..., d, h, w)`, padded with `around` where it ends."""
         first = np.maximum(corner, 0)
-        end = np.minimum(corner + self._patch_size, volume.shape[1:])
-        patch = torch.full((len(volume), *self._patch_size.tolist()), around, dtype=dtype)
-        inside = volume[:, *_box(first, end)]
+        end = np.minimum(corner + self._patch_size, volume.shape[-3:])
+        size = (*volume.shape[:-3], *self._patch_size.tolist())
+        patch = torch.full(size, around, dtype=dtype)
+        inside = volume[..., *_box(first, end)]
         if dtype == torch.int64:
             inside = as_targets(inside, self._dataset.num_classes)
-        patch.numpy()[:, *_box(first - corner, end - corner)] = inside
+        place: tuple[Any, ...] = (..., *_box(first - corner, end - corner))
+        patch.numpy()[place] = inside
         return patch
 
 
@@ -191,7 +202,7 @@ class CaseDataset(Dataset[dict[str, Any]]):
         return {
             "image": torch.from_numpy(np.array(self._dataset.image(case)))[None],
             "label": torch.from_numpy(
-                as_targets(self._dataset.label(case), self._dataset.num_classes)
+                as_targets(np.asarray(self._dataset.label(case)), self._dataset.num_classes)
             )[None],
             "case_id": case,
             **{name: mask[None] for name, mask in _labelled(self._dataset, case).items()},

@@ -7,13 +7,13 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.data.prepared.preprocessing import Preprocessing
+from training.data.prepared.stored_array import StoredArray, array_file, open_array
 from training.data.raw.label_values import label_dtype
 from training.data.raw.layouts import RawCase
 from training.errors import DatasetError
@@ -47,6 +47,8 @@ class CaseEntry(BaseModel):
     voxel_counts: list[int]
     warnings: list[str] = []
     channels: list[int] | None = None
+    compressed: dict[str, int] = {}
+    """Bytes of each compressed array; empty where they are stored as they are."""
     labelled: list[int] | None = None
 
     def as_raw(self, case_id: str) -> RawCase:
@@ -59,16 +61,21 @@ class CaseEntry(BaseModel):
 
     def is_complete(self, arrays: Path, case_id: str) -> bool:
         """Whether every array of the case is there with its full size."""
+        return (arrays / f"{case_id}.foreground.npz").is_file() and all(
+            path.is_file() and path.stat().st_size >= size
+            for path, size in self._sizes(arrays, case_id)
+        )
+
+    def _sizes(self, arrays: Path, case_id: str) -> list[tuple[Path, int]]:
+        """The files of the arrays, and the bytes that each has at least."""
         voxels = int(np.prod(self.shape[1:]))
         label_bytes = label_dtype(len(self.voxel_counts)).itemsize
-        for kind, size in (
-            ("image", 4 * voxels * self.shape[0]),
-            ("label", label_bytes * voxels),
-        ):
-            path = arrays / f"{case_id}.{kind}.npy"
-            if not path.is_file() or path.stat().st_size < size:
-                return False
-        return (arrays / f"{case_id}.foreground.npz").is_file()
+        sizes = {"image": 4 * voxels * self.shape[0], "label": label_bytes * voxels}
+        compressed = bool(self.compressed)
+        return [
+            (arrays / array_file(f"{case_id}.{kind}", compressed=compressed), size)
+            for kind, size in (self.compressed or sizes).items()
+        ]
 
 
 class PreprocessedDataset(BaseModel):
@@ -182,17 +189,17 @@ class PreprocessedDataset(BaseModel):
         present = self.cases[case_id].channels
         return range(len(self.channels)) if present is None else present
 
-    def image(self, case_id: str) -> NDArray[np.float32]:
-        """The image of a case, float32 `(channel, depth, height, width)`, memory-mapped."""
-        return self._map(f"{case_id}.image.npy")
+    def image(self, case_id: str) -> StoredArray:
+        """The image of a case, float32 `(channel, depth, height, width)`, read where it is used."""
+        return self._open(case_id, "image")
 
-    def label(self, case_id: str) -> NDArray[np.unsignedinteger[Any]]:
-        """The label map of a case, `(depth, height, width)`, memory-mapped.
+    def label(self, case_id: str) -> StoredArray:
+        """The label map of a case, `(depth, height, width)`, read where it is used.
 
         It is uint8, or uint16 with more than 256 classes. Voxels that are left out are as in
         `training.ignored_voxels`.
         """
-        return self._map(f"{case_id}.label.npy")
+        return self._open(case_id, "label")
 
     def foreground(self, case_id: str) -> dict[int, NDArray[np.int32]]:
         """Up to 10,000 voxels `(n, 3)` of each foreground class that the case has."""
@@ -213,11 +220,8 @@ class PreprocessedDataset(BaseModel):
         """Where the arrays of all cases are."""
         return Path(os.path.normpath(self.folder / self.arrays))
 
-    def _map(self, name: str) -> NDArray[Any]:
-        try:
-            return np.asanyarray(np.load(self.array_folder / name, mmap_mode="r"))
-        except (OSError, ValueError) as error:
-            raise DatasetError(
-                f"{self.array_folder / name} is damaged or missing: run the study again, or "
-                "training.data.prepare_dataset(data_dir, config), to preprocess this case again"
-            ) from error
+    def _open(self, case_id: str, kind: str) -> StoredArray:
+        compressed = bool(self.cases[case_id].compressed)
+        return open_array(
+            self.array_folder / array_file(f"{case_id}.{kind}", compressed=compressed)
+        )

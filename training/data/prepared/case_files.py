@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from training.data.prepared.cache import LABELLED, CaseEntry
+from training.data.prepared.label_loss import voxel_counts
 from training.data.prepared.preprocessing import Preprocessing
+from training.data.prepared.stored_array import array_file, file_content
 from training.data.raw.layouts import RawCase
 from training.durable_write import write_durably
 from training.ignored_voxels import is_ignored
@@ -19,24 +22,36 @@ FOREGROUND_CENTRES = 10_000
 """Voxels kept of each class of a case, as centres of patches."""
 
 
-def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> CaseEntry:
+def store_case(
+    case: RawCase, preprocessing: Preprocessing, folder: Path, *, compressed: bool = False
+) -> CaseEntry:
     """Preprocess a case and write its arrays.
+
+    Args:
+        case: The case.
+        preprocessing: The settings.
+        folder: Where the arrays are written.
+        compressed: Whether they are compressed.
 
     Raises:
         DatasetError: if a file is unreadable, or does not fit the others.
     """
     prepared = preprocessing.apply(case.images, case.label, case.channels)
     assert prepared.label is not None
-    write_durably(folder / f"{case.case_id}.image.npy", _npy(prepared.image))
-    write_durably(folder / f"{case.case_id}.label.npy", _npy(prepared.label))
+    sizes = {}
+    for kind, array in (("image", prepared.image), ("label", prepared.label)):
+        content = file_content(array, compressed=compressed)
+        write_durably(folder / array_file(f"{case.case_id}.{kind}", compressed=compressed), content)
+        sizes[kind] = len(content)
+        # a scan and its file do not fit into memory for long
+        del content
     centres = _foreground_centres(prepared.label, preprocessing.num_classes)
-    labelled = ~is_ignored(prepared.label, preprocessing.num_classes)
     if preprocessing.ignore:
-        centres[LABELLED] = _centres(labelled)
+        centres[LABELLED] = _centres(~is_ignored(prepared.label, preprocessing.num_classes))
     foreground = io.BytesIO()
     np.savez(foreground, allow_pickle=False, **centres)
     write_durably(folder / f"{case.case_id}.foreground.npz", foreground.getvalue())
-    counts = np.bincount(prepared.label[labelled], minlength=preprocessing.num_classes)
+    counts = voxel_counts(prepared.label, preprocessing.num_classes)
     channels, depth, height, width = prepared.image.shape
     return CaseEntry(
         images=list(case.images),
@@ -46,22 +61,22 @@ def store_case(case: RawCase, preprocessing: Preprocessing, folder: Path) -> Cas
         voxel_counts=counts.tolist(),
         labelled=None if case.labelled is None else list(case.labelled),
         warnings=list(prepared.warnings),
+        compressed=sizes if compressed else {},
     )
-
-
-def _npy(array: NDArray[Any]) -> memoryview:
-    """The content of a .npy file."""
-    content = io.BytesIO()
-    np.save(content, array)
-    return content.getbuffer()
 
 
 def _foreground_centres(
     labels: NDArray[np.unsignedinteger[Any]], num_classes: int
 ) -> dict[str, NDArray[np.int32]]:
     rng = np.random.default_rng(0)
-    found = {str(label): _centres(labels == label, rng) for label in range(1, num_classes)}
-    return {label: centres for label, centres in found.items() if len(centres)}
+    centres = {}
+    # int32 is what find_objects works on
+    boxes = ndimage.find_objects(labels.astype(np.int32), max_label=num_classes - 1)
+    for label, box in enumerate(boxes, start=1):
+        if box is not None:
+            first = np.array([side.start for side in box], dtype=np.int32)
+            centres[str(label)] = _centres(labels[box] == label, rng) + first
+    return centres
 
 
 def _centres(mask: NDArray[np.bool_], rng: np.random.Generator | None = None) -> NDArray[np.int32]:

@@ -51,7 +51,22 @@ def outside(labels: UInt[np.ndarray, "d h w"], box: tuple[tuple[int, int], ...])
         labels: The label map.
         box: First voxel and end of the box on each axis.
     """
-    counts: NDArray[np.int64] = np.bincount(labels.ravel())
+    highest = int(labels.max(initial=0)) + 1
     inside = labels[tuple(slice(first, end) for first, end in box)]
-    counts = counts - np.bincount(inside.ravel(), minlength=len(counts))
-    return {label: int(counts[label]) for label in range(1, len(counts)) if counts[label]}
+    counts = voxel_counts(labels, highest) - voxel_counts(inside, highest)
+    return {label: int(counts[label]) for label in range(1, highest) if counts[label]}
+
+
+def voxel_counts(labels: UInt[np.ndarray, "..."], num_classes: int) -> NDArray[np.int64]:
+    """Voxels of each class, counted plane by plane: `np.bincount` needs a copy of 8 bytes a voxel.
+
+    Args:
+        labels: A label map, in any order in memory.
+        num_classes: Number of classes, background included; higher values are not counted.
+    """
+    if labels.ndim and labels.strides[0] < labels.strides[-1]:
+        labels = labels.T
+    counts = np.zeros(num_classes, dtype=np.int64)
+    for plane in labels:
+        counts += np.bincount(plane.ravel(order="K"), minlength=num_classes)[:num_classes]
+    return counts

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import UInt
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from training.config import ModelTrainingConfig, NormalisationScheme
+from training.data.prepared.label_loss import voxel_counts
 from training.data.prepared.normalisation import (
     ChannelNormalisation,
     doubtful_schemes,
@@ -108,20 +110,21 @@ def scan_case(
         raise DatasetError(f"{case.images[0]}: {len(image.data)} channels, not {len(present)}")
     box = bounding_box(body_of(image.data, [dataset.modalities[number] for number in present]))
     sizes = [box[int(i)][1] - box[int(i)][0] for i in np.argsort(orientation[:, 0])]
-    ignored = is_ignored(label.data, len(dataset.labels))
-    voxels = image.data[:, (label.data > 0) & ~ignored]
-    if voxels.size:
+    # of 160 million voxels only those drawn are looked up
+    places = foreground_voxels(label.data, len(dataset.labels))
+    if len(places):
         rng = np.random.default_rng(0)
-        voxels = voxels[:, rng.integers(voxels.shape[1], size=FOREGROUND_SAMPLES)]
+        places = places[rng.integers(len(places), size=FOREGROUND_SAMPLES)]
+    i, j, k = np.unravel_index(places, label.data.shape)
     # only CT has statistics over cases
     foreground: list[list[float]] = [[] for _ in schemes]
     minima: list[float | None] = [None for _ in schemes]
-    for number, channel, whole in zip(present, voxels, image.data, strict=True):
-        minima[number] = float(whole.min())
+    for number, channel in zip(present, image.data, strict=True):
+        minima[number] = float(channel.min())
         if schemes[number] == "CT":
-            foreground[number] = channel.tolist()
-    counts = np.bincount(label.data[~ignored], minlength=len(dataset.labels))
-    wrong = contradiction(case.case_id, case.labelled, counts.tolist(), dataset.labels)
+            foreground[number] = channel[i, j, k].tolist()
+    counts = voxel_counts(label.data, len(dataset.labels))
+    wrong = contradiction(case.case_id, case.labelled, counts, dataset.labels)
     if wrong is not None:
         raise DatasetError(f"{case.label}: {wrong}")
     return CaseScan(
@@ -133,6 +136,17 @@ def scan_case(
         minima=minima,
         warnings=[*image.warnings, *label.warnings],
     )
+
+
+def foreground_voxels(labels: UInt[np.ndarray, "i j k"], num_classes: int) -> NDArray[np.int64]:
+    """Flat indices of all voxels of a class that is not background, ascending.
+
+    A file's voxels are stored with the first axis fastest, and are looked through in that order.
+    """
+    stored = labels.T
+    found = np.flatnonzero((stored > 0) & ~is_ignored(stored, num_classes))
+    places = np.unravel_index(found, stored.shape)[::-1]
+    return np.sort(np.ravel_multi_index(places, labels.shape))
 
 
 def _needed_names(dataset: RawDataset) -> tuple[str, ...] | None:

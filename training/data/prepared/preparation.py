@@ -204,6 +204,8 @@ def _settings(config: ModelTrainingConfig, dataset: RawDataset) -> dict[str, Any
         # what the model may be given is part of the preprocessing
         **({MISSING_CHANNELS: "allowed"} if dataset.missing_channels else {}),
     }
+    if config.compress_cache:
+        settings["compressed"] = True
     given = split_of_file([case.case_id for case in dataset.cases], config)
     if given is not None:
         settings["test_cases"] = given["test"]
@@ -301,7 +303,12 @@ class _Preparation:
         """Preprocess the cases that are not there yet."""
 
         def store(case: RawCase) -> CaseEntry:
-            entry = store_case(case, plan.preprocessing, self._arrays)
+            entry = store_case(
+                case,
+                plan.preprocessing,
+                self._arrays,
+                compressed=self._config.compress_cache,
+            )
             write_durably(self._entry_path(case), entry.model_dump_json())
             return entry
 

@@ -184,9 +184,9 @@ class Preprocessing(BaseModel):
         path = images[0]
         orientation = orientation_of(image.affine)
         spacing = spacing_of(image.affine, orientation)
-        if label is None:
-            self._check_spacing(path, spacing)
         oriented = reorient(image.data, orientation)
+        if label is None:
+            self._check_spacing(path, spacing, oriented.shape[1:])
         body = body_of(oriented, [self.channels[number].modality for number in present])
         crop = kept = bounding_box(body)
         labels = None if label_map is None else reorient(label_map.data, orientation)
@@ -321,7 +321,9 @@ class Preprocessing(BaseModel):
                 voxels[_slices(crop)],
             )
 
-    def _check_spacing(self, path: Path, spacing: tuple[float, float, float]) -> None:
+    def _check_spacing(
+        self, path: Path, spacing: tuple[float, float, float], shape: Sequence[int]
+    ) -> None:
         """Check an image to predict against the data that the model was trained on.
 
         Raises:
@@ -329,7 +331,7 @@ class Preprocessing(BaseModel):
         """
         if self.data_spacing is None:
             return
-        if is_far_off(spacing, self.data_spacing):
+        if is_far_off(spacing, self.data_spacing, shape):
             raise DatasetError(
                 f"{path}: a spacing of {spacing_text(spacing)} mm (superior, anterior, right) is "
                 f"{SPACING_RATIO:g} times off that of the training data or more, "
@@ -344,8 +346,10 @@ class Preprocessing(BaseModel):
         Raises:
             DatasetError: if it would be absurdly large, or an axis would vanish.
         """
+        # an image of one slice stays one: the thickness of a slice alone says nothing
         exact = [
-            size * old / new for size, old, new in zip(shape, spacing, self.spacing, strict=True)
+            size * old / new if size > 1 else 1.0
+            for size, old, new in zip(shape, spacing, self.spacing, strict=True)
         ]
         resampled = tuple(max(1, round(size)) for size in exact)
         vanishes = any(
@@ -364,7 +368,8 @@ class Preprocessing(BaseModel):
 
 def body_of(voxels: NDArray[np.float32], modalities: Sequence[Modality]) -> NDArray[np.bool_]:
     """Where any channel of `(c, i, j, k)` is not empty; everywhere if all is empty."""
-    body = np.zeros(voxels.shape[1:], dtype=bool)
+    # in the order in which the voxels are stored, or each would be sought for
+    body = np.zeros_like(voxels[0], dtype=bool)
     for modality, channel in zip(modalities, voxels, strict=True):
         body |= channel > AIR if modality == "CT" else channel != 0
     return body if body.any() else ~body
@@ -395,7 +400,9 @@ def _slices(box: Box) -> tuple[slice, ...]:
 def reorient(voxels: NDArray[Any], orientation: NDArray[np.float64]) -> NDArray[Any]:
     """Voxels along `AXES`; a leading channel axis stays where it is."""
     if voxels.ndim == 4:
-        return np.stack([reorient(channel, orientation) for channel in voxels])
+        # a view: what is cropped away is never copied
+        turned = nib.orientations.apply_orientation(np.moveaxis(voxels, 0, 3), orientation)
+        return np.asarray(np.moveaxis(turned, 3, 0))
     return np.asarray(nib.orientations.apply_orientation(voxels, orientation))
 
 

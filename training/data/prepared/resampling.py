@@ -8,7 +8,9 @@ Voxel centres are aligned, not corners, as in ITK and torch's `align_corners=Fal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,9 @@ ANISOTROPY = 3.0
 
 PLANES = 32
 """Planes of the new grid that are resampled at once, where a volume comes slab by slab."""
+
+NEGLIGIBLE = 1e-8
+"""Weight of a voxel in a spline below which it is left out: below the rounding of float32."""
 
 SAME_SPACING = 1e-3
 """Relative difference below which two spacings of a file are the same but for rounding."""
@@ -93,17 +98,63 @@ def resample_image(
 def resample_label(
     labels: UInt[np.ndarray, "d h w"], shape: tuple[int, ...], axis: int | None = None
 ) -> UInt[np.ndarray, "d2 h2 w2"]:
-    """Labels on a grid of `shape` over the same extent: each class linearly, the most wins."""
+    """Labels on a grid of `shape` over the same extent: each class linearly, the most wins.
+
+    Of several that have as much the lowest wins. Each class is resampled in its own box alone, as
+    most organs are small; the background has what they leave.
+    """
     if labels.shape == shape:
         return np.ascontiguousarray(labels)
+    between = [
+        _between(old, new, nearest=index == axis)
+        for index, (old, new) in enumerate(zip(labels.shape, shape, strict=True))
+    ]
     best = np.zeros(shape, dtype=np.float32)
+    others = np.zeros(shape, dtype=np.float32)
     resampled = np.zeros(shape, dtype=labels.dtype)
-    for value in np.unique(labels):
-        share = resample_linear((labels == value).astype(np.float32), shape, axis)
-        better = share > best
-        best[better] = share[better]
-        resampled[better] = value
+    for value, box in enumerate(ndimage.find_objects(labels.astype(np.int32)), start=1):
+        if box is None:
+            continue
+        share = (labels[box] == value).astype(np.float32)
+        place = []
+        for index, (source, (below, above, weight)) in enumerate(zip(box, between, strict=True)):
+            # planes that lie between two of which one is in the box
+            touched = np.flatnonzero((above >= source.start) & (below < source.stop))
+            if not len(touched):
+                break
+            chosen = slice(int(touched[0]), int(touched[-1]) + 1)
+            place.append(chosen)
+            near = below[chosen] - source.start, above[chosen] - source.start, weight[chosen]
+            share = _lerp(share, index, *near)
+        if len(place) < 3:
+            # it falls between the planes of a coarser grid
+            continue
+        there = tuple(place)
+        others[there] += share
+        better = share > best[there]
+        best[there][better] = share[better]
+        resampled[there][better] = value
+    np.subtract(1, others, out=others)
+    resampled[others >= best] = 0
     return resampled
+
+
+def _lerp(
+    voxels: Float[np.ndarray, "..."],
+    axis: int,
+    below: NDArray[np.int64],
+    above: NDArray[np.int64],
+    share: NDArray[np.float32],
+) -> Float[np.ndarray, "..."]:
+    """Values between two planes each along an axis; planes that are not there are 0."""
+    padded = np.pad(voxels, [(1, 1) if index == axis else (0, 0) for index in range(voxels.ndim)])
+    last = padded.shape[axis] - 1
+    lower = padded.take(np.clip(below + 1, 0, last), axis)
+    if not share.any():
+        return lower
+    upper = padded.take(np.clip(above + 1, 0, last), axis)
+    weight = share.reshape([-1 if index == axis else 1 for index in range(voxels.ndim)])
+    return np.asarray(lower + (upper - lower) * weight)
 
 
 def resample_linear(
@@ -209,13 +260,49 @@ def _between(
     )
 
 
-def _spline(voxels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    if voxels.shape == shape:
-        return np.asarray(voxels, dtype=np.float32)
-    factors = [new / old for new, old in zip(shape, voxels.shape, strict=True)]
-    resampled = ndimage.zoom(voxels, factors, order=3, mode="nearest", grid_mode=True)
+def _spline(voxels: Float[np.ndarray, "..."], shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    """Values on another grid by a cubic spline, as `scipy.ndimage.zoom` has them.
+
+    A spline is linear in the values and acts along one axis after the other, so each axis is a
+    product with a matrix: 4 times as fast, without a copy in float64.
+    """
+    resampled = np.asarray(voxels, dtype=np.float32)
+    # what shrinks the volume most comes first
+    for axis in sorted(range(voxels.ndim), key=lambda axis: shape[axis] / voxels.shape[axis]):
+        if voxels.shape[axis] != shape[axis]:
+            resampled = _spline_along(resampled, axis, shape[axis])
     # a spline overshoots at sharp edges
-    return np.asarray(np.clip(resampled, voxels.min(), voxels.max()), dtype=np.float32)
+    return np.clip(resampled, voxels.min(), voxels.max(), out=resampled)
+
+
+def _spline_along(
+    voxels: Float[np.ndarray, "..."], axis: int, size: int
+) -> Float[np.ndarray, "..."]:
+    """A spline along one axis, a few new planes at a time."""
+    matrix = _spline_matrix(voxels.shape[axis], size)
+    before, after = voxels.shape[:axis], voxels.shape[axis + 1 :]
+    columns = torch.from_numpy(
+        np.ascontiguousarray(voxels).reshape(math.prod(before), voxels.shape[axis], -1)
+    )
+    new = torch.empty((len(columns), size, columns.shape[2]))
+    for first in range(0, size, PLANES):
+        rows = slice(first, min(first + PLANES, size))
+        # of planes further away a spline has nothing
+        used = np.flatnonzero(np.abs(matrix[rows]).max(axis=0) > NEGLIGIBLE)
+        source = slice(int(used[0]), int(used[-1]) + 1)
+        weights = torch.from_numpy(np.ascontiguousarray(matrix[rows, source]))
+        new[:, rows] = torch.matmul(weights, columns[:, source])
+    return new.numpy().reshape(*before, size, *after)
+
+
+@lru_cache(maxsize=64)
+def _spline_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """Weight of each old value in each new one, of a cubic spline along an axis."""
+    unit = np.eye(old)
+    return np.stack(
+        [ndimage.zoom(one, new / old, order=3, mode="nearest", grid_mode=True) for one in unit],
+        axis=1,
+    ).astype(np.float32)
 
 
 def _interpolate(voxels: NDArray[Any], shape: tuple[int, ...], mode: str) -> NDArray[np.float32]:

@@ -165,7 +165,9 @@ def _check_affine(opened: OpenedFile) -> None:
     path, affine = opened.path, opened.affine
     finite = bool(np.isfinite(affine).all())
     spacing = voxel_sizes(affine)
-    plausible = spacing.min() >= SMALLEST_SPACING and spacing.max() <= LARGEST_SPACING
+    # one slice may have any thickness: nnU-Net writes 999 mm for pictures
+    largest = max(spacing[np.array(opened.shape[:3]) > 1], default=0.0)
+    plausible = spacing.min() >= SMALLEST_SPACING and largest <= LARGEST_SPACING
     if not finite or (plausible and abs(np.linalg.det(affine[:3, :3])) < 1e-6 * np.prod(spacing)):
         raise DatasetError(f"{path}: its affine is not invertible:\n{affine}")
     if plausible:
@@ -182,9 +184,19 @@ SPACING_RATIO = 10.0
 """Factor between a case's spacing and the data's median from which its header must be wrong."""
 
 
-def is_far_off(spacing: Sequence[float], median: Sequence[float]) -> bool:
-    """Whether a spacing is so far from that of the data that a header must be wrong."""
+def is_far_off(
+    spacing: Sequence[float], median: Sequence[float], shape: Sequence[int] | None = None
+) -> bool:
+    """Whether a spacing is so far from that of the data that a header must be wrong.
+
+    Args:
+        spacing: Spacing of a case in mm.
+        median: That of the data.
+        shape: Voxels of the case; along an axis of one voxel any spacing will do.
+    """
     ratios = np.array(spacing) / median
+    if shape is not None:
+        ratios[np.array(shape) == 1] = 1.0
     # headers are rounded
     return bool(max(ratios.max(), 1 / ratios.min()) > 0.999 * SPACING_RATIO)
 

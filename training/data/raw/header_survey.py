@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,7 @@ def survey_headers(dataset: RawDataset) -> HeaderSurvey:
             survey.spacings[case.case_id] = spacing_of(first.affine, orientation)
             depth, height, width = (first.shape[int(i)] for i in np.argsort(orientation[:, 0]))
             survey.shapes[case.case_id] = (depth, height, width)
-    survey.problems.update(_unlike_the_others(dataset, survey.spacings))
+    survey.problems.update(_unlike_the_others(dataset, survey))
     return survey
 
 
@@ -90,15 +90,16 @@ def median_spacing(spacings: Sequence[Spacing]) -> Spacing:
     return depth, height, width
 
 
-def _unlike_the_others(dataset: RawDataset, spacings: Mapping[str, Spacing]) -> dict[str, str]:
+def _unlike_the_others(dataset: RawDataset, survey: HeaderSurvey) -> dict[str, str]:
     """Cases whose spacing is far from the median."""
+    spacings = survey.spacings
     if not spacings:
         return {}
     median = median_spacing(list(spacings.values()))
     paths = {case.case_id: case.images[0] for case in dataset.cases}
     problems = {}
     for case_id, spacing in spacings.items():
-        if is_far_off(spacing, median):
+        if is_far_off(spacing, median, survey.shapes[case_id]):
             problems[case_id] = (
                 f"{paths[case_id]}: a spacing of {spacing_text(spacing)} mm (superior, anterior, "
                 f"right) is {SPACING_RATIO:g} times off the median of the data or more, "
