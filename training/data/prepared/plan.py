@@ -124,7 +124,7 @@ def scan_case(
         if schemes[number] == "CT":
             foreground[number] = channel[i, j, k].tolist()
     counts = voxel_counts(label.data, len(dataset.labels))
-    wrong = contradiction(case.case_id, case.labelled, counts, dataset.labels)
+    wrong = contradiction(case.case_id, case.labelled, counts.tolist(), dataset.labels)
     if wrong is not None:
         raise DatasetError(f"{case.label}: {wrong}")
     return CaseScan(
