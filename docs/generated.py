@@ -301,6 +301,8 @@ PUBLIC_MODULES = (
     "training.losses",
     "training.region_losses",
     "training.region_maps",
+    "training.ignored_voxels",
+    "training.partial_labels",
     "training.optimizers",
     "training.lr_schedules",
     "training.metrics",

@@ -10,6 +10,9 @@ With n_c voxels of class c, N voxels in all, and f_c = n_c / N:
   counted in voxels, so only classes with fewer than a few times 1 / (1 - beta) voxels differ:
   beta = 0.9999 distinguishes classes up to about 10^5 voxels; larger ones need a larger beta.
 
+A case that is not labelled for a class (`training.partial_labels`) says nothing of it: the class's
+share is that of the cases that are, and so is its number of voxels.
+
 A class without voxels has weight 0 and does not count in mean or median. With a target label
 there are two classes, all else and the target. With regions each has a weight, by its voxels.
 """
@@ -32,16 +35,22 @@ if TYPE_CHECKING:
 
 __all__ = ["CLASS_WEIGHTS", "VoxelCounts", "class_weight_tensor"]
 
-VoxelCounts = Sequence[int] | Sequence[Sequence[int]]
-"""Voxels of each class: of all cases together, or of each case."""
+VoxelCounts = Sequence[int] | Sequence[Sequence[float]]
+"""Voxels of each class: of all cases together, or of each case.
+
+Those of a case are nan for a class that it is not labelled for.
+"""
 
 Counts = Float[Tensor, "cases classes"]
 
 
-def inverse_frequency(counts: Counts, config: ModelTrainingConfig) -> Float[Tensor, " c"]:
+def inverse_frequency(
+    counts: Counts, config: ModelTrainingConfig, voxels: Float[Tensor, " cases"]
+) -> Float[Tensor, " c"]:
     """Each class by the inverse of its share of the voxels."""
-    total = counts.sum(dim=0)
-    return _mean_of_1(total.sum() / total, total > 0)
+    total = counts.nansum(dim=0)
+    of_labelled = (voxels[:, None] * ~counts.isnan()).sum(dim=0)
+    return _mean_of_1(of_labelled / total, total > 0)
 
 
 def median_frequency(
@@ -50,7 +59,7 @@ def median_frequency(
     """Each class by the inverse of its share of the cases that hold it."""
     holds = counts > 0
     of_holding_cases = (voxels[:, None] * holds).sum(dim=0)
-    frequency = counts.sum(dim=0) / of_holding_cases
+    frequency = counts.nansum(dim=0) / of_holding_cases
     present = holds.any(dim=0)
     # torch's median is the lower of the two middle values, the paper's their mean
     median = torch.quantile(frequency[present], 0.5)
@@ -59,7 +68,7 @@ def median_frequency(
 
 def effective_number(counts: Counts, config: ModelTrainingConfig) -> Float[Tensor, " c"]:
     """Each class by the inverse of its effective number of voxels."""
-    total = counts.sum(dim=0)
+    total = counts.nansum(dim=0)
     beta = config.effective_number_beta
     log_beta = math.log(beta) if beta else -math.inf
     # -expm1(n log beta) is 1 - beta^n, and keeps its digits where beta^n is near 1
@@ -101,18 +110,22 @@ def class_weight_tensor(
         raise ValueError(
             f"the labels have {counts.shape[1]} classes, but num_classes={config.num_classes}"
         )
-    if not counts.sum() > 0:
+    if not counts.nansum() > 0:
         raise ValueError(
             f"class_weights={config.class_weights!r} is computed from the training labels, but "
             "they have no voxels: give a list of weights"
         )
-    voxels = counts.sum(dim=1)
+    voxels = counts.nansum(dim=1)
     regions = config.label_regions
     if regions is not None:
-        counts = counts @ region_table(regions).to(counts.dtype).T
+        # a case is labelled for a region if it is for all of its classes
+        counts = torch.stack([counts[:, row].sum(dim=1) for row in region_table(regions)], dim=1)
     if target is not None:
         of_target = counts[:, target]
-        counts = torch.stack([counts.sum(dim=1) - of_target, of_target], dim=1)
+        known = ~of_target.isnan()
+        # a case that is not labelled for the target has no part in its task
+        of_target, voxels = of_target[known], voxels[known]
+        counts = torch.stack([voxels - of_target, of_target], dim=1)
     preset = CLASS_WEIGHTS.resolve(config.class_weights)
     computed: Tensor = call(
         preset, config.class_weights, config=config, counts=counts, voxels=voxels

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -27,6 +27,7 @@ from training.lr_schedules import is_stepped_each_step
 from training.metrics import SegmentationMetrics, SurfaceMetrics, predict_labels
 from training.metrics.own import measure, own_metrics
 from training.optimizers import get_optimizer
+from training.partial_labels import hide_missing
 from training.region_maps import classes_of_regions
 from training.registry import MODULES
 
@@ -40,9 +41,10 @@ class SegmentationLightningModule(pl.LightningModule):
     """Trains `model` as `config` says.
 
     A training batch is a mapping `{"image": (b, c, *spatial), "label": (b, *spatial)}` or a
-    pair of those; `label` has `IGNORE_INDEX` where a voxel is left out. Training computes loss and
-    metrics on patches. An evaluation batch is one such batch of whole cases, or a list of them;
-    each case is predicted by a sliding window and metrics are averaged over cases.
+    pair of those; `label` has `IGNORE_INDEX` where a voxel is left out. A mapping may have
+    `labelled` `(b, classes)`, see `training.partial_labels`. Training computes loss and metrics on
+    patches. An evaluation batch is one such batch of whole cases, or a list of them; each case is
+    predicted by a sliding window and metrics are averaged over cases.
 
     Logged for each stage, once an epoch and over all ranks: `{stage}_loss`,
     `{stage}_dice` (mean over the foreground classes, or regions), `{stage}_dice_{class}`,
@@ -93,7 +95,7 @@ class SegmentationLightningModule(pl.LightningModule):
             from training.data import PreprocessedDataset
 
             dataset = PreprocessedDataset.load(config.data_dir)
-            voxel_counts = [dataset.cases[case].voxel_counts for case in dataset.splits["train"]]
+            voxel_counts = dataset.known_counts("train")
         self.loss = build_loss(config, voxel_counts)
         self.training_loss = DeepSupervisionLoss(self.loss)
         self._given_spacing = spacing
@@ -158,7 +160,8 @@ class SegmentationLightningModule(pl.LightningModule):
         image, label = _image_and_label(batch)
         outputs = self.model(image)
         scales = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
-        return self._step("train", [self._task_logits(scale) for scale in scales], label)
+        logits = [self._task_logits(scale) for scale in scales]
+        return self._step("train", logits, label, _labelled(batch))
 
     def validation_step(self, batch: Batch | list[Batch], batch_idx: int) -> None:
         """Predict whole cases and log the validation metrics."""
@@ -234,20 +237,28 @@ class SegmentationLightningModule(pl.LightningModule):
             logits = self.predict_logits(image)
             seconds = (_now(image) - started) / len(image)
             self._seconds_per_case(stage).update(seconds, len(image))
-            self._step(stage, [logits], label)
+            self._step(stage, [logits], label, _labelled(case))
 
-    def _step(self, stage: Stage, scales: list[Tensor], label: Int[Tensor, b * spatial]) -> Tensor:
+    def _step(
+        self,
+        stage: Stage,
+        scales: list[Tensor],
+        label: Int[Tensor, b * spatial],
+        labelled: Bool[Tensor, "b c"] | None,
+    ) -> Tensor:
         """Loss and metrics of one batch; the first of `scales` has full resolution."""
         target = self._task_target(label)
-        loss: Tensor = self.training_loss(scales, target)
+        if labelled is not None and self.config.target_class is not None:
+            labelled = labelled[:, [0, self.config.target_class]]
+        loss: Tensor = self.training_loss(scales, target, labelled)
         with torch.no_grad():
             prediction = self.classes_of_logits(scales[0])
-            self._stage_metrics(stage).update(prediction, target)
+            self._stage_metrics(stage).update(prediction, target, labelled)
             surface = self._stage_surface(stage)
             if surface is not None:
-                surface.update(prediction, target, self._spacing)
+                surface.update(prediction, target, self._spacing, labelled)
             if stage != "train":
-                self._measure_own(stage, prediction, target)
+                self._measure_own(stage, prediction, target, labelled)
             self._stage_loss(stage).update(loss.detach(), label.shape[0])
         if self.config.debug:
             logger.info(
@@ -262,9 +273,15 @@ class SegmentationLightningModule(pl.LightningModule):
         return loss
 
     def _measure_own(
-        self, stage: Stage, prediction: Int[Tensor, b * spatial], target: Int[Tensor, b * spatial]
+        self,
+        stage: Stage,
+        prediction: Int[Tensor, b * spatial],
+        target: Int[Tensor, b * spatial],
+        labelled: Bool[Tensor, "b c"] | None,
     ) -> None:
         num_classes = self.config.task_classes
+        if labelled is not None and own_metrics(self.config):
+            prediction = hide_missing(prediction, labelled)
         for name, mean in self._own_metrics(stage):
             for one, other in zip(prediction, target, strict=True):
                 mean.update(
@@ -442,3 +459,8 @@ def _image_and_label(batch: Any) -> tuple[Tensor, Tensor]:
         return batch["image"], batch["label"]
     image, label = batch
     return image, label
+
+
+def _labelled(batch: Any) -> Tensor | None:
+    """Which classes each case is labelled for; None where all are for all."""
+    return batch.get("labelled") if isinstance(batch, Mapping) else None

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from training.class_weights import VoxelCounts, class_weight_tensor
 from training.config.labels import loss_without_regions
 from training.errors import PluginError
 from training.ignored_voxels import IGNORE_INDEX
+from training.partial_labels import marginal_logits
 from training.registry import LOSSES, REGION_LOSSES, call
 
 if TYPE_CHECKING:
@@ -65,7 +68,10 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(
-        self, logits: Float[Tensor, "b c *spatial"], targets: Int[Tensor, "b *spatial"]
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        targets: Int[Tensor, "b *spatial"],
+        labelled: Bool[Tensor, "b classes"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch.
 
@@ -73,6 +79,8 @@ class SegmentationLoss(nn.Module):
             logits: Scores of the classes, `(b, c, h, w)` or `(b, c, d, h, w)`.
             targets: Integer label map, `(b, h, w)` or `(b, d, h, w)`, with `ignore_index` where a
                 voxel is left out.
+            labelled: Which classes each item is labelled for, all by default. The others cost and
+                teach nothing there, see `training.partial_labels`.
 
         Returns:
             A scalar.
@@ -86,15 +94,28 @@ class SegmentationLoss(nn.Module):
             # sums over all voxels of a patch do not fit into half precision
             logits = logits.float()
         targets = targets.long()
+        if labelled is not None and bool(labelled.all()):
+            labelled = None
+        if labelled is not None:
+            labelled = labelled.to(logits.device)
+            logits = self._marginal(logits, labelled)
+            labelled = labelled.reshape(*labelled.shape, *[1] * (logits.ndim - 2))
         if some_ignored:
-            labelled = targets != IGNORE_INDEX
-            if not labelled.any():
+            known = targets != IGNORE_INDEX
+            if not known.any():
                 # 0, with a gradient of 0: a step may see no labelled voxel
                 return logits.sum() * 0
             # means and sums here are over all voxels of the batch, wherever they are
-            logits = logits.movedim(1, -1)[labelled].T[None, :, :, None]
-            targets = targets[labelled][None, :, None]
-        return self._loss(logits, targets)
+            logits = logits.movedim(1, -1)[known].T[None, :, :, None]
+            if labelled is not None:
+                of_voxels = labelled.movedim(1, -1).expand(*known.shape, -1)
+                labelled = of_voxels[known].T[None, :, :, None]
+            targets = targets[known][None, :, None]
+        return self._loss(logits, targets, labelled)
+
+    def _marginal(self, logits: Tensor, labelled: Tensor) -> Tensor:
+        """Logits in which the classes that an item is not labelled for are background."""
+        return marginal_logits(logits, labelled)
 
     def _weighted_mean(self, losses: Tensor, targets: Tensor) -> Tensor:
         """Mean over voxels by the weights of their classes; 0 where all weights are."""
@@ -104,7 +125,16 @@ class SegmentationLoss(nn.Module):
         total = (weights * losses).sum()
         return total / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _mean_over_foreground(self, by_class: Tensor, labelled: Tensor | None) -> Tensor:
+        """Mean of losses of the foreground classes, of those that some item is labelled for."""
+        by_class = by_class.flatten()
+        if labelled is None:
+            return by_class.mean()
+        counted = _any_by_channel(labelled)[1:]
+        return (by_class * counted).sum() / counted.sum().clamp(min=1)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
+        """The loss of checked logits; `labelled` broadcasts to voxels, None where all are."""
         raise NotImplementedError
 
     def _check_logits(self, logits: Tensor) -> None:
@@ -162,7 +192,7 @@ class SegmentationCrossEntropyLoss(SegmentationLoss):
         1.0986123085021973
     """
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
         return self._weighted_mean(F.cross_entropy(logits, targets, reduction="none"), targets)
 
 
@@ -185,7 +215,7 @@ class SegmentationFocalLoss(SegmentationLoss):
             raise ValueError(f"gamma must be 0 or more, but got {gamma}")
         self.gamma = gamma
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
         cross_entropy = F.cross_entropy(logits, targets, reduction="none")
         # below this the power's own slope is infinite for gamma under 1
         wrong = (-torch.expm1(-cross_entropy)).clamp(min=1e-6)
@@ -220,7 +250,7 @@ class SegmentationTverskyLoss(SegmentationLoss):
         self.alpha = alpha
         self.beta = beta
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
         from monai.losses import TverskyLoss
 
         by_class: Tensor = TverskyLoss(
@@ -233,8 +263,10 @@ class SegmentationTverskyLoss(SegmentationLoss):
             reduction="none",
         )(logits, targets[:, None])
         if self.weight is None:
-            return by_class.mean()
+            return self._mean_over_foreground(by_class, labelled)
         weights = self.weight[1:]
+        if labelled is not None:
+            weights = weights * _any_by_channel(labelled)[1:]
         return (weights * by_class).sum() / weights.sum().clamp(min=torch.finfo().tiny)
 
 
@@ -245,7 +277,7 @@ class SegmentationDiceCrossEntropyLoss(SegmentationLoss):
     multiply the losses of the foreground classes before their mean, as in MONAI's `DiceCELoss`.
     """
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
         # MONAI takes seconds to import, which a user of the cross-entropy never needs
         from monai.losses import DiceLoss
 
@@ -255,9 +287,17 @@ class SegmentationDiceCrossEntropyLoss(SegmentationLoss):
             softmax=True,
             batch=True,
             weight=None if self.weight is None else self.weight[1:],
+            reduction="none",
         ).to(logits.device)(logits, targets[:, None])
         cross_entropy = F.cross_entropy(logits, targets, reduction="none")
-        return dice + self._weighted_mean(cross_entropy, targets)
+        return self._mean_over_foreground(dice, labelled) + self._weighted_mean(
+            cross_entropy, targets
+        )
+
+
+def _any_by_channel(labelled: Tensor) -> Tensor:
+    """Whether any item or voxel has a True, `(c,)`."""
+    return labelled.movedim(1, 0).flatten(1).any(dim=1)
 
 
 class DeepSupervisionLoss(nn.Module):
@@ -274,13 +314,19 @@ class DeepSupervisionLoss(nn.Module):
         self.loss = loss
 
     def forward(
-        self, scales: Sequence[Tensor] | Tensor, targets: Int[Tensor, "b *spatial"]
+        self,
+        scales: Sequence[Tensor] | Tensor,
+        targets: Int[Tensor, "b *spatial"],
+        labelled: Bool[Tensor, "b classes"] | None = None,
     ) -> Float[Tensor, ""]:
         """The weighted loss; of a single tensor, its loss alone.
 
         Args:
             scales: Logits `(b, c, *spatial)`, the first at the resolution of `targets`.
             targets: Integer label map, with `IGNORE_INDEX` where a voxel is left out.
+            labelled: Which classes each item is labelled for, all by default. A loss of the user's
+                own that has no such parameter gets logits in which the others are background, see
+                `training.partial_labels.marginal_logits`.
 
         Raises:
             PluginError: for voxels that are left out, if the loss does not say that it does so.
@@ -290,10 +336,29 @@ class DeepSupervisionLoss(nn.Module):
         _check_leaves_out(self.loss, targets)
         factors = [0.5**index for index in range(len(scales))]
         losses: list[Tensor] = [
-            factor * self.loss(logits, _resize(targets, logits.shape[2:]))
+            factor * self._of_scale(logits, _resize(targets, logits.shape[2:]), labelled)
             for factor, logits in zip(factors, scales, strict=True)
         ]
         return torch.stack(losses).sum() / sum(factors)
+
+    def _of_scale(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
+        loss: Tensor
+        if labelled is None:
+            loss = self.loss(logits, targets)
+        elif self._takes_labelled:
+            loss = self.loss(logits, targets, labelled=labelled)
+        elif logits.shape[1] == labelled.shape[1]:
+            loss = self.loss(marginal_logits(logits, labelled), targets)
+        else:
+            raise PluginError(
+                f"the loss {type(self.loss).__name__} must take an argument `labelled` (b, "
+                "classes): cases are labelled for some classes only, and a region has a channel"
+            )
+        return loss
+
+    @cached_property
+    def _takes_labelled(self) -> bool:
+        return "labelled" in inspect.signature(self.loss.forward).parameters
 
 
 def _check_leaves_out(loss: nn.Module, targets: Tensor) -> None:

@@ -48,17 +48,32 @@ class _RegionLoss(SegmentationLoss):
         self.num_classes = regions.num_classes
         self.register_buffer("table", region_table(regions), persistent=False)
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
         masks = torch.stack([row[targets] for row in self.table], dim=1).to(logits.dtype)
-        by_region = self._by_region(logits, masks)
-        if self.weight is None:
+        known = None
+        if labelled is not None:
+            # an item is labelled for a region if it is for all of its classes
+            known = torch.stack([labelled[:, row].all(dim=1) for row in self.table], dim=1)
+        by_region = self._by_region(logits, masks, known)
+        if self.weight is None and known is None:
             return by_region.mean()
-        weights = self.weight.to(by_region.dtype)
+        weights = torch.ones_like(by_region) if self.weight is None else self.weight
+        weights = weights.to(by_region.dtype)
+        if known is not None:
+            weights = weights * known.movedim(1, 0).flatten(1).any(dim=1)
         return (weights * by_region).sum() / weights.sum().clamp(min=torch.finfo().tiny)
 
+    def _marginal(self, logits: Tensor, labelled: Tensor) -> Tensor:
+        # channels of regions do not depend on each other: those not labelled are left out
+        return logits
+
     def _by_region(
-        self, logits: Float[Tensor, "b r *spatial"], masks: Float[Tensor, "b r *spatial"]
+        self,
+        logits: Float[Tensor, "b r *spatial"],
+        masks: Float[Tensor, "b r *spatial"],
+        known: Tensor | None,
     ) -> Float[Tensor, " r"]:
+        """The loss of each region, over the items that are labelled for it (`known`)."""
         raise NotImplementedError
 
     def _check_logits(self, logits: Tensor) -> None:
@@ -73,8 +88,8 @@ class _RegionLoss(SegmentationLoss):
 class RegionCrossEntropyLoss(_RegionLoss):
     """Binary cross-entropy of each region, the mean over its voxels."""
 
-    def _by_region(self, logits: Tensor, masks: Tensor) -> Tensor:
-        return _mean_by_channel(_binary_cross_entropy(logits, masks))
+    def _by_region(self, logits: Tensor, masks: Tensor, known: Tensor | None) -> Tensor:
+        return _mean_by_channel(_binary_cross_entropy(logits, masks), known)
 
 
 class RegionFocalLoss(_RegionLoss):
@@ -98,11 +113,11 @@ class RegionFocalLoss(_RegionLoss):
             raise ValueError(f"gamma must be 0 or more, but got {gamma}")
         self.gamma = gamma
 
-    def _by_region(self, logits: Tensor, masks: Tensor) -> Tensor:
+    def _by_region(self, logits: Tensor, masks: Tensor, known: Tensor | None) -> Tensor:
         cross_entropy = _binary_cross_entropy(logits, masks)
         # below this the power's own slope is infinite for gamma under 1
         wrong = (-torch.expm1(-cross_entropy)).clamp(min=1e-6)
-        return _mean_by_channel(wrong**self.gamma * cross_entropy)
+        return _mean_by_channel(wrong**self.gamma * cross_entropy, known)
 
 
 class RegionTverskyLoss(_RegionLoss):
@@ -131,8 +146,8 @@ class RegionTverskyLoss(_RegionLoss):
         self.alpha = alpha
         self.beta = beta
 
-    def _by_region(self, logits: Tensor, masks: Tensor) -> Tensor:
-        return _tversky(logits, masks, self.alpha, self.beta)
+    def _by_region(self, logits: Tensor, masks: Tensor, known: Tensor | None) -> Tensor:
+        return _tversky(logits, masks, known, self.alpha, self.beta)
 
 
 class RegionDiceCrossEntropyLoss(_RegionLoss):
@@ -141,9 +156,9 @@ class RegionDiceCrossEntropyLoss(_RegionLoss):
     nnU-Net's `DC_and_BCE_loss` with Dice over the whole batch, plus 1: at best it is 0.
     """
 
-    def _by_region(self, logits: Tensor, masks: Tensor) -> Tensor:
-        cross_entropy = _mean_by_channel(_binary_cross_entropy(logits, masks))
-        return _tversky(logits, masks, 0.5, 0.5) + cross_entropy
+    def _by_region(self, logits: Tensor, masks: Tensor, known: Tensor | None) -> Tensor:
+        cross_entropy = _mean_by_channel(_binary_cross_entropy(logits, masks), known)
+        return _tversky(logits, masks, known, 0.5, 0.5) + cross_entropy
 
 
 SMOOTH = 5e-6
@@ -151,9 +166,13 @@ SMOOTH = 5e-6
 which is added to twice the hits."""
 
 
-def _tversky(logits: Tensor, masks: Tensor, alpha: float, beta: float) -> Tensor:
+def _tversky(
+    logits: Tensor, masks: Tensor, known: Tensor | None, alpha: float, beta: float
+) -> Tensor:
     """The loss of each channel, over batch and voxels; alpha = beta = 0.5 is soft Dice."""
     probabilities = torch.sigmoid(logits)
+    if known is not None:
+        probabilities, masks = probabilities * known, masks * known
     hits = _sum_by_channel(probabilities * masks)
     false_positives = _sum_by_channel(probabilities * (1 - masks))
     false_negatives = _sum_by_channel((1 - probabilities) * masks)
@@ -169,8 +188,12 @@ def _sum_by_channel(values: Tensor) -> Tensor:
     return values.sum(dim=[0, *range(2, values.ndim)])
 
 
-def _mean_by_channel(values: Tensor) -> Tensor:
-    return values.mean(dim=[0, *range(2, values.ndim)])
+def _mean_by_channel(values: Tensor, known: Tensor | None) -> Tensor:
+    """Mean of each channel over batch and voxels, of those that are known."""
+    if known is None:
+        return values.mean(dim=[0, *range(2, values.ndim)])
+    number = _sum_by_channel(known.expand_as(values).to(values.dtype))
+    return _sum_by_channel(values * known) / number.clamp(min=1)
 
 
 def _regions_of(config: ModelTrainingConfig) -> Regions:

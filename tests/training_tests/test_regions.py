@@ -16,6 +16,7 @@ from training.class_weights import class_weight_tensor
 from training.config import ModelTrainingConfig
 from training.config.regions import Regions, brats_regions, derived_order
 from training.errors import DatasetError, FieldsError
+from training.ignored_voxels import IGNORE_INDEX
 from training.lightning_module import SegmentationLightningModule
 from training.losses import DeepSupervisionLoss, build_loss
 from training.metrics import SegmentationMetrics, SurfaceMetrics
@@ -144,6 +145,37 @@ def test_a_region_of_weight_0_teaches_nothing(name: str) -> None:
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient[:, 1].abs().max() == 0
     assert gradient[:, [0, 2]].abs().min(dim=0).values.max() > 0
+
+
+@pytest.mark.parametrize("name", REGION_LOSSES)
+def test_voxels_that_are_left_out_teach_no_region(name: str) -> None:
+    """The loss, its gradient and the scores are those of the other half alone."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 6, 5, requires_grad=True)
+    labels = torch.randint(0, 4, (2, 4, 6, 5))
+    halved = labels.clone()
+    halved[:, 2:] = IGNORE_INDEX
+    loss = build_loss(config_of(loss=name))
+    found, expected = loss(logits, halved), loss(logits[:, :, :2], labels[:, :2])
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert gradient[:, :, 2:].abs().max() == 0
+    assert gradient[:, :, :2].abs().min() > 0
+
+
+def test_voxels_that_are_left_out_count_in_no_region() -> None:
+    torch.manual_seed(0)
+    prediction, labels = torch.randint(0, 4, (2, 1, 4, 6, 5))
+    halved = labels.clone()
+    halved[:, 2:] = IGNORE_INDEX
+    found, expected = (
+        SegmentationMetrics(4, labels=config_of().score_names, regions=regions_of())
+        for _ in range(2)
+    )
+    found.update(prediction, halved)
+    expected.update(prediction[:, :2], labels[:, :2])
+    for name in ("dice", "dice_whole", "dice_core", "dice_enhancing", "iou", "accuracy"):
+        torch.testing.assert_close(found.compute()[name], expected.compute()[name])
 
 
 def test_a_loss_of_regions_needs_regions() -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from torch import Tensor
@@ -36,6 +36,7 @@ from training.ignored_voxels import IGNORE_INDEX, is_ignored
 from training.lightning_module import SegmentationLightningModule
 from training.metrics import SegmentationMetrics, SurfaceMetrics
 from training.metrics.own import measure
+from training.partial_labels import hide_missing, labelled_mask
 from training.registry import is_plugin
 from training.trainer import choose_devices
 
@@ -61,12 +62,20 @@ class PredictedCase:
         prediction: Predicted label map.
         target: True label map.
         spacing: Size of a voxel in mm along each axis.
+        labelled: Which classes it is labelled for, `(c,)`, see `training.partial_labels`; None for
+            all.
     """
 
     case_id: str
     prediction: Int[Tensor, "i j k"]
     target: Int[Tensor, "i j k"]
     spacing: tuple[float, ...]
+    labelled: Bool[Tensor, " c"] | None = None
+
+    def batched(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Prediction, target and `labelled` as a batch of one."""
+        labelled = None if self.labelled is None else self.labelled[None]
+        return self.prediction[None], self.target[None], labelled
 
 
 def files_of(dataset: PreprocessedDataset, split: str) -> list[RawCase]:
@@ -119,6 +128,7 @@ def on_file_grid(
             torch.from_numpy(np.ascontiguousarray(prediction)),
             task_target(label.data, members[0].config),
             spacing,
+            task_labelled(case.labelled, members[0].config),
         )
 
 
@@ -146,7 +156,8 @@ def on_preprocessed_grid(
         target = task_target(np.array(dataset.label(case)), members[0].config)
         predicted = preprocessed_label_map_of(members, image, tell)
         prediction = torch.from_numpy(postprocessing.apply(predicted, dataset.spacing))
-        yield PredictedCase(case, prediction, target, dataset.spacing)
+        labelled = task_labelled(dataset.cases[case].labelled, members[0].config)
+        yield PredictedCase(case, prediction, target, dataset.spacing, labelled)
 
 
 def mean_scores(
@@ -161,9 +172,9 @@ def mean_scores(
     overlap = _fresh(module.metrics["test_metrics"], SegmentationMetrics)
     surface = _fresh(module.surface_metrics["test_surface"], SurfaceMetrics)
     for case in cases:
-        prediction, target = case.prediction[None], case.target[None]
-        overlap.update(prediction, target)
-        surface.update(prediction, target, case.spacing)
+        prediction, target, labelled = case.batched()
+        overlap.update(prediction, target, labelled)
+        surface.update(prediction, target, case.spacing, labelled)
     scores = {**overlap.compute(), **surface.compute()}
     return {name: float(value) for name, value in scores.items()}
 
@@ -181,22 +192,22 @@ def scores_by_case(
     """
     scores = {}
     for case in cases:
-        prediction, target = case.prediction[None], case.target[None]
+        prediction, target, labelled = case.batched()
         if is_plugin(metric):
             value = measure(
                 metric,
-                case.prediction,
+                prediction[0] if labelled is None else hide_missing(prediction, labelled)[0],
                 case.target,
                 spacing=case.spacing,
                 num_classes=module.config.task_classes,
             )
         elif metric.startswith("nsd"):
             surface = _fresh(module.surface_metrics["test_surface"], SurfaceMetrics)
-            surface.update(prediction, target, case.spacing)
+            surface.update(prediction, target, case.spacing, labelled)
             value = float(surface.compute()[metric])
         else:
             overlap = _fresh(module.metrics["test_metrics"], SegmentationMetrics)
-            overlap.update(prediction, target)
+            overlap.update(prediction, target, labelled)
             value = float(overlap.compute()[metric])
         if math.isfinite(value):
             scores[case.case_id] = value
@@ -258,7 +269,9 @@ def _losses(module: SegmentationLightningModule, dataset: PreprocessedDataset) -
         target = task_target(np.array(dataset.label(case)), module.config).long()
         with torch.inference_mode():
             logits = module.predict_logits(image)
-            loss = float(module.training_loss([logits], target[None].to(module.device)))
+            mask = task_labelled(dataset.cases[case].labelled, module.config)
+            labelled = None if mask is None else mask[None].to(module.device)
+            loss = float(module.training_loss([logits], target[None].to(module.device), labelled))
         if math.isfinite(loss):
             losses[case] = loss
     return losses
@@ -276,6 +289,21 @@ def task_target(label: NDArray[Any], config: ModelTrainingConfig) -> Tensor:
         label = label.astype(np.int16 if label.dtype == np.uint8 else np.int32)
         label[ignored] = IGNORE_INDEX
     return torch.from_numpy(np.ascontiguousarray(label))
+
+
+def task_labelled(
+    classes: Sequence[int] | None, config: ModelTrainingConfig
+) -> Bool[Tensor, " c"] | None:
+    """Which classes of a task a case is labelled for; None for all.
+
+    Args:
+        classes: The foreground classes of the data that it is labelled for; None for all.
+        config: Says which of them the task has.
+    """
+    if classes is None:
+        return None
+    mask = labelled_mask(classes, config.num_classes)
+    return mask if config.target_class is None else mask[[0, config.target_class]]
 
 
 def _fresh(metric: object, kind: type[Metric]) -> Metric:

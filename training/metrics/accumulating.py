@@ -6,16 +6,23 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torchmetrics import Metric
 
 from training.config.regions import Regions
 from training.metrics.boundary import boundary_scores
-from training.metrics.labels import LabelArray, check_shape, check_tolerance, label_arrays
+from training.metrics.labels import (
+    LabelArray,
+    check_shape,
+    check_tolerance,
+    label_arrays,
+    unknown_voxels,
+)
 from training.metrics.overlap import OverlapScores, overlap_scores
 from training.metrics.surface import surface_scores_of_labels
-from training.region_maps import region_mask
+from training.partial_labels import hide_missing
+from training.region_maps import region_mask, region_table
 
 
 class _ClassMetric(Metric):
@@ -56,24 +63,39 @@ class _ClassMetric(Metric):
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("counts", zeros.clone(), dist_reduce_fx="sum")
 
-    def _label_arrays(self, prediction: Tensor, targets: Tensor) -> tuple[LabelArray, LabelArray]:
+    def _label_arrays(
+        self, prediction: Tensor, targets: Tensor, labelled: Tensor | None
+    ) -> tuple[LabelArray, LabelArray]:
         check_shape(targets, prediction.shape)
+        if labelled is not None:
+            # what a case is not labelled for may be there, and is labelled as background
+            prediction = hide_missing(prediction, labelled)
         return label_arrays(prediction, targets, self.num_classes)
 
     def _masks(self, one: LabelArray, other: LabelArray) -> Iterator[tuple[LabelArray, LabelArray]]:
         """The regions of two label maps, each as a label map of background and region."""
         assert self.regions is not None
+        left_out = unknown_voxels(other, self.num_classes)
         for region in range(len(self.regions)):
-            masks = tuple(
+            masks = [
                 region_mask(labels, self.regions, region).view(np.uint8) for labels in (one, other)
-            )
-            for mask in masks:
-                # left out of the classes, and of each region
-                mask[other == self.num_classes] = 2
+            ]
+            for mask in masks if left_out is not None else ():
+                mask[left_out] = 2
             yield masks[0], masks[1]
 
-    def _add(self, scores: Tensor) -> None:
+    def _scored(self, labelled: Tensor) -> Tensor:
+        """Which cases are labelled for which foreground class or region, `(case, scored)`."""
+        labelled = labelled.cpu()
+        if self.regions is None:
+            return labelled[:, 1:]
+        table = region_table(self.regions)
+        return torch.stack([labelled[:, row].all(dim=1) for row in table], dim=1)
+
+    def _add(self, scores: Tensor, labelled: Tensor | None = None) -> None:
         """Add scores `(score, case, foreground class)`, nan where one is not defined."""
+        if labelled is not None:
+            scores = scores.masked_fill(~self._scored(labelled), torch.nan)
         scores = scores.to(self.sums.device)
         # not in place: a state that was reset in inference mode could not be changed outside it
         self.sums = self.sums + scores.nansum(dim=1)
@@ -130,25 +152,32 @@ class SegmentationMetrics(_ClassMetric):
         self.add_state("cases", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
-        self, prediction: Int[Tensor, "b *spatial"], targets: Int[Tensor, "b *spatial"]
+        self,
+        prediction: Int[Tensor, "b *spatial"],
+        targets: Int[Tensor, "b *spatial"],
+        labelled: Bool[Tensor, "b c"] | None = None,
     ) -> None:
         """Add cases (or patches) with their predicted and true label maps.
 
-        Voxels of `IGNORE_INDEX` in the targets are left out on both sides.
+        Args:
+            prediction: Predicted label maps.
+            targets: True label maps; voxels of `IGNORE_INDEX` are left out on both sides.
+            labelled: Which classes each case is labelled for, see `training.partial_labels`; all
+                by default. Scores of the others are not defined.
 
         Raises:
             ValueError: if the shapes differ or a label is not a class.
         """
-        one, other = self._label_arrays(prediction, targets)
+        one, other = self._label_arrays(prediction, targets, labelled)
         overlap = overlap_scores(one, other, self.num_classes)
         if self.regions is None:
-            self._add(self._scores(one, other, self.num_classes, overlap))
+            self._add(self._scores(one, other, self.num_classes, overlap), labelled)
         else:
             found = [
                 self._scores(mask, true, 2, overlap_scores(mask, true, 2))
                 for mask, true in self._masks(one, other)
             ]
-            self._add(torch.cat(found, dim=-1))
+            self._add(torch.cat(found, dim=-1), labelled)
         self.correct = self.correct + overlap.accuracy.nansum().to(self.correct.device)
         self.cases = self.cases + int((~overlap.accuracy.isnan()).sum())
 
@@ -207,6 +236,7 @@ class SurfaceMetrics(_ClassMetric):
         prediction: Int[Tensor, "b *spatial"],
         targets: Int[Tensor, "b *spatial"],
         spacing: Sequence[float] | None = None,
+        labelled: Bool[Tensor, "b c"] | None = None,
     ) -> None:
         """Add whole cases with their predicted and true label maps.
 
@@ -215,12 +245,14 @@ class SurfaceMetrics(_ClassMetric):
             targets: True label maps; voxels of `IGNORE_INDEX` are left out on both sides.
             spacing: Size of these cases' voxels in mm along each axis; without it, distances
                 are in voxels.
+            labelled: Which classes each case is labelled for, see `training.partial_labels`; all
+                by default.
 
         Raises:
             ValueError: if the shapes differ, a label is not a class, or the spacing is not one
                 positive number an axis.
         """
-        one, other = self._label_arrays(prediction, targets)
+        one, other = self._label_arrays(prediction, targets, labelled)
         pairs: Iterable[tuple[LabelArray, LabelArray, int]] = (
             [(one, other, self.num_classes)]
             if self.regions is None
@@ -238,9 +270,11 @@ class SurfaceMetrics(_ClassMetric):
             for prediction, target, num_classes in pairs
         ]
         kept = [torch.stack(scores[: len(self.sums)]) for scores in found]
-        self._add(torch.cat(kept, dim=-1))
-        missing = torch.cat([scores.missing.sum(dim=0) for scores in found])
-        self.missing = self.missing + missing.to(self.missing.device)
+        self._add(torch.cat(kept, dim=-1), labelled)
+        missing = torch.cat([scores.missing for scores in found], dim=1)
+        if labelled is not None:
+            missing = missing & self._scored(labelled)
+        self.missing = self.missing + missing.sum(dim=0).to(self.missing.device)
 
     def compute(self) -> dict[str, Tensor]:
         """`nsd`, `hd95`, `assd`, each also `_{label}`, and in how many cases one was missing.

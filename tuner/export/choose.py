@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.bundle.case_scores import PredictedCase, mean_scores
+from training.bundle.case_scores import PredictedCase, mean_scores, task_labelled
 from training.bundle.member import load_checkpoint
 from training.data.patches.mirroring import trained_mirror_axes
 from training.errors import BundleError
@@ -291,8 +291,10 @@ def _limits(found: Sequence[Predicted], settings: ExportSettings) -> Limits:
 
 def _selection_cases(cases: ValidationCases, found: Sequence[Predicted]) -> SelectionCases:
     voxels = SelectionCases(cases.measure, cases.num_classes, cases.scratch)
-    for number, label in enumerate(cases.targets(found[0].candidate)):
-        voxels.add([predicted.probabilities[number] for predicted in found], label)
+    winner = found[0].candidate
+    pairs = zip(cases.targets(winner), cases.labelled(winner), strict=True)
+    for number, (label, labelled) in enumerate(pairs):
+        voxels.add([predicted.probabilities[number] for predicted in found], label, labelled)
     return voxels
 
 
@@ -342,6 +344,7 @@ def _metrics(
             torch.from_numpy(choice.postprocessing.apply(cases.decode(mean), spacing)),
             torch.from_numpy(label),
             spacing,
+            task_labelled(case.labelled, winner.config),
         )
         for case, mean, label in zip(cases.cases, predictions, cases.targets(winner), strict=True)
     )

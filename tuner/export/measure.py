@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from training.config.regions import Regions
 
 
+Labelled = NDArray[np.bool_] | None
+"""Which classes of the network a case is labelled for `(class,)`; None for all."""
+
+
+def without_missing(prediction: NDArray[Any], labelled: Labelled) -> NDArray[Any]:
+    """Predicted classes, background in place of those that a case is not labelled for."""
+    if labelled is None:
+        return prediction
+    return np.where(labelled[prediction], prediction, 0).astype(prediction.dtype)
+
+
 @dataclass(frozen=True)
 class Measure:
     """An overlap score, of one class or the mean over several.
@@ -70,11 +81,12 @@ class Measure:
             ]
         return counts
 
-    def by_class(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Scores `(class,)` of a case; NaN where a class is in neither.
+    def by_class(self, counts: NDArray[np.int64], labelled: Labelled = None) -> NDArray[np.float64]:
+        """Scores `(class,)` of a case; NaN where a class is in neither, or not labelled.
 
         Args:
             counts: Voxels `(3, class)` in both, predicted, and true.
+            labelled: Which classes the case is labelled for.
         """
         both, predicted, true = counts[:, list(self.classes)].astype(np.float64)
         union = predicted + true - both
@@ -83,13 +95,28 @@ class Measure:
         top = 2 * both if self.kind == "dice" else both
         bottom = predicted + true if self.kind == "dice" else union
         scores[there] = top[there] / bottom[there]
+        if labelled is not None:
+            scores[[not self._is_labelled(number, labelled) for number in self.classes]] = np.nan
         return scores
 
-    def of_labels(self, prediction: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
-        """Scores `(class,)` of a predicted label map; voxels of `IGNORE_INDEX` are left out."""
+    def _is_labelled(self, number: int, labelled: NDArray[np.bool_]) -> bool:
+        classes = [number] if self.regions is None else list(self.regions.classes[number - 1])
+        return bool(labelled[classes].all())
+
+    def of_labels(
+        self, prediction: NDArray[Any], label: NDArray[Any], labelled: Labelled = None
+    ) -> NDArray[np.float64]:
+        """Scores `(class,)` of a predicted label map.
+
+        Args:
+            prediction: Predicted classes.
+            label: True classes; voxels of `IGNORE_INDEX` are left out.
+            labelled: Which classes the case is labelled for.
+        """
         if self.regions is not None:
             known = label != IGNORE_INDEX
-            return self.by_class(self.count(prediction[known], label[known], 0))
+            counts = self.count(without_missing(prediction[known], labelled), label[known], 0)
+            return self.by_class(counts, labelled)
         counts = np.zeros((3, max(self.classes) + 1), dtype=np.int64)
         known = label != IGNORE_INDEX
         for value in self.classes:
@@ -97,7 +124,7 @@ class Measure:
             counts[:, value] = [
                 np.count_nonzero(found) for found in (predicted & true, predicted, true)
             ]
-        return self.by_class(counts)
+        return self.by_class(counts, labelled)
 
     def by_case(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean over the classes `(case,)` of scores `(case, class)`, NaN where none is defined."""

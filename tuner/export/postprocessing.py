@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from training.bundle.region_postprocessing import choose_for_regions
 from training.data.prepared.cache import FORMAT_VERSION
 from training.data.raw.volume import read_label
 from training.errors import DatasetError
-from tuner.export.measure import Measure
+from training.ignored_voxels import IGNORE_INDEX
+from tuner.export.measure import Measure, without_missing
 from tuner.export.predictions import Predicted, ValidationCases, mean_predictions
 from tuner.export.selection import parts
 
@@ -76,18 +77,37 @@ def label_maps(
     same = data.dataset is None or data.dataset.format_version == FORMAT_VERSION
     if len(files) == len(cases) and same:
         try:
-            return "file", list(_on_file_grid(files, cases, members, data))
+            return "file", _as_labelled(_on_file_grid(files, cases, members, data), cases, members)
         except DatasetError as error:
             data.note(str(error))
     predictions, targets = mean_predictions(members), cases.targets(members[0][1].candidate)
-    return "preprocessed", [
+    maps: Iterator[Case] = (
         (
             _kept(cases.scratch, cases.decode(mean)),
             _kept(cases.scratch, label),
             data.preprocessing.spacing,
         )
         for mean, label in zip(predictions, targets, strict=True)
-    ]
+    )
+    return "preprocessed", _as_labelled(maps, cases, members)
+
+
+def _as_labelled(
+    maps: Iterable[Case], cases: ValidationCases, members: Sequence[tuple[float, Predicted]]
+) -> list[Case]:
+    """Label maps in which what a case is not labelled for counts for nothing.
+
+    A class is background then. Of regions, which share classes, the whole case is left out.
+    """
+    found: list[Case] = []
+    masks = cases.labelled(members[0][1].candidate)
+    for (prediction, label, spacing), labelled in zip(maps, masks, strict=True):
+        if labelled is not None and cases.measure.regions is not None:
+            label = _kept(cases.scratch, np.full(label.shape, IGNORE_INDEX, dtype=np.int8))
+        elif labelled is not None:
+            prediction[...] = without_missing(prediction, labelled)
+        found.append((prediction, label, spacing))
+    return found
 
 
 def _on_file_grid(

@@ -12,7 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.bundle.case_scores import load_for_scoring, task_target
+from training.bundle.case_scores import (
+    load_for_scoring,
+    task_labelled,
+    task_target,
+)
 from training.bundle.member import Member
 from training.data import PreprocessedDataset
 from training.data.patches.mirroring import trained_mirror_axes
@@ -23,7 +27,7 @@ from tuner.export.selection import MIN_GAIN, parts
 if TYPE_CHECKING:
     from tuner.export.candidates import Candidate
     from tuner.export.data import ExportData
-    from tuner.export.measure import Measure
+    from tuner.export.measure import Labelled, Measure
     from tuner.export.scratch import Scratch
 
 Mirroring = Literal["auto", "on", "off"]
@@ -57,12 +61,14 @@ class PreparedCase:
         image: Its image `(c, d, h, w)`.
         label: Its label map `(d, h, w)`.
         fold: The fold whose validation case it is.
+        labelled: The foreground classes that it is labelled for; None for all.
     """
 
     name: str
     image: StoredArray
     label: StoredArray
     fold: int = 0
+    labelled: tuple[int, ...] | None = None
 
 
 def validation_cases(data: ExportData, winner: Candidate, scratch: Scratch) -> list[PreparedCase]:
@@ -78,7 +84,13 @@ def validation_cases(data: ExportData, winner: Candidate, scratch: Scratch) -> l
     if dataset is not None:
         further = [PreprocessedDataset.load(config.data_dir) for config, _ in winner.further]
         return [
-            PreparedCase(name, of_fold.image(name), of_fold.label(name), fold)
+            PreparedCase(
+                name,
+                of_fold.image(name),
+                of_fold.label(name),
+                fold,
+                of_fold.cases[name].as_raw(name).labelled,
+            )
             for fold, of_fold in enumerate((dataset, *further))
             for name in of_fold.splits["val"]
         ]
@@ -88,7 +100,7 @@ def validation_cases(data: ExportData, winner: Candidate, scratch: Scratch) -> l
         assert prepared.label is not None
         image = scratch.array(prepared.image.shape, np.float32)
         image[:] = prepared.image
-        cases.append(PreparedCase(files.case_id, image, prepared.label))
+        cases.append(PreparedCase(files.case_id, image, prepared.label, 0, files.labelled))
     return cases
 
 
@@ -125,6 +137,12 @@ class ValidationCases:
         """The true classes `(d, h, w)` of case after case."""
         for case in self.cases:
             yield task_target(np.array(case.label), candidate.config).numpy()
+
+    def labelled(self, candidate: Candidate) -> Iterator[Labelled]:
+        """Which classes of the network each case is labelled for."""
+        for case in self.cases:
+            mask = task_labelled(case.labelled, candidate.config)
+            yield None if mask is None else mask.numpy()
 
     def decode(self, probabilities: NDArray[Any]) -> NDArray[np.integer[Any]]:
         """Classes `(d, h, w)` of probabilities `(k, d, h, w)`."""
@@ -174,7 +192,7 @@ class ValidationCases:
 
     def _predict(self, candidate: Candidate, mirror_axes: tuple[int, ...]) -> Predicted:
         whole = self.scratch.array([self.bytes_of_one // 2], np.float16)
-        targets = self.targets(candidate)
+        targets, labelled = self.targets(candidate), self.labelled(candidate)
         kept, scores, seconds, first = [], [], 0.0, 0
         for fold, (config, checkpoint) in enumerate(candidate.networks):
             module = load_for_scoring(checkpoint, config)
@@ -191,7 +209,8 @@ class ValidationCases:
                 stored[:] = probabilities
                 first += probabilities.size
                 kept.append(stored)
-                scores.append(self.measure.of_labels(self.decode(probabilities), next(targets)))
+                classes = self.decode(probabilities)
+                scores.append(self.measure.of_labels(classes, next(targets), next(labelled)))
             # the first one also loads kernels and fills caches
             seconds += float(np.mean(times[1:] or times)) if times else 0.0
         return Predicted(candidate, mirror_axes, kept, np.array(scores), seconds)

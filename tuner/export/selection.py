@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from training.ignored_voxels import IGNORE_INDEX
 from training.region_maps import decode
+from tuner.export.measure import Labelled, without_missing
 
 if TYPE_CHECKING:
     from tuner.export.measure import Measure
@@ -82,11 +83,13 @@ class _Case:
         disputed: Probabilities `(candidate, voxel, class)` where candidates disagree.
         label: True class of these voxels.
         agreed: Voxels `(3, class)` of the others: of both, predicted, and true ones.
+        labelled: Which classes the case is labelled for.
     """
 
     disputed: NDArray[np.float16]
     label: NDArray[Any]
     agreed: NDArray[np.int64]
+    labelled: Labelled = None
 
 
 @dataclass
@@ -105,18 +108,24 @@ class SelectionCases:
     _cases: list[_Case] = field(default_factory=list)
     _known: dict[Counts, NDArray[np.float64]] = field(default_factory=dict)
 
-    def add(self, predictions: Sequence[NDArray[np.float16]], label: NDArray[Any]) -> None:
+    def add(
+        self,
+        predictions: Sequence[NDArray[np.float16]],
+        label: NDArray[Any],
+        labelled: Labelled = None,
+    ) -> None:
         """Add a case.
 
         Args:
             predictions: Each candidate's class probabilities `(k, d, h, w)`.
             label: True classes `(d, h, w)`, `IGNORE_INDEX` where a voxel is left out.
+            labelled: Which classes the case is labelled for.
         """
         voxels, labels, agreed = [], [], np.zeros((3, self._columns), dtype=np.int64)
         for plane, true in enumerate(label):
             # plane by plane: all candidates at once need not fit into memory
             each = np.stack([np.asarray(prediction[:, plane]) for prediction in predictions])
-            classes = decode(each, self.measure.regions, axis=1)
+            classes = without_missing(decode(each, self.measure.regions, axis=1), labelled)
             known = true != IGNORE_INDEX
             same = (classes == classes[0]).all(axis=0) & known
             agreed += self.measure.count(classes[0][same], true[same], self.num_classes)
@@ -126,7 +135,7 @@ class SelectionCases:
         disputed = np.concatenate(voxels, axis=1)
         kept = self.scratch.array(disputed.shape, np.float16)
         kept[:] = disputed
-        self._cases.append(_Case(kept, np.concatenate(labels), agreed))
+        self._cases.append(_Case(kept, np.concatenate(labels), agreed, labelled))
         self._known.clear()
 
     def __len__(self) -> int:
@@ -148,9 +157,9 @@ class SelectionCases:
             total += weights[candidate] * case.disputed[candidate]
         # regions have a threshold, so the sum must be a mean
         predicted = decode(total / weights.sum(), self.measure.regions, axis=1)
-        return self.measure.by_class(
-            case.agreed + self.measure.count(predicted, case.label, self.num_classes)
-        )
+        predicted = without_missing(predicted, case.labelled)
+        counts = case.agreed + self.measure.count(predicted, case.label, self.num_classes)
+        return self.measure.by_class(counts, case.labelled)
 
     @property
     def _columns(self) -> int:

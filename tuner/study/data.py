@@ -275,6 +275,7 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         StudyError: if a value that varies contradicts the data.
     """
     from training.data import PHANTOM, read_layout
+    from training.data.prepared.labelled import labelled_lines
     from training.data.raw.formats.geometry import spacing_text
     from training.data.raw.header_survey import median_spacing, survey_headers
     from training.errors import DatasetError
@@ -297,6 +298,7 @@ def check_data(spec: StudySpec) -> tuple[StudySpec, list[str]]:
         f"          median {' x '.join(f'{size:.0f}' for size in shape)} voxels of {spacing} mm "
         "(superior, anterior, right)",
         *_region_lines(completed),
+        *(f"          {line}" for line in labelled_lines({}, dataset)),
         *shown_warnings(
             [
                 *dataset.warnings,

@@ -146,7 +146,10 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
         describe(labels={"background": 0, "liver": 1, "tumour": 70000}),
         "gives 'tumour' the value 70000, but values must be 65535 or less",
     ),
-    "regions": (describe(labels={"background": 0, "whole": [1, 2]}), "regions are not supported"),
+    "regions": (
+        describe(labels={"background": 0, "whole": [1, 2]}),
+        "`regions_class_order` must list",
+    ),
     "no modality": (describe(modality={}), "names no channel"),
     "no folder": (lambda folder: (folder / "labelsTr").rename(folder / "x"), "labelsTr: this fol"),
 }

@@ -86,7 +86,8 @@ def get_dataloader(
 
     `train` gives batches of random patches, `image` `(b, c, *patch)` and `label`
     `(b, *patch)`. `val` and `test` give lists of whole cases, each with `image`
-    `(1, c, *spatial)`, `label` `(1, *spatial)` and `case_id`.
+    `(1, c, *spatial)`, `label` `(1, *spatial)` and `case_id`. Where cases are labelled for some
+    classes only, both have `labelled` `(b, classes)`, see `training.partial_labels`.
 
     Args:
         data_dir: What `prepare_dataset` returned.

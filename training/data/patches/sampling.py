@@ -16,6 +16,7 @@ from training.data.patches.spatial import Region
 from training.data.prepared.cache import PreprocessedDataset
 from training.data.prepared.stored_array import StoredArray
 from training.ignored_voxels import IGNORE_INDEX, as_targets
+from training.partial_labels import labelled_mask
 
 KEPT_CASES = 64
 """Cases whose centres of patches stay in memory: with 15 classes 1.7 MB each, in each process."""
@@ -78,7 +79,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: PatchKey) -> dict[str, Any]:
         """The patch of an epoch and index: `image` float32 `(c, *patch)`, `label` `(*patch)`.
 
-        A voxel that is left out has the label `IGNORE_INDEX`.
+        A voxel that is left out has the label `IGNORE_INDEX`. Where cases are labelled for some
+        classes only, `labelled` says for which, see `training.partial_labels`.
         """
         epoch, index = key
         rng = np.random.default_rng([self._seed, epoch, index])
@@ -99,7 +101,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
             # noise, say, does not make a channel of one that is missing
             voxels[[number for number in range(len(voxels)) if number not in present]] = 0
         drop_channels(voxels, present, self._channel_dropout, rng)
-        return {"image": voxels, "label": labels}
+        return {"image": voxels, "label": labels, **_labelled(self._dataset, case)}
 
     def _case(self, epoch: int, index: int) -> str:
         """Each case once before any comes again."""
@@ -192,7 +194,8 @@ class CaseDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A case: `image` `(1, c, *spatial)`, `label` `(1, *spatial)`, `case_id`.
 
-        A voxel that is left out has the label `IGNORE_INDEX`.
+        A voxel that is left out has the label `IGNORE_INDEX`. `labelled` `(1, classes)` is as in a
+        patch.
         """
         case = self._cases[index]
         # copied: a memory-mapped array is read-only, and torch wants to write
@@ -202,7 +205,15 @@ class CaseDataset(Dataset[dict[str, Any]]):
                 as_targets(np.asarray(self._dataset.label(case)), self._dataset.num_classes)
             )[None],
             "case_id": case,
+            **{name: mask[None] for name, mask in _labelled(self._dataset, case).items()},
         }
+
+
+def _labelled(dataset: PreprocessedDataset, case: str) -> dict[str, torch.Tensor]:
+    """The classes that a case is labelled for, where that differs from case to case."""
+    if not dataset.is_partly_labelled:
+        return {}
+    return {"labelled": labelled_mask(dataset.cases[case].labelled, dataset.num_classes)}
 
 
 class PatchSampler(Sampler[PatchKey]):

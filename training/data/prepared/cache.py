@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from training.data.prepared.stored_array import StoredArray, array_file, open_ar
 from training.data.raw.label_values import label_dtype
 from training.data.raw.layouts import RawCase
 from training.errors import DatasetError
+from training.partial_labels import labelled_mask
 
 FORMAT_VERSION = 3
 MANIFEST = "dataset.json"
@@ -34,6 +36,7 @@ class CaseEntry(BaseModel):
         voxel_counts: Voxels of each class.
         warnings: What is doubtful about its files.
         channels: Numbers of the channels that it has, None for all; the others are 0.
+        labelled: The foreground classes that it is labelled for, None for all.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -46,11 +49,15 @@ class CaseEntry(BaseModel):
     channels: list[int] | None = None
     compressed: dict[str, int] = {}
     """Bytes of each compressed array; empty where they are stored as they are."""
+    labelled: list[int] | None = None
 
     def as_raw(self, case_id: str) -> RawCase:
         """The files that it was made from."""
-        channels = None if self.channels is None else tuple(self.channels)
-        return RawCase(case_id, tuple(self.images), self.label, channels)
+        channels, labelled = (
+            None if numbers is None else tuple(numbers)
+            for numbers in (self.channels, self.labelled)
+        )
+        return RawCase(case_id, tuple(self.images), self.label, channels, labelled)
 
     def is_complete(self, arrays: Path, case_id: str) -> bool:
         """Whether every array of the case is there with its full size."""
@@ -139,6 +146,11 @@ class PreprocessedDataset(BaseModel):
         return bool(self.preprocessing.ignore)
 
     @property
+    def is_partly_labelled(self) -> bool:
+        """Whether a case is labelled for some classes only, see `training.partial_labels`."""
+        return any(case.labelled is not None for case in self.cases.values())
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel spacing in mm (depth, height, width)."""
         return self.preprocessing.spacing
@@ -160,6 +172,17 @@ class PreprocessedDataset(BaseModel):
         for case in self.splits[split]:
             counts += self.cases[case].voxel_counts
         return [int(count) for count in counts]
+
+    def known_counts(self, split: str) -> list[list[float]]:
+        """Voxels of each class in each case of a split; nan where it is not labelled for it."""
+        return [
+            [
+                float(count) if labelled else math.nan
+                for count, labelled in zip(entry.voxel_counts, mask.tolist(), strict=True)
+            ]
+            for entry in (self.cases[case] for case in self.splits[split])
+            for mask in (labelled_mask(entry.labelled, self.num_classes),)
+        ]
 
     def channels_of(self, case_id: str) -> Sequence[int]:
         """Numbers of the channels that a case has; the others are 0 in its image."""

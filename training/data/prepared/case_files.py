@@ -59,6 +59,7 @@ def store_case(
         channels=None if case.channels is None else list(case.channels),
         shape=(channels, depth, height, width),
         voxel_counts=counts.tolist(),
+        labelled=None if case.labelled is None else list(case.labelled),
         warnings=list(prepared.warnings),
         compressed=sizes if compressed else {},
     )

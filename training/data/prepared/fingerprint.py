@@ -30,6 +30,8 @@ def dataset_fingerprint(dataset: RawDataset, settings: Any, cache: Path) -> str:
         OSError: if the cache cannot be written.
     """
     files = [dataset.folder / DATASET_JSON]
+    if dataset.labelled_file is not None:
+        files.append(dataset.labelled_file)
     for case in dataset.cases:
         files += [part for file in (*case.images, case.label) for part in parts_of(file)]
     whole = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

@@ -28,6 +28,7 @@ from training.data.raw.header import check_same_grid, orientation_of, spacing_of
 from training.data.raw.header_survey import median_spacing
 from training.data.raw.hounsfield import outer_minima
 from training.data.raw.label_values import gapped
+from training.data.raw.labelled_classes import contradiction
 from training.data.raw.layouts import Modality, RawCase, RawDataset
 from training.data.raw.volume import read_image, read_label
 from training.errors import DatasetError
@@ -123,6 +124,9 @@ def scan_case(
         if schemes[number] == "CT":
             foreground[number] = channel[i, j, k].tolist()
     counts = voxel_counts(label.data, len(dataset.labels))
+    wrong = contradiction(case.case_id, case.labelled, counts.tolist(), dataset.labels)
+    if wrong is not None:
+        raise DatasetError(f"{case.label}: {wrong}")
     return CaseScan(
         spacing=spacing_of(image.affine, orientation),
         shape=(sizes[0], sizes[1], sizes[2]),

@@ -24,12 +24,12 @@ from training.data.prepared.cache import FORMAT_VERSION, MANIFEST, CaseEntry, Pr
 from training.data.prepared.case_files import store_case
 from training.data.prepared.config_check import check_config
 from training.data.prepared.fingerprint import dataset_fingerprint
+from training.data.prepared.labelled import labelled_cases, labelled_lines, split_suffix
 from training.data.prepared.normalisation import fingerprint_settings, schemes_of
 from training.data.prepared.plan import CaseScan, DatasetPlan, plan_dataset, scan_case
 from training.data.prepared.split import (
     SPLITS,
     held_out_cases,
-    labelled_cases,
     missing_classes,
     split_cases,
     split_name,
@@ -98,7 +98,7 @@ def prepare_dataset(
         fingerprint = dataset_fingerprint(dataset, _settings(config, dataset), root)
         arrays = root / f"{dataset.folder.name}-{fingerprint}"
         with FileLock(root / f"{arrays.name}.lock"):
-            split = arrays / SPLIT_FOLDER / split_name(config)
+            split = arrays / SPLIT_FOLDER / _split_name(config, dataset)
             if not _is_prepared(split):
                 preparation = _Preparation(dataset, config, arrays, tell, on_case)
                 preparation.write_split(split, fingerprint)
@@ -113,6 +113,8 @@ def prepare_dataset(
         None if plan is None else plan.voxel_counts,
         dataset.label_values,
     )
+    for line in labelled_lines(prepared.splits, dataset, dataset.class_of(config.target_label)):
+        tell(line)
     of_regions = region_warnings(config, dataset)
     for line in [*dataset.warnings, *of_regions, *missing, *prepared.warnings]:
         warn(line)
@@ -131,7 +133,11 @@ def prepared_fingerprint(data_dir: Path, config: ModelTrainingConfig) -> str:
     with cache_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         whole = dataset_fingerprint(dataset, _settings(config, dataset), root)
-    return _of_split(whole, split_name(config))
+    return _of_split(whole, _split_name(config, dataset))
+
+
+def _split_name(config: ModelTrainingConfig, dataset: RawDataset) -> str:
+    return split_name(config) + split_suffix(dataset, config.target_label)
 
 
 def _of_split(fingerprint: str, split: str) -> str:
@@ -205,6 +211,8 @@ def _settings(config: ModelTrainingConfig, dataset: RawDataset) -> dict[str, Any
         settings["test_cases"] = given["test"]
     elif config.held_out_share:
         settings["test_cases"] = [config.held_out_share, config.split_seed, rules_digest(config)]
+    if dataset.is_partly_labelled:
+        settings["partly_labelled"] = True
     return {name: value for name, value in settings.items() if value != []}
 
 
@@ -239,9 +247,10 @@ class _Preparation:
         dataset = self._dataset
         self._arrays.mkdir(exist_ok=True)
         plan = _read(DatasetPlan, self._arrays / PLAN) or self._plan()
-        splits = labelled_cases(split_cases(plan.voxel_counts, self._config), plan.voxel_counts)
-        # warnings come later; here it only refuses labels that cannot be learnt, before the work
         target = dataset.class_of(self._config.target_label)
+        splits = split_cases(plan.voxel_counts, self._config)
+        splits = labelled_cases(splits, plan.voxel_counts, dataset, target)
+        # warnings come later; here it only refuses labels that cannot be learnt, before the work
         missing_classes(
             splits, plan.voxel_counts, dataset.labels, target, values=dataset.label_values
         )

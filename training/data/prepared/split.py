@@ -105,27 +105,6 @@ def held_out_cases(
     return sorted(case for case, group in groups.items() if group in test)
 
 
-def labelled_cases(
-    splits: Mapping[str, Sequence[str]], voxel_counts: Mapping[str, Sequence[int]]
-) -> dict[str, list[str]]:
-    """The parts of a split without cases in which no voxel is labelled.
-
-    Raises:
-        DatasetError: if nothing is left to train or to validate on.
-    """
-    kept = {
-        part: [case for case in cases if any(voxel_counts[case])] for part, cases in splits.items()
-    }
-    for part in ("train", "val"):
-        if not kept[part]:
-            named = ", ".join(splits[part][:5]) + (", ..." if len(splits[part]) > 5 else "")
-            raise DatasetError(
-                f"no case in the part {part} of the split has a labelled voxel ({named}): all of "
-                "its voxels are to ignore; choose another split, or label a case"
-            )
-    return kept
-
-
 def missing_classes(
     splits: Mapping[str, Sequence[str]],
     voxel_counts: Mapping[str, Sequence[int]],

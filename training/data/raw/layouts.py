@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from training.data.raw.file_names import (
     image_problem,
 )
 from training.data.raw.formats.file_format import ENDINGS, image_stem, split_name
+from training.data.raw.labelled_classes import labelled_file, read_labelled
 from training.errors import DatasetError, reason_of
 from training.local_path import MISSING, folder_problem
 
@@ -57,12 +58,14 @@ class RawCase:
         label: Its label map.
         channels: Number of the channel that each image file is, where the case lacks others;
             None where it has all.
+        labelled: The foreground classes that it is labelled for; None for all.
     """
 
     case_id: str
     images: tuple[Path, ...]
     label: Path
     channels: tuple[int, ...] | None = None
+    labelled: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class RawDataset:
         regions: Values of each of nnU-Net's regions; None where classes are exclusive.
         regions_class_order: Value that is written for each region.
         missing_channels: Whether cases may lack channels.
+        labelled_file: The file that says for which classes cases are labelled, if there is one.
     """
 
     folder: Path
@@ -94,6 +98,7 @@ class RawDataset:
     regions: Mapping[str, tuple[int, ...]] | None = None
     regions_class_order: tuple[int, ...] | None = None
     missing_channels: bool = False
+    labelled_file: Path | None = None
 
     def channels_of(self, case: RawCase) -> Sequence[int]:
         """Numbers of the channels that a case has."""
@@ -102,6 +107,11 @@ class RawDataset:
     def class_of(self, value: int | None) -> int | None:
         """The class that has a value in the label files; None for no value."""
         return None if value is None else self.label_values.index(value)
+
+    @property
+    def is_partly_labelled(self) -> bool:
+        """Whether a case is labelled for some classes only."""
+        return any(case.labelled is not None for case in self.cases)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -174,6 +184,8 @@ def survey_layout(
     problems += without_any(present, channels)
     if line := lacking_line(present, channels):
         warnings = (*warnings, line)
+    known = [case.case_id for case in found]
+    labelled = read_labelled(description, folder, labels.names, known, problems)
     name = str(description.get("name") or folder.name)
     dataset = RawDataset(
         folder,
@@ -181,12 +193,13 @@ def survey_layout(
         labels.names,
         labels.values,
         channels,
-        raw_cases,
+        tuple(replace(case, labelled=labelled.get(case.case_id)) for case in raw_cases),
         warnings,
         labels.ignore,
         labels.regions,
         labels.regions_class_order,
         allowed,
+        labelled_file(description, folder),
     )
     return dataset, problems
 

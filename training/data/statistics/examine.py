@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from training.data.raw.header import VolumeHeader, check_same_grid, open_volume
 from training.data.raw.hounsfield import are_hounsfield
+from training.data.raw.labelled_classes import contradiction
 from training.data.raw.layouts import RawCase, RawDataset
 from training.data.raw.volume import Volume, read_image, read_label
 from training.data.statistics.findings import Finding
@@ -149,7 +150,12 @@ def _read_label(
         result.found("label", error)
         return None
     # what nobody labelled is of no class here either
-    return np.where(is_ignored(labels, len(dataset.labels)), 0, labels)
+    known: NDArray[Any] = np.where(is_ignored(labels, len(dataset.labels)), 0, labels)
+    counts = np.bincount(known.ravel(), minlength=len(dataset.labels)).tolist()
+    wrong = contradiction(result.case.case_id, result.case.labelled, counts, dataset.labels)
+    if wrong is not None:
+        result.found("label", f"{path}: {wrong}")
+    return known
 
 
 def _measure(
