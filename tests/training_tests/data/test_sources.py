@@ -193,7 +193,19 @@ def test_what_is_left_out_of_totalsegmentator_is_said(
     assert converted.cases == ("s0001", "s0002", "s0003", "s0004")
     notes = "\n".join(converted.notes)
     assert "s0000: has no ct.nii.gz and no mri.nii.gz" in notes
-    assert "s0001: has no mask of liver" in notes
+    assert "s0001 has no mask of liver: nothing is learnt of that class from it" in notes
+    # what was not drawn is not background, also where the conversion is taken up again
+    written = converted.folder / "dataset.json"
+    for _ in range(2):
+        dataset = read_layout(converted.folder)
+        by_case = {case.case_id: case.labelled for case in dataset.cases}
+        expected = [name for name in dataset.labels[1:] if name != "liver"]
+        assert [dataset.labels[label] for label in by_case["s0001"] or () if label] == expected
+        assert by_case["s0002"] is None
+        first = written.read_bytes()
+        written.unlink()
+        convert_dataset(totalsegmentator, tmp_path / "out")
+        assert written.read_bytes() == first
     assert (converted.folder / "splits_final.json").is_file()
 
 

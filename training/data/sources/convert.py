@@ -130,7 +130,7 @@ def _convert(
     written = _for_each(
         "converting", found.cases, lambda case: write_case(case, target), place, tell
     )
-    notes = [*found.notes, *notes, *(line for lines in written.values() for line in lines)]
+    notes = [*found.notes, *notes, *(line for case in written.values() for line in case.notes)]
     if found.folds:
         folds = [{part: list(ids) for part, ids in fold.items()} for fold in found.folds]
         write_durably(target.folder / SPLITS, json.dumps(folds, indent=1))
@@ -142,6 +142,9 @@ def _convert(
         "numTraining": len(found.cases),
         "file_ending": target.ending,
     }
+    labelled = {name: case.labelled for name, case in written.items() if case.labelled is not None}
+    if labelled:
+        description["labelled"] = labelled
     write_durably(target.folder / DATASET_JSON, json.dumps(description, indent=1))
     return ConvertedData(
         target.folder,

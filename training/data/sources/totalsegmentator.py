@@ -59,7 +59,6 @@ def read(path: Path, request: Request) -> Source:
         else:
             kinds.setdefault(image_stem(image) or "", []).append(case_id)
             cases.append(SourceCase(case_id, (image,), masks=chosen))
-            notes += _absent(path / case_id, names, chosen)
     if len(kinds) > 1:
         listed = "; ".join(f"{kind}: {', '.join(ids[:3])}" for kind, ids in kinds.items())
         raise DatasetError(
@@ -93,17 +92,6 @@ def _classes(
         if name not in known:
             raise DatasetError(f"{path} has no mask of {name!r}{suggestion(name, known)}")
     return request.classes
-
-
-def _absent(folder: Path, names: tuple[str, ...], masks: Mapping[str, Path]) -> list[str]:
-    absent = [name for name in names if name not in masks]
-    if not absent:
-        return []
-    shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-    return [
-        f"{folder}: has no mask of {shown}: those voxels become background, as if the patient "
-        "had none"
-    ]
 
 
 def _official_split(

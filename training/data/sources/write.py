@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,11 +55,21 @@ class Target:
     overlap: Overlap = "error"
 
 
-def write_case(case: SourceCase, target: Target) -> list[str]:
-    """Write the files of a case that are not there yet.
+@dataclass(frozen=True)
+class WrittenCase:
+    """A case that was written.
 
-    Returns:
-        What a person should know, a line each.
+    Attributes:
+        notes: What a person should know, a line each.
+        labelled: Classes that it is labelled for, where it has masks, but not one of each class.
+    """
+
+    notes: tuple[str, ...] = ()
+    labelled: tuple[str, ...] | None = None
+
+
+def write_case(case: SourceCase, target: Target) -> WrittenCase:
+    """Write the files of a case that are not there yet.
 
     Raises:
         DatasetError: for what is wrong with a file of it, or if masks overlap.
@@ -89,12 +99,31 @@ def write_case(case: SourceCase, target: Target) -> list[str]:
         check_same_grid(case.label, header, first_path, first)
         check_values(opened, target.labels)
         _place_label(opened, first_path, place, target.link)
-        return []
+        return WrittenCase()
     if os.path.lexists(place):
-        return []
-    label, notes = merged(case, first, target)
+        # of a conversion that was cut off
+        names = {name for name, _ in _masks(case, first, target.labels)}
+        return _written(case, target, names, [])
+    label, names, notes = merged(case, first, target)
     _write_label(label, first_path, place)
-    return notes
+    return _written(case, target, names, notes)
+
+
+def _written(
+    case: SourceCase, target: Target, names: Collection[str], notes: Sequence[str]
+) -> WrittenCase:
+    """A case that has masks of these classes; it is not known where the others are."""
+    absent = [name for name, value in target.labels.items() if value and name not in names]
+    if not absent:
+        return WrittenCase(tuple(notes))
+    shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+    them = "that class" if len(absent) == 1 else "these classes"
+    line = (
+        f"{case.case_id} has no mask of {shown}: nothing is learnt of {them} from it (`labelled` "
+        "in dataset.json); give it an empty mask where the patient has none"
+    )
+    there = tuple(name for name, value in target.labels.items() if value and name in names)
+    return WrittenCase((*notes, line), there)
 
 
 def _images(
@@ -116,8 +145,8 @@ def _images(
 
 def merged(
     case: SourceCase, grid: VolumeHeader, target: Target
-) -> tuple[NDArray[np.unsignedinteger[Any]], list[str]]:
-    """The label map of a case that has a mask a class, `(i, j, k)`, and notes about overlaps.
+) -> tuple[NDArray[np.unsignedinteger[Any]], set[str], list[str]]:
+    """The label map `(i, j, k)` of a case that has masks, their names, and notes about overlaps.
 
     Raises:
         DatasetError: if a file is no mask on the grid of the image, or two masks share voxels and
@@ -126,7 +155,9 @@ def merged(
     label = np.zeros(grid.shape, dtype=np.min_scalar_type(max(target.labels.values())))
     names = {value: name for name, value in target.labels.items()}
     shared: list[str] = []
+    there: set[str] = set()
     for name, mask in _masks(case, grid, target.labels):
+        there.add(name)
         value = target.labels[name]
         # a class may have several parts
         both = mask & (label > 0) & (label != value)
@@ -140,7 +171,7 @@ def merged(
             mask &= label == 0
         label[mask] = value
     if not shared:
-        return label, []
+        return label, there, []
     text = f"{case.case_id}: {'; '.join(shared[:10])}{'; ...' if len(shared) > 10 else ''}"
     if target.overlap == "error":
         raise DatasetError(
@@ -148,7 +179,7 @@ def merged(
             f"which of two classes it gets, by their order ({', '.join(list(names.values())[1:6])}"
             f"{', ...' if len(names) > 6 else ''}), or correct the masks"
         )
-    return label, [f"{text}: they are of the {target.overlap} of them"]
+    return label, there, [f"{text}: they are of the {target.overlap} of them"]
 
 
 def _masks(
