@@ -47,8 +47,8 @@ from training.errors import DatasetError, reason_of
 PLAN = "plan.json"
 SPLIT_FOLDER = "splits"
 
-BYTES_PER_VOXEL = 40
-"""Memory that preprocessing a case takes at most, measured: copies, and a spline in float64."""
+BYTES_PER_VOXEL = 64
+"""Memory that preparing a case takes at most, measured on volumes that are a third foreground."""
 
 Result = TypeVar("Result")
 Stored = TypeVar("Stored", bound=BaseModel)
