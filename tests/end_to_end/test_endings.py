@@ -10,18 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import pytest
 from filelock import FileLock
+from ray.air.execution import PlacementGroupResourceManager, ResourceRequest
+from ray.util.placement_group import placement_group_table
+from waiting import wait_for
 
 from training.data import DataSource, PreprocessedDataset, prepare_dataset
 from training.lightning_module import SegmentationLightningModule
 from tuner.cli.main import main
 from tuner.driver.fair_share import PREFIX
-from tuner.driver.ray_internals import cluster_notes
+from tuner.driver.ray_internals import cluster_notes, places_given_back
 from tuner.spec.load import load_spec
 from tuner.study.confirmation import is_finished
 from tuner.study.nodes import NodeState, read_nodes
@@ -88,13 +90,6 @@ def test_a_bad_trial_ends_as_what_it_is_and_the_study_goes_on(
     assert best.state is TrialState.COMPLETED
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
-
-
 def cut_short(trial: Path) -> None:
     """Truncate the last checkpoint of a trial, when nobody writes there any more."""
     with FileLock(trial / "trial.lock", timeout=60):
@@ -128,7 +123,7 @@ def test_a_study_that_is_cut_off_goes_on_where_it_was(
         env={**os.environ, "COLUMNS": "200"},
     )
     trials = tmp_path / "cut" / "trials"
-    wait_for(lambda: (trials / "0000" / "last.ckpt").is_file(), 120)
+    wait_for(lambda: (trials / "0000" / "last.ckpt").is_file(), seconds=120)
     process.send_signal(cut)
     output = process.communicate(timeout=60)[0]
     before = {
@@ -224,3 +219,21 @@ def test_a_trial_whose_gpu_is_not_there_does_not_train_on_the_cpu(
     entries = study.record.entries.values()
     assert {entry.state for entry in entries} == {TrialState.INTERRUPTED}
     assert not any(entry.scores or entry.failures for entry in entries)
+
+
+def test_what_a_study_has_booked_is_free_when_it_ends(cluster: str) -> None:
+    def booked() -> int:
+        return sum(place["state"] == "CREATED" for place in placement_group_table().values())
+
+    before = booked()
+    with places_given_back(lambda: True):
+        # as what keeps a traceback keeps it
+        manager = PlacementGroupResourceManager()
+        request = ResourceRequest([{"CPU": 1, "GPU": 1}])
+        for _ in range(2):
+            manager.request_resources(request)
+        wait_for(lambda: booked() == before + 2, seconds=60)
+        assert manager.has_resources_ready(request)
+        assert manager.acquire_resources(request) is not None
+    wait_for(lambda: booked() == before, seconds=60)
+    assert not manager.has_resources_ready(request)

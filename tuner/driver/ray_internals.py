@@ -266,6 +266,34 @@ def workers_let_go(let_go: Callable[[], bool], idle: Callable[[], bool]) -> Iter
         _ObjectCache.cache_object, _ObjectCache.flush_cached_objects = keep, evict
 
 
+@contextmanager
+def places_given_back(cluster_answers: Callable[[], bool]) -> Iterator[None]:
+    """Give back at the end what Tune has booked for trials.
+
+    Ray does so once the object that books is garbage, which a kept traceback puts off: until then
+    the next study of this process would wait for those places.
+
+    Args:
+        cluster_answers: Whether the cluster is still there; else nothing can be given back.
+    """
+    from ray.air.execution import PlacementGroupResourceManager
+
+    managers: list[PlacementGroupResourceManager] = []
+    original = PlacementGroupResourceManager.__init__
+
+    def noted(manager: PlacementGroupResourceManager, *arguments: Any, **options: Any) -> None:
+        original(manager, *arguments, **options)
+        managers.append(manager)
+
+    PlacementGroupResourceManager.__init__ = noted
+    try:
+        yield
+    finally:
+        PlacementGroupResourceManager.__init__ = original
+        for manager in managers if cluster_answers() else ():
+            manager.clear()
+
+
 NODE_DIED = ("its node has died", "actor's node was")
 """What Ray says of an actor whose node is gone."""
 

@@ -17,7 +17,11 @@ from tuner.driver.cluster_check import check_cluster, starts_own_cluster
 from tuner.driver.confirm import confirm_study
 from tuner.driver.gauges import StudyGauges
 from tuner.driver.gpus import check_own_gpus
-from tuner.driver.ray_internals import lost_worker_ends_one_trial, workers_let_go
+from tuner.driver.ray_internals import (
+    lost_worker_ends_one_trial,
+    places_given_back,
+    workers_let_go,
+)
 from tuner.driver.resources import check_gpu_hours
 from tuner.driver.spare_cores import SpareCores
 from tuner.driver.stopping import (
@@ -100,6 +104,7 @@ def run_study(study: Study, address: str | None = None, console: Console | None 
                 lost_worker_ends_one_trial(),
                 study_cluster(study, data, console, own=own) as cluster,
                 workers_let_go(cluster.lets_go, cluster.idle),
+                places_given_back(lambda: not study.record.halted),
             ):
                 _run(given, study, data, cluster, stopper, dashboard, console)
         halted = study.record.halted
