@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from training.data.raw.formats.file_format import image_stem
@@ -82,12 +82,7 @@ def folds_of(
     """
     if not folds:
         return ()
-    without = [case_id for case_id in cases if case_id not in folds]
-    if without:
-        raise DatasetError(
-            f"{path}: {', '.join(without[:5])} have no fold, and others have one: every case "
-            "needs one"
-        )
+    _check_all_have_one(path, cases, folds, "fold")
     numbers = sorted(set(folds.values()))
     if len(numbers) < 2:
         raise DatasetError(f"{path}: all cases are of fold {numbers[0]}: two folds are needed")
@@ -100,17 +95,21 @@ def folds_of(
     )
 
 
+def _check_all_have_one(path: Path, cases: Sequence[str], given: Container[str], what: str) -> None:
+    without = [case_id for case_id in cases if case_id not in given]
+    if without:
+        raise DatasetError(
+            f"{path}: {', '.join(without[:5])} have no {what}, and others have one: every case "
+            "needs one"
+        )
+
+
 def _split_of(
     path: Path, cases: Sequence[str], parts: Mapping[str, str]
 ) -> tuple[dict[str, list[str]], ...]:
     if not parts:
         return ()
-    without = [case_id for case_id in cases if case_id not in parts]
-    if without:
-        raise DatasetError(
-            f"{path}: {', '.join(without[:5])} have no split, and others have one: every case "
-            "needs one"
-        )
+    _check_all_have_one(path, cases, parts, "split")
     fold = {name: sorted(case_id for case_id in cases if parts[case_id] == name) for name in PARTS}
     if not fold["train"] or not fold["val"]:
         raise DatasetError(f"{path}: its split has no train, or no val")
