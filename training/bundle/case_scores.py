@@ -30,7 +30,6 @@ from training.bundle.member import Member, label_map_of, load_checkpoint, prepro
 from training.bundle.postprocessing import Postprocessing
 from training.config import ModelTrainingConfig
 from training.data import PreprocessedDataset, Preprocessing, RawCase
-from training.data.raw.volume import read_label
 from training.errors import DatasetError
 from training.ignored_voxels import IGNORE_INDEX, is_ignored
 from training.lightning_module import SegmentationLightningModule
@@ -110,13 +109,7 @@ def on_file_grid(
     for case in cases:
         prepared = preprocessing.apply(case.images, channels=case.channels)
         prediction = label_map_of(members, preprocessing, prepared, tell)
-        label = read_label(
-            case.label,
-            preprocessing.values,
-            preprocessing.ignore,
-            image=case.images[0],
-            names=preprocessing.label_names,
-        )
+        label = preprocessing.read_label(case.label, case.images[0])
         if label.shape != prediction.shape:
             raise DatasetError(
                 f"{case.label}: shape {label.shape} differs from {prediction.shape} of its image"

@@ -13,7 +13,6 @@ from training.bundle.case_scores import task_target
 from training.bundle.postprocessing import Case, Postprocessing, choose_postprocessing
 from training.bundle.region_postprocessing import choose_for_regions
 from training.data.prepared.cache import FORMAT_VERSION
-from training.data.raw.volume import read_label
 from training.errors import DatasetError
 from training.ignored_voxels import IGNORE_INDEX
 from tuner.export.measure import Measure, without_missing
@@ -122,13 +121,7 @@ def _on_file_grid(
         prepared = data.preprocessing.apply(case.images, case.label, case.channels)
         if prepared.image.shape[1:] != mean.shape[1:]:
             raise DatasetError(f"{case.images[0]} has changed since it was preprocessed")
-        label = read_label(
-            case.label,
-            data.preprocessing.values,
-            data.preprocessing.ignore,
-            image=case.images[0],
-            names=data.preprocessing.label_names,
-        )
+        label = data.preprocessing.read_label(case.label, case.images[0])
         true = task_target(label.data, config).numpy()
         spacing = tuple(float(size) for size in voxel_sizes(label.affine))
         prediction = data.preprocessing.invert(mean, prepared.info, cases.measure.regions)

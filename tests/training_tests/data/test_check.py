@@ -259,7 +259,7 @@ def test_headers_alone_are_checked_without_voxels(
 ) -> None:
     not_a_number(data)
     moved_label(data)
-    for name in ("read_image", "read_label"):
+    for name in ("read_image", "read_case_label"):
         monkeypatch.setattr(examine, name, lambda *given: pytest.fail("a voxel was read"))
     check = check_dataset(data, headers_only=True)
     assert [finding.kind for finding in check.findings] == ["grid"]

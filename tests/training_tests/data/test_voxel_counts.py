@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.data.prepared.label_loss import outside, voxel_counts
+from training.data.prepared.label_arrays import voxel_counts
+from training.data.prepared.label_loss import outside
 from training.data.prepared.plan import foreground_voxels
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from training.data.prepared.cache import LABELLED, CaseEntry
-from training.data.prepared.label_loss import voxel_counts
+from training.data.prepared.label_arrays import class_boxes, voxel_counts
 from training.data.prepared.preprocessing import Preprocessing
 from training.data.prepared.stored_array import array_file, file_content
 from training.data.raw.layouts import RawCase
@@ -70,12 +69,9 @@ def _foreground_centres(
 ) -> dict[str, NDArray[np.int32]]:
     rng = np.random.default_rng(0)
     centres = {}
-    # int32 is what find_objects works on
-    boxes = ndimage.find_objects(labels.astype(np.int32), max_label=num_classes - 1)
-    for label, box in enumerate(boxes, start=1):
-        if box is not None:
-            first = np.array([side.start for side in box], dtype=np.int32)
-            centres[str(label)] = _centres(labels[box] == label, rng) + first
+    for label, box in class_boxes(labels, num_classes - 1):
+        first = np.array([side.start for side in box], dtype=np.int32)
+        centres[str(label)] = _centres(labels[box] == label, rng) + first
     return centres
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import UInt
-from numpy.typing import NDArray
 from scipy import ndimage
+
+from training.data.prepared.label_arrays import class_boxes, voxel_counts
 
 STRAY_SHARE = 7e-4
 """Share of a label's voxels in a case below which lost objects are stray voxels of its border."""
@@ -32,9 +33,7 @@ def lost_by_resampling(
     ]
     back = after[np.ix_(*nearest)]
     lost = {}
-    for label, box in enumerate(ndimage.find_objects(before.astype(np.int32)), start=1):
-        if box is None:
-            continue
+    for label, box in class_boxes(before):
         objects, _ = ndimage.label(before[box] == label)
         sizes = np.bincount(objects.ravel())
         sizes[0] = 0
@@ -55,18 +54,3 @@ def outside(labels: UInt[np.ndarray, "d h w"], box: tuple[tuple[int, int], ...])
     inside = labels[tuple(slice(first, end) for first, end in box)]
     counts = voxel_counts(labels, highest) - voxel_counts(inside, highest)
     return {label: int(counts[label]) for label in range(1, highest) if counts[label]}
-
-
-def voxel_counts(labels: UInt[np.ndarray, "..."], num_classes: int) -> NDArray[np.int64]:
-    """Voxels of each class, counted plane by plane: `np.bincount` needs a copy of 8 bytes a voxel.
-
-    Args:
-        labels: A label map, in any order in memory.
-        num_classes: Number of classes, background included; higher values are not counted.
-    """
-    if labels.ndim and labels.strides[0] < labels.strides[-1]:
-        labels = labels.T
-    counts = np.zeros(num_classes, dtype=np.int64)
-    for plane in labels:
-        counts += np.bincount(plane.ravel(order="K"), minlength=num_classes)[:num_classes]
-    return counts

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from training.config import ModelTrainingConfig, NormalisationScheme
-from training.data.prepared.label_loss import voxel_counts
+from training.data.prepared.label_arrays import voxel_counts
 from training.data.prepared.normalisation import (
     ChannelNormalisation,
     doubtful_schemes,
@@ -22,6 +22,7 @@ from training.data.prepared.normalisation import (
 )
 from training.data.prepared.preprocessing import Preprocessing, body_of, bounding_box
 from training.data.prepared.resampling import choose_spacing
+from training.data.raw.case_label import read_case_label
 from training.data.raw.dataset_channels import without_any
 from training.data.raw.formats.file_format import FORMATS, known_format
 from training.data.raw.header import check_same_grid, orientation_of, spacing_of
@@ -30,7 +31,7 @@ from training.data.raw.hounsfield import outer_minima
 from training.data.raw.label_values import gapped
 from training.data.raw.labelled_classes import contradiction
 from training.data.raw.layouts import Modality, RawCase, RawDataset
-from training.data.raw.volume import read_image, read_label
+from training.data.raw.volume import read_image
 from training.errors import DatasetError
 from training.ignored_voxels import is_ignored
 
@@ -96,13 +97,7 @@ def scan_case(
         DatasetError: naming the file that is unreadable or does not fit.
     """
     image = read_image(case.images)
-    label = read_label(
-        case.label,
-        dataset.label_values,
-        dataset.ignore,
-        image=case.images[0],
-        names=dataset.labels,
-    )
+    label = read_case_label(case, dataset)
     check_same_grid(case.label, label, case.images[0], image)
     orientation = orientation_of(image.affine)
     present = dataset.channels_of(case)

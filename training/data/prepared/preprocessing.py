@@ -158,19 +158,21 @@ class Preprocessing(BaseModel):
             )
         if inspect is not None:
             inspect(image.data)
-        label_map = (
-            None
-            if label is None
-            else read_label(
-                label, self.values, self.ignore, image=images[0], names=self.label_names
-            )
-        )
+        label_map = None if label is None else self.read_label(label, images[0])
         if label is not None and label_map is not None:
             check_same_grid(label, label_map, images[0], image)
         try:
             return self._apply(images, image, label, label_map, present)
         except MemoryError as error:
             raise DatasetError(f"{images[0]}: preprocessing it does not fit into memory") from error
+
+    def read_label(self, label: Path, image: Path) -> Volume:
+        """Read a label map as the classes of the settings, see `training.data.raw.volume`.
+
+        Raises:
+            DatasetError: if the file is unreadable, or holds other values.
+        """
+        return read_label(label, self.values, self.ignore, image=image, names=self.label_names)
 
     def _apply(
         self,

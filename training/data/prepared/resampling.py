@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from training.data.prepared.label_arrays import class_boxes
+
 ANISOTROPY = 3.0
 """Ratio of spacings above which a grid is strongly anisotropic, as nnU-Net has it."""
 
@@ -112,9 +114,7 @@ def resample_label(
     best = np.zeros(shape, dtype=np.float32)
     others = np.zeros(shape, dtype=np.float32)
     resampled = np.zeros(shape, dtype=labels.dtype)
-    for value, box in enumerate(ndimage.find_objects(labels.astype(np.int32)), start=1):
-        if box is None:
-            continue
+    for value, box in class_boxes(labels):
         share = (labels[box] == value).astype(np.float32)
         place = []
         for index, (source, (below, above, weight)) in enumerate(zip(box, between, strict=True)):

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.raw.case_label import read_case_label
 from training.data.raw.header import VolumeHeader, check_same_grid, open_volume
 from training.data.raw.hounsfield import are_hounsfield
 from training.data.raw.labelled_classes import contradiction
 from training.data.raw.layouts import RawCase, RawDataset
-from training.data.raw.volume import Volume, read_image, read_label
+from training.data.raw.volume import Volume, read_image
 from training.data.statistics.findings import Finding
 from training.data.statistics.measures import (
     CaseMeasures,
@@ -139,13 +140,7 @@ def _read_label(
     if path not in headers:
         return None
     try:
-        labels = read_label(
-            path,
-            dataset.label_values,
-            dataset.ignore,
-            image=result.case.images[0],
-            names=dataset.labels,
-        ).data
+        labels = read_case_label(result.case, dataset).data
     except DatasetError as error:
         result.found("label", error)
         return None

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.raw.case_label import read_case_label
 from training.data.raw.layouts import RawCase, RawDataset
-from training.data.raw.volume import read_image, read_label
+from training.data.raw.volume import read_image
 from training.data.statistics.measures import measure_grid, oriented_like_cache
 from training.ignored_voxels import is_ignored
 
@@ -42,13 +43,7 @@ def case_planes(case: RawCase, dataset: RawDataset) -> list[Plane]:
         DatasetError: naming the file that cannot be used.
     """
     image = read_image(case.images)
-    classes = read_label(
-        case.label,
-        dataset.label_values,
-        dataset.ignore,
-        image=case.images[0],
-        names=dataset.labels,
-    ).data
+    classes = read_case_label(case, dataset).data
     # what nobody labelled has no contour
     classes[is_ignored(classes, len(dataset.labels))] = 0
     labels = oriented_like_cache(classes, image.affine)
